@@ -1,0 +1,55 @@
+"""Hessian-guided ranges, as in PTQ4ViT, with a loss whose gradient does not vanish."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+import qplug
+from qplug import Choice, QuantSpec, Site, Technique, hookimpl
+
+if TYPE_CHECKING:
+    from qplug import SiteStats
+
+
+class Hessian(Technique):
+    """The range that minimises Σ (dL/dO)²·(Ô − O)² over the sampled outputs O of the operation that reads the tensor.
+
+    Deviations from PTQ4ViT: the loss (its released code takes KL(float ‖ float), whose gradient is zero) is the cross
+    entropy against the float model's own top-1 [ours]; candidates are a geometric grid refined once instead of 100
+    evenly spaced ones [ours]; the other operand stays in float, so nothing alternates and every site is independent.
+    """
+
+    paper = "Yuan et al. 2022, PTQ4ViT, section 3.3, Eq. 7–8"
+
+    class Config(qplug.Config):
+        """The loss and the search."""
+
+        use: Literal["baseline.hessian"] = Field("baseline.hessian", description="which technique this step is")
+        loss: Literal["cross_entropy", "none"] = Field(
+            "cross_entropy", description="whose gradient weighs the output's error; none counts all outputs alike"
+        )
+        candidates: int = Field(24, ge=2, le=1000, description="coarse candidates, geometrically spaced")
+        refine: int = Field(8, ge=0, le=1000, description="fine candidates around the best coarse one")
+        low: float = Field(0.02, gt=0.0, le=1.0, description="smallest factor of the min-max range, without unit")
+        high: float = Field(1.2, ge=1.0, le=4.0, description="largest factor of the min-max range, without unit")
+
+    @property
+    def loss(self) -> str | None:
+        """The loss whose gradient the statistics must hold."""
+        return None if self.config.loss == "none" else str(self.config.loss)
+
+    @hookimpl(trylast=True)
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice:
+        """Take every site."""
+        from qplug import UniformQuantizer, line_search
+
+        base = UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
+        factor, _ = line_search(
+            stats,
+            lambda f: base.scaled(f).infer(stats.sample),
+            granularity=spec.granularity,
+            **self.config.model_dump(exclude={"use", "loss"}),
+        )
+        return Choice(base.scaled(factor), f"Hessian-guided, {float(factor.mean()):.2f} of min-max")

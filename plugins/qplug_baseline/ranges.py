@@ -1,0 +1,123 @@
+"""Ranges from extremes, moving averages, percentiles, and least squares."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+import qplug
+from qplug import Choice, Granularity, QuantSpec, Site, Technique, hookimpl
+
+if TYPE_CHECKING:
+    from qplug import SiteStats
+
+USE = "which technique this step is"
+
+
+class MinMax(Technique):
+    """The range that holds every calibration value."""
+
+    paper = "Jacob et al. 2018, Quantization and Training of Neural Networks for Integer-Arithmetic-Only Inference"
+
+    class Config(qplug.Config):
+        """No parameters."""
+
+        use: Literal["baseline.minmax"] = Field("baseline.minmax", description=USE)
+
+    @hookimpl(trylast=True)
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice:
+        """Take every site."""
+        from qplug import UniformQuantizer
+
+        return Choice(UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max")
+
+
+class Ema(Technique):
+    """An exponential moving average of each image's extremes; weights keep their extremes.
+
+    The average runs over images, not over batches as in Jacob et al., so that the result does not depend on the batch
+    size [ours]. Extremes by image are kept for the whole tensor alone: sites with several scales are left to others.
+    After a smoothing they are those over all images.
+    """
+
+    paper = "Jacob et al. 2018, section 3.1"
+
+    class Config(qplug.Config):
+        """The momentum."""
+
+        use: Literal["baseline.ema"] = Field("baseline.ema", description=USE)
+        momentum: float = Field(0.9, ge=0.0, lt=1.0, description="weight of the past, without unit")
+
+    @hookimpl(trylast=True)
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+        """Take weights, and activations with one scale."""
+        from qplug import UniformQuantizer
+
+        if site.kind.is_weight:
+            return Choice(UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max of the weight")
+        if spec.granularity is not Granularity.PER_TENSOR:
+            return None
+        low, high = stats.image_min[0], stats.image_max[0]
+        for i in range(1, len(stats.image_min)):
+            low = self.config.momentum * low + (1.0 - self.config.momentum) * stats.image_min[i]
+            high = self.config.momentum * high + (1.0 - self.config.momentum) * stats.image_max[i]
+        return Choice(UniformQuantizer.from_range(low, high, spec), f"moving average {self.config.momentum:g}")
+
+
+class Percentile(Technique):
+    """The range between two percentiles of the sampled values; weights keep their extremes.
+
+    Takes activations with one scale; sites with several are left to others.
+    """
+
+    paper = "Wu et al. 2020, Integer Quantization for Deep Learning Inference, section 5.2; Q-MLP uses 99 %"
+
+    class Config(qplug.Config):
+        """The percentile."""
+
+        use: Literal["baseline.percentile"] = Field("baseline.percentile", description=USE)
+        percentile: float = Field(99.0, gt=50.0, le=100.0, description="share of values inside the range, percent")
+
+    @hookimpl(trylast=True)
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+        """Take weights, and activations with one scale."""
+        from qplug import UniformQuantizer
+
+        if site.kind.is_weight:
+            return Choice(UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max of the weight")
+        if spec.granularity is not Granularity.PER_TENSOR:
+            return None
+        top = self.config.percentile / 100.0
+        low = stats.quantile(1.0 - top) if stats.min < 0 else stats.min
+        return Choice(UniformQuantizer.from_range(low, stats.quantile(top), spec), f"{self.config.percentile:g} %")
+
+
+class Mse(Technique):
+    """The range that minimises the squared error of the tensor itself, by search over factors of the min-max range."""
+
+    paper = "Nagel et al. 2021, A White Paper on Neural Network Quantization, section 3.1"
+
+    class Config(qplug.Config):
+        """The search."""
+
+        use: Literal["baseline.mse"] = Field("baseline.mse", description=USE)
+        candidates: int = Field(24, ge=2, le=1000, description="coarse candidates, geometrically spaced")
+        refine: int = Field(8, ge=0, le=1000, description="fine candidates around the best coarse one")
+        low: float = Field(0.02, gt=0.0, le=1.0, description="smallest factor of the min-max range, without unit")
+        high: float = Field(1.2, ge=1.0, le=4.0, description="largest factor of the min-max range, without unit")
+
+    @hookimpl(trylast=True)
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice:
+        """Take every site."""
+        from qplug import UniformQuantizer, line_search
+
+        base = UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
+        factor, _ = line_search(
+            stats,
+            lambda f: base.scaled(f).infer(stats.sample),
+            granularity=spec.granularity,
+            objective="value",
+            **self.config.model_dump(exclude={"use"}),
+        )
+        return Choice(base.scaled(factor), f"least squares, {float(factor.mean()):.2f} of min-max")

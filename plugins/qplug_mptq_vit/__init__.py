@@ -1,0 +1,16 @@
+"""MPTQ-ViT (Tai and Wu 2024, arXiv:2401.14895): SQ-b, OPT-m and Greedy MP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qplug import Technique, hookimpl
+from qplug_mptq_vit.greedy_mp import GreedyMp
+from qplug_mptq_vit.opt_m import OptM
+from qplug_mptq_vit.sq_b import SqB
+
+
+@hookimpl
+def qplug_techniques() -> Iterable[type[Technique]]:
+    """The paper's three techniques."""
+    return [SqB, OptM, GreedyMp]

@@ -1,0 +1,53 @@
+"""SQ-b: SmoothQuant with a bias term."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+import qplug
+from qplug import NormGroup, Smoothing, Technique, hookimpl
+
+if TYPE_CHECKING:
+    from qplug import SiteStats
+
+
+class SqB(Technique):
+    """Shift and scale every channel of a norm's output so that it suits a symmetric quantizer.
+
+    For channel j of the norm's output Y and the linears W that read it: mu_j = mean(Y_j) and
+    eps_j = (max|Y_j| / max|W_j|)^0.5. The core then sets gamma' = gamma/eps, beta' = (beta − mu)/eps, W' = W·diag(eps),
+    b' = b + W·mu (Eq. 4 and 5). Eq. 1 prints the maxima without bars; a norm's output has both signs, so they are
+    maxima of absolute values, as in SmoothQuant. Whether Y is taken before or after subtracting mu is not said: after
+    it, by default, since that is the range that will be quantised [ours]. A linear that several read shares one eps.
+    """
+
+    paper = "Tai and Wu 2024, MPTQ-ViT, section 3.1, Eq. 1, 4, 5"
+
+    class Config(qplug.Config):
+        """Which norms, and how far."""
+
+        use: Literal["mptq_vit.sq_b"] = Field("mptq_vit.sq_b", description="which technique this step is")
+        match: tuple[str, ...] = Field(("*",), description="patterns of the norms or linears to smooth", min_length=1)
+        range: Literal["after_shift", "before_shift"] = Field(
+            "after_shift", description="whether max|Y| is taken after or before subtracting the mean"
+        )
+        shift: bool = Field(True, description="whether to subtract the mean; false is SmoothQuant")
+        strength: float = Field(0.5, ge=0.0, le=1.0, description="exponent of max|Y|/max|W|, without unit")
+
+    @hookimpl
+    def qplug_smooth(self, group: NormGroup, stats: SiteStats) -> Smoothing | None:
+        """Smooth the norm where it or one of its linears matches."""
+        import torch
+
+        if not any(fnmatchcase(name, pattern) for name in (group.norm, *group.linears) for pattern in self.config.match):
+            return None
+        mean = stats.channel_mean if self.config.shift else torch.zeros_like(stats.channel_mean)
+        middle = mean if self.config.range == "after_shift" else torch.zeros_like(mean)
+        largest = torch.maximum(stats.channel_max - middle, middle - stats.channel_min)
+        weight = torch.stack([w.abs().amax(0) for w in group.weights]).amax(0)
+        scale = (largest / weight) ** self.config.strength
+        usable = torch.isfinite(scale) & (scale > 0)  # a dead channel, or one that no weight reads, stays as it is
+        return Smoothing(mean, torch.where(usable, scale, torch.ones_like(scale)), f"eps^{self.config.strength:g}")

@@ -1,0 +1,79 @@
+"""qplug: a plugin framework for quantising vision models.
+
+The public names are those below. They are imported when first used, so that ``import qplug`` is light and a plugin can be
+discovered without importing torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qplug.errors import GuardError, InputError, PluginError, QplugError, RecipeError
+    from qplug.hooks import hookimpl
+    from qplug.pipeline import RunResult, run
+    from qplug.plan import Plan
+    from qplug.quantizers import Quantizer, Region, RegionQuantizer, UniformQuantizer
+    from qplug.quantizers.search import line_search
+    from qplug.recipe import Recipe, load_recipe
+    from qplug.sensitivity import SqnrTable
+    from qplug.stats import SiteStats
+    from qplug.techniques import Config, DataSource, ModelSource, Technique
+    from qplug.types import (
+        Adapter,
+        Choice,
+        Event,
+        Granularity,
+        Metric,
+        NormGroup,
+        QuantSpec,
+        Rewrite,
+        Site,
+        SiteKind,
+        Smoothing,
+    )
+
+_PUBLIC = {
+    "qplug.errors": ("GuardError", "InputError", "PluginError", "QplugError", "RecipeError"),
+    "qplug.hooks": ("hookimpl",),
+    "qplug.pipeline": ("RunResult", "run"),
+    "qplug.plan": ("Plan",),
+    "qplug.quantizers": ("Quantizer", "Region", "RegionQuantizer", "UniformQuantizer"),
+    "qplug.quantizers.search": ("line_search",),
+    "qplug.recipe": ("Recipe", "load_recipe"),
+    "qplug.sensitivity": ("SqnrTable",),
+    "qplug.stats": ("SiteStats",),
+    "qplug.techniques": ("Config", "DataSource", "ModelSource", "Technique"),
+    "qplug.types": (
+        *("Adapter", "Choice", "Event", "Granularity", "Metric", "NormGroup"),
+        *("QuantSpec", "Rewrite", "Site", "SiteKind", "Smoothing"),
+    ),
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = [  # noqa: RUF022  grouped by room, as above
+    "__version__",
+    *("GuardError", "InputError", "PluginError", "QplugError", "RecipeError"),
+    "hookimpl",
+    *("RunResult", "run"),
+    "Plan",
+    *("Quantizer", "Region", "RegionQuantizer", "UniformQuantizer", "line_search"),
+    *("Recipe", "load_recipe"),
+    "SqnrTable",
+    "SiteStats",
+    *("Config", "DataSource", "ModelSource", "Technique"),
+    *("Adapter", "Choice", "Event", "Granularity", "Metric", "NormGroup"),
+    *("QuantSpec", "Rewrite", "Site", "SiteKind", "Smoothing"),
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'qplug' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,122 @@
+"""How a quantizer becomes a brevitas ``tensor_quant``, and how proxies run it at inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from brevitas.core.bit_width import BitWidthConst
+from brevitas.core.function_wrapper import Identity, TensorClamp
+from brevitas.core.function_wrapper.ops_ste import RoundSte
+from brevitas.core.quant import IntQuant, RescalingIntQuant
+from brevitas.core.scaling import ParameterScaling
+from brevitas.core.utils import StatelessBuffer
+from brevitas.core.zero_point import ZeroZeroPoint
+from brevitas.proxy.parameter_quant import WeightQuantProxyFromInjector
+from torch import Tensor, nn
+
+from qplug.quantizers import Quantizer, UniformQuantizer
+
+
+class UnitThreshold(nn.Module):
+    """An integer threshold of one, so that brevitas's threshold *is* the scale, exactly, at any bit width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = StatelessBuffer(torch.tensor(1.0))
+
+    def forward(self, bit_width: Tensor) -> Tensor:
+        """1, whatever the bit width."""
+        one: Tensor = self.one()
+        return one
+
+
+class FixedZeroPoint(nn.Module):
+    """The zero point that the plan decided, as integers in float32."""
+
+    def __init__(self, zero_point: Tensor) -> None:
+        super().__init__()
+        self.value = StatelessBuffer(zero_point.clone())
+
+    def forward(self, x: Tensor, scale: Tensor, bit_width: Tensor) -> Tensor:
+        """The zero point, broadcastable with ``scale``."""
+        value: Tensor = self.value()
+        return value
+
+
+class CustomTensorQuant(nn.Module):
+    """Any other quantizer behind brevitas's contract: values, scale, zero point, bit width.
+
+    Such a quantizer has no one scale; 1 and 0 stand in, and nothing in this backend reads them.
+    """
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.scale, self.zero_point = StatelessBuffer(torch.tensor(1.0)), StatelessBuffer(torch.tensor(0.0))
+        self.bit_width = BitWidthConst(quantizer.bits)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Fake-quantise ``x``."""
+        return self.quantizer(x), self.scale(), self.zero_point(), self.bit_width()
+
+
+def tensor_quant(quantizer: Quantizer) -> nn.Module:
+    """brevitas's native integer quantizer for a uniform one (its scale a parameter, so that it can be learned)."""
+    if not isinstance(quantizer, UniformQuantizer):
+        return CustomTensorQuant(quantizer)
+    integers = IntQuant(
+        narrow_range=False,
+        signed=quantizer.signed,
+        input_view_impl=Identity(),
+        float_to_int_impl=RoundSte(),
+        tensor_clamp_impl=TensorClamp(),
+    )
+    native: nn.Module = RescalingIntQuant(
+        int_quant=integers,
+        scaling_impl=ParameterScaling(quantizer.scale.clone()),
+        int_scaling_impl=UnitThreshold(),
+        zero_point_impl=ZeroZeroPoint() if quantizer.symmetric else FixedZeroPoint(quantizer.zero_point),
+        bit_width_impl=BitWidthConst(quantizer.bits),
+    )
+    return native
+
+
+def planned(module: nn.Module) -> Quantizer:
+    """The quantizer that a ``tensor_quant`` holds now, learned scales included."""
+    if isinstance(module, CustomTensorQuant):
+        return module.quantizer
+    like = module.scaling_impl.value
+    bits = int(module.msb_clamp_bit_width_impl())
+    zero = None if isinstance(module.zero_point_impl, ZeroZeroPoint) else module.zero_point_impl.value()
+    scale = module.scaling_impl(like, module.int_scaling_impl(like))
+    return UniformQuantizer(scale, zero, bits, module.int_quant.signed).to(like.device)
+
+
+class InferenceHandler(nn.Module):
+    """What a proxy calls in brevitas's export mode instead of its ``tensor_quant``: one buffer, the same values.
+
+    brevitas's own inference handlers allocate at every operation, and importing them needs onnx.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantizer: Quantizer | None = None
+        self.cached: Tensor | None = None
+
+    def prepare_for_export(self, proxy: Any) -> None:
+        """Called by the proxy when it enters export mode: take over its quantizer, and quantise a weight once."""
+        weight = isinstance(proxy, WeightQuantProxyFromInjector)
+        self.quantizer = planned(proxy.tensor_quant if weight else proxy.fused_activation_quant_proxy.tensor_quant)
+        if weight:
+            self.cached = self.quantizer.infer(proxy.tracked_parameter_list[0].detach())
+
+    def attach_debug_info(self, proxy: Any) -> None:
+        """Part of brevitas's protocol; there is nothing to attach."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """The values: a weight as it was when inference began, an activation afresh. No scale: proxies return tensors."""
+        if self.cached is not None:
+            return self.cached, None
+        assert self.quantizer is not None
+        return self.quantizer.infer(x), None

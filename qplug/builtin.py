@@ -1,0 +1,47 @@
+"""The core's own plugin: it registers through the hooks that a third party uses. Importing it does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from qplug.data.digits import Digits
+from qplug.data.folder import Folder
+from qplug.data.hf import HuggingFace
+from qplug.hooks import hookimpl
+from qplug.models.adapters import ADAPTERS
+from qplug.models.sources import ImportedModel, TimmModel, ZooModel
+from qplug.techniques import DataSource, ModelSource
+from qplug.types import Adapter
+
+
+@hookimpl
+def qplug_models() -> Iterable[type[ModelSource]]:
+    """``timm``, ``zoo``, ``import``."""
+    return [TimmModel, ZooModel, ImportedModel]
+
+
+@hookimpl
+def qplug_datasets() -> Iterable[type[DataSource]]:
+    """``digits``, ``folder``, ``hf``."""
+    return [Digits, Folder, HuggingFace]
+
+
+@hookimpl
+def qplug_backends() -> Mapping[str, str]:
+    """``brevitas``."""
+    return {"brevitas": "qplug.backends.brevitas:BrevitasBackend"}
+
+
+@hookimpl
+def qplug_quantizers() -> Mapping[str, str]:
+    """``uniform`` and ``regions``."""
+    return {
+        "uniform": "qplug.quantizers.uniform:UniformQuantizer",
+        "regions": "qplug.quantizers.regions:RegionQuantizer",
+    }
+
+
+@hookimpl
+def qplug_adapters() -> Iterable[Adapter]:
+    """timm's attention of ViT and DeiT, and Swin's window attention."""
+    return ADAPTERS

@@ -1,0 +1,189 @@
+"""The calibration pass: one forward over the images, one backward where a technique asks, and memory that stays bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qplug.errors import InputError
+from qplug.models.explicit import MatMul
+from qplug.operations import Operation, SampleSize, operation_of
+from qplug.stats import Product, SiteStats
+from qplug.types import Site, SiteKind, Smoothing
+
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "cross_entropy": lambda logits: F.cross_entropy(logits, logits.detach().argmax(-1), reduction="sum"),
+}
+"""Losses by name, each of the float logits (B, classes) alone and summed over images.
+
+``cross_entropy`` is taken against the model's own top-1. PTQ4ViT's released code takes KL(float ‖ float), whose gradient
+is zero everywhere; that of the cross entropy is not, and it is the empirical Fisher of the label the model would give.
+"""
+
+
+class Calibration:
+    """Statistics of every site of a model.
+
+    Args:
+        model: the float model (eval mode, attention explicit).
+        sites: the sites to watch.
+        images: how many images will be shown, which fixes how many rows each contributes to the samples.
+        seed: chooses the rows.
+        size: the caps of the samples.
+    """
+
+    def __init__(
+        self, model: nn.Module, sites: Sequence[Site], images: int, seed: int, size: SampleSize | None = None
+    ) -> None:
+        self.model = model
+        self.images = images
+        self._size = size or SampleSize()
+        self._seed = seed
+        self._sites = {site.name: site for site in sites}
+        self._ranges = {site.name: _Ranges(site) for site in sites if not site.kind.is_weight}
+        modules = dict.fromkeys(site.module for site in sites)
+        self._operations: dict[str, Operation] = {
+            name: operation_of(model.get_submodule(name), images, self._size, seed + index)
+            for index, name in enumerate(modules)
+        }
+
+    def collect(self, batches: Iterable[Tensor], loss: str | None = None, advance: Callable[[int], None] | None = None) -> None:
+        """Show the images, (B, C, H, W) float32 each; with ``loss`` also take its gradient at every sampled output.
+
+        Raises:
+            InputError: an activation that is not finite, with the site where it first appears.
+        """
+        handles = [
+            self.model.get_submodule(name).register_forward_hook(self._hook(name, operation))
+            for name, operation in self._operations.items()
+        ]
+        frozen = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        done = 0
+        try:
+            for batch in batches:
+                for operation in self._operations.values():
+                    operation.begin(done, len(batch))
+                if loss is None:
+                    with torch.no_grad():
+                        self.model(batch)
+                else:
+                    with torch.enable_grad():
+                        LOSSES[loss](self.model(batch.detach().requires_grad_(True))).backward()  # type: ignore[no-untyped-call]
+                done += len(batch)
+                self._check_finite()
+                if advance is not None:
+                    advance(done)
+        finally:
+            for handle in handles:
+                handle.remove()
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+
+    def stats(self, site: Site) -> SiteStats:
+        """The statistics of ``site``. Weights are read from the model as it is now."""
+        operation = self._operations[site.module]
+        module = self.model.get_submodule(site.module)
+        product = operation.product(module)
+        if site.kind.is_weight:
+            weight: Tensor = module.weight.detach()
+            stats = SiteStats.from_tensor(weight, site)
+            stats.product, stats.to_matrix = product, operation.rhs_matrix
+            return stats
+        return self._ranges[site.name].stats(operation, product)
+
+    def smooth(self, norm_inputs: Iterable[str], smoothing: Smoothing) -> None:
+        """Follow a smoothing of the inputs of these linears: ranges and samples become those of (Y − shift)/scale."""
+        for module in norm_inputs:
+            name = f"{module}.input"
+            if name in self._ranges:
+                self._ranges[name].smooth(smoothing)
+                self._operations[module].smooth(smoothing)
+
+    def _hook(self, name: str, operation: Operation) -> Any:
+        roles = ("lhs", "rhs") if isinstance(self.model.get_submodule(name), MatMul) else ("input",)
+        watched = [self._ranges.get(f"{name}.{role}") for role in roles]
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            with torch.no_grad():
+                for ranges, tensor in zip(watched, args, strict=False):
+                    if ranges is not None:
+                        ranges.update(tensor.detach(), operation.batch)
+            operation.record(module, args, out)
+
+        return hook
+
+    def _check_finite(self) -> None:
+        for name, ranges in self._ranges.items():
+            if not (torch.isfinite(ranges.low).all() and torch.isfinite(ranges.high).all()):
+                raise InputError(
+                    "an activation is NaN or infinite on the calibration images",
+                    where=name,
+                    fix="look for NaN in the checkpoint and in the images, or for a model that overflows float32",
+                )
+
+
+class _Ranges:
+    """Running extremes and means of one activation: over channels, heads and images, never the values themselves."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.low = self.high = self.total = torch.zeros(0)
+        self.count = 0
+        self.heads: tuple[Tensor, Tensor] | None = None
+        self.image_low: list[Tensor] = []
+        self.image_high: list[Tensor] = []
+        self._smoothings: list[Smoothing] = []
+
+    def update(self, x: Tensor, batch: int) -> None:
+        """Take in the activation of ``batch`` images."""
+        channels = x.movedim(self.site.channel_axis, -1).reshape(batch, -1, x.shape[self.site.channel_axis])
+        low, high = channels.aminmax(dim=1)
+        self.image_low.append(low.amin(1))
+        self.image_high.append(high.amax(1))
+        first = self.count == 0
+        self.low = low.amin(0) if first else torch.minimum(self.low, low.amin(0))
+        self.high = high.amax(0) if first else torch.maximum(self.high, high.amax(0))
+        total = channels.sum((0, 1), dtype=torch.float64)
+        self.total = total if first else self.total + total
+        self.count += channels.shape[0] * channels.shape[1]
+        if self.site.head_axis is not None:
+            least, most = x.movedim(self.site.head_axis, 0).flatten(1).aminmax(dim=1)
+            if self.heads is not None:
+                least, most = torch.minimum(self.heads[0], least), torch.maximum(self.heads[1], most)
+            self.heads = (least, most)
+
+    def smooth(self, smoothing: Smoothing) -> None:
+        self._smoothings.append(smoothing)
+
+    def stats(self, operation: Operation, product: Product | None) -> SiteStats:
+        stats = SiteStats(
+            self.site,
+            self.low.min(),
+            self.high.max(),
+            self.low,
+            self.high,
+            (self.total / self.count).to(torch.float32),
+            torch.cat(self.image_low),
+            torch.cat(self.image_high),
+            self.low,
+        )
+        for smoothing in self._smoothings:
+            stats = stats.smoothed(smoothing)
+        stats.sample, stats.gradient = operation.sample(self.site)
+        stats.product = product
+        stats.to_matrix = operation.rhs_matrix if self.site.role == "rhs" else operation.lhs_matrix
+        if self.heads is not None:
+            stats.head_min, stats.head_max = self.heads
+        return stats
+
+
+def watched_sites(sites: Iterable[Site], softmax: bool, layernorm: bool) -> list[Site]:
+    """The sites of a recipe's scope: all but the inputs of Softmax and LayerNorm, which it may ask for."""
+    wanted = {SiteKind.SOFTMAX_INPUT: softmax, SiteKind.LAYERNORM_INPUT: layernorm}
+    return [site for site in sites if wanted.get(site.kind, True)]

@@ -1,0 +1,134 @@
+"""Images and labels: what a data source opens, and how a run streams it. Importing this does not import torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from qplug.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+__all__ = ["ImageSet", "batches", "check_disjoint", "choose", "decode", "sha256"]
+
+
+class ImageSet(Protocol):
+    """Labelled images in a fixed order. Nothing is decoded before ``images[i]`` asks for it."""
+
+    def __len__(self) -> int:
+        """Number of images, at least 1."""
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """The decoded image and its label; raises ``InputError`` naming an image that cannot be decoded."""
+
+    def key(self, index: int) -> str:
+        """What a person calls this image: its path, or the data set's name with an index. Unique in the set."""
+
+    def size_hint(self, index: int) -> int:
+        """The content's length in bytes, found without reading the content. Equal contents have equal lengths."""
+
+    def digest(self, index: int) -> str:
+        """SHA-256 of the content's bytes, as 64 hexadecimal digits."""
+
+
+def sha256(content: bytes) -> str:
+    """The digest that ``ImageSet.digest`` promises."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def choose(available: int, images: int | None, seed: int, where: str) -> Sequence[int]:
+    """Indices of ``images`` out of ``available``, drawn by ``seed`` without replacement; all in order where ``None``.
+
+    The draw is a prefix of one permutation, so that 32 images of a seed are among the 64 images of the same seed.
+    Raises ``InputError`` where there are none, or fewer than asked for.
+    """
+    if available == 0:
+        raise InputError("there are no images", where=where, fix="point the recipe's data at a place that has some")
+    if images is None:
+        return range(available)
+    if not 1 <= images <= available:
+        raise InputError(
+            f"images: {images} asked for, and there are {available}", where=where, fix=f"ask for 1 … {available}"
+        )
+    import numpy as np
+
+    return [int(index) for index in np.random.default_rng(seed).permutation(available)[:images]]
+
+
+def decode(source: Path | IO[bytes], where: str) -> Image.Image:
+    """Decode an image completely; raises ``InputError`` naming ``where`` if it is truncated, corrupt or no image."""
+    from PIL import Image
+
+    try:
+        with Image.open(source) as image:
+            image.load()
+            decoded = image.copy()
+    except Exception as error:  # a decoder meets a broken file in any way: OSError, SyntaxError, struct.error, …
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"the image cannot be decoded: {reason}", where=where, fix="replace or remove it") from error
+    if decoded.mode.startswith(("I", "F")):  # PIL would clip these to 8 bits without a word
+        raise InputError(
+            f"the image has more than 8 bits a channel (PIL mode {decoded.mode})", where=where, fix="convert it"
+        )
+    return decoded
+
+
+def batches(
+    images: ImageSet, transform: Callable[[Any], torch.Tensor], batch_size: int, device: str | torch.device = "cpu"
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Stream a set in order, one batch in memory at a time; the last batch may be smaller.
+
+    Args:
+        images: the set.
+        transform: PIL image to (C, H, W) float32, as ``Preprocessing.transform`` returns.
+        batch_size: images in a batch, at least 1.
+        device: where the batches go.
+
+    Yields:
+        Images (B, C, H, W) float32 and labels (B,) int64.
+    """
+    import torch
+
+    # No DataLoader: even without workers it draws a seed from torch's global generator, and so changes what follows.
+    for start in range(0, len(images), batch_size):
+        pairs = [images[index] for index in range(start, min(start + batch_size, len(images)))]
+        pixels = torch.stack([transform(image) for image, _ in pairs])
+        labels = torch.tensor([label for _, label in pairs], dtype=torch.int64)
+        yield pixels.to(device), labels.to(device)
+
+
+def check_disjoint(calibration: ImageSet, evaluation: ImageSet) -> None:
+    """Refuse sets that share an image, by content: a copy under another name is found too.
+
+    Only images of equal length in bytes are read and hashed. Raises ``InputError`` naming the first shared images.
+    """
+    by_size: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(calibration)):
+        by_size[calibration.size_hint(index)].append(index)
+    digests: dict[int, dict[str, int]] = {}
+    shared: list[str] = []
+    count = 0
+    for index in range(len(evaluation)):
+        size = evaluation.size_hint(index)
+        if size not in by_size:
+            continue
+        if size not in digests:
+            digests[size] = {calibration.digest(i): i for i in by_size[size]}
+        twin = digests[size].get(evaluation.digest(index))
+        if twin is None:
+            continue
+        count += 1
+        if len(shared) < 5:
+            ours, theirs = calibration.key(twin), evaluation.key(index)
+            shared.append(ours if ours == theirs else f"{ours} = {theirs}")
+    if count:
+        listed = "\n  ".join([*shared, *([f"… and {count - len(shared)} more"] if count > len(shared) else [])])
+        raise InputError(
+            f"calibration and evaluation share {count} image{'s' if count > 1 else ''}:\n  {listed}",
+            fix="calibrate on another split or folder; results on images seen in calibration mean nothing",
+        )

@@ -1,0 +1,162 @@
+"""The hook specifications: the reference manual of what a plugin can do. There is no logic here.
+
+Discovery hooks are implemented by a plugin's module, once a process. Run hooks are implemented by techniques, one
+instance for each step of the recipe, and are called in the order of the recipe (``trylast`` moves behind it). The core
+seeds torch, times, and names the technique, its plugin and version where one raises. Write no default values in the
+parameters of an implementation (pluggy does not pass them), and list only the parameters that you use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from qplug.backends import Backend
+    from qplug.quantizers import Quantizer
+    from qplug.sensitivity import SqnrTable
+    from qplug.stats import SiteStats
+    from qplug.techniques import DataSource, ModelSource, Technique
+    from qplug.types import Adapter, Choice, Event, Metric, NormGroup, QuantSpec, Rewrite, Site, Smoothing
+
+PROJECT = "qplug"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class DiscoverySpecs:
+    """What a plugin's module offers. The entry point's name is the prefix of its techniques."""
+
+    @hookspec
+    def qplug_techniques(self) -> Iterable[type[Technique]]:  # type: ignore[empty-body]
+        """The plugin's techniques, each tagged ``<entry point>.<name>``. Called once, when plugins are discovered.
+
+        Importing the plugin must not import torch: import it inside the methods that need it.
+
+        Example::
+
+            @hookimpl
+            def qplug_techniques():
+                return [MyTechnique]
+        """
+
+    @hookspec
+    def qplug_models(self) -> Iterable[type[ModelSource]]:  # type: ignore[empty-body]
+        """Model sources for ``model: {source: …}``. Called once, when plugins are discovered."""
+
+    @hookspec
+    def qplug_datasets(self) -> Iterable[type[DataSource]]:  # type: ignore[empty-body]
+        """Data sources for ``data.*: {source: …}``. Called once, when plugins are discovered."""
+
+    @hookspec
+    def qplug_metrics(self) -> Iterable[Metric]:  # type: ignore[empty-body]
+        """Further measurements of a run, written to ``metrics.json`` as ``<entry point>.<name>``."""
+
+    @hookspec
+    def qplug_backends(self) -> Mapping[str, str]:  # type: ignore[empty-body]
+        """Backends by name, each as ``module:Class`` of a ``qplug.backends.Backend``; imported when a recipe names it."""
+
+    @hookspec
+    def qplug_adapters(self) -> Iterable[Adapter]:  # type: ignore[empty-body]
+        """Adapters that make a type of attention explicit. Each replacement is checked against the original's output."""
+
+    @hookspec
+    def qplug_quantizers(self) -> Mapping[str, str]:  # type: ignore[empty-body]
+        """Quantizer classes by ``kind``, each as ``module:Class``, so that a stored plan can be read back."""
+
+
+class RunSpecs:
+    """What a technique does in a run, in the order in which the pipeline asks."""
+
+    @hookspec(firstresult=True)
+    def qplug_rewrite_norm(self, name: str, module: nn.Module) -> Rewrite | None:
+        """Replace a norm (LayerNorm, BatchNorm, GroupNorm, RMSNorm, Affine) of the float model.
+
+        Called for every norm, in model order, before anything else. Stops at the first result that is not ``None``;
+        ``None`` leaves the norm to the next technique, and as it is where no one takes it. With ``preserves=True`` the
+        core checks that the model's output is the same to 1e-4 and refuses to go on where it is not.
+
+        Example::
+
+            @hookimpl
+            def qplug_rewrite_norm(self, name, module):
+                if type(module).__name__ == "Affine":
+                    return Rewrite(nn.LayerNorm(module.alpha.numel()), preserves=False)
+        """
+
+    @hookspec(firstresult=True)
+    def qplug_bound_activation(self, name: str, module: nn.Module) -> Rewrite | None:
+        """Replace an activation function (ReLU, GELU, SiLU, …) by a bounded one. Called as ``qplug_rewrite_norm`` is.
+
+        Example::
+
+            @hookimpl
+            def qplug_bound_activation(self, name, module):
+                return Rewrite(nn.ReLU6(), preserves=False, reason="bounded to [0, 6]")
+        """
+
+    @hookspec(firstresult=True)
+    def qplug_rewrite_module(self, name: str, module: nn.Module) -> Rewrite | None:
+        """Replace any other module, after norms and activations. Called as ``qplug_rewrite_norm`` is.
+
+        Example::
+
+            @hookimpl
+            def qplug_rewrite_module(self, name, module):
+                if name.endswith("token_mixer"):
+                    return Rewrite(GroupedMixer(module, groups=4), preserves=True)
+        """
+
+    @hookspec
+    def qplug_smooth(self, group: NormGroup, stats: SiteStats) -> Smoothing | None:
+        """Move range from a norm's output into the weights that read it.
+
+        Called for every group of a norm and its linears, once for each technique in recipe order; ``stats`` and
+        ``group.weights`` already show what the techniques before did. ``stats`` are those of the norm's output,
+        channels last. ``None`` leaves the group as it is. The core folds the result into the norm and the linears
+        (making a bias where there is none) and refuses to go on where the model's output moves by more than 1e-4.
+
+        Example::
+
+            @hookimpl
+            def qplug_smooth(self, group, stats):
+                return Smoothing(shift=torch.zeros_like(stats.channel_max), scale=stats.channel_absmax ** 0.5)
+        """
+
+    @hookspec(firstresult=True)
+    def qplug_allocate_bits(self, table: SqnrTable) -> Mapping[str, int] | None:
+        """Choose bits for sites. Called once, after smoothing.
+
+        ``table`` lists the sites that may change, their specification and, on demand, the SQNR in dB of each at any
+        bit width, fitted by this recipe's own range estimation. Return bits by site name; sites left out keep the bits
+        of the recipe. ``None`` leaves the recipe's bits. Bits outside 2 … 16 and unknown sites are refused.
+
+        Example::
+
+            @hookimpl
+            def qplug_allocate_bits(self, table):
+                return {site.name: 8 for site in table.sites if table.sqnr_db(site, 4) < 10.0}
+        """
+
+    @hookspec(firstresult=True)
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+        """Make the quantizer of one site at one bit width.
+
+        Called for every site, and once more for every bit width that an allocator asks about; it must not depend on
+        the order. ``stats`` holds ranges, moments and capped samples; see ``qplug.stats.SiteStats``. Stops at the first
+        result that is not ``None``; ``None`` means "not mine". A site that no technique takes is an error.
+
+        Example::
+
+            @hookimpl
+            def qplug_estimate_range(self, site, spec, stats):
+                return Choice(UniformQuantizer.from_range(stats.min, stats.max, spec), "min-max")
+        """
+
+    @hookspec
+    def qplug_observe(self, event: Event) -> None:
+        """Watch a run: called for every stage that starts, advances or ends. What it returns is not used."""

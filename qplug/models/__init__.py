@@ -1,0 +1,105 @@
+"""Float models as a run receives them, and how their images are prepared. Importing this does not import torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qplug.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor, nn
+
+__all__ = ["FloatModel", "Preprocessing", "fingerprint"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an image to the model's input, as timm defines it for evaluation.
+
+    Attributes:
+        input_size: (C, H, W) in pixels; C is 3 (RGB) or 1 (grey).
+        mean: subtracted from each channel after scaling to [0, 1]; C values.
+        std: divides each channel after that; C values.
+        interpolation: of the resize: ``bicubic``, ``bilinear``, ``nearest``, ``lanczos``, ….
+        crop_pct: share of the resized image that the crop keeps, in (0, 1].
+        crop_mode: ``center``, ``squash`` or ``border``.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str = "center"
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """A function from a PIL image of any mode to (C, H, W) float32."""
+        from timm.data import create_transform
+
+        mode = "L" if self.input_size[0] == 1 else "RGB"
+        prepare = create_transform(
+            input_size=self.input_size,
+            is_training=False,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+        )
+
+        def apply(image: Image.Image) -> Tensor:
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")  # as PIL asks for, or it warns
+            tensor: Tensor = prepare(image if image.mode == mode else image.convert(mode))
+            return tensor
+
+        return apply
+
+
+@dataclass
+class FloatModel:
+    """A float model that is ready to run: in eval mode, on the CPU, in float32, every weight finite.
+
+    Attributes:
+        module: takes (B, C, H, W) float32 and returns logits (B, classes).
+        name: as a person would call it; file names are not part of it.
+        preprocessing: how images become its input.
+        fingerprint: SHA-256 of the state dict (see ``fingerprint``).
+        note: what a reader of the results must know about the weights (for example that they are random), or empty.
+    """
+
+    module: nn.Module
+    name: str
+    preprocessing: Preprocessing
+    fingerprint: str
+    note: str = ""
+
+    @classmethod
+    def of(cls, module: nn.Module, name: str, preprocessing: Preprocessing, note: str = "") -> FloatModel:
+        """Bring a module into the promised state; raises ``InputError`` naming tensors that are NaN or infinite."""
+        module = module.cpu().float().eval().requires_grad_(False)
+        state = module.state_dict()
+        broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+        if broken:
+            more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+            raise InputError(
+                f"the weights of {name} hold NaN or infinite values, in {', '.join(broken[:5])}{more}",
+                fix="use another checkpoint: no quantisation of this one can be right",
+            )
+        return cls(module, name, preprocessing, fingerprint(state), note)
+
+
+def fingerprint(state: dict[str, Any]) -> str:
+    """SHA-256 over a state dict's names, types, shapes and bytes, in the order of the names, in hexadecimal."""
+    import torch
+
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,85 @@
+"""Attention adapters: the table from module type to equivalent module, and the check that each is equivalent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from qplug.errors import GuardError
+from qplug.types import Adapter
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+TOLERANCE = 1e-5
+
+
+def _attention(module: nn.Module) -> nn.Module:
+    from qplug.models.explicit import ExplicitAttention
+
+    return ExplicitAttention(module).eval()
+
+
+def _window_attention(module: nn.Module) -> nn.Module:
+    from qplug.models.explicit import ExplicitWindowAttention
+
+    return ExplicitWindowAttention(module).eval()
+
+
+ADAPTERS = [
+    Adapter("timm.layers.attention:Attention", _attention),
+    Adapter("timm.models.swin_transformer:WindowAttention", _window_attention),
+]
+
+
+def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) -> list[str]:
+    """Replace, in place, every module whose exact type an adapter knows; returns the paths that were replaced.
+
+    Args:
+        model: the float model in eval mode.
+        adapters: first match wins.
+        image: (1, C, H, W) float32; one forward gives each replacement the input that it is checked on.
+
+    Raises:
+        GuardError: a replacement's output differs from the original's by more than 1e-5 of its norm.
+    """
+    import torch
+
+    table = {adapter.path: adapter for adapter in reversed(list(adapters))}
+    targets = {
+        name: module for name, module in model.named_modules() if f"{type(module).__module__}:{type(module).__name__}" in table
+    }
+    seen: dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {}
+
+    def remember(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+            seen[name] = (args, kwargs, out)
+
+        return hook
+
+    handles = [module.register_forward_hook(remember(name), with_kwargs=True) for name, module in targets.items()]
+    try:
+        with torch.inference_mode():
+            model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    replaced = []
+    for name, module in targets.items():
+        adapter = table[f"{type(module).__module__}:{type(module).__name__}"]
+        explicit = adapter.build(module)
+        if explicit is None or name not in seen:
+            continue
+        args, kwargs, expected = seen[name]
+        with torch.inference_mode():
+            error = float((explicit(*args, **kwargs) - expected).norm() / expected.norm().clamp_min(1e-12))
+        if not error <= TOLERANCE:
+            raise GuardError(
+                f"the adapter for {adapter.path} changes the output by {error:.1e} of its norm (at most {TOLERANCE:.0e})",
+                where=name,
+                fix="the installed timm may compute this attention in another way: report it, or remove the adapter",
+            )
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, explicit)
+        replaced.append(name)
+    return replaced

@@ -1,0 +1,90 @@
+"""Modules that make attention's operations visible: matmuls and Softmax that backends and statistics can find."""
+
+from __future__ import annotations
+
+import torch
+from timm.layers.attention import resolve_self_attn_mask
+from torch import Tensor, nn
+
+
+class MatMul(nn.Module):
+    """``lhs @ rhs`` of attention: q @ kᵀ, or probabilities @ v; each operand (B, H, N, ·).
+
+    Args:
+        transpose_rhs: whether the right operand is given as (B, H, N, D) and multiplied transposed, so that its
+            quantizer sees the same layout as every other operand.
+    """
+
+    def __init__(self, transpose_rhs: bool = False) -> None:
+        super().__init__()
+        self.transpose_rhs = transpose_rhs
+
+    def forward(self, lhs: Tensor, rhs: Tensor) -> Tensor:
+        """(B, H, N, K) and (B, H, K, M), or (B, H, M, K) where transposed → (B, H, N, M)."""
+        return torch.matmul(lhs, rhs.transpose(-2, -1) if self.transpose_rhs else rhs)
+
+
+class ExplicitAttention(nn.Module):
+    """timm's ``Attention`` with its two matmuls and its Softmax as modules; it takes over the original's submodules."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        for name, child in original.named_children():
+            self.add_module(name, child)
+        for name in ("num_heads", "head_dim", "attn_dim", "scale"):
+            setattr(self, name, getattr(original, name))
+        self.gate = original.gate  # None is no child, so the loop above leaves it out
+        self.matmul_qk = MatMul(transpose_rhs=True)
+        self.softmax = nn.Softmax(dim=-1)
+        self.matmul_av = MatMul()
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """x: (B, N, C) → (B, N, C)."""
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        scores = self.matmul_qk(q * self.scale, k)
+        mask = resolve_self_attn_mask(tokens, scores, attn_mask, is_causal)
+        scores = scores if mask is None else scores + mask
+        out = self.matmul_av(self.attn_drop(self.softmax(scores)), v)
+        out = self.norm(out.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
+        if self.gate is not None:
+            out = out * self.gate(x).sigmoid()
+        result: Tensor = self.proj_drop(self.proj(out))
+        return result
+
+
+class ExplicitWindowAttention(nn.Module):
+    """timm's Swin ``WindowAttention`` with its two matmuls as modules (its Softmax is one already)."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        for name, child in original.named_children():
+            self.add_module(name, child)
+        for name in ("num_heads", "scale", "window_area"):
+            setattr(self, name, getattr(original, name))
+        self.relative_position_bias_table = original.relative_position_bias_table
+        self.register_buffer("relative_position_index", original.relative_position_index, persistent=False)
+        self.matmul_qk = MatMul(transpose_rhs=True)
+        self.matmul_av = MatMul()
+
+    def position_bias(self) -> Tensor:
+        """The relative position bias, (1, H, N, N)."""
+        table: Tensor = self.relative_position_bias_table
+        index = self.relative_position_index.view(-1)
+        bias = table[index].view(self.window_area, self.window_area, -1)
+        return bias.permute(2, 0, 1).contiguous().unsqueeze(0)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x: (windows·B, N, C); mask: (windows, N, N) or None → (windows·B, N, C)."""
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = self.matmul_qk(q * self.scale, k) + self.position_bias()
+        if mask is not None:
+            windows = mask.shape[0]
+            scores = scores.view(-1, windows, self.num_heads, tokens, tokens) + mask.unsqueeze(1).unsqueeze(0)
+            scores = scores.view(-1, self.num_heads, tokens, tokens)
+        out = self.matmul_av(self.attn_drop(self.softmax(scores)), v)
+        result: Tensor = self.proj_drop(self.proj(out.transpose(1, 2).reshape(batch, tokens, -1)))
+        return result

@@ -1,0 +1,222 @@
+"""The run, as one straight line. Nothing else knows the order."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qplug.calibrate import Calibration, watched_sites
+from qplug.data import batches, check_disjoint
+from qplug.fit import Fitter, allocate, resolve
+from qplug.guard import Guard
+from qplug.lock import lock
+from qplug.metrics import BOPS_CONVENTION, account, compare, evaluate
+from qplug.models import FloatModel
+from qplug.models.adapters import make_explicit
+from qplug.plan import Change, Plan
+from qplug.recipe import Recipe
+from qplug.record import RunFolder, check_target
+from qplug.registry import Registry, installed
+from qplug.rewrite import rewrite
+from qplug.runtime import Clock, backend_of, forward_seconds, parse_device, peak_memory_mb
+from qplug.sites import SiteMap, find_sites, image_of
+from qplug.smoothing import smooth
+from qplug.steps import Steps
+from qplug.techniques import Component, ModelSource
+from qplug.types import Site
+
+
+@dataclass
+class RunResult:
+    """What a run found out.
+
+    Attributes:
+        recipe: as it was validated, defaults included.
+        metrics: flat, with the keys that DESIGN lists; shares are fractions between 0 and 1.
+        plan: the whole decision.
+        sensitivity: site → bits → SQNR in dB, where an allocator asked.
+        warnings: one sentence each.
+        folder: the run folder, where one was written.
+    """
+
+    recipe: Recipe
+    metrics: dict[str, Any]
+    plan: Plan
+    sensitivity: dict[str, dict[int, float]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    folder: Path | None = None
+
+    @property
+    def float_macs(self) -> dict[str, int]:
+        """Module → multiply-accumulates of one image that stay in float."""
+        return self.plan.float_macs
+
+
+def run(
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    device: str = "cpu",
+    registry: Registry | None = None,
+    observers: Sequence[object] = (),
+) -> RunResult:
+    """Quantise and measure by ``recipe``.
+
+    Args:
+        recipe: from ``load_recipe``.
+        out: the run folder to write; ``None`` writes nothing.
+        device: as torch names it.
+        registry: what is installed, unless given.
+        observers: objects with ``qplug_observe``.
+
+    Raises:
+        InputError: what the recipe names cannot be used; nothing is written.
+        PluginError: a technique raised, or answered what it may not.
+        GuardError: a step that promised to preserve the function did not.
+    """
+    if out is not None:
+        check_target(out)
+    registry = registry or installed()
+    where = parse_device(device)
+    backend = backend_of(recipe.backend, registry)
+    techniques = [registry.techniques[_tag(step, "use")](step) for step in recipe.techniques]
+    steps = Steps(techniques, registry, recipe.seed, observers)
+    clock = Clock(steps)
+
+    with clock.stage("load"):
+        source = _component(registry.models, recipe.model).load()
+        calibration_images = _component(registry.datasets, recipe.data.calibration).open(recipe.seed)
+        evaluation_images = _component(registry.datasets, recipe.data.evaluation).open(recipe.seed)
+        check_disjoint(calibration_images, evaluation_images)
+        transform, size = source.preprocessing.transform(), recipe.data.batch_size
+        float_model = source.module.to(where)
+        model = copy.deepcopy(float_model)
+        probe, _ = next(batches(calibration_images, transform, min(8, size), where))
+
+    with clock.stage("rewrite"):
+        guard = Guard(model, probe)
+        changes = rewrite(model, steps)
+        guard.check(changes)
+        warnings = [f"{c.technique} changed the function at {c.where}; it needs training" for c in changes if not c.preserves]
+
+    with clock.stage("sites"):
+        site_map = _sites(model, registry, image_of(source.preprocessing.input_size, where))
+        specs, skipped = resolve(recipe.quantize, site_map.sites)
+        scope = recipe.quantize.scope
+        sites = watched_sites(site_map.sites, scope.softmax, scope.layernorm)
+
+    with clock.stage("statistics", len(calibration_images)) as advance:
+        statistics = Calibration(model, sites, len(calibration_images), recipe.seed)
+        stream = (images for images, _ in batches(calibration_images, transform, size, where))
+        statistics.collect(stream, steps.loss(), advance)
+
+    with clock.stage("smoothing"):
+        changes += smooth(model, steps, statistics, site_map, guard)
+
+    fitter = Fitter(steps, statistics, specs)
+    with clock.stage("bits"):
+        allocation, table = allocate(steps, fitter, sites, skipped)
+
+    with clock.stage("ranges", len(sites) - len(skipped)) as advance:
+        plan = Plan(fitter.decide(sites, skipped, allocation, advance), changes, skipped)
+        plan.total_macs, plan.float_macs = site_map.total_macs, site_map.float_macs(plan.decisions)
+
+    with clock.stage("quantise"):
+        quantized = backend.apply(copy.deepcopy(model), plan)
+
+    with clock.stage("evaluation", len(evaluation_images)) as advance, backend.inference(quantized):
+        logits = evaluate(float_model, quantized, batches(evaluation_images, transform, size, where), advance)
+        timing, _ = next(batches(calibration_images, transform, size, where))
+        float_seconds = forward_seconds(float_model, timing) * len(calibration_images) / len(timing)
+        quantized_seconds = forward_seconds(quantized, timing) * len(calibration_images) / len(timing)
+
+    metrics: dict[str, Any] = {
+        **compare(logits),
+        **{name: metric.compute(logits.float_, logits.quantized, logits.labels) for name, metric in registry.metrics.items()},
+        **account(model, plan),
+        "bops_convention": BOPS_CONVENTION,
+        "images.calibration": len(calibration_images),
+        "images.evaluation": len(evaluation_images),
+        "float.forward_seconds": float_seconds,
+        "quantized.forward_seconds": quantized_seconds,
+        **{f"seconds.{stage}": seconds for stage, seconds in clock.seconds.items()},
+        "seconds.total": clock.total,
+        "peak_memory_mb": peak_memory_mb(where),
+    }
+    warnings += steps.idle() + _notes(source, plan)
+    result = RunResult(recipe, metrics, plan, table.measured() if table else {}, warnings, out)
+    if out is not None:
+        digests = [calibration_images.digest(i) for i in range(len(calibration_images))]
+        _write(out, result, model, device, registry, {"model": source.fingerprint, "calibration_images": digests})
+    return result
+
+
+@dataclass
+class Inspection:
+    """What of a model can be quantised.
+
+    Attributes:
+        sites: all of them, the inputs of Softmax and LayerNorm included.
+        total_macs: of one image.
+        float_macs: module → multiply-accumulates that no site covers.
+    """
+
+    sites: list[Site]
+    total_macs: int
+    float_macs: dict[str, int]
+
+    @property
+    def coverage(self) -> float:
+        """Share of multiply-accumulates whose both operands have sites."""
+        return 1.0 - sum(self.float_macs.values()) / self.total_macs if self.total_macs else 0.0
+
+
+def inspect(model_source: ModelSource, registry: Registry | None = None) -> Inspection:
+    """Load a model, make its attention explicit, and list its sites."""
+    source = model_source.load()
+    site_map = _sites(source.module, registry or installed(), image_of(source.preprocessing.input_size))
+    return Inspection(site_map.sites, site_map.total_macs, site_map.uncovered_macs)
+
+
+def _sites(model: torch.nn.Module, registry: Registry, image: torch.Tensor) -> SiteMap:
+    make_explicit(model, registry.adapters, image)
+    return find_sites(model, image)
+
+
+def _tag(config: Any, tag: str) -> str:
+    return str(getattr(config, tag))
+
+
+def _component(table: dict[str, Any], config: Any) -> Any:
+    found: Component = table[_tag(config, "source")](config)
+    return found
+
+
+def _notes(source: FloatModel, plan: Plan) -> list[str]:
+    notes = [source.note] if source.note else []
+    if plan.float_macs:
+        share = sum(plan.float_macs.values()) / plan.total_macs
+        some = ", ".join(list(plan.float_macs)[:3]) + (", …" if len(plan.float_macs) > 3 else "")
+        notes.append(f"{share:.1%} of the MACs stay in float: {some}")
+    return notes
+
+
+def _write(
+    out: Path, result: RunResult, model: torch.nn.Module, device: str, registry: Registry, hashes: dict[str, Any]
+) -> None:
+    with RunFolder(out) as folder:
+        folder.write_text("recipe.yaml", result.recipe.yaml())
+        folder.write_json("lock.json", lock(seed=result.recipe.seed, device=device, hashes=hashes, registry=registry))
+        folder.write_json("plan.json", result.plan.to_dict())
+        folder.write_json("metrics.json", {**result.metrics, "warnings": result.warnings})
+        if result.sensitivity:
+            folder.write_json("sensitivity.json", result.sensitivity)
+        folder.write_tensors("model.safetensors", model.state_dict())
+
+
+__all__ = ["Change", "Inspection", "RunResult", "inspect", "run"]

@@ -1,0 +1,135 @@
+"""The plan: the whole decision about a model, serialisable, and the same for every backend."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from qplug.errors import InputError
+from qplug.quantizers import Quantizer
+from qplug.types import Granularity, QuantSpec, Site, SiteKind
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one site: its quantizer, who chose it and why, and who chose the bits."""
+
+    site: Site
+    spec: QuantSpec
+    quantizer: Quantizer
+    technique: str
+    reason: str
+    bits_by: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the float model before quantisation: a smoothing or a rewrite."""
+
+    where: str
+    technique: str
+    preserves: bool
+    reason: str
+
+
+@dataclass
+class Plan:
+    """Site → quantizer, with everything that happened on the way.
+
+    Attributes:
+        decisions: by site name, in model order.
+        changes: smoothings and rewrites, in the order in which they were applied.
+        float_sites: names of sites that stay in float, each with the reason.
+        float_macs: module → multiply-accumulates of one image that are not fully quantised.
+        total_macs: multiply-accumulates of one image.
+    """
+
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+    float_sites: dict[str, str] = field(default_factory=dict)
+    float_macs: dict[str, int] = field(default_factory=dict)
+    total_macs: int = 0
+
+    def of(self, module: str) -> dict[str, Quantizer]:
+        """The quantizers of one operation, by role."""
+        return {d.site.role: d.quantizer for d in self if d.site.module == module}
+
+    def modules(self) -> list[str]:
+        """The operations that have a quantizer, in model order."""
+        return list(dict.fromkeys(decision.site.module for decision in self))
+
+    def __iter__(self) -> Iterator[Decision]:
+        return iter(self.decisions.values())
+
+    @property
+    def coverage(self) -> float:
+        """Share of all multiply-accumulates, attention's included, whose both operands are quantised."""
+        return 1.0 - sum(self.float_macs.values()) / self.total_macs if self.total_macs else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; ``from_dict`` gives back an equal plan, bit-exact in its scales."""
+        return {
+            "format": FORMAT,
+            "decisions": [
+                {
+                    "site": {**asdict(d.site), "kind": d.site.kind.value},
+                    "spec": {**asdict(d.spec), "granularity": d.spec.granularity.value},
+                    "quantizer": d.quantizer.to_dict(),
+                    "technique": d.technique,
+                    "reason": d.reason,
+                    "bits_by": d.bits_by,
+                }
+                for d in self
+            ],
+            "changes": [asdict(change) for change in self.changes],
+            "float_sites": self.float_sites,
+            "float_macs": self.float_macs,
+            "total_macs": self.total_macs,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], quantizers: Mapping[str, str]) -> Plan:
+        """Read a plan back.
+
+        Args:
+            data: what ``to_dict`` gave.
+            quantizers: kind → ``module:Class``, as ``Registry.quantizers`` holds it.
+
+        Raises:
+            InputError: a plan of another format, or a quantizer that no installed plugin offers.
+        """
+        if data.get("format") != FORMAT:
+            raise InputError(f"a plan of format {data.get('format')!r}, this version reads {FORMAT}")
+        plan = cls(
+            changes=[Change(**change) for change in data["changes"]],
+            float_sites=dict(data["float_sites"]),
+            float_macs=dict(data["float_macs"]),
+            total_macs=data["total_macs"],
+        )
+        for row in data["decisions"]:
+            site = row["site"]
+            plan.decisions[site["name"]] = Decision(
+                Site(**{**site, "kind": SiteKind(site["kind"]), "shape": tuple(site["shape"])}),
+                QuantSpec(**{**row["spec"], "granularity": Granularity(row["spec"]["granularity"])}),
+                _quantizer(row["quantizer"], quantizers),
+                row["technique"],
+                row["reason"],
+                row["bits_by"],
+            )
+        return plan
+
+
+def _quantizer(data: dict[str, Any], quantizers: Mapping[str, str]) -> Quantizer:
+    path = quantizers.get(data["kind"])
+    if path is None:
+        raise InputError(
+            f"the plan uses quantizer '{data['kind']}', which no installed plugin offers; there are {sorted(quantizers)}",
+            fix="install the plugin that made this plan",
+        )
+    module, _, name = path.partition(":")
+    found: Quantizer = getattr(importlib.import_module(module), name).from_dict(data)
+    return found

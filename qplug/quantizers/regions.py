@@ -1,0 +1,103 @@
+"""The region-wise quantizer: several steps for several ranges of one tensor, each a power of two times the base step.
+
+OPT-m (three regions) and two-scaled quantizers such as TSPTQ-ViT's V-2SF (two) are settings of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from qplug.quantizers.base import Quantizer, round_ste
+
+TABLE_LIMIT = 1 << 16
+"""Base integers up to which ``infer`` looks values up instead of computing every region."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """One range: the base integers from ``start`` up to the next region's start, stored as ``low … high`` times 2^shift."""
+
+    start: int
+    shift: int
+    low: int
+    high: int
+
+
+class RegionQuantizer(Quantizer):
+    """x → q = round(x/s) → the region that holds q → code = clamp(⌊q/2^shift + 1/2⌋, low, high) → s·2^shift·code.
+
+    This is MPTQ-ViT's Section 3.2: q is the ``b + m`` bit integer, a region keeps a slice of its bits with the first
+    truncated bit rounded, and a carry out of the slice saturates (the paper does not say what becomes of the carry).
+
+    Args:
+        step: () float32, the base step s.
+        regions: ordered by ``start``; the first also takes everything below its start.
+        bits: bits of a stored code, region and sign indices included.
+    """
+
+    kind: ClassVar[str] = "regions"
+    step: Tensor
+
+    def __init__(self, step: Tensor | float, regions: tuple[Region, ...], bits: int) -> None:
+        super().__init__()
+        self.bits, self.regions = bits, regions
+        self.register_buffer("step", torch.as_tensor(step, dtype=torch.float32).detach().clone())
+        self.least = min(regions[0].low << regions[0].shift, 0)
+        self.most = max(region.high << region.shift for region in regions)
+        self.register_buffer("_table", None, persistent=False)
+
+    def codes(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """For base integers ``q`` (float): the stored code of each and its region's shift, both as float."""
+        code = shift = torch.zeros_like(q)
+        for region in self.regions:
+            here = torch.clamp(torch.floor(q / (1 << region.shift) + 0.5), region.low, region.high)
+            inside = q >= region.start if region is not self.regions[0] else torch.ones_like(q, dtype=torch.bool)
+            code = torch.where(inside, here, code)
+            shift = torch.where(inside, torch.full_like(q, region.shift), shift)
+        return code, shift
+
+    def _values(self, q: Tensor) -> Tensor:
+        code, shift = self.codes(q)
+        return code * torch.exp2(shift) * self.step
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantise; gradients pass inside the range and stop outside."""
+        q = torch.clamp(round_ste(x / self.step), self.least, self.most)
+        values = self._values(q.detach())
+        return q * self.step + (values - q * self.step).detach() if x.requires_grad else values
+
+    @torch.no_grad()
+    def infer(self, x: Tensor) -> Tensor:
+        """As ``forward``, by a table over the base integers, which costs one gather however many regions there are."""
+        if self.most - self.least >= TABLE_LIMIT:
+            result: Tensor = self.forward(x)
+            return result
+        if self._table is None or self._table.device != x.device:
+            self._table = self._values(torch.arange(self.least, self.most + 1, device=x.device, dtype=torch.float32))
+        index = torch.div(x, self.step).round_().clamp_(self.least, self.most).sub_(self.least).to(torch.int32)
+        return self._table.to(x.dtype).index_select(0, index.view(-1)).view(x.shape)
+
+    def storage_bits(self, shape: tuple[int, ...]) -> int:
+        """The codes, the base step at 32 bits, and 8 bits for each region's shift."""
+        count = 1
+        for size in shape:
+            count *= size
+        return count * self.bits + 32 + 8 * len(self.regions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The base step and the regions as JSON values."""
+        regions = [[region.start, region.shift, region.low, region.high] for region in self.regions]
+        return {"kind": self.kind, "bits": self.bits, "step": self.step.item(), "regions": regions}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> RegionQuantizer:
+        """The quantizer that ``to_dict`` described."""
+        return cls(data["step"], tuple(Region(*region) for region in data["regions"]), data["bits"])
+
+    def describe(self) -> str:
+        """For example ``regions int4 2^(0, 3, 5)``: the bits and the shifts."""
+        return f"regions int{self.bits} 2^({', '.join(str(region.shift) for region in self.regions)})"

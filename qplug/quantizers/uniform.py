@@ -1,0 +1,92 @@
+"""The uniform quantizer, symmetric or asymmetric, with one scale, one a channel, or one a head."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from qplug.quantizers.base import Quantizer, integer_range, round_ste
+from qplug.types import QuantSpec
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+class UniformQuantizer(Quantizer):
+    """x̂ = s·(clamp(round(x/s + z), l, h) − z), MPTQ-ViT Eq. 2 and 3 (there z = 0).
+
+    Args:
+        scale: float32, positive, broadcastable with the tensor: () or (C, 1, …) or (H, 1, 1).
+        zero_point: float32 holding integers, broadcastable with ``scale``; 0 where symmetric.
+        bits: 2 to 16.
+        signed: whether the integers are signed. A symmetric quantizer of a tensor without negative values is unsigned,
+            which keeps its lower half from being wasted.
+    """
+
+    kind: ClassVar[str] = "uniform"
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, scale: Tensor, zero_point: Tensor | None, bits: int, signed: bool) -> None:
+        super().__init__()
+        self.bits, self.signed = bits, signed
+        self.low, self.high = integer_range(bits, signed)
+        self.symmetric = zero_point is None
+        self.register_buffer("scale", scale.detach().to(torch.float32))
+        zero = torch.zeros(()) if zero_point is None else zero_point.detach().to(torch.float32)
+        self.register_buffer("zero_point", zero.to(scale.device), persistent=not self.symmetric)
+
+    @classmethod
+    def from_range(cls, low: Tensor, high: Tensor, spec: QuantSpec) -> UniformQuantizer:
+        """The quantizer whose grid just holds [low, high] (any broadcastable shape, float).
+
+        Symmetric: s = max(|low|, |high|)/(2^(b−1) − 1), or high/(2^b − 1) where no low is negative. Asymmetric:
+        s = (high − low)/(2^b − 1) with the range widened to hold 0, and the zero point rounded to an integer.
+        An empty range gives the smallest normal scale, which maps everything to about 0.
+        """
+        low, high = low.to(torch.float32), high.to(torch.float32)
+        if spec.symmetric:
+            signed = bool((low < 0).any())
+            top = integer_range(spec.bits, signed)[1]
+            span = torch.maximum(low.abs(), high.abs()) if signed else high
+            return cls((span / top).clamp_min(TINY), None, spec.bits, signed)
+        low, high = low.clamp_max(0.0), high.clamp_min(0.0)
+        top = integer_range(spec.bits, False)[1]
+        scale = ((high - low) / top).clamp_min(TINY)
+        return cls(scale, torch.round(-low / scale).clamp(0, top), spec.bits, False)
+
+    def scaled(self, factor: Tensor | float) -> UniformQuantizer:
+        """The same integers over a range ``factor`` times as wide (broadcastable with ``scale``)."""
+        zero = None if self.symmetric else self.zero_point
+        return UniformQuantizer((self.scale * factor).clamp_min(TINY), zero, self.bits, self.signed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantise; gradients pass inside the range and stop outside."""
+        codes = torch.clamp(round_ste(x / self.scale + self.zero_point), self.low, self.high)
+        return (codes - self.zero_point) * self.scale
+
+    @torch.no_grad()
+    def infer(self, x: Tensor) -> Tensor:
+        """As ``forward``, in one buffer: the cost is memory traffic, so every operation but the first is in place."""
+        codes = torch.div(x, self.scale)
+        if self.symmetric:
+            return codes.round_().clamp_(self.low, self.high).mul_(self.scale)
+        return codes.add_(self.zero_point).round_().clamp_(self.low, self.high).sub_(self.zero_point).mul_(self.scale)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Scales and zero points as nested lists; a float32 survives JSON exactly."""
+        zero = None if self.symmetric else self.zero_point.tolist()
+        scale = {"scale": self.scale.tolist(), "zero_point": zero}
+        return {"kind": self.kind, "bits": self.bits, "signed": self.signed, **scale}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> UniformQuantizer:
+        """The quantizer that ``to_dict`` described."""
+        zero = None if data["zero_point"] is None else torch.tensor(data["zero_point"], dtype=torch.float32)
+        return cls(torch.tensor(data["scale"], dtype=torch.float32), zero, data["bits"], data["signed"])
+
+    def describe(self) -> str:
+        """For example ``uniform int4 ×192``: the integers, and the number of scales where there are several."""
+        several = f" ×{self.scale.numel()}" if self.scale.numel() > 1 else ""
+        return f"uniform {'int' if self.signed else 'uint'}{self.bits}{'' if self.symmetric else ' asymmetric'}{several}"

@@ -1,0 +1,31 @@
+"""Recipes: what a run is made of, validated as a whole, every problem with its place in the file."""
+
+from __future__ import annotations
+
+from qplug.recipe.load import load_recipe
+from qplug.recipe.report import render_problems
+from qplug.recipe.schema import (
+    DataConfig,
+    Override,
+    Quantize,
+    Recipe,
+    Scope,
+    TensorConfig,
+    WeightConfig,
+    json_schema,
+    recipe_type,
+)
+
+__all__ = [
+    "DataConfig",
+    "Override",
+    "Quantize",
+    "Recipe",
+    "Scope",
+    "TensorConfig",
+    "WeightConfig",
+    "json_schema",
+    "load_recipe",
+    "recipe_type",
+    "render_problems",
+]

@@ -1,0 +1,101 @@
+"""File and ``--set`` → ``Recipe``, or one error with every problem in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from qplug.errors import InputError, Problem, RecipeError
+from qplug.recipe.check import check_names
+from qplug.recipe.nodes import Node, Place, Reader, Source
+from qplug.recipe.overrides import apply_override
+from qplug.recipe.schema import Recipe, build_type
+from qplug.registry import Registry, installed
+from qplug.suggest import did_you_mean
+
+MAX_BYTES = 1 << 20
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
+    """Read, override and validate a recipe. Imports neither torch nor what a recipe names; opens no other file.
+
+    Args:
+        path: a YAML file. Paths inside it stay as they are written, relative to the current directory.
+        overrides: ``key=value`` each, applied in order before validation; see ``qplug run --set``.
+        registry: what is installed, unless given.
+
+    Raises:
+        InputError: the file cannot be read, or is no mapping at all.
+        RecipeError: with every problem in it, in the order of the file, those of ``overrides`` last.
+    """
+    registry = installed() if registry is None else registry
+    path = Path(path)
+    problems: list[tuple[Place, Problem]] = []
+    text = _read(path)
+    source = Source(str(path), tuple(text.splitlines()) or ("",))
+    root = Reader(source, problems).read(text)
+    if root is None and problems:
+        raise _error(problems)
+    if root is None:
+        raise InputError("the recipe is empty", where=str(path), fix="'qplug schema' prints what a recipe holds")
+    if not isinstance(root.value, dict):
+        raise InputError(f"expected a mapping at the top, received {root.describe()}", where=root.place.where)
+    for rank, override in enumerate(overrides, start=1):
+        apply_override(root, override, rank, problems)
+    recipe = _validate(root, registry, problems)
+    if problems or recipe is None:
+        raise _error(problems)
+    return recipe
+
+
+def _validate(root: Node, registry: Registry, problems: list[tuple[Place, Problem]]) -> Recipe | None:
+    from pydantic import ValidationError
+
+    from qplug.recipe.explain import explain
+
+    taken = {place.order for place, _ in problems}
+    named = check_names(root, registry, problems)
+    tables = (named.models, named.datasets, named.techniques)
+    recipe = build_type(*(tuple(table[name] for name in sorted(table)) for table in tables))
+    try:
+        # through JSON, since only there strictness takes a list for a tuple and text for an enum, and nothing else
+        return recipe.model_validate_json(json.dumps(root.plain()), strict=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)
+        problems += [found for found in explain(details, root, named, recipe) if found[0].order not in taken]
+        return None
+
+
+def _error(problems: list[tuple[Place, Problem]]) -> RecipeError:
+    ordered = sorted(problems, key=lambda found: found[0].order)
+    return RecipeError([problem for _, problem in ordered])
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
+    except IsADirectoryError:
+        raise InputError("is a folder; a recipe is a YAML file", where=str(path), fix=_recipes_in(path)) from None
+    except FileNotFoundError:
+        raise InputError("there is no such file", where=str(path), fix=_near(path)) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+    if len(raw) > MAX_BYTES:
+        raise InputError(f"is larger than {MAX_BYTES // 1024} KiB, which no recipe is", where=str(path))
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 text (byte {error.start})", where=str(path)) from None
+
+
+def _near(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist either"
+    return did_you_mean(path.name, [near.name for near in path.parent.glob("*.y*ml")])
+
+
+def _recipes_in(path: Path) -> str:
+    names = sorted(near.name for near in path.glob("*.y*ml"))
+    return f"it holds: {', '.join(names[:8])}" if names else ""

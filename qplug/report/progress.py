@@ -1,0 +1,76 @@
+"""Watches a run on stderr: bars on a terminal, else one line for each stage that took more than a second."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from qplug.hooks import hookimpl
+from qplug.types import Event
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+PATIENCE = 1.0
+
+
+class Progress:
+    """An observer of a run, and a context: bars appear inside it and are gone behind it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._started: dict[str, float] = {}
+        self._bars: Bars | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Progress:
+        if self.stream.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description:<22}"),
+                BarColumn(),
+                TextColumn("{task.completed:.0f}/{task.total}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", markup=False),
+            )
+            self._bars = Progress(*columns, console=Console(file=self.stream), transient=True)
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    @hookimpl
+    def qplug_observe(self, event: Event) -> None:
+        """Show a stage that starts, advances or ends."""
+        if event.phase == "start":
+            self._started[event.stage] = time.monotonic()
+        if self._bars is not None:
+            self._draw(self._bars, event)
+        elif event.phase == "end":
+            seconds = time.monotonic() - self._started.pop(event.stage, time.monotonic())
+            if seconds >= PATIENCE:
+                note = f", {event.note}" if event.note else ""
+                print(f"{event.stage}: {seconds:.1f} s{note}", file=self.stream, flush=True)
+
+    def advance(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show progress of work that sends no events."""
+        if self._bars is not None:
+            self._draw(self._bars, Event(stage, "advance", done, total, note))
+
+    def _draw(self, bars: Bars, event: Event) -> None:
+        if event.stage not in self._tasks:
+            self._tasks[event.stage] = bars.add_task(event.stage, total=event.total or None, note=event.note)
+        task = self._tasks[event.stage]
+        if event.phase == "advance":
+            bars.update(task, completed=event.done, total=event.total or None, note=event.note)
+        elif event.phase == "end":
+            total = next(known.total for known in bars.tasks if known.id == task) or 1
+            bars.update(task, completed=total, total=total, note=event.note)

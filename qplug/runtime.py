@@ -1,0 +1,88 @@
+"""Where and how long a run computes: device, backend, stages, timing, memory."""
+
+from __future__ import annotations
+
+import importlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from qplug.backends import Backend
+from qplug.errors import InputError
+from qplug.registry import Registry
+from qplug.steps import Steps
+
+
+class Clock:
+    """Times the stages of a run and tells the observers."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self._start = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, total: int = 0) -> Iterator[Callable[[int], None]]:
+        """One stage; what it yields is called with the units done so far."""
+        self._steps.observe(name, "start", 0, total)
+        start = time.perf_counter()
+        try:
+            yield lambda done: self._steps.observe(name, "advance", done, total)
+        finally:
+            self.seconds[name] = time.perf_counter() - start
+            self._steps.observe(name, "end", total, total)
+
+    @property
+    def total(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self._start
+
+
+def parse_device(name: str) -> torch.device:
+    """The device of that name, if this machine has it; raises ``InputError``."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device '{name}' cannot be used: {str(error).splitlines()[0]}", where="--device", fix="use cpu, or cuda:0"
+        ) from error
+    return device
+
+
+def backend_of(name: str, registry: Registry) -> Backend:
+    """The backend that a recipe names (validated before)."""
+    module, _, cls = registry.backends[name].partition(":")
+    backend: Backend = getattr(importlib.import_module(module), cls)()
+    return backend
+
+
+def forward_seconds(model: nn.Module, images: Tensor, repeats: int = 2) -> float:
+    """Seconds of one forward without gradients: the least of ``repeats`` after one that warms up."""
+    seconds = []
+    with torch.no_grad():
+        for _ in range(repeats + 1):
+            _synchronise(images.device)
+            start = time.perf_counter()
+            model(images)
+            _synchronise(images.device)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of this process so far, 10^6 bytes to the MB: resident on a CPU, allocated on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,0 +1,194 @@
+"""Sites: every tensor of a model that can be quantised, found by one traced forward."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from qplug.models.explicit import MatMul
+from qplug.models.provenance import Tracer, is_gelu, is_norm, no_grad_forward
+from qplug.types import NormGroup, Site, SiteKind
+
+SOURCES = {"gelu": SiteKind.POST_GELU, "softmax": SiteKind.POST_SOFTMAX, "norm": SiteKind.POST_LAYERNORM}
+
+
+@dataclass
+class SiteMap:
+    """The sites of a model, the norms that feed only linears, and the multiply-accumulates behind it all.
+
+    Attributes:
+        sites: in the order in which the model computes.
+        groups: norm → the linears that read it, for norms whose output nothing else reads.
+        total_macs: of one image, attention included, counted by torch's own counter.
+        uncovered_macs: module path → multiply-accumulates of one image that no site stands for.
+    """
+
+    sites: list[Site] = field(default_factory=list)
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    total_macs: int = 0
+    uncovered_macs: dict[str, int] = field(default_factory=dict)
+
+    def float_macs(self, quantized: Container[str]) -> dict[str, int]:
+        """Module → multiply-accumulates that stay in float if the sites named in ``quantized`` are quantised.
+
+        An operation counts as quantised where both of its operands are.
+        """
+        left = dict(self.uncovered_macs)
+        for site in self.sites:
+            if site.macs and site.name not in quantized:
+                left[site.module] = site.macs
+        return left
+
+    def norm_groups(self, model: nn.Module) -> list[NormGroup]:
+        """The groups with their weights as they are now."""
+        weights = {name: tuple(_weight(model, linear) for linear in linears) for name, linears in self.groups.items()}
+        return [NormGroup(name, linears, weights[name]) for name, linears in self.groups.items()]
+
+
+def _weight(model: nn.Module, path: str) -> Tensor:
+    weight: Tensor = model.get_submodule(path).weight.detach()
+    return weight
+
+
+def find_sites(model: nn.Module, image: Tensor) -> SiteMap:
+    """Trace one forward of ``model`` (eval mode, attention made explicit) on ``image`` (1, C, H, W) float32."""
+    found = _Finder(model)
+    found.trace(image)
+    result = SiteMap(found.sites, found.groups())
+    owned: dict[str, int] = {}
+    for site in result.sites:
+        owned[site.module] = max(owned.get(site.module, 0), site.macs)
+    counted = _count_macs(model, image)
+    result.total_macs = sum(counted.values())
+    result.uncovered_macs = {
+        name: macs - owned.get(name, 0) for name, macs in counted.items() if macs > owned.get(name, 0)
+    }
+    return result
+
+
+def _count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
+    """Multiply-accumulates by the innermost module that computes them, by torch's own counter."""
+    counter = FlopCounterMode(display=False, depth=None)
+    with counter:
+        no_grad_forward(model, image)
+    root = type(model).__name__
+    totals = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
+    own = dict(totals)
+    for name, macs in totals.items():
+        parent = name.rpartition(".")[0]
+        if parent in own:
+            own[parent] -= macs
+    own.pop("Global", None)
+    return {name.removeprefix(f"{root}.") if name != root else "(model)": macs for name, macs in own.items() if macs > 0}
+
+
+class _Finder:
+    """Walks one forward: hooks on operations make sites, the tracer tells what their inputs are."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.sites: list[Site] = []
+        self._readers: dict[str, list[str]] = defaultdict(list)
+        self._blocked: set[str] = set()
+        self._used: set[str] = set()
+        self._norm_means: dict[str, Tensor] = {}
+        self._tracer = Tracer(lambda origin, _: self._blocked.add(origin.partition(":")[2]))
+
+    def trace(self, image: Tensor) -> None:
+        """Run the traced forward."""
+        handles = []
+        for name, module in self.model.named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d, MatMul, nn.Softmax)) or is_norm(module) or is_gelu(module):
+                handles.append(module.register_forward_pre_hook(self._enter))
+                handles.append(module.register_forward_hook(self._leave(name)))
+        try:
+            with self._tracer:
+                out = no_grad_forward(self.model, image)
+        finally:
+            for handle in handles:
+                handle.remove()
+        origin = self._tracer.origin(out)
+        if origin:
+            self._blocked.add(origin.partition(":")[2])
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """The norms that only linears read."""
+        return {norm: tuple(readers) for norm, readers in self._readers.items() if norm not in self._blocked}
+
+    def _enter(self, _: nn.Module, __: Any) -> None:
+        self._tracer.quiet += 1
+
+    def _leave(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+            if name not in self._used:  # a module that is called twice has its sites once
+                self._used.add(name)
+                self._record(name, module, args, out)
+            for label, matches in (
+                ("norm", is_norm(module)),
+                ("gelu", is_gelu(module)),
+                ("softmax", isinstance(module, nn.Softmax)),
+            ):
+                if matches:
+                    self._tracer.label(out, f"{label}:{name}")
+            if is_norm(module):
+                self._norm_means[name] = out.flatten(0, -2).mean(0)
+            self._tracer.quiet -= 1  # last: what this hook computes is no use by the model
+
+        return hook
+
+    def _record(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        label, _, source = (self._tracer.origin(args[0]) or "").partition(":")
+        if isinstance(module, nn.Linear):
+            macs = out.numel() * module.in_features
+            kind = SOURCES.get(label, SiteKind.LINEAR_INPUT)
+            smoothable = label == "norm" and _same_channels(args[0], self._norm_means[source])
+            self._add(name, SiteKind.LINEAR_WEIGHT, "weight", module.weight, macs, channel_axis=0)
+            self._add(name, kind, "input", args[0], macs, source=source if smoothable else None)
+            if smoothable:
+                self._readers[source].append(name)
+            elif label == "norm":
+                self._blocked.add(source)
+        elif isinstance(module, nn.Conv2d):
+            macs = out.numel() * prod(module.weight.shape[1:])
+            kind = SOURCES.get(label, SiteKind.CONV_INPUT) if label != "norm" else SiteKind.CONV_INPUT
+            self._add(name, SiteKind.CONV_WEIGHT, "weight", module.weight, macs, channel_axis=0)
+            self._add(name, kind, "input", args[0], macs, channel_axis=-3)
+            if label == "norm":
+                self._blocked.add(source)
+        elif isinstance(module, MatMul):
+            macs = out.numel() * args[0].shape[-1]
+            left = SOURCES.get(label, SiteKind.QUERY)
+            self._add(name, left, "lhs", args[0], macs, head_axis=-3)
+            self._add(name, SiteKind.KEY if module.transpose_rhs else SiteKind.VALUE, "rhs", args[1], macs, head_axis=-3)
+        elif isinstance(module, nn.Softmax):
+            self._add(name, SiteKind.SOFTMAX_INPUT, "input", args[0], 0, head_axis=-3 if args[0].dim() == 4 else None)
+        elif is_norm(module):
+            self._add(name, SiteKind.LAYERNORM_INPUT, "input", args[0], 0)
+
+    def _add(self, module: str, kind: SiteKind, role: Any, tensor: Tensor, macs: int, **more: Any) -> None:
+        shape = tuple(tensor.shape)
+        if not kind.is_weight and shape[0] == 1:
+            shape = shape[1:]
+        self.sites.append(Site(f"{module}.{role}", kind, module, role, shape, macs, **more))
+
+
+def _same_channels(x: Tensor, means: Tensor) -> bool:
+    """Whether the last axis of ``x``, a moved copy of a norm's output, is still the norm's channels.
+
+    MLP-Mixer transposes before its token MLP, and shapes alone do not tell where tokens are as many as channels.
+    """
+    here = x.flatten(0, -2).mean(0)
+    return here.shape == means.shape and torch.allclose(here, means, rtol=1e-3, atol=1e-5)
+
+
+def image_of(model_input: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+    """A random image (1, C, H, W), the same at every call, to trace a model with."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((1, *model_input), generator=generator).to(device)

@@ -1,0 +1,85 @@
+"""Folding a smoothing into a norm and the linears that read it, so that the model computes the same function."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from qplug.errors import PluginError
+from qplug.plan import Change
+from qplug.types import NormGroup, Smoothing
+
+if TYPE_CHECKING:
+    from qplug.calibrate import Calibration
+    from qplug.guard import Guard
+    from qplug.sites import SiteMap
+    from qplug.steps import Steps
+
+
+def smooth(model: nn.Module, steps: Steps, statistics: Calibration, site_map: SiteMap, guard: Guard) -> list[Change]:
+    """Let each technique in turn smooth every group, fold what it returns, and hold it to the model's function.
+
+    Raises:
+        GuardError: the model's output moved by more than 1e-4.
+        PluginError: a shift or scale that cannot be folded.
+    """
+    inputs = {site.module: site for site in site_map.sites if site.role == "input"}
+    changes: list[Change] = []
+    for technique, caller in steps.each_technique("qplug_smooth"):
+        mine: list[Change] = []
+        for group in site_map.norm_groups(model):
+            stats = statistics.stats(inputs[group.linears[0]])
+            smoothing = steps.call(technique, caller, "qplug_smooth", group=group, stats=stats)
+            if smoothing is None:
+                continue
+            try:
+                fold(model, group, smoothing)
+            except PluginError as error:
+                error.where = steps.where(technique, "qplug_smooth", group.norm)
+                raise
+            statistics.smooth(group.linears, smoothing)
+            mine.append(Change(group.norm, technique.name(), True, smoothing.reason))
+        guard.check(mine)
+        changes += mine
+    return changes
+
+
+@torch.no_grad()
+def fold(model: nn.Module, group: NormGroup, smoothing: Smoothing) -> None:
+    """gamma' = gamma/scale, beta' = (beta − shift)/scale, W' = W·diag(scale), b' = b + W·shift (MPTQ-ViT, Eq. 4, 5).
+
+    Computed in float64 and written back in the parameters' own dtype, in place. Missing parameters (a norm without
+    affine part, a linear without bias) are made.
+
+    Raises:
+        PluginError: a shape that is not the norm's, or a scale that is not positive and finite.
+    """
+    norm = model.get_submodule(group.norm)
+    channels = group.weights[0].shape[1]
+    shift, scale = smoothing.shift, smoothing.scale
+    if shift.shape != (channels,) or scale.shape != (channels,):
+        raise PluginError(f"shift and scale must be ({channels},), got {tuple(shift.shape)} and {tuple(scale.shape)}")
+    if not (torch.isfinite(shift).all() and torch.isfinite(scale).all() and (scale > 0).all()):
+        raise PluginError("shift and scale must be finite, and scale positive")
+    shift, scale = shift.double(), scale.double()
+    gamma = norm.weight.double() if norm.weight is not None else torch.ones_like(scale)
+    beta = norm.bias.double() if norm.bias is not None else torch.zeros_like(scale)
+    like = group.weights[0]
+    _set(norm, "weight", gamma / scale, like)
+    _set(norm, "bias", (beta - shift) / scale, like)
+    for path in group.linears:
+        linear = model.get_submodule(path)
+        weight = linear.weight.double()
+        bias = linear.bias.double() if linear.bias is not None else weight.new_zeros(weight.shape[0])
+        _set(linear, "bias", bias + weight @ shift, like)
+        _set(linear, "weight", weight * scale, like)
+
+
+def _set(module: nn.Module, name: str, value: Tensor, like: Tensor) -> None:
+    existing = getattr(module, name)
+    if existing is None:
+        setattr(module, name, nn.Parameter(value.to(like.dtype)))
+    else:
+        existing.copy_(value)

@@ -1,0 +1,121 @@
+"""The techniques of one run: a fresh hook manager, and calls that seed, name the culprit, and remember who answered."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pluggy
+
+from qplug import hooks
+from qplug.errors import InputError, PluginError, QplugError
+from qplug.registry import Registry
+from qplug.techniques import Technique
+from qplug.types import Event
+
+
+class Steps:
+    """One instance for each step of a recipe, registered so that the first step is asked first.
+
+    Args:
+        techniques: the steps, in recipe order.
+        registry: tells which plugin each comes from.
+        seed: the recipe's seed; every call of a hook starts from a seed made of it, the technique and the site.
+        observers: objects that implement ``qplug_observe``.
+    """
+
+    def __init__(
+        self, techniques: Sequence[Technique], registry: Registry, seed: int, observers: Sequence[object] = ()
+    ) -> None:
+        self.techniques = list(techniques)
+        self._registry = registry
+        self._seed = seed
+        self._manager = pluggy.PluginManager(hooks.PROJECT)
+        self._manager.add_hookspecs(hooks.RunSpecs)
+        for plugin in (*reversed(self.techniques), *observers):  # pluggy asks the last registered first
+            self._manager.register(plugin)
+        self._manager.check_pending()
+        self._order: dict[str, list[tuple[Technique, Any]]] = {}
+        self._answered: set[int] = set()
+
+    def loss(self) -> str | None:
+        """The loss whose gradient the statistics must hold; raises ``InputError`` where two steps want different ones."""
+        wanted = {technique.loss: technique.name() for technique in self.techniques if technique.loss}
+        if len(wanted) > 1:
+            asked = ", ".join(f"{name} asks for {loss}" for loss, name in wanted.items())
+            raise InputError(f"one calibration has one loss, and {asked}", where="techniques", fix="give them one loss")
+        return next(iter(wanted), None)
+
+    def idle(self) -> list[str]:
+        """A warning for every technique that was never the one to answer."""
+        return [
+            f"{technique.name()} had nothing to do: no site, norm or module was left for it"
+            for technique in self.techniques
+            if id(technique) not in self._answered
+        ]
+
+    def implements(self, hook: str) -> bool:
+        """Whether any step implements ``hook``."""
+        return bool(self._callers(hook))
+
+    def first(self, hook: str, **arguments: Any) -> tuple[Technique, Any] | None:
+        """The first result that is not ``None``, and who gave it."""
+        return next(self.each(hook, **arguments), None)
+
+    def each(self, hook: str, **arguments: Any) -> Iterator[tuple[Technique, Any]]:
+        """The results that are not ``None``, one technique at a time, each asked when it is its turn."""
+        for technique, caller in self._callers(hook):
+            result = self.call(technique, caller, hook, **arguments)
+            if result is not None:
+                yield technique, result
+
+    def each_technique(self, hook: str) -> list[tuple[Technique, Any]]:
+        """The techniques that implement ``hook``, in order, each with its own caller for ``call``."""
+        return self._callers(hook)
+
+    def call(self, technique: Technique, caller: Any, hook: str, **arguments: Any) -> Any:
+        """One call of one technique's hook: seeded, and any error named with technique, plugin and version."""
+        import torch
+
+        subject = next((getattr(v, "name", getattr(v, "norm", v)) for v in arguments.values()), "")
+        key = f"{self._seed}:{technique.name()}:{subject if isinstance(subject, str) else ''}"
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(zlib.crc32(key.encode()))
+            try:
+                result = caller(**arguments)
+            except QplugError as error:
+                error.where = error.where or self.where(technique, hook, subject)
+                raise
+            except Exception as error:
+                raise PluginError(
+                    f"{type(error).__name__}: {error}",
+                    where=self.where(technique, hook, subject),
+                    fix="report it to the plugin's authors; --traceback shows where it was raised",
+                ) from error
+        if isinstance(result, list):  # a broadcast hook answers with a list, of one here
+            result = result[0] if result else None
+        if result is not None:
+            self._answered.add(id(technique))
+        return result
+
+    def where(self, technique: Technique, hook: str, subject: object = "") -> str:
+        """For errors: technique, plugin, version, hook and site."""
+        owner = self._registry.owner(type(technique))
+        plugin = f" of {owner.distribution} {owner.version}" if owner else ""
+        at = f" at {subject}" if isinstance(subject, str) and subject else ""
+        return f"{technique.name()}{plugin}, {hook}{at}"
+
+    def observe(self, stage: str, phase: str, done: int = 0, total: int = 0, note: str = "") -> None:
+        """Tell the observers."""
+        self._manager.hook.qplug_observe(event=Event(stage, phase, done, total, note))  # type: ignore[arg-type]
+
+    def _callers(self, hook: str) -> list[tuple[Technique, Any]]:
+        if hook not in self._order:
+            impls = reversed(getattr(self._manager.hook, hook).get_hookimpls())
+            everyone = self._manager.get_plugins()
+            self._order[hook] = [
+                (impl.plugin, self._manager.subset_hook_caller(hook, [p for p in everyone if p is not impl.plugin]))
+                for impl in impls
+            ]
+        return self._order[hook]

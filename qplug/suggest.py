@@ -1,0 +1,24 @@
+"""Did-you-mean, in one form everywhere."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def close(word: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Names close to ``word``, closest first; ignores case, and a technique's name without its plugin finds it too."""
+    names = sorted(set(known))
+    found = difflib.get_close_matches(word.lower(), [name.lower() for name in names], n=count, cutoff=0.6)
+    result = [name for low in found for name in names if name.lower() == low]
+    tail = word.rsplit(".", 1)[-1]
+    result += [
+        n for n in names if "." in n and difflib.SequenceMatcher(None, n.rsplit(".", 1)[-1], tail).ratio() > 0.75
+    ]
+    return list(dict.fromkeys(result))[:count]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``did you mean 'x' or 'y'?``, or an empty string where nothing is close."""
+    names = close(word, known)
+    return f"did you mean {' or '.join(repr(name) for name in names)}?" if names else ""

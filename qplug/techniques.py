@@ -1,0 +1,67 @@
+"""``Technique``: a validated configuration and the hooks that it implements. Every plugin's technique derives from it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Component:
+    """Something that a recipe names: a class with a ``Config`` whose tag field is a ``Literal``.
+
+    Subclasses set ``Config``; an instance holds the validated configuration as ``self.config``. It is given narrow
+    objects by its callers and reads no environment, no globals and no recipe.
+    """
+
+    tag: ClassVar[str]
+    Config: ClassVar[type[Config]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @classmethod
+    def name(cls) -> str:
+        """The value of the tag, as a recipe writes it."""
+        return str(get_args(cls.Config.model_fields[cls.tag].annotation)[0])
+
+
+class Technique(Component):
+    """A step of a recipe, tagged by ``use: <plugin>.<technique>``.
+
+    ``paper`` names the source, with the equations. The hooks that it may implement are those of ``qplug.hooks``.
+    """
+
+    tag = "use"
+    paper: ClassVar[str] = ""
+
+    @property
+    def loss(self) -> str | None:
+        """The loss (a name in ``qplug.calibrate.LOSSES``) whose gradient its statistics must hold; ``None`` for none."""
+        return None
+
+
+class ModelSource(Component):
+    """Where a float model comes from, tagged by ``source``; ``load`` returns a ``qplug.models.FloatModel``."""
+
+    tag = "source"
+
+    def load(self) -> Any:
+        """Build the model in eval mode, on the CPU, in float32; raises ``InputError`` where it cannot."""
+        raise TypeError(f"{type(self).__name__} does not implement load()")
+
+
+class DataSource(Component):
+    """Where images come from, tagged by ``source``; ``open`` returns a ``qplug.data.ImageSet``."""
+
+    tag = "source"
+
+    def open(self, seed: int) -> Any:
+        """Choose the images by ``seed`` without decoding them; raises ``InputError`` where it cannot."""
+        raise TypeError(f"{type(self).__name__} does not implement open()")

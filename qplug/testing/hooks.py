@@ -1,0 +1,180 @@
+"""Each run hook of a technique on toy inputs: what it answers, and whether the answer holds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pluggy
+import torch
+from torch import Tensor, nn
+
+from qplug.hooks import PROJECT, RunSpecs
+from qplug.models import fingerprint
+from qplug.models.provenance import is_gelu, is_norm
+from qplug.quantizers import UniformQuantizer
+from qplug.sensitivity import SqnrTable
+from qplug.stats import SiteStats
+from qplug.techniques import Technique
+from qplug.testing.quantizers import check_quantizer
+from qplug.testing.toys import toy_calibration, toy_groups, toy_images, toy_vit
+from qplug.types import Choice, Granularity, NormGroup, QuantSpec, Rewrite, Site, Smoothing
+
+TOLERANCE = 1e-4
+"""How far a step that preserves the function may move it, as a share of the output's norm."""
+
+PER_TENSOR, PER_CHANNEL, PER_HEAD = Granularity.PER_TENSOR, Granularity.PER_CHANNEL, Granularity.PER_HEAD
+
+
+def _hooks(technique: Technique) -> Any:
+    """The technique alone in a manager, called as the pipeline calls it."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(RunSpecs)
+    manager.register(technique)
+    torch.manual_seed(0)
+    return manager.hook
+
+
+def _specs(site: Site) -> list[QuantSpec]:
+    specs = [QuantSpec(4), QuantSpec(4, symmetric=False), QuantSpec(8)]
+    if site.kind.is_weight:
+        specs.append(QuantSpec(4, PER_CHANNEL))
+    elif site.head_axis is not None:
+        specs.append(QuantSpec(4, PER_HEAD))
+    return specs
+
+
+def smoothings(technique: Technique) -> Iterator[tuple[NormGroup, SiteStats, Smoothing]]:
+    """What the technique moves, for every norm of the toy that only linears read."""
+    hook = _hooks(technique)
+    for group, stats in toy_groups():
+        with _Untouched(f"{technique.name()}: qplug_smooth", (*group.weights, *_tensors(stats))):
+            results = hook.qplug_smooth(group=group, stats=stats)
+        yield from ((group, stats, result) for result in results)
+
+
+def choices(technique: Technique) -> Iterator[tuple[Site, QuantSpec, SiteStats, Choice]]:
+    """The quantizers that the technique makes, for every site of the toy at a few specifications."""
+    hook = _hooks(technique)
+    for site, stats in toy_calibration():
+        for spec in _specs(site):
+            with _Untouched(f"{technique.name()}: qplug_estimate_range", _tensors(stats)):
+                choice = hook.qplug_estimate_range(site=site, spec=spec, stats=stats)
+            if choice is not None:
+                yield site, spec, stats, choice
+
+
+def rewrites(technique: Technique) -> Iterator[tuple[str, nn.Module, Rewrite]]:
+    """What the technique replaces in the toy model, each with the model that it was offered in."""
+    hook = _hooks(technique)
+    model = toy_vit()
+    for name, module in list(model.named_modules())[1:]:
+        call = hook.qplug_rewrite_module
+        if is_norm(module):
+            call = hook.qplug_rewrite_norm
+        elif is_gelu(module):
+            call = hook.qplug_bound_activation
+        with _Untouched(f"{technique.name()}: {call.name}", tuple(model.state_dict().values())):
+            rewrite = call(name=name, module=module)
+        if rewrite is not None:
+            yield name, model, rewrite
+
+
+def allocation(technique: Technique) -> Mapping[str, int]:
+    """The bits that the technique gives to the sites of the toy, whose SQNR is that of min-max ranges."""
+    known = dict(toy_calibration())
+
+    def measure(site: Site, bits: int) -> float:
+        stats = known[site]
+        return stats.sqnr_db(UniformQuantizer.from_range(stats.min, stats.max, QuantSpec(bits))(stats.sample))
+
+    table = SqnrTable(list(known), {site.name: QuantSpec(8) for site in known}, measure)
+    return _hooks(technique).qplug_allocate_bits(table=table) or {}
+
+
+def answers(technique: Technique) -> list[Any]:
+    """Everything that the technique says of the toys, as values that can be compared."""
+    said: list[Any] = [dict(allocation(technique))]
+    said += [(g.norm, s.shift.tolist(), s.scale.tolist(), s.reason) for g, _, s in smoothings(technique)]
+    said += [(s.name, spec, c.quantizer.to_dict(), c.reason) for s, spec, _, c in choices(technique)]
+    for name, _, rewrite in rewrites(technique):
+        state = {key: value.tolist() for key, value in rewrite.module.state_dict().items()}
+        said.append((name, type(rewrite.module).__name__, state, rewrite.preserves, rewrite.reason))
+    return said
+
+
+def check_results(technique: Technique) -> None:
+    """Assert that everything that the technique says of the toys can be used."""
+    name = technique.name()
+    _check_allocation(name, allocation(technique))
+    for group, stats, smoothing in smoothings(technique):
+        _check_smoothing(f"{name} at {group.norm}", group, stats, smoothing)
+    for site, spec, stats, choice in choices(technique):
+        where = f"{name} at {site.name}, {spec}"
+        assert isinstance(choice, Choice), f"{where}: expected a qplug.Choice, received {type(choice).__name__}"
+        assert choice.quantizer.bits == spec.bits, f"{where}: the quantizer has {choice.quantizer.bits} bits"
+        check_quantizer(choice.quantizer, stats.sample)
+    for path, model, rewrite in rewrites(technique):
+        assert isinstance(rewrite, Rewrite), f"{name} at {path}: expected a qplug.Rewrite, received {type(rewrite).__name__}"
+        if rewrite.preserves:
+            changed = copy.deepcopy(model)
+            changed.set_submodule(path, rewrite.module.eval())
+            images = toy_images()
+            with torch.no_grad():
+                error = _relative(changed(images), model(images))
+            assert error <= TOLERANCE, f"{name} at {path}: preserves=True, and the output moves by {error:.1e} of its norm"
+
+
+def check_untouched(model: nn.Module) -> None:
+    """Assert that a toy model has its own weights, and no hook and no gradient that a run left behind."""
+    for path, module in model.named_modules():
+        for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+            assert not getattr(module, kind), f"the run left {kind[1:].replace('_', ' ')} on '{path}'"
+    for path, parameter in model.named_parameters():
+        assert parameter.grad is None, f"the run left a gradient on '{path}'"
+    assert fingerprint(model.state_dict()) == fingerprint(toy_vit().state_dict()), "the run changed the float model's weights"
+
+
+def _check_allocation(name: str, bits: Mapping[str, int]) -> None:
+    known = {site.name for site, _ in toy_calibration()}
+    assert known.issuperset(bits), f"{name}: gives bits to sites that the table does not list: {set(bits) - known}"
+    wrong = {site: width for site, width in bits.items() if not (isinstance(width, int) and 2 <= width <= 16)}
+    assert not wrong, f"{name}: bits must be whole numbers from 2 to 16: {wrong}"
+
+
+def _check_smoothing(where: str, group: NormGroup, stats: SiteStats, smoothing: Smoothing) -> None:
+    assert isinstance(smoothing, Smoothing), f"{where}: expected a qplug.Smoothing, received {type(smoothing).__name__}"
+    shape = stats.channel_max.shape
+    for part, values in (("shift", smoothing.shift), ("scale", smoothing.scale)):
+        assert values.shape == shape, f"{where}: {part} has shape {tuple(values.shape)}, the channels are {tuple(shape)}"
+        assert bool(values.isfinite().all()), f"{where}: {part} is not finite"
+    assert bool((smoothing.scale > 0).all()), f"{where}: scale is not positive"
+    moved = (stats.sample - smoothing.shift) / smoothing.scale
+    for linear, weight in zip(group.linears, group.weights, strict=True):
+        error = _relative(moved @ (weight * smoothing.scale).T + weight @ smoothing.shift, stats.sample @ weight.T)
+        assert error <= TOLERANCE, f"{where}: the output of {linear} moves by {error:.1e} of its norm"
+
+
+def _relative(changed: Tensor, original: Tensor) -> float:
+    return float((changed - original).norm() / original.norm().clamp_min(1e-12))
+
+
+def _tensors(stats: SiteStats) -> tuple[Tensor, ...]:
+    values = [*vars(stats).values(), *(vars(stats.product).values() if stats.product is not None else ())]
+    return tuple(value for value in values if isinstance(value, Tensor))
+
+
+class _Untouched:
+    """Asserts that what a hook was given is as it was before."""
+
+    def __init__(self, who: str, tensors: tuple[Tensor, ...]) -> None:
+        self.who, self.tensors = who, tensors
+        self.before = [tensor.clone() for tensor in tensors]
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        same = all(torch.equal(now, before) for now, before in zip(self.tensors, self.before, strict=True))
+        assert same, f"{self.who} writes to a tensor that it was given"

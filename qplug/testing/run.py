@@ -1,0 +1,146 @@
+"""A technique end to end: the pipeline, with a toy model and toy images in the place of real ones."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from qplug.hooks import hookimpl
+from qplug.models import FloatModel, Preprocessing
+from qplug.quantizers import UniformQuantizer
+from qplug.recipe import Recipe, recipe_type
+from qplug.registry import Plugin, Registry, installed
+from qplug.stats import SiteStats
+from qplug.techniques import Config, DataSource, ModelSource, Technique
+from qplug.testing.toys import CLASSES, SIZE, toy_vit
+from qplug.types import Choice, QuantSpec, Site
+
+if TYPE_CHECKING:
+    from qplug.pipeline import RunResult
+
+OWNER = Plugin("toy", "qplug.testing", "0", "qplug.testing")
+
+
+class ToyMinMax(Technique):
+    """The last step of every toy recipe: min-max ranges for what the technique under test leaves."""
+
+    class Config(Config):
+        """No parameters."""
+
+        use: Literal["toy.minmax"] = "toy.minmax"
+
+    @hookimpl(trylast=True)
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice:
+        """Take every site."""
+        return Choice(UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max")
+
+
+class ToyModel(ModelSource):
+    """``toy_vit``; every module that is loaded is kept in ``loaded``, so that a test can look at it after the run."""
+
+    class Config(Config):
+        """No parameters."""
+
+        source: Literal["toy"] = "toy"
+
+    def load(self) -> FloatModel:
+        """A fresh one each time."""
+        preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3, "nearest", 1.0)
+        return FloatModel.of(toy_vit(), "toy_vit", preprocessing)
+
+
+class ToyData(DataSource):
+    """Noise, different in each split, with labels that mean nothing."""
+
+    class Config(Config):
+        """Two splits."""
+
+        source: Literal["toy"] = "toy"
+        split: Literal["train", "test"]
+        images: int = 4
+
+    def open(self, seed: int) -> ToyImages:
+        """The images of this split and seed."""
+        return ToyImages(self.config.split, self.config.images, seed)
+
+
+class ToyImages:
+    """An ``ImageSet`` of random pixels."""
+
+    def __init__(self, split: str, images: int, seed: int) -> None:
+        draw = np.random.default_rng([seed, int(split == "test")])
+        self._pixels = draw.integers(0, 256, (images, *SIZE[1:], SIZE[0]), dtype=np.uint8)
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self._pixels[index]), index % CLASSES
+
+    def key(self, index: int) -> str:
+        """Split and index."""
+        return f"toy/{self._split}/{index}"
+
+    def size_hint(self, index: int) -> int:
+        """The same for all."""
+        return int(self._pixels[index].nbytes)
+
+    def digest(self, index: int) -> str:
+        """Of the pixels."""
+        return hashlib.sha256(self._pixels[index].tobytes()).hexdigest()
+
+
+def toy_registry(*techniques: type[Technique], loaded: list[nn.Module] | None = None) -> Registry:
+    """What is installed, and with it the toys and ``techniques``, whether their plugin is installed or not.
+
+    Args:
+        techniques: to add.
+        loaded: receives the module of every toy model that a run loads.
+    """
+
+    class Model(ToyModel):
+        def load(self) -> FloatModel:
+            model = super().load()
+            if loaded is not None:
+                loaded.append(model.module)
+            return model
+
+    registry = copy.copy(installed())
+    registry.models = registry.models | {"toy": Model}
+    registry.datasets = registry.datasets | {"toy": ToyData}
+    added = {technique.name(): technique for technique in (*techniques, ToyMinMax)}
+    registry.techniques = registry.techniques | added
+    registry.owners = {f"technique:{name}": OWNER for name in added} | registry.owners
+    return registry
+
+
+def toy_recipe(technique: type[Technique], *, registry: Registry | None = None, bits: int = 4, **parameters: Any) -> Recipe:
+    """A validated recipe of one technique with ``parameters``, min-max ranges behind it, on the toys, everywhere ``bits``."""
+    return recipe_type(registry or toy_registry(technique)).model_validate(
+        {
+            "version": 1,
+            "model": {"source": "toy"},
+            "data": {
+                "calibration": {"source": "toy", "split": "train"},
+                "evaluation": {"source": "toy", "split": "test"},
+            },
+            "quantize": {"weights": {"bits": bits}, "activations": {"bits": bits}},
+            "techniques": [{"use": technique.name(), **parameters}, {"use": "toy.minmax"}],
+        }
+    )
+
+
+def toy_run(
+    technique: type[Technique], *, loaded: list[nn.Module] | None = None, bits: int = 4, **parameters: Any
+) -> RunResult:
+    """Run ``toy_recipe`` through the pipeline; writes nothing. ``loaded`` as in ``toy_registry``."""
+    from qplug.pipeline import run
+
+    registry = toy_registry(technique, loaded=loaded)
+    return run(toy_recipe(technique, registry=registry, bits=bits, **parameters), out=None, registry=registry)

@@ -1,0 +1,179 @@
+"""The nouns of qplug: frozen values that hooks receive and return. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from qplug.quantizers import Quantizer
+
+
+class SiteKind(str, Enum):
+    """What a tensor that can be quantised is. Recipes match on these values in ``overrides``."""
+
+    LINEAR_WEIGHT = "linear_weight"
+    CONV_WEIGHT = "conv_weight"
+    LINEAR_INPUT = "linear_input"
+    CONV_INPUT = "conv_input"
+    POST_LAYERNORM = "post_layernorm"
+    POST_GELU = "post_gelu"
+    QUERY = "query"
+    KEY = "key"
+    POST_SOFTMAX = "post_softmax"
+    VALUE = "value"
+    SOFTMAX_INPUT = "softmax_input"
+    LAYERNORM_INPUT = "layernorm_input"
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether the tensor is a parameter (known before any image is seen)."""
+        return self in (SiteKind.LINEAR_WEIGHT, SiteKind.CONV_WEIGHT)
+
+
+class Granularity(str, Enum):
+    """How many scales a tensor gets: one, one a channel, or one an attention head."""
+
+    PER_TENSOR = "per_tensor"
+    PER_CHANNEL = "per_channel"
+    PER_HEAD = "per_head"
+
+
+Role = Literal["weight", "input", "lhs", "rhs"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One tensor that can be quantised.
+
+    Attributes:
+        name: unique and stable, ``<module>.<role>``, for example ``blocks.0.attn.qkv.weight``.
+        kind: what the tensor is.
+        module: dotted path of the operation that reads the tensor.
+        role: which of the operation's tensors it is.
+        shape: the weight's shape, or the activation's for one image, without the batch axis.
+        macs: multiply-accumulates for one image of the operation that reads the tensor; 0 for norms and Softmax.
+        channel_axis: the axis of a per-channel scale, counted from the end for activations (so that it holds with a
+            batch axis too) and from the start for weights.
+        head_axis: likewise the axis of a per-head scale, where the tensor has heads.
+        source: dotted path of the norm that produces this tensor, where a norm does and nothing but layout lies between.
+    """
+
+    name: str
+    kind: SiteKind
+    module: str
+    role: Role
+    shape: tuple[int, ...]
+    macs: int = 0
+    channel_axis: int = -1
+    head_axis: int | None = None
+    source: str | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements, for one image."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """What the recipe asks of one site: ``bits`` (2 to 16), granularity, and whether zero must map to the integer 0."""
+
+    bits: int
+    granularity: Granularity = Granularity.PER_TENSOR
+    symmetric: bool = True
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A quantizer for one site, and in a few words why it became this one (shown in the plan)."""
+
+    quantizer: Quantizer
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class NormGroup:
+    """A norm and every linear that reads it, where nothing else reads the norm's output.
+
+    Attributes:
+        norm: dotted path of the norm.
+        linears: dotted paths of the linears that read it, in model order.
+        weights: their weights, each ``(out, C)`` float32; do not write to them.
+    """
+
+    norm: str
+    linears: tuple[str, ...]
+    weights: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Replace a norm's output Y by ``(Y - shift) / scale``, and undo it in the linears that read it.
+
+    Attributes:
+        shift: (C,) float32, in the units of Y.
+        scale: (C,) float32, positive, without unit.
+        reason: a few words for the plan.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A module to put in the place of another, and whether the model's function is promised to be the same."""
+
+    module: nn.Module
+    preserves: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How to make the matmuls of one type of attention into modules.
+
+    Attributes:
+        path: the type, as ``module:Class``; named by path so that nothing is imported before a model needs it.
+        build: takes the original module and returns an equivalent one built from ``qplug.models.explicit``'s modules,
+            or ``None`` where this variant of the type is not known to it.
+    """
+
+    path: str
+    build: Callable[[nn.Module], nn.Module | None]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run, for observers: a stage began, advanced or ended.
+
+    Attributes:
+        stage: the stage's name, as in ``seconds.<stage>`` of the metrics.
+        phase: ``start``, ``advance`` or ``end``.
+        done: units done so far (images, sites), with ``advance``.
+        total: units in all, 0 where unknown.
+        note: one line worth showing.
+    """
+
+    stage: str
+    phase: Literal["start", "advance", "end"]
+    done: int = 0
+    total: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measurement that a plugin adds: called with float and quantised logits (N, classes) and labels (N,)."""
+
+    name: str
+    compute: Callable[[Any, Any, Any], float]

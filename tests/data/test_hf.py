@@ -1,0 +1,105 @@
+"""Hugging Face data: parquet files read in place, without a copy on disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from qplug.data import check_disjoint
+from qplug.data.hf import HuggingFace, HuggingFaceImages
+from qplug.errors import InputError
+
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+def source(path: Path | str, seed: int = 0, split: str = "test", **values: Any) -> HuggingFaceImages:
+    return HuggingFace(HuggingFace.Config(source="hf", path=str(path), split=split, **values)).open(seed)
+
+
+def write(path: Path, count: int, offset: int = 0, **columns: list[Any]) -> None:
+    images = []
+    for index in range(count):
+        stream = io.BytesIO()
+        Image.new("RGB", (4, 4), (index + offset, 0, 0)).save(stream, "PNG")
+        images.append({"bytes": stream.getvalue(), "path": None})
+    table = pyarrow.table({"image": images, "label": [index % 3 for index in range(count)], **columns})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, path, row_group_size=4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "set/data/train-00000-of-00001.parquet", 6)
+    write(tmp_path / "set/data/test-00000-of-00002.parquet", 10, 100)
+    write(tmp_path / "set/data/test-00001-of-00002.parquet", 5, 200)
+    return tmp_path / "set"
+
+
+def test_rows_of_all_files_of_a_split_in_order(folder: Path) -> None:
+    images = source(folder)
+    assert len(images) == 15
+    assert [images[i][0].getpixel((0, 0))[0] for i in range(15)] == [*range(100, 110), *range(200, 205)]
+    assert [images[i][1] for i in range(10)] == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    assert images.key(14) == f"{folder}:test[14]"
+
+
+def test_files_may_be_named_by_a_pattern(folder: Path) -> None:
+    assert len(source(folder, files="test-00001*")) == 5
+    with pytest.raises(
+        InputError, match=r"no parquet file in it matches x\*; there are: data/test-00000-of-00002.parquet"
+    ):
+        source(folder, files="x*")
+
+
+def test_splits_do_not_overlap_and_seeds_choose(folder: Path) -> None:
+    check_disjoint(source(folder, split="train"), source(folder))
+    with pytest.raises(InputError, match="share 3 images"):
+        check_disjoint(source(folder, images=3), source(folder))
+    keys = [[images.key(i) for i in range(6)] for images in (source(folder, s, images=6) for s in (0, 0, 1))]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_what_does_not_fit_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="no parquet file in it has 'validation' in its path"):
+        source(folder, split="validation")
+    with pytest.raises(InputError, match="no column 'img'; the columns are image, label"):
+        source(folder, image_column="img")
+    with pytest.raises(InputError, match="must hold integers"):
+        source(folder, label_column="image")
+    with pytest.raises(InputError, match="16 asked for, and there are 15"):
+        source(folder, images=16)
+    with pytest.raises(InputError, match="does not exist"):
+        source(folder / "nowhere")
+
+
+def test_images_and_labels_that_are_missing_or_broken_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "test.parquet", 3, label=[0, -1, 2])
+    images = source(tmp_path)
+    with pytest.raises(InputError, match=r"test\[1\]: the image has no label"):
+        images[1]
+    write(tmp_path / "test.parquet", 1, image=[{"bytes": b"\x89PNG\r\n", "path": None}])
+    with pytest.raises(InputError, match=r"test\[0\]: the image cannot be decoded"):
+        source(tmp_path)[0]
+    (tmp_path / "test.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(InputError, match="not readable as parquet"):
+        source(tmp_path)
+
+
+def test_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install qplug\[hf\]"):
+        source(folder)
+
+
+def test_real_parquet(shared: Path) -> None:
+    images = source(shared / "data/cifar10", split="test", images=20)
+    image, label = images[0]
+    assert (image.size, image.mode) == ((32, 32), "RGB")
+    assert {images[i][1] for i in range(20)} <= set(range(10))
+    assert 0 <= label < 10

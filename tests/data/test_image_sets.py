@@ -1,0 +1,99 @@
+"""What every set shares: choosing, streaming, decoding, and the refusal of overlap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from qplug.data import batches, check_disjoint, choose, decode
+from qplug.data.digits import Digits
+from qplug.data.folder import Folder
+from qplug.errors import InputError
+from qplug.models.zoo import ZOO
+
+
+def digits(split: str, images: int | None = None, seed: int = 0):
+    return Digits(Digits.Config(source="digits", split=split, images=images)).open(seed)
+
+
+def folder(path: Path, **values: object):
+    return Folder(Folder.Config(source="folder", path=str(path), **values)).open(0)
+
+
+def test_choice_is_the_same_on_every_machine() -> None:
+    assert choose(1000, 5, 0, "") == [459, 206, 222, 162, 711]
+    assert choose(1000, 32, 3, "") == choose(1000, 64, 3, "")[:32]
+    assert choose(1000, 32, 0, "") != choose(1000, 32, 1, "")
+    assert len(set(choose(1000, 1000, 0, ""))) == 1000
+    assert list(choose(4, None, 0, "")) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("available", "images"), [(0, None), (0, 1), (3, 4), (3, 0)])
+def test_numbers_that_cannot_be_had_are_refused(available: int, images: int | None) -> None:
+    with pytest.raises(InputError, match=r"no images|asked for, and there are 3") as error:
+        choose(available, images, 0, "photos")
+    assert error.value.where == "photos"
+
+
+def test_batches_hold_every_image_once_in_order() -> None:
+    images = digits("test", 10)
+    transform = ZOO["vit_digits"].preprocessing.transform()
+    got = list(batches(images, transform, 4))
+    assert [tuple(pixels.shape) for pixels, _ in got] == [(4, 1, 8, 8), (4, 1, 8, 8), (2, 1, 8, 8)]
+    assert torch.cat([labels for _, labels in got]).tolist() == [images[i][1] for i in range(10)]
+    assert got[0][0].dtype == torch.float32
+    assert got[0][1].dtype == torch.int64
+    torch.testing.assert_close(got[2][0][1], transform(images[9][0]), rtol=0, atol=0)
+
+
+def test_batches_decode_no_further_than_they_are_read_and_draw_no_random_numbers() -> None:
+    images, seen = digits("test"), []
+
+    def transform(image: Image.Image) -> torch.Tensor:
+        seen.append(image)
+        return torch.zeros(1, 8, 8)
+
+    state = torch.random.get_rng_state()
+    next(batches(images, transform, 16))
+    assert len(seen) == 16
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_overlap_is_refused_by_content_under_any_name(tmp_path: Path) -> None:
+    for place, names in {"a/x": ("1.png", "2.png"), "b/x": ("3.png", "4.png")}.items():
+        (tmp_path / place).mkdir(parents=True)
+        for name in names:
+            Image.new("RGB", (8, 8), (int(name[0]), 0, 0)).save(tmp_path / place / name)
+    a, b = folder(tmp_path / "a"), folder(tmp_path / "b")
+    check_disjoint(a, b)
+    (tmp_path / "b/x/copy.png").write_bytes((tmp_path / "a/x/2.png").read_bytes())
+    with pytest.raises(InputError, match=r"share 1 image:") as error:
+        check_disjoint(a, folder(tmp_path / "b"))
+    assert str(tmp_path / "a/x/2.png") in str(error.value)
+    assert str(tmp_path / "b/x/copy.png") in str(error.value)
+
+
+def test_overlap_names_few_of_many() -> None:
+    with pytest.raises(InputError, match="share 40 images") as error:
+        check_disjoint(digits("train", 40), digits("train"))
+    assert len(str(error.value).splitlines()) < 10
+    assert "… and 35 more" in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif"])
+def test_truncated_image_is_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"broken.{suffix}"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:-600])
+    with pytest.raises(InputError, match="cannot be decoded") as error:
+        decode(path, str(path))
+    assert error.value.where == str(path)
+
+
+def test_image_of_sixteen_bits_is_refused_rather_than_clipped(tmp_path: Path) -> None:
+    Image.new("I;16", (4, 4), 40000).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match="more than 8 bits"):
+        decode(tmp_path / "deep.png", "deep.png")

@@ -1,0 +1,154 @@
+"""Model sources: what they build, and the errors for everything that a user can get wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from qplug.data import batches
+from qplug.data.folder import Folder
+from qplug.errors import InputError
+from qplug.models import FloatModel, fingerprint
+from qplug.models.sources import ImportedModel, TimmModel
+
+
+def from_timm(name: str = "test_vit", **values: Any) -> FloatModel:
+    return TimmModel(TimmModel.Config(source="timm", name=name, **values)).load()
+
+
+def imported(target: str, **values: Any) -> FloatModel:
+    return ImportedModel(ImportedModel.Config(source="import", target=target, **values)).load()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(7)
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+def test_checkpoint_gives_exactly_its_weights_and_no_note(checkpoint: Path) -> None:
+    model = from_timm(checkpoint_path=str(checkpoint))
+    assert model.fingerprint == fingerprint(load_file(checkpoint))
+    assert model.note == ""
+    assert not model.module.training
+    assert all(p.dtype == torch.float32 and not p.requires_grad for p in model.module.parameters())
+
+
+def test_random_weights_are_noted_and_the_same_each_time() -> None:
+    state = torch.random.get_rng_state()
+    model = from_timm()
+    assert "random" in model.note
+    assert model.fingerprint == from_timm().fingerprint
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_unknown_names_get_a_hint() -> None:
+    with pytest.raises(InputError, match=r"no model 'vit_tinny_patch16_224'\n.*did you mean 'vit_tiny_patch16_224'"):
+        from_timm("vit_tinny_patch16_224")
+    with pytest.raises(InputError, match=r"no weights 'nope' for vit_tiny_patch16_224\n.*augreg_in21k_ft_in1k"):
+        from_timm("vit_tiny_patch16_224.nope")
+
+
+def test_weights_that_cannot_be_fetched_suggest_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(InputError, match=r"could not be fetched \(OSError: no route to host\)\n.*checkpoint_path"):
+        from_timm(pretrained=True)
+
+
+def test_two_origins_of_weights_are_refused() -> None:
+    with pytest.raises(ValidationError, match="give one"):
+        TimmModel.Config(source="timm", name="test_vit", pretrained=True, checkpoint_path="x.safetensors")
+
+
+def test_input_size_builds_the_architecture_for_it() -> None:
+    model = from_timm(num_classes=5, preprocessing={"input_size": (1, 96, 96), "mean": (0.5,), "std": (0.5,)})
+    image = model.preprocessing.transform()(Image.new("RGB", (200, 100)))
+    assert tuple(image.shape) == (1, 96, 96)
+    assert tuple(model.module(image[None]).shape) == (1, 5)
+    convolutional = from_timm("test_resnet", preprocessing={"input_size": (3, 64, 64)})
+    assert tuple(convolutional.module(torch.zeros(1, 3, 64, 64)).shape) == (1, 1000)
+
+
+def test_checkpoint_of_another_size_is_resampled_only_on_request(checkpoint: Path) -> None:
+    state = load_file(checkpoint)
+    with pytest.raises(InputError, match="another architecture"):
+        from_timm("vit_tiny_patch16_224", checkpoint_path=str(checkpoint))
+    model = from_timm(checkpoint_path=str(checkpoint), preprocessing={"input_size": (3, 192, 192)})
+    assert "timm's checkpoint_filter_fn" in model.note
+    assert model.module.pos_embed.shape[1] > state["pos_embed"].shape[1]
+
+
+def test_preprocessing_is_the_models_own_under_the_recipes() -> None:
+    own = from_timm().preprocessing
+    changed = from_timm(preprocessing={"crop_pct": 0.5, "interpolation": "bilinear"}).preprocessing
+    assert (changed.crop_pct, changed.interpolation) == (0.5, "bilinear")
+    assert (changed.mean, changed.std, changed.input_size) == (own.mean, own.std, own.input_size)
+    with pytest.raises(InputError, match="mean has 1 values for 3 channels"):
+        from_timm(preprocessing={"mean": (0.5,)})
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
+def test_transform_takes_images_of_any_mode(mode: str) -> None:
+    transform = from_timm().preprocessing.transform()
+    assert tuple(transform(Image.new(mode, (50, 40))).shape) == (3, 160, 160)
+
+
+def test_import_calls_the_function_with_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_models.py").write_text(
+        "import torch\n"
+        "def make(classes):\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, classes))\n"
+        "def nothing():\n    return 3\n"
+        "number = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    how = {"input_size": (3, 2, 2), "mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "bilinear", "crop_pct": 1.0}
+    model = imported("my_models:make", kwargs={"classes": 4}, preprocessing=how)
+    assert tuple(model.module(torch.zeros(1, 3, 2, 2)).shape) == (1, 4)
+    assert "my_models:make" in model.note
+    with pytest.raises(InputError, match=r"does not say how .*\n.*set input_size, mean, std, interpolation, crop_pct"):
+        imported("my_models:make", kwargs={"classes": 4})
+    with pytest.raises(InputError, match=r"failed with \{\}: TypeError"):
+        imported("my_models:make")
+    with pytest.raises(InputError, match=r"has no 'mak'.*\n.*'make'"):
+        imported("my_models:mak")
+    with pytest.raises(InputError, match="returned int"):
+        imported("my_models:nothing")
+    with pytest.raises(InputError, match="nothing to call"):
+        imported("my_models:number")
+    with pytest.raises(InputError, match="cannot be imported: ModuleNotFoundError"):
+        imported("no_such_module:make")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "mobilenetv1_025"])
+def test_real_weights_reach_their_accuracy(shared: Path, name: str) -> None:
+    path = str(shared / "weights" / f"{name}.safetensors")
+    if name == "mobilenetv1_025":
+        kwargs = {"variant": "mobilenetv1_100", "channel_multiplier": 0.25, "pad_type": "same", "bn_eps": 1e-3}
+        how = {"interpolation": "bilinear"}
+        target = "timm.models.efficientnet:_gen_mobilenet_v1"
+        model = imported(target, kwargs=kwargs, checkpoint_path=path, preprocessing=how)
+    else:
+        model = from_timm(name, checkpoint_path=path)
+    root = shared / "data/imagenet_sample"
+    config = Folder.Config(source="folder", path=str(root / "dev"), class_map=str(root / "class_map.txt"), images=100)
+    images = Folder(config).open(0)
+    with torch.inference_mode():
+        right = [
+            (model.module(pixels).argmax(1) == labels).float().sum()
+            for pixels, labels in batches(images, model.preprocessing.transform(), 25)
+        ]
+    measured = {"vit_tiny_patch16_224": 85, "deit_tiny_patch16_224": 77, "mobilenetv1_025": 49}
+    assert float(sum(right)) >= measured[name] - 1

@@ -1,0 +1,26 @@
+"""The core's plugin: what it offers, through the hooks of a third party, without importing torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+from qplug.registry import build
+
+
+def test_it_offers_its_sources() -> None:
+    registry = build([EntryPoint("core", "qplug.builtin", "qplug")])
+    assert not registry.broken()
+    assert sorted(registry.models) == ["import", "timm", "zoo"]
+    assert sorted(registry.datasets) == ["digits", "folder", "hf"]
+    assert sorted(registry.quantizers) == ["regions", "uniform"]
+    assert list(registry.backends) == ["brevitas"]
+
+
+def test_it_imports_nothing_heavy() -> None:
+    heavy = ("torch", "timm", "numpy", "sklearn", "brevitas", "PIL", "datasets", "pyarrow")
+    code = f"import sys, qplug.builtin; print([name for name in {heavy} if name in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

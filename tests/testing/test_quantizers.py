@@ -1,0 +1,68 @@
+"""The contract of quantizers, on the core's own and on ways to be wrong."""
+
+import pytest
+import torch
+
+from qplug import Region, RegionQuantizer, UniformQuantizer
+from qplug.testing import QuantizerContract
+
+SCALE = torch.tensor(0.1)
+
+
+class TestUniform(QuantizerContract):
+    quantizers = (
+        UniformQuantizer(SCALE, None, bits=4, signed=True),
+        UniformQuantizer(SCALE, None, bits=8, signed=False),
+        UniformQuantizer(SCALE, torch.tensor(3.0), bits=4, signed=False),
+    )
+
+
+class TestRegions(QuantizerContract):
+    quantizers = (
+        RegionQuantizer(0.05, (Region(-(1 << 6), 0, -4, -1), Region(0, 3, 0, 3), Region(32, 5, 0, 7)), bits=4),
+    )
+
+
+class Wrong(UniformQuantizer):
+    kind = "wrong"
+
+
+class WritesToInput(Wrong):
+    def forward(self, x):
+        return x.clamp_(-1, 1)
+
+
+class OtherValuesInInference(Wrong):
+    def infer(self, x):
+        return super().infer(x) + 1.0
+
+
+class NoGradient(Wrong):
+    def forward(self, x):
+        return super().forward(x.detach())
+
+
+class OtherKind(Wrong):
+    def to_dict(self):
+        return super().to_dict() | {"kind": "uniform"}
+
+
+class NotANumber(Wrong):
+    def forward(self, x):
+        return super().forward(x) * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (WritesToInput, "forward writes to its input"),
+        (OtherValuesInInference, "infer and forward differ"),
+        (NoGradient, "no gradient passes"),
+        (OtherKind, "to_dict lacks 'kind': 'wrong'"),
+        (NotANumber, "not finite"),
+    ],
+)
+def test_the_suite_finds_what_is_wrong(wrong, message):
+    quantizer = wrong(SCALE, None, bits=4, signed=True)
+    with pytest.raises(AssertionError, match=message):
+        QuantizerContract().test_contract(quantizer)
