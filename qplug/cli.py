@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from qplug.recipe import Recipe
     from qplug.report.screen import Screen
 
+INTERRUPTED = 130  # what some versions of typer end with after Ctrl-C, and others with 1
+
 app = typer.Typer(
     name="qplug",
     help="Quantise vision models: every paper's technique under one protocol.",
@@ -292,7 +294,7 @@ def _report(error: QplugError) -> int:
 
 
 def _terminated(number: int, _: FrameType | None) -> None:
-    print("stopped by a signal; nothing was written", file=sys.stderr)
+    print("stopped by a signal", file=sys.stderr)
     raise SystemExit(1)
 
 
@@ -306,6 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _State.traceback = _State.json = False
     try:
         app(args=arguments, prog_name="qplug")
+    except SystemExit as end:
+        sys.exit(1 if end.code == INTERRUPTED else end.code)
     except QplugError as error:
         if _State.traceback:
             raise

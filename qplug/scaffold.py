@@ -1,4 +1,4 @@
-"""``qplug new-plugin``: a plugin of one's own, as a renamed copy of the example plugin, which is real and tested code."""
+"""``qplug new-plugin``: a plugin of one's own, as a renamed copy of the example plugin, which is real and tested."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from qplug.errors import InputError
 EXAMPLE = "qplug-example-plugin"
 FILES = ("pyproject.toml", "README.md", "src", "tests")  # as pyproject.toml puts them into the wheel
 SUFFIXES = (".py", ".toml", ".md")
-NAMES = re.compile(r"qplug-example-plugin|qplug_example_plugin|\bexample(?=\.three_sigma)|^example(?= = )", re.MULTILINE)
+NAMES = re.compile(
+    r"qplug-example-plugin|qplug_example_plugin|\bexample(?=\.three_sigma)|^example(?= = )", re.MULTILINE
+)
 
 
 def new_plugin(name: str, parent: Path) -> Path:
@@ -64,7 +66,9 @@ def _names(name: str) -> tuple[str, str]:
     prefix = package.removeprefix("qplug_").removesuffix("_plugin")
     for word in (package, prefix):
         if keyword.iskeyword(word) or not word.isidentifier() or word in ("qplug", "plugin"):
-            raise InputError(f"'{name}' gives '{word}', which Python or qplug keeps for itself", fix="choose another name")
+            raise InputError(
+                f"'{name}' gives '{word}', which Python or qplug keeps for itself", fix="choose another name"
+            )
     if package in sys.stdlib_module_names or importlib.util.find_spec(package) is not None:
         what = f"'{name}' gives the package '{package}', which is taken by a module that is installed here"
         raise InputError(what, fix=f"for example qplug-{prefix.replace('_', '-')}-plugin")

@@ -18,7 +18,9 @@ CONFIGS = {
 for _name, _technique in installed().techniques.items():
     _class = "Test" + "".join(word.title() for word in _name.replace(".", "_").split("_"))
     globals()[_class] = type(
-        _class, (TechniqueContract,), {"technique": _technique, "configs": CONFIGS.get(_name, ({},)), "__module__": __name__}
+        _class,
+        (TechniqueContract,),
+        {"technique": _technique, "configs": CONFIGS.get(_name, ({},)), "__module__": __name__},
     )
 
 

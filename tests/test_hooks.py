@@ -55,7 +55,9 @@ def test_parameters_are_typed(name):
     assert signature.return_annotation is not inspect.Signature.empty
     for parameter in list(signature.parameters.values())[1:]:
         assert parameter.annotation is not inspect.Parameter.empty, f"{name}: {parameter.name} has no type"
-        assert parameter.default is inspect.Parameter.empty, f"{name}: pluggy would not pass the default of {parameter.name}"
+        assert parameter.default is inspect.Parameter.empty, (
+            f"{name}: pluggy would not pass the default of {parameter.name}"
+        )
 
 
 @pytest.mark.parametrize("name", [*DISCOVERY, *RUN])

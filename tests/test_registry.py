@@ -73,7 +73,10 @@ BROKEN = {
         "unknown hook 'qplug_technique'",
     ),
     "misspelt run hook": (TECHNIQUE.format(**GOOD | {"hook": "qplug_smoothe"}), "unknown hook 'qplug_smoothe'"),
-    "wrong signature": (TECHNIQUE.format(**GOOD | {"parameters": "self, grup"}), "qplug_smooth(grup) Argument(s) {'grup'} are declared"),
+    "wrong signature": (
+        TECHNIQUE.format(**GOOD | {"parameters": "self, grup"}),
+        "qplug_smooth(grup) Argument(s) {'grup'} are declared",
+    ),
     "wrong prefix": (TECHNIQUE.format(**GOOD | {"tag": "other.mine"}), "'other.mine' must be named 'broken.…'"),
     "no technique": (TECHNIQUE.format(**GOOD | {"offered": "int"}), "int is not a subclass of qplug.Technique"),
     "offered twice": (TECHNIQUE.format(**GOOD | {"offered": "Mine, Mine"}), "'broken.mine' is offered twice"),

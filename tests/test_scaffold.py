@@ -1,6 +1,5 @@
 """``qplug new-plugin``: a complete folder or none, under a name that can work."""
 
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,9 +27,9 @@ def test_it_is_the_example_under_another_name(name, package, prefix, tmp_path):
     folder = new_plugin(name, tmp_path)
     assert folder == tmp_path / name
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
-    assert project["name"] == name
-    assert project["entry-points"]["qplug"] == {prefix: package}
+    project = (folder / "pyproject.toml").read_text()
+    assert f'name = "{name}"' in project
+    assert f'[project.entry-points.qplug]\n{prefix} = "{package}"' in project
     module = (folder / "src" / package / "three_sigma.py").read_text()
     assert f'Literal["{prefix}.three_sigma"] = "{prefix}.three_sigma"' in module
     assert files(folder) == {
@@ -46,14 +45,27 @@ def test_it_is_the_example_under_another_name(name, package, prefix, tmp_path):
 
 
 def test_the_example_holds_nothing_that_the_copy_leaves_out():
-    kept = {str(path.relative_to(EXAMPLE)) for name in scaffold.FILES for path in [EXAMPLE / name, *(EXAMPLE / name).rglob("*")]}
-    left = {path for path in files(EXAMPLE) - kept if "cache" not in path}
-    assert not left
+    kept = tuple(scaffold.FILES)
+    assert not [path for path in files(EXAMPLE) if not path.startswith(kept) and "cache" not in path]
 
 
 @pytest.mark.parametrize(
     "name",
-    ["", "-x", "x-", "1st", "a b", "a/b", "../x", ".x", "ümlaut", "x" * 65, "class", "qplug-class-plugin", "qplug", "qplug-plugin"],
+    [
+        "",
+        "-x",
+        "x-",
+        "1st",
+        "a b",
+        "a/b",
+        "../x",
+        ".x",
+        "ümlaut",
+        "x" * 65,
+        "class",
+        "qplug-class-plugin",
+        "qplug-plugin",
+    ],
 )
 def test_a_name_that_cannot_work_is_refused(name, tmp_path):
     with pytest.raises(InputError):
@@ -61,7 +73,9 @@ def test_a_name_that_cannot_work_is_refused(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("name", "owner"), [("json", "module"), ("pydantic", "module"), ("qplug-baseline-plugin", "qplug")])
+@pytest.mark.parametrize(
+    ("name", "owner"), [("json", "module"), ("pydantic", "module"), ("qplug-baseline-plugin", "qplug")]
+)
 def test_a_name_that_is_taken_is_refused_and_says_by_whom(name, owner, tmp_path):
     with pytest.raises(InputError, match=owner):
         new_plugin(name, tmp_path)

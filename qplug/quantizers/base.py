@@ -18,6 +18,17 @@ def round_ste(x: Tensor) -> Tensor:
     return x + (torch.round(x) - x).detach() if x.requires_grad else torch.round(x)
 
 
+def clamp_ste(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp to [low, high]; the gradient passes there, both ends included.
+
+    That of torch.clamp at the ends depends on torch's version, and whatever rounds to an end lies exactly there.
+    """
+    if not x.requires_grad:
+        return torch.clamp(x, low, high)
+    x = torch.where(x > high, float(high), x)
+    return torch.where(x < low, float(low), x)
+
+
 class Quantizer(nn.Module):
     """Fake-quantises a tensor: ``forward`` returns values on the quantizer's grid, in the input's shape and dtype.
 
@@ -43,7 +54,8 @@ class Quantizer(nn.Module):
         count = 1
         for size in shape:
             count *= size
-        return count * self.bits + 32 * sum(buffer.numel() for buffer in self.buffers())
+        derived = self._non_persistent_buffers_set
+        return count * self.bits + 32 * sum(b.numel() for name, b in self.named_buffers() if name not in derived)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that ``from_dict`` needs, as JSON values, ``kind`` included."""

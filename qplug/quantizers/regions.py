@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from qplug.quantizers.base import Quantizer, round_ste
+from qplug.quantizers.base import Quantizer, clamp_ste, round_ste
 
 TABLE_LIMIT = 1 << 16
 """Base integers up to which ``infer`` looks values up instead of computing every region."""
@@ -66,7 +66,7 @@ class RegionQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantise; gradients pass inside the range and stop outside."""
-        q = torch.clamp(round_ste(x / self.step), self.least, self.most)
+        q = clamp_ste(round_ste(x / self.step), self.least, self.most)
         values = self._values(q.detach())
         return q * self.step + (values - q * self.step).detach() if x.requires_grad else values
 
@@ -79,7 +79,7 @@ class RegionQuantizer(Quantizer):
         if self._table is None or self._table.device != x.device:
             self._table = self._values(torch.arange(self.least, self.most + 1, device=x.device, dtype=torch.float32))
         index = torch.div(x, self.step).round_().clamp_(self.least, self.most).sub_(self.least).to(torch.int32)
-        return self._table.to(x.dtype).index_select(0, index.view(-1)).view(x.shape)
+        return self._table.to(x.dtype).index_select(0, index.reshape(-1)).view(x.shape)
 
     def storage_bits(self, shape: tuple[int, ...]) -> int:
         """The codes, the base step at 32 bits, and 8 bits for each region's shift."""

@@ -53,7 +53,7 @@ def line_search(
     centre = best.clone()
     for step in range(refine):
         place = 2.0 * (step + 1) / (refine + 1) - 1.0
-        best, least = _try(centre * ratio**place, best, least, quantize, error_of, granularity)
+        best, least = _try((centre * ratio**place).clamp(low, high), best, least, quantize, error_of, granularity)
     return best, least
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from qplug.quantizers.base import Quantizer, integer_range, round_ste
+from qplug.quantizers.base import Quantizer, clamp_ste, integer_range, round_ste
 from qplug.types import QuantSpec
 
 TINY = torch.finfo(torch.float32).tiny
@@ -63,7 +63,7 @@ class UniformQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantise; gradients pass inside the range and stop outside."""
-        codes = torch.clamp(round_ste(x / self.scale + self.zero_point), self.low, self.high)
+        codes = clamp_ste(round_ste(x / self.scale + self.zero_point), self.low, self.high)
         return (codes - self.zero_point) * self.scale
 
     @torch.no_grad()

@@ -137,7 +137,7 @@ def technique_tables(registry: Registry, name: str) -> list[Table]:
         ("plugin", row["plugin"] or "none"),
         ("hooks", ", ".join(row["hooks"])),
     ]
-    about = Table(row["name"], (), facts, notes=row["about"].splitlines())
+    about = Table(row["name"], (), facts, prose=row["about"])
     cells = [
         (p["name"], p["type"], "required" if p["required"] else _value(p["default"]), p["description"])
         for p in row["parameters"]

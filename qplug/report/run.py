@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qplug.plan import Change
 
 Metrics = Mapping[str, Any]
+_OPTIONAL = {"softmax_input": "Softmax", "layernorm_input": "LayerNorm"}
 _OWN = {"float", "quantized", "bits", "coverage", "images", "seconds"}
 _OWN |= {"size_mb", "bops_g", "bops_convention", "peak_memory_mb"}
 
@@ -58,7 +59,7 @@ def summary_tables(result: RunResult) -> list[Table]:
         ("agreement with float", percent(m.get("quantized.agreement"))),
         ("logit SQNR", number(m.get("quantized.logit_sqnr_db"), "dB")),
         ("size", _size(m)),
-        ("bit operations", f"{number(m.get('bops_g'), 'G')} ({m.get('bops_convention', 'convention not given')})"),
+        ("bit operations", f"{number(m.get('bops_g'), 'G', 3)} ({m.get('bops_convention', 'convention not given')})"),
         ("mean bits", bits),
         ("MACs quantised", percent(m.get("coverage.macs"))),
         ("images", f"{m.get('images.calibration', '–')} to calibrate, {m.get('images.evaluation', '–')} to measure"),
@@ -90,6 +91,11 @@ def protocol_parts(groups: Iterable[Mapping[str, Any]], result: RunResult) -> li
         low, high = spans.get(group["kind"], (group["bits_min"], group["bits_max"]))
         spans[group["kind"]] = (min(low, group["bits_min"]), max(high, group["bits_max"]))
     parts = [f"{kind} {_span(*span)} bits" for kind, span in spans.items()]
+    inputs = [name for kind, name in _OPTIONAL.items() if kind not in spans]
+    if inputs:
+        parts.append(f"inputs of {' and '.join(inputs)} in float")
+    if result.plan.float_sites:
+        parts.append(f"sites in float: {_first(result.plan.float_sites)}")
     if not result.float_macs:
         return [*parts, "every MAC has both operands quantised"]
     share = sum(result.float_macs.values()) / result.plan.total_macs if result.plan.total_macs else 0.0

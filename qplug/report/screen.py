@@ -15,13 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Table:
-    """Rows of text under a title; ``right`` names the columns of numbers. Without columns, rows are label and value."""
+    """Rows of text under a title; ``right`` names the columns of numbers. Without columns, rows are label and value.
+
+    ``notes`` are lines below, and ``prose`` is text whose paragraphs a terminal may wrap anew.
+    """
 
     title: str
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     right: Sequence[str] = ()
     notes: Sequence[str] = ()
+    prose: str = ""
 
     def plain(self) -> str:
         """Aligned text without lines, colours or limits of width."""
@@ -32,7 +36,7 @@ class Table:
         for row in rows:
             cells = zip(row, widths, sides, strict=True)
             lines.append("  ".join(cell.rjust(width) if side else cell.ljust(width) for cell, width, side in cells))
-        return "\n".join(line.rstrip() for line in [*lines, *self.notes])
+        return "\n".join(line.rstrip() for line in [*lines, *self.notes, *self.prose.splitlines()])
 
 
 class Screen:
@@ -74,9 +78,12 @@ class Screen:
             drawn.add_column(column, justify="right" if column in table.right else "left", overflow="fold")
         for row in table.rows:
             drawn.add_row(*(Text(cell) for cell in row))
-        self.console.print(drawn)
+        if table.rows or title:
+            self.console.print(drawn)
         for note in table.notes:
             self.console.print(Text(note, style="dim"))
+        for paragraph in filter(None, table.prose.split("\n\n")):
+            self.console.print(Text(" ".join(paragraph.split()) + "\n", style="dim"))
 
     def error(self, error: QplugError) -> None:
         """Print an error on at most one screen."""

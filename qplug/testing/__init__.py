@@ -4,7 +4,7 @@ Example::
 
     class TestMine(TechniqueContract):
         technique = MyTechnique
-        configs = [{}, {"strength": 0.5}]
+        configs = ({}, {"strength": 0.5})
 """
 
 from qplug.testing.quantizers import QuantizerContract

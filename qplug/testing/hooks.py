@@ -116,14 +116,18 @@ def check_results(technique: Technique) -> None:
         assert choice.quantizer.bits == spec.bits, f"{where}: the quantizer has {choice.quantizer.bits} bits"
         check_quantizer(choice.quantizer, stats.sample)
     for path, model, rewrite in rewrites(technique):
-        assert isinstance(rewrite, Rewrite), f"{name} at {path}: expected a qplug.Rewrite, received {type(rewrite).__name__}"
+        assert isinstance(rewrite, Rewrite), (
+            f"{name} at {path}: expected a qplug.Rewrite, received {type(rewrite).__name__}"
+        )
         if rewrite.preserves:
             changed = copy.deepcopy(model)
             changed.set_submodule(path, rewrite.module.eval())
             images = toy_images()
             with torch.no_grad():
                 error = _relative(changed(images), model(images))
-            assert error <= TOLERANCE, f"{name} at {path}: preserves=True, and the output moves by {error:.1e} of its norm"
+            assert error <= TOLERANCE, (
+                f"{name} at {path}: preserves=True, and the output moves by {error:.1e} of its norm"
+            )
 
 
 def check_untouched(model: nn.Module) -> None:
@@ -133,7 +137,9 @@ def check_untouched(model: nn.Module) -> None:
             assert not getattr(module, kind), f"the run left {kind[1:].replace('_', ' ')} on '{path}'"
     for path, parameter in model.named_parameters():
         assert parameter.grad is None, f"the run left a gradient on '{path}'"
-    assert fingerprint(model.state_dict()) == fingerprint(toy_vit().state_dict()), "the run changed the float model's weights"
+    assert fingerprint(model.state_dict()) == fingerprint(toy_vit().state_dict()), (
+        "the run changed the float model's weights"
+    )
 
 
 def _check_allocation(name: str, bits: Mapping[str, int]) -> None:
@@ -147,7 +153,9 @@ def _check_smoothing(where: str, group: NormGroup, stats: SiteStats, smoothing: 
     assert isinstance(smoothing, Smoothing), f"{where}: expected a qplug.Smoothing, received {type(smoothing).__name__}"
     shape = stats.channel_max.shape
     for part, values in (("shift", smoothing.shift), ("scale", smoothing.scale)):
-        assert values.shape == shape, f"{where}: {part} has shape {tuple(values.shape)}, the channels are {tuple(shape)}"
+        assert values.shape == shape, (
+            f"{where}: {part} has shape {tuple(values.shape)}, the channels are {tuple(shape)}"
+        )
         assert bool(values.isfinite().all()), f"{where}: {part} is not finite"
     assert bool((smoothing.scale > 0).all()), f"{where}: scale is not positive"
     moved = (stats.sample - smoothing.shift) / smoothing.scale

@@ -34,7 +34,9 @@ def _check_serialisation(quantizer: Quantizer, x: Tensor, out: Tensor, what: str
     assert data.get("kind") == quantizer.kind, f"{what}: to_dict lacks 'kind': {quantizer.kind!r}"
     text = json.dumps(data, allow_nan=False)
     again = type(quantizer).from_dict(json.loads(text))
-    assert again.bits == quantizer.bits, f"{what}: from_dict(to_dict()) has {again.bits} bits instead of {quantizer.bits}"
+    assert again.bits == quantizer.bits, (
+        f"{what}: from_dict(to_dict()) has {again.bits} bits instead of {quantizer.bits}"
+    )
     assert json.dumps(again.to_dict()) == text, f"{what}: from_dict(to_dict()) describes itself differently"
     assert torch.equal(again(x), out), f"{what}: from_dict(to_dict()) quantises differently"
 
@@ -46,7 +48,9 @@ def _check_gradient(quantizer: Quantizer, x: Tensor, out: Tensor, what: str) -> 
         assert traced.requires_grad, f"{what}: no gradient passes (estimate it straight-through)"
         traced.sum().backward()
     # straight-through estimators add and subtract x, which may cost the last bits
-    assert torch.allclose(traced.detach(), out, rtol=1e-4, atol=1e-6), f"{what}: other values where a gradient is wanted"
+    assert torch.allclose(traced.detach(), out, rtol=1e-4, atol=1e-6), (
+        f"{what}: other values where a gradient is wanted"
+    )
     assert leaf.grad is not None
     assert bool(leaf.grad.isfinite().all()), f"{what}: the gradient is not finite"
 

@@ -114,14 +114,17 @@ def toy_registry(*techniques: type[Technique], loaded: list[nn.Module] | None = 
     registry = copy.copy(installed())
     registry.models = registry.models | {"toy": Model}
     registry.datasets = registry.datasets | {"toy": ToyData}
-    added = {technique.name(): technique for technique in (*techniques, ToyMinMax)}
+    everything: tuple[type[Technique], ...] = (*techniques, ToyMinMax)
+    added = {technique.name(): technique for technique in everything}
     registry.techniques = registry.techniques | added
     registry.owners = {f"technique:{name}": OWNER for name in added} | registry.owners
     return registry
 
 
-def toy_recipe(technique: type[Technique], *, registry: Registry | None = None, bits: int = 4, **parameters: Any) -> Recipe:
-    """A validated recipe of one technique with ``parameters``, min-max ranges behind it, on the toys, everywhere ``bits``."""
+def toy_recipe(
+    technique: type[Technique], *, registry: Registry | None = None, bits: int = 4, **parameters: Any
+) -> Recipe:
+    """A validated recipe on the toys: the technique with ``parameters``, then min-max ranges; ``bits`` everywhere."""
     return recipe_type(registry or toy_registry(technique)).model_validate(
         {
             "version": 1,

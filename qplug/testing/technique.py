@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -115,7 +115,7 @@ class TechniqueContract:
             hooks.check_untouched(model)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _heavy_imports(module: str) -> tuple[str, ...]:
     """Which of ``HEAVY`` a fresh interpreter has imported after importing ``module``."""
     code = f"import sys; sys.path[:] = {sys.path!r}; import {module}; print(*sorted(set({HEAVY}) & set(sys.modules)))"

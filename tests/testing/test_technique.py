@@ -1,7 +1,7 @@
 """The contract suite passes what is right, and says of each thing that is wrong what it is."""
 
-import trial_techniques as trial
 import pytest
+import trial_techniques as trial
 
 import qplug
 from qplug.testing import TechniqueContract, toy_run

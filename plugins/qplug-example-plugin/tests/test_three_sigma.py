@@ -10,7 +10,7 @@ from qplug.testing import TechniqueContract
 
 class TestContract(TechniqueContract):
     technique = ThreeSigma
-    configs = [{}, {"k": 1.5}]
+    configs = ({}, {"k": 1.5})
 
 
 def quantizer(x, spec, site=None, k=3.0):

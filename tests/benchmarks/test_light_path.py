@@ -1,0 +1,30 @@
+"""The light commands in multiples of what importing their libraries takes, each the best of some runs in turn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IMPORTS = "import pydantic, typer, rich"
+COMMAND = "from qplug.cli import main; main({!r})"
+
+
+def seconds(code: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 2.0), (["validate", "recipes/mptq_vit.yaml"], 4.0)])
+def test_multiples_of_the_imports(arguments: list[str], limit: float) -> None:
+    if not entry_points(group="qplug"):
+        pytest.skip("qplug is not installed, so that no technique is known")
+    rounds = [(seconds(IMPORTS), seconds(COMMAND.format(arguments))) for _ in range(7)]
+    base, ours = (min(column) for column in zip(*rounds, strict=True))
+    assert ours <= limit * base  # measured: 0.9 and 2.9

@@ -1,0 +1,130 @@
+"""Adapters compute what the original does, in every variant, and a wrong one is refused."""
+
+import copy
+
+import pytest
+import torch
+from timm.layers.attention import Attention
+from timm.models.swin_transformer import SwinTransformer, WindowAttention
+from torch import nn
+
+from qplug import Adapter, GuardError
+from qplug.models.adapters import ADAPTERS, make_explicit
+from qplug.models.explicit import ExplicitAttention, ExplicitWindowAttention, MatMul
+from qplug.testing import toy_images, toy_vit
+
+
+def close(one, other):
+    return float((one - other).norm() / other.norm()) < 1e-5
+
+
+def randomised(module):
+    """Biases, norms and tables too, which timm starts at 0 or 1."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return module.eval()
+
+
+VARIANTS = {
+    "plain": {},
+    "biased": {"qkv_bias": True},
+    "qk_norm": {"qk_norm": True, "norm_layer": nn.LayerNorm},
+    "scale_norm": {"scale_norm": True, "norm_layer": nn.LayerNorm},
+    "gated": {"gated": True, "qkv_bias": True},
+    "wide heads": {"attn_head_dim": 10, "dim_out": 7},
+    "dropout": {"attn_drop": 0.5, "proj_drop": 0.5},
+}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_attention_in_every_variant_with_and_without_masks(variant, fused):
+    torch.manual_seed(0)
+    original = randomised(Attention(24, num_heads=3, **VARIANTS[variant]))
+    original.fused_attn = fused
+    explicit = ExplicitAttention(copy.deepcopy(original)).eval()
+    x = torch.randn(2, 9, 24)
+    keep = torch.rand(2, 1, 9, 9) > 0.3
+    keep[..., 0] = True
+    with torch.no_grad():
+        assert close(explicit(x), original(x))
+        assert close(explicit(x, attn_mask=keep), original(x, attn_mask=keep))
+        additive = torch.randn(2, 1, 9, 9)
+        assert close(explicit(x, attn_mask=additive), original(x, attn_mask=additive))
+        assert close(explicit(x, is_causal=True), original(x, is_causal=True))
+        assert not close(explicit(x, is_causal=True), original(x))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_window_attention_with_and_without_mask(fused):
+    torch.manual_seed(0)
+    original = randomised(WindowAttention(24, num_heads=3, window_size=4))
+    original.fused_attn = fused
+    explicit = ExplicitWindowAttention(copy.deepcopy(original)).eval()
+    x, mask = torch.randn(2 * 4, 16, 24), torch.randn(4, 16, 16)
+    with torch.no_grad():
+        assert close(explicit(x), original(x))
+        assert close(explicit(x, mask=mask), original(x, mask=mask))
+        assert not close(explicit(x, mask=mask), original(x))
+
+
+def test_weights_are_taken_over_under_their_names():
+    original = Attention(24, num_heads=3, qk_norm=True, norm_layer=nn.LayerNorm)
+    assert ExplicitAttention(original).state_dict().keys() == original.state_dict().keys()
+    window = WindowAttention(24, num_heads=3, window_size=4)
+    assert set(ExplicitWindowAttention(window).state_dict()) == set(window.state_dict())
+
+
+def test_a_whole_model_is_replaced_in_place_and_computes_the_same():
+    torch.manual_seed(0)
+    swin = SwinTransformer(
+        img_size=32, patch_size=2, window_size=4, embed_dim=12, depths=(2, 2), num_heads=(2, 2), num_classes=5
+    )
+    for model, image, count in ((toy_vit(), toy_images(1), 2), (randomised(swin), torch.randn(1, 3, 32, 32), 4)):
+        with torch.no_grad():
+            expected = model(image)
+            replaced = make_explicit(model, ADAPTERS, image)
+            assert close(model(image), expected)
+        assert len(replaced) == count
+        assert sum(isinstance(m, MatMul) for m in model.modules()) == 2 * count
+        assert make_explicit(model, ADAPTERS, image) == []
+        assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_a_wrong_adapter_is_refused_by_its_name_and_place():
+    def build(module):
+        explicit = ExplicitAttention(module).eval()
+        explicit.scale = explicit.scale * 1.1
+        return explicit
+
+    with pytest.raises(GuardError, match="timm.layers.attention:Attention changes the output") as caught:
+        make_explicit(toy_vit(), [Adapter("timm.layers.attention:Attention", build)], toy_images(1))
+    assert caught.value.where == "blocks.0.attn"
+
+
+def test_an_adapter_that_returns_nan_is_refused():
+    def build(module):
+        explicit = ExplicitAttention(module).eval()
+        explicit.scale = float("nan")
+        return explicit
+
+    with pytest.raises(GuardError):
+        make_explicit(toy_vit(), [Adapter("timm.layers.attention:Attention", build)], toy_images(1))
+
+
+def test_the_first_adapter_of_a_type_wins_and_none_leaves_the_module():
+    refuse = Adapter("timm.layers.attention:Attention", lambda module: None)
+    model = toy_vit()
+    assert make_explicit(model, [refuse, *ADAPTERS], toy_images(1)) == []
+    assert type(model.blocks[0].attn) is Attention
+
+
+def test_a_subclass_may_compute_something_else_and_is_left_alone():
+    class Mine(Attention):
+        def forward(self, x, attn_mask=None, is_causal=False):
+            return super().forward(x) * 2
+
+    model = toy_vit()
+    model.blocks[1].attn = Mine(16, num_heads=2).eval()
+    assert make_explicit(model, ADAPTERS, toy_images(1)) == ["blocks.0.attn"]

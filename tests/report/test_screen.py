@@ -1,0 +1,106 @@
+"""Plain text is whole and without decoration; a terminal gets lines and colours."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from recipe_toys import registry
+
+from qplug.errors import InputError, Problem, RecipeError
+from qplug.report.catalogue import plugins_table, technique, technique_tables, techniques_table
+from qplug.report.progress import Progress
+from qplug.report.screen import Screen, Table
+from qplug.types import Event
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+TABLE = Table("Title", ("name", "count"), [("x" * 120, "1"), ("[b]y[/b]", "234")], ("count",), ["a note"], "One\ntwo.")
+
+
+def test_plain_tables_are_aligned_and_never_cut() -> None:
+    stream = io.StringIO()
+    Screen(stream).table(TABLE)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "Title"
+    assert lines[2] == "x" * 120 + "      1"
+    assert lines[3] == "[b]y[/b]" + " " * 112 + "    234"
+    assert lines[4:] == ["a note", "One", "two.", ""]
+    assert stream.getvalue().isascii()
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_terminal_gets_the_same_words_with_lines() -> None:
+    stream = Terminal()
+    Screen(stream).table(TABLE)
+    text = stream.getvalue()
+    assert "─" in text
+    assert "[b]y[/b]" in text
+    assert "One two." in text
+
+
+def test_long_errors_stay_within_one_screen_and_say_so() -> None:
+    problems = [Problem(f"a.yaml:{i}:1", "is wrong", "fix it", "    1 | a\n      | ^") for i in range(50)]
+    stream = io.StringIO()
+    Screen(stream).error(RecipeError(problems))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) <= 24
+    assert lines[-1] == f"50 problems, {50 - 5} of them not shown"
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_errors_have_place_and_advice(stream: io.StringIO) -> None:
+    Screen(stream).error(InputError("is wrong", where="a/b.png", fix="[bold]look[/bold]"))
+    Screen(stream).error(RecipeError([Problem("a.yaml:1:1", "[red]", "do", "    1 | a\n      | ^")]))
+    for word in ("a/b.png: is wrong", "→ [bold]look[/bold]", "a.yaml:1:1", "[red]", "→ ", "1 problem"):
+        assert word in stream.getvalue()
+
+
+def test_what_is_installed() -> None:
+    text = plugins_table(registry()).plain()
+    assert "torn (qplug-torn 0.4): ModuleNotFoundError: No module named 'scipy'" in text
+    assert "2 techniques" in text
+    assert "toy.ranges  Ranges.       toy (qplug-toy 1.2.3)  a toy" in techniques_table(registry()).plain()
+    about, parameters = technique_tables(registry(), "toy.ranges")
+    assert "qplug_estimate_range" in about.plain()
+    assert parameters.rows[0] == ("percentile", "number ≥ 50.0 ≤ 100.0", "99.9", "per cent of the values kept")
+    types = {p["name"]: p["type"] for p in technique(registry(), "toy.split")["parameters"]}
+    assert types == {
+        "split": "whole number or auto",
+        "limits": "list of whole number",
+        "granularity": "per_tensor, per_channel, per_head",
+    }
+    with pytest.raises(InputError, match=r"did you mean 'toy\.ranges'"):
+        technique(registry(), "toy.range")
+    with pytest.raises(InputError, match=r"torn \(qplug-torn 0\.4\), which cannot be used: ModuleNotFoundError"):
+        technique(registry(), "torn.x")
+
+
+def test_progress_in_a_pipe_is_one_line_for_each_long_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 0.5, 1.0, 4.5])
+    monkeypatch.setattr("time.monotonic", lambda: next(now, 9.0))
+    stream = io.StringIO()
+    with Progress(stream) as progress:
+        for stage in ("short", "long"):
+            progress.qplug_observe(Event(stage, "start"))
+            progress.qplug_observe(Event(stage, "advance", 1, 2))
+            progress.qplug_observe(Event(stage, "end", note="done"))
+    assert stream.getvalue().splitlines()[-1].startswith("long: ")
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_progress_on_a_terminal_draws_bars() -> None:
+    stream = Terminal()
+    with Progress(stream) as progress:
+        progress.qplug_observe(Event("statistics", "start", 0, 8))
+        progress.qplug_observe(Event("statistics", "advance", 4, 8, "[x]"))
+        progress.advance("train", 1, 3)
+        progress.qplug_observe(Event("statistics", "end", 8, 8))
+        progress.qplug_observe(Event("unknown length", "start"))
+        progress.qplug_observe(Event("unknown length", "end"))
+    assert "statistics" in stream.getvalue()
+    progress.qplug_observe(Event("late", "start"))  # behind the block, nothing is drawn
