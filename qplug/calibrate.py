@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,18 +12,34 @@ from torch.nn import functional as F
 
 from qplug.errors import InputError
 from qplug.models.explicit import MatMul
-from qplug.operations import Operation, SampleSize, operation_of
+from qplug.operations import Operation, Rows, SampleSize, operation_of
 from qplug.stats import Product, SiteStats
 from qplug.types import Site, SiteKind, Smoothing
 
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "kl": lambda logits: (_kl_probe(logits.detach()) * logits).sum(),
+    "logits": lambda logits: (_centred(torch.randint_like(logits, 2) * 2 - 1) * logits).sum(),
     "cross_entropy": lambda logits: F.cross_entropy(logits, logits.detach().argmax(-1), reduction="sum"),
 }
-"""Losses by name, each of the float logits (B, classes) alone and summed over images.
+"""What the importance of an output O is made of: functions of the float logits z (B, classes), summed over images, whose
+squared gradient (dL/dO)² weighs errors. PTQ4ViT's released code takes KL(float ‖ float), whose gradient is zero.
 
-``cross_entropy`` is taken against the model's own top-1. PTQ4ViT's released code takes KL(float ‖ float), whose gradient
-is zero everywhere; that of the cross entropy is not, and it is the empirical Fisher of the label the model would give.
+``kl``: that divergence's *Hessian* instead, Jᵀ(diag p − ppᵀ)J with J = dz/dO. L = vᵀz with a random v of that covariance
+has E[(dL/dO)²] = its diagonal (Hutchinson), so one backward estimates it [ours].
+``logits``: likewise for ‖ẑ − z‖² of the centred logits, v of random signs: no image is too certain to count [ours].
+``cross_entropy``: against the model's own top-1, the empirical Fisher; certain images hardly count [ours].
 """
+
+
+def _centred(v: Tensor) -> Tensor:
+    return v - v.mean(-1, keepdim=True)
+
+
+def _kl_probe(logits: Tensor) -> Tensor:
+    """Random vectors with covariance diag p − ppᵀ, one an image."""
+    p = logits.softmax(-1)
+    v = p.sqrt() * torch.randn_like(p)
+    return v - p * v.sum(-1, keepdim=True)
 
 
 class Calibration:
@@ -44,14 +61,19 @@ class Calibration:
         self._size = size or SampleSize()
         self._seed = seed
         self._sites = {site.name: site for site in sites}
-        self._ranges = {site.name: _Ranges(site) for site in sites if not site.kind.is_weight}
+        self._ranges = {site.name: _Ranges(site, images) for site in sites if not site.kind.is_weight}
         modules = dict.fromkeys(site.module for site in sites)
         self._operations: dict[str, Operation] = {
             name: operation_of(model.get_submodule(name), images, self._size, seed + index)
             for index, name in enumerate(modules)
         }
 
-    def collect(self, batches: Iterable[Tensor], loss: str | None = None, advance: Callable[[int], None] | None = None) -> None:
+    def collect(
+        self,
+        batches: Iterable[Tensor],
+        loss: str | None = None,
+        advance: Callable[[int], None] | None = None,
+    ) -> None:
         """Show the images, (B, C, H, W) float32 each; with ``loss`` also take its gradient at every sampled output.
 
         Raises:
@@ -73,8 +95,9 @@ class Calibration:
                     with torch.no_grad():
                         self.model(batch)
                 else:
-                    with torch.enable_grad():
-                        LOSSES[loss](self.model(batch.detach().requires_grad_(True))).backward()  # type: ignore[no-untyped-call]
+                    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+                        logits = self.model(batch.detach().requires_grad_(True))
+                        self._loss(loss, logits, done).backward()  # type: ignore[no-untyped-call]
                 done += len(batch)
                 self._check_finite()
                 if advance is not None:
@@ -85,13 +108,22 @@ class Calibration:
             for parameter in frozen:
                 parameter.requires_grad_(True)
 
+    def _loss(self, name: str, logits: Tensor, first: int) -> Tensor:
+        """The loss of a batch; each image has its own seed, so that the batch size does not change what is drawn."""
+        total = logits.new_zeros(())
+        for index, row in enumerate(logits.split(1), start=first):
+            torch.manual_seed(zlib.crc32(f"{self._seed}:{index}".encode()))
+            total = total + LOSSES[name](row)
+        return total
+
     def stats(self, site: Site) -> SiteStats:
         """The statistics of ``site``. Weights are read from the model as it is now."""
         operation = self._operations[site.module]
         module = self.model.get_submodule(site.module)
         product = operation.product(module)
         if site.kind.is_weight:
-            weight: Tensor = module.weight.detach()
+            weight = module.weight
+            assert isinstance(weight, Tensor)
             stats = SiteStats.from_tensor(weight, site)
             stats.product, stats.to_matrix = product, operation.rhs_matrix
             return stats
@@ -129,34 +161,39 @@ class Calibration:
 
 
 class _Ranges:
-    """Running extremes and means of one activation: over channels, heads and images, never the values themselves."""
+    """Running extremes and means of one activation: over channels, heads and images, never the values themselves.
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    All of it is updated in place: a small tensor kept among a batch's large ones would fragment the heap (see ``Rows``).
+    """
+
+    def __init__(self, site: Site, images: int) -> None:
+        self.site, self._images = site, images
         self.low = self.high = self.total = torch.zeros(0)
         self.count = 0
         self.heads: tuple[Tensor, Tensor] | None = None
-        self.image_low: list[Tensor] = []
-        self.image_high: list[Tensor] = []
+        self.image_low, self.image_high = Rows(), Rows()
         self._smoothings: list[Smoothing] = []
 
     def update(self, x: Tensor, batch: int) -> None:
         """Take in the activation of ``batch`` images."""
         channels = x.movedim(self.site.channel_axis, -1).reshape(batch, -1, x.shape[self.site.channel_axis])
         low, high = channels.aminmax(dim=1)
-        self.image_low.append(low.amin(1))
-        self.image_high.append(high.amax(1))
-        first = self.count == 0
-        self.low = low.amin(0) if first else torch.minimum(self.low, low.amin(0))
-        self.high = high.amax(0) if first else torch.maximum(self.high, high.amax(0))
+        self.image_low.add(self.image_low.length, low.amin(1), self._images)
+        self.image_high.add(self.image_high.length, high.amax(1), self._images)
         total = channels.sum((0, 1), dtype=torch.float64)
-        self.total = total if first else self.total + total
+        if self.count == 0:
+            self.low, self.high, self.total = low.amin(0), high.amax(0), total
+        else:
+            torch.minimum(self.low, low.amin(0), out=self.low)
+            torch.maximum(self.high, high.amax(0), out=self.high)
+            self.total += total
         self.count += channels.shape[0] * channels.shape[1]
         if self.site.head_axis is not None:
             least, most = x.movedim(self.site.head_axis, 0).flatten(1).aminmax(dim=1)
-            if self.heads is not None:
-                least, most = torch.minimum(self.heads[0], least), torch.maximum(self.heads[1], most)
-            self.heads = (least, most)
+            if self.heads is None:
+                self.heads = (least, most)
+            torch.minimum(self.heads[0], least, out=self.heads[0])
+            torch.maximum(self.heads[1], most, out=self.heads[1])
 
     def smooth(self, smoothing: Smoothing) -> None:
         self._smoothings.append(smoothing)
@@ -169,13 +206,13 @@ class _Ranges:
             self.low,
             self.high,
             (self.total / self.count).to(torch.float32),
-            torch.cat(self.image_low),
-            torch.cat(self.image_high),
+            self.image_low.values(),
+            self.image_high.values(),
             self.low,
         )
         for smoothing in self._smoothings:
             stats = stats.smoothed(smoothing)
-        stats.sample, stats.gradient = operation.sample(self.site)
+        stats.sample, stats.importance = operation.sample(self.site)
         stats.product = product
         stats.to_matrix = operation.rhs_matrix if self.site.role == "rhs" else operation.lhs_matrix
         if self.heads is not None:

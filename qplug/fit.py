@@ -163,4 +163,3 @@ def allocate(
             where=steps.where(technique, "qplug_allocate_bits"),
         )
     return (technique.name(), bits), table
-

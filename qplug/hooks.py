@@ -16,8 +16,6 @@ import pluggy
 if TYPE_CHECKING:
     from torch import nn
 
-    from qplug.backends import Backend
-    from qplug.quantizers import Quantizer
     from qplug.sensitivity import SqnrTable
     from qplug.stats import SiteStats
     from qplug.techniques import DataSource, ModelSource, Technique

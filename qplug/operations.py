@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,34 @@ class SampleSize:
     slice_rows: int = 16
 
 
+class Rows:
+    """Rows that arrive in pieces, in one buffer that is made when the first piece does.
+
+    Small pieces kept between the large tensors of each batch would fragment the heap: with 16 batches, calibration then
+    took twice the memory that it takes with one.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+        self.length = 0
+
+    def add(self, start: int, piece: Tensor, expected: int) -> None:
+        """Add ``piece`` to the rows from ``start`` on, which begin as zeros; ``expected`` rows are foreseen in all."""
+        end = start + len(piece)
+        if self._buffer is None:
+            self._buffer = piece.new_zeros((max(expected, end), *piece.shape[1:]))
+        elif end > len(self._buffer):
+            self._buffer = torch.cat([self._buffer, piece.new_zeros((end - len(self._buffer), *piece.shape[1:]))])
+        self._buffer[start:end] += piece
+        self.length = max(self.length, end)
+
+    def values(self) -> Tensor:
+        """All rows so far, as a view."""
+        if self._buffer is None:
+            raise ValueError("no row was sampled: the operation was not called")
+        return self._buffer[: self.length]
+
+
 class Operation:
     """Base: which images contribute, and the storing of what they contribute; subclasses say what a row is."""
 
@@ -36,8 +65,7 @@ class Operation:
         self._chosen = set(torch.linspace(0, images - 1, min(images, cap)).round().int().tolist())
         self._per_image = max(1, per_image)
         self._generator = torch.Generator().manual_seed(seed)
-        self._inputs: list[Tensor] = []
-        self._gradients: list[Tensor] = []
+        self._inputs, self._squares = Rows(), Rows()
 
     def begin(self, first: int, batch: int) -> None:
         """Announce the next batch: the index of its first image, and how many there are."""
@@ -55,13 +83,29 @@ class Operation:
         """Sample what one call of the operation read and made."""
         raise TypeError(f"{type(self).__name__} does not implement record()")
 
+    def keep(self, piece: Tensor, images: int, target: Tensor, choose: Callable[[Tensor], Tensor]) -> None:
+        """Keep sampled rows of the input, and the squares of every gradient that comes to ``target``, summed.
+
+        Args:
+            piece: (rows, …) that ``images`` images contributed.
+            images: how many did, from which the rows of all follow.
+            target: the output (or the input, where the operation is no product) whose gradient counts.
+            choose: takes the same rows of the gradient.
+        """
+        start, expected = self._inputs.length, len(piece) * len(self._chosen) // images
+        self._inputs.add(start, piece, expected)
+        if target.requires_grad:
+            target.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: self._squares.add(start, choose(gradient).square(), expected)
+            )
+
     def product(self, module: nn.Module) -> Product | None:
         """The sample as a product, with the weight as it is now; ``None`` for norms and Softmax."""
         return None
 
     def sample(self, site: Site) -> tuple[Tensor, Tensor | None]:
-        """The sampled input in the site's layout, and the gradient at it where the operation is no product."""
-        return torch.cat(self._inputs), None
+        """The sampled input in the site's layout, and (dL/dx)² at it where the operation is no product."""
+        return self._inputs.values(), None
 
     def lhs_matrix(self, x: Tensor) -> Tensor:
         """The activation sample, in the site's layout, as (b, n, K)."""
@@ -73,11 +117,12 @@ class Operation:
 
     def smooth(self, smoothing: Smoothing) -> None:
         """Follow a smoothing of the input."""
-        self._inputs = [(x - smoothing.shift) / smoothing.scale for x in self._inputs]
+        rows, self._inputs = self._inputs.values(), Rows()  # whoever holds the old rows keeps them
+        self._inputs.add(0, (rows - smoothing.shift) / smoothing.scale, len(rows))
 
     def importance(self) -> Tensor | None:
-        """(dL/dO)² of the sample as (b, n, M), where gradients were taken."""
-        return torch.cat(self._gradients, dim=-2).square() if self._gradients else None
+        """(dL/dO)² of the sample, row by row, summed over the backward passes; ``None`` where there were none."""
+        return self._squares.values() if self._squares.length else None
 
 
 class TokenOperation(Operation):
@@ -91,12 +136,12 @@ class TokenOperation(Operation):
         x = args[0].detach().reshape(self.batch, -1, args[0].shape[-1])
         picks = torch.stack([self.pick(self._per_image, x.shape[1]) for _ in here]).to(x.device)
         rows = torch.tensor(here, device=x.device).unsqueeze(1)
-        self._inputs.append(x[rows, picks].flatten(0, 1))
         target = out if isinstance(module, nn.Linear) else args[0]
-        if target.requires_grad:
-            target.register_hook(
-                lambda g: self._gradients.append(g.reshape(self.batch, -1, g.shape[-1])[rows, picks].flatten(0, 1))
-            )
+
+        def choose(gradient: Tensor) -> Tensor:
+            return gradient.reshape(self.batch, -1, gradient.shape[-1])[rows, picks].flatten(0, 1)
+
+        self.keep(x[rows, picks].flatten(0, 1), len(here), target, choose)
 
     def product(self, module: nn.Module) -> Product | None:
         """(1, n, C) by (1, M, C); a norm has none."""
@@ -104,12 +149,11 @@ class TokenOperation(Operation):
             return None
         importance = self.importance()
         rhs = module.weight.detach().unsqueeze(0)
-        return Product(torch.cat(self._inputs).unsqueeze(0), rhs, None if importance is None else importance.unsqueeze(0))
+        return Product(self._inputs.values().unsqueeze(0), rhs, None if importance is None else importance.unsqueeze(0))
 
     def sample(self, site: Site) -> tuple[Tensor, Tensor | None]:
         """(n, C) rows."""
-        gradient = torch.cat(self._gradients) if self._gradients else None
-        return torch.cat(self._inputs), gradient
+        return self._inputs.values(), self.importance()
 
 
 class ConvOperation(Operation):
@@ -124,13 +168,13 @@ class ConvOperation(Operation):
         conv = module
         assert isinstance(conv, nn.Conv2d)
         padding = conv._reversed_padding_repeated_twice
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         for i in self.here():
-            x = F.pad(args[0][i : i + 1].detach(), padding)
+            x = F.pad(args[0][i : i + 1].detach(), padding, mode)
             patches = F.unfold(x, conv.kernel_size, conv.dilation, 0, conv.stride)[0].T  # (positions, C·kh·kw)
             picks = self.pick(self._per_image, len(patches)).to(x.device)
-            self._inputs.append(patches[picks].reshape(len(picks), x.shape[1], *conv.kernel_size))
-            if out.requires_grad:
-                out.register_hook(lambda g, i=i, picks=picks: self._gradients.append(g[i].flatten(1).T[picks]))
+            rows = patches[picks].reshape(len(picks), x.shape[1], *conv.kernel_size)
+            self.keep(rows, 1, out, lambda g, i=i, picks=picks: g[i].flatten(1).T[picks])  # type: ignore[misc]
 
     def lhs_matrix(self, x: Tensor) -> Tensor:
         """(n, C, kh, kw) → (groups, n, C/groups·kh·kw)."""
@@ -145,7 +189,8 @@ class ConvOperation(Operation):
         importance = self.importance()
         if importance is not None:
             importance = importance.reshape(len(importance), self._groups, -1).transpose(0, 1)
-        return Product(self.lhs_matrix(torch.cat(self._inputs)), self.rhs_matrix(module.weight.detach()), importance)
+        assert isinstance(module, nn.Conv2d)
+        return Product(self.lhs_matrix(self._inputs.values()), self.rhs_matrix(module.weight.detach()), importance)
 
 
 class HeadOperation(Operation):
@@ -156,7 +201,7 @@ class HeadOperation(Operation):
         self._matmul = isinstance(module, MatMul)
         self._transpose_rhs = isinstance(module, MatMul) and module.transpose_rhs
         self._rows = rows
-        self._others: list[Tensor] = []
+        self._others = Rows()
 
     def record(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         """Operands (B·windows, H, N, ·); a Softmax may see any number of leading axes."""
@@ -165,14 +210,18 @@ class HeadOperation(Operation):
             return
         x = args[0].detach()
         windows = x.shape[0] // self.batch
-        slices = torch.cat([i * windows + self.pick(self._per_image, windows) for i in here]).to(x.device)
-        rows = self.pick(self._rows, x.shape[-2]).to(x.device)
-        self._inputs.append(x[slices][..., rows, :])
+        places, picks = [], []
+        for i in here:  # image by image, so that the batch size does not change what is drawn
+            places.append(i * windows + self.pick(self._per_image, windows))
+            picks.append(self.pick(self._rows, x.shape[-2]).expand(len(places[-1]), -1))
+        slices = torch.cat(places).to(x.device)
+        rows = torch.cat(picks).to(x.device).view(len(slices), *[1] * (x.dim() - 3), -1, 1)
         if self._matmul:
-            self._others.append(args[1].detach()[slices])
+            others = args[1].detach()[slices]
+            self._others.add(self._others.length, others, len(others) * len(self._chosen) // len(here))
+        sampled = torch.take_along_dim(x[slices], rows, -2)
         target = out if self._matmul else args[0]
-        if target.requires_grad:
-            target.register_hook(lambda g: self._gradients.append(g[slices][..., rows, :]))
+        self.keep(sampled, len(here), target, lambda g: torch.take_along_dim(g[slices], rows, -2))
 
     def lhs_matrix(self, x: Tensor) -> Tensor:
         """(s, H, r, K) → (s·H, r, K)."""
@@ -187,15 +236,15 @@ class HeadOperation(Operation):
         """(s·H, r, K) by (s·H, M, K)."""
         if not self._matmul:
             return None
-        importance = torch.cat(self._gradients).flatten(0, -3).square() if self._gradients else None
-        return Product(self.lhs_matrix(torch.cat(self._inputs)), self.rhs_matrix(torch.cat(self._others)), importance)
+        importance = self.importance()
+        importance = None if importance is None else importance.flatten(0, -3)
+        return Product(self.lhs_matrix(self._inputs.values()), self.rhs_matrix(self._others.values()), importance)
 
     def sample(self, site: Site) -> tuple[Tensor, Tensor | None]:
         """(s, H, r, K) of the left operand, (s, H, ·, ·) whole of the right."""
         if site.role == "rhs":
-            return torch.cat(self._others), None
-        gradient = torch.cat(self._gradients) if self._gradients and not self._matmul else None
-        return torch.cat(self._inputs), gradient
+            return self._others.values(), None
+        return self._inputs.values(), None if self._matmul else self.importance()
 
 
 def operation_of(module: nn.Module, images: int, size: SampleSize, seed: int) -> Operation:

@@ -102,7 +102,9 @@ def run(
         guard = Guard(model, probe)
         changes = rewrite(model, steps)
         guard.check(changes)
-        warnings = [f"{c.technique} changed the function at {c.where}; it needs training" for c in changes if not c.preserves]
+        warnings = [
+            f"{c.technique} changed the function at {c.where}; it needs training" for c in changes if not c.preserves
+        ]
 
     with clock.stage("sites"):
         site_map = _sites(model, registry, image_of(source.preprocessing.input_size, where))
@@ -113,7 +115,8 @@ def run(
     with clock.stage("statistics", len(calibration_images)) as advance:
         statistics = Calibration(model, sites, len(calibration_images), recipe.seed)
         stream = (images for images, _ in batches(calibration_images, transform, size, where))
-        statistics.collect(stream, steps.loss(), advance)
+        loss = recipe.calibration.loss if steps.need_gradients() else "none"
+        statistics.collect(stream, None if loss == "none" else loss, advance)
 
     with clock.stage("smoothing"):
         changes += smooth(model, steps, statistics, site_map, guard)
@@ -137,7 +140,10 @@ def run(
 
     metrics: dict[str, Any] = {
         **compare(logits),
-        **{name: metric.compute(logits.float_, logits.quantized, logits.labels) for name, metric in registry.metrics.items()},
+        **{
+            name: metric.compute(logits.float_, logits.quantized, logits.labels)
+            for name, metric in registry.metrics.items()
+        },
         **account(model, plan),
         "bops_convention": BOPS_CONVENTION,
         "images.calibration": len(calibration_images),

@@ -75,7 +75,9 @@ def build(points: Iterable[EntryPoint]) -> Registry:
         plugin = Plugin(point.name, distribution, version, point.value)
         try:
             if point.name in clashes:
-                raise PluginError(f"the name '{point.name}' is claimed by {clashes[point.name]}", fix="uninstall all but one")
+                raise PluginError(
+                    f"the name '{point.name}' is claimed by {clashes[point.name]}", fix="uninstall all but one"
+                )
             _collect(registry, plugin, _load(point))
         except Exception as error:  # a plugin may fail in any way; it is reported, never swallowed
             registry.plugins.append(Plugin(*_key(plugin), error=_reason(error)))
@@ -112,7 +114,9 @@ def _load(point: EntryPoint) -> pluggy.PluginManager:
 
 def _check_names(module: Any) -> None:
     known = {name for name in vars(hooks.DiscoverySpecs) if name.startswith("qplug_")}
-    marked = [name for name in dir(module) if name.startswith("qplug_") and hasattr(getattr(module, name), "qplug_impl")]
+    marked = [
+        name for name in dir(module) if name.startswith("qplug_") and hasattr(getattr(module, name), "qplug_impl")
+    ]
     if not marked:
         raise PluginError("implements no qplug hook", fix=f"mark one of {', '.join(sorted(known))} with @hookimpl")
 

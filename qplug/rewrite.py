@@ -8,7 +8,9 @@ from qplug.models.explicit import MatMul
 from qplug.plan import Change
 from qplug.steps import Steps
 
-ACTIVATIONS = frozenset("ReLU ReLU6 LeakyReLU PReLU ELU GELU GELUTanh QuickGELU SiLU Hardswish Mish Tanh Sigmoid".split())
+ACTIVATIONS = frozenset(
+    "ReLU ReLU6 LeakyReLU PReLU ELU GELU GELUTanh QuickGELU SiLU Hardswish Mish Tanh Sigmoid".split()
+)
 
 
 def rewrite(model: nn.Module, steps: Steps) -> list[Change]:
@@ -17,7 +19,7 @@ def rewrite(model: nn.Module, steps: Steps) -> list[Change]:
     for hook, wanted in (
         ("qplug_rewrite_norm", _is_norm),
         ("qplug_bound_activation", _is_activation),
-        ("qplug_rewrite_module", lambda module: not isinstance(module, MatMul)),
+        ("qplug_rewrite_module", _is_other),
     ):
         if not steps.implements(hook):
             continue
@@ -40,6 +42,10 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _is_activation(module: nn.Module) -> bool:
     return type(module).__name__ in ACTIVATIONS
+
+
+def _is_other(module: nn.Module) -> bool:
+    return not (_is_norm(module) or _is_activation(module) or isinstance(module, MatMul))
 
 
 def _is_there(model: nn.Module, name: str, module: nn.Module) -> bool:

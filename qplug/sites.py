@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -53,8 +53,9 @@ class SiteMap:
 
 
 def _weight(model: nn.Module, path: str) -> Tensor:
-    weight: Tensor = model.get_submodule(path).weight.detach()
-    return weight
+    weight = model.get_submodule(path).weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
 
 
 def find_sites(model: nn.Module, image: Tensor) -> SiteMap:
@@ -75,7 +76,7 @@ def find_sites(model: nn.Module, image: Tensor) -> SiteMap:
 
 def _count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
     """Multiply-accumulates by the innermost module that computes them, by torch's own counter."""
-    counter = FlopCounterMode(display=False, depth=None)
+    counter = FlopCounterMode(display=False, depth=None)  # type: ignore[arg-type]  # None is every depth, as its documentation says
     with counter:
         no_grad_forward(model, image)
     root = type(model).__name__
@@ -86,7 +87,9 @@ def _count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
         if parent in own:
             own[parent] -= macs
     own.pop("Global", None)
-    return {name.removeprefix(f"{root}.") if name != root else "(model)": macs for name, macs in own.items() if macs > 0}
+    return {
+        name.removeprefix(f"{root}.") if name != root else "(model)": macs for name, macs in own.items() if macs > 0
+    }
 
 
 class _Finder:
@@ -97,7 +100,8 @@ class _Finder:
         self.sites: list[Site] = []
         self._readers: dict[str, list[str]] = defaultdict(list)
         self._blocked: set[str] = set()
-        self._used: set[str] = set()
+        self._macs: dict[str, int] = defaultdict(int)
+        self._reads: dict[str, str] = {}
         self._norm_means: dict[str, Tensor] = {}
         self._tracer = Tracer(lambda origin, _: self._blocked.add(origin.partition(":")[2]))
 
@@ -114,9 +118,8 @@ class _Finder:
         finally:
             for handle in handles:
                 handle.remove()
-        origin = self._tracer.origin(out)
-        if origin:
-            self._blocked.add(origin.partition(":")[2])
+        self._block(out)
+        self.sites = [replace(site, macs=self._macs[site.module]) for site in self.sites]
 
     def groups(self) -> dict[str, tuple[str, ...]]:
         """The norms that only linears read."""
@@ -127,9 +130,10 @@ class _Finder:
 
     def _leave(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-            if name not in self._used:  # a module that is called twice has its sites once
-                self._used.add(name)
-                self._record(name, module, args, out)
+            source = self._source(name, module, args)
+            if name not in self._macs:  # a module that is called twice has its sites once
+                self._record(name, module, args, source)
+            self._macs[name] += _macs(module, args, out)
             for label, matches in (
                 ("norm", is_norm(module)),
                 ("gelu", is_gelu(module)),
@@ -143,40 +147,59 @@ class _Finder:
 
         return hook
 
-    def _record(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-        label, _, source = (self._tracer.origin(args[0]) or "").partition(":")
-        if isinstance(module, nn.Linear):
-            macs = out.numel() * module.in_features
-            kind = SOURCES.get(label, SiteKind.LINEAR_INPUT)
-            smoothable = label == "norm" and _same_channels(args[0], self._norm_means[source])
-            self._add(name, SiteKind.LINEAR_WEIGHT, "weight", module.weight, macs, channel_axis=0)
-            self._add(name, kind, "input", args[0], macs, source=source if smoothable else None)
-            if smoothable:
-                self._readers[source].append(name)
-            elif label == "norm":
-                self._blocked.add(source)
-        elif isinstance(module, nn.Conv2d):
-            macs = out.numel() * prod(module.weight.shape[1:])
-            kind = SOURCES.get(label, SiteKind.CONV_INPUT) if label != "norm" else SiteKind.CONV_INPUT
-            self._add(name, SiteKind.CONV_WEIGHT, "weight", module.weight, macs, channel_axis=0)
-            self._add(name, kind, "input", args[0], macs, channel_axis=-3)
-            if label == "norm":
-                self._blocked.add(source)
-        elif isinstance(module, MatMul):
-            macs = out.numel() * args[0].shape[-1]
-            left = SOURCES.get(label, SiteKind.QUERY)
-            self._add(name, left, "lhs", args[0], macs, head_axis=-3)
-            self._add(name, SiteKind.KEY if module.transpose_rhs else SiteKind.VALUE, "rhs", args[1], macs, head_axis=-3)
-        elif isinstance(module, nn.Softmax):
-            self._add(name, SiteKind.SOFTMAX_INPUT, "input", args[0], 0, head_axis=-3 if args[0].dim() == 4 else None)
-        elif is_norm(module):
-            self._add(name, SiteKind.LAYERNORM_INPUT, "input", args[0], 0)
+    def _block(self, *tensors: Any) -> None:
+        """Something other than a linear reads these tensors."""
+        self._blocked.update((self._tracer.origin(tensor) or "").partition(":")[2] for tensor in tensors)
 
-    def _add(self, module: str, kind: SiteKind, role: Any, tensor: Tensor, macs: int, **more: Any) -> None:
+    def _source(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> str:
+        """The norm that a linear reads, unless its channels were moved or another call reads something else."""
+        label, _, source = (self._tracer.origin(args[0]) or "").partition(":")
+        smoothable = (
+            isinstance(module, nn.Linear) and label == "norm" and _same_channels(args[0], self._norm_means[source])
+        )
+        if not smoothable:
+            self._block(*args)
+            source = ""
+        before = self._reads.setdefault(name, source)
+        if before != source:
+            self._blocked.update((before, source))
+        return source
+
+    def _record(self, name: str, module: nn.Module, args: tuple[Any, ...], source: str) -> None:
+        label = (self._tracer.origin(args[0]) or "").partition(":")[0]
+        if isinstance(module, nn.Linear):
+            kind = SOURCES.get(label, SiteKind.LINEAR_INPUT)
+            self._add(name, SiteKind.LINEAR_WEIGHT, "weight", module.weight, channel_axis=0)
+            self._add(name, kind, "input", args[0], source=source or None)
+            if source:
+                self._readers[source].append(name)
+        elif isinstance(module, nn.Conv2d):
+            kind = SOURCES.get(label, SiteKind.CONV_INPUT) if label != "norm" else SiteKind.CONV_INPUT
+            self._add(name, SiteKind.CONV_WEIGHT, "weight", module.weight, channel_axis=0)
+            self._add(name, kind, "input", args[0], channel_axis=-3)
+        elif isinstance(module, MatMul):
+            left = SOURCES.get(label, SiteKind.QUERY)
+            self._add(name, left, "lhs", args[0], head_axis=-3)
+            self._add(name, SiteKind.KEY if module.transpose_rhs else SiteKind.VALUE, "rhs", args[1], head_axis=-3)
+        elif isinstance(module, nn.Softmax):
+            self._add(name, SiteKind.SOFTMAX_INPUT, "input", args[0], head_axis=-3 if args[0].dim() == 4 else None)
+        elif is_norm(module):
+            self._add(name, SiteKind.LAYERNORM_INPUT, "input", args[0])
+
+    def _add(self, module: str, kind: SiteKind, role: Any, tensor: Tensor, **more: Any) -> None:
         shape = tuple(tensor.shape)
         if not kind.is_weight and shape[0] == 1:
             shape = shape[1:]
-        self.sites.append(Site(f"{module}.{role}", kind, module, role, shape, macs, **more))
+        self.sites.append(Site(f"{module}.{role}", kind, module, role, shape, **more))
+
+
+def _macs(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> int:
+    """Multiply-accumulates of one call; 0 for norms, activations and Softmax."""
+    if isinstance(module, nn.Linear):
+        return out.numel() * module.in_features
+    if isinstance(module, nn.Conv2d):
+        return out.numel() * prod(module.weight.shape[1:])
+    return out.numel() * int(args[0].shape[-1]) if isinstance(module, MatMul) else 0
 
 
 def _same_channels(x: Tensor, means: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ def fold(model: nn.Module, group: NormGroup, smoothing: Smoothing) -> None:
     Raises:
         PluginError: a shape that is not the norm's, or a scale that is not positive and finite.
     """
-    norm = model.get_submodule(group.norm)
+    norm: Any = model.get_submodule(group.norm)
     channels = group.weights[0].shape[1]
     shift, scale = smoothing.shift, smoothing.scale
     if shift.shape != (channels,) or scale.shape != (channels,):
@@ -66,11 +66,12 @@ def fold(model: nn.Module, group: NormGroup, smoothing: Smoothing) -> None:
     shift, scale = shift.double(), scale.double()
     gamma = norm.weight.double() if norm.weight is not None else torch.ones_like(scale)
     beta = norm.bias.double() if norm.bias is not None else torch.zeros_like(scale)
-    like = group.weights[0]
+    first: Any = model.get_submodule(group.linears[0])
+    like = first.weight
     _set(norm, "weight", gamma / scale, like)
     _set(norm, "bias", (beta - shift) / scale, like)
     for path in group.linears:
-        linear = model.get_submodule(path)
+        linear: Any = model.get_submodule(path)
         weight = linear.weight.double()
         bias = linear.bias.double() if linear.bias is not None else weight.new_zeros(weight.shape[0])
         _set(linear, "bias", bias + weight @ shift, like)
@@ -80,6 +81,6 @@ def fold(model: nn.Module, group: NormGroup, smoothing: Smoothing) -> None:
 def _set(module: nn.Module, name: str, value: Tensor, like: Tensor) -> None:
     existing = getattr(module, name)
     if existing is None:
-        setattr(module, name, nn.Parameter(value.to(like.dtype)))
+        setattr(module, name, nn.Parameter(value.to(like.dtype), requires_grad=like.requires_grad))
     else:
         existing.copy_(value)

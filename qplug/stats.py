@@ -42,7 +42,7 @@ class SiteStats:
         sample: a capped sample in the site's own layout: (n, C) rows of tokens; (n, C, kh, kw) patches of a convolution;
             (s, H, r, D) slices of attention; for a weight, the whole of it.
         product: the operation that reads the site, ``None`` for the inputs of norms and Softmax.
-        gradient: dL/dx at ``sample``, for the inputs of norms and Softmax where gradients were collected.
+        importance: (dL/dx)² at ``sample``, for the inputs of norms and Softmax where gradients were collected.
     """
 
     site: Site
@@ -57,7 +57,7 @@ class SiteStats:
     head_min: Tensor | None = None
     head_max: Tensor | None = None
     product: Product | None = None
-    gradient: Tensor | None = None
+    importance: Tensor | None = None
     to_matrix: ToMatrix | None = field(default=None, repr=False)
 
     @classmethod
@@ -116,15 +116,17 @@ class SiteStats:
         """How far the operation's output moves if ``sample`` becomes ``quantized``: Σ importance·(Ô − O)².
 
         The sum runs over everything that one scale of ``granularity`` answers for, where the errors of several scales
-        separate: (O, 1, …) for per-channel weights, (H, 1, 1) per head, () otherwise. Without a product: Σ g²·(x̂ − x)².
+        separate: (O, 1, …) for per-channel weights, (H, 1, 1) per head, () otherwise. Without a product: Σ importance·(x̂ − x)².
         """
         delta = quantized - self.sample
         if self.product is None or self.to_matrix is None:
-            weighted = delta.square() if self.gradient is None else delta.square() * self.gradient.square()
+            weighted = delta.square() if self.importance is None else delta.square() * self.importance
             return _sum_to(weighted, self.site, granularity, self)
         product = self.product
         other = product.lhs if self.site.role in ("weight", "rhs") else product.rhs
-        left, right = (other, self.to_matrix(delta)) if self.site.role in ("weight", "rhs") else (self.to_matrix(delta), other)
+        left, right = (
+            (other, self.to_matrix(delta)) if self.site.role in ("weight", "rhs") else (self.to_matrix(delta), other)
+        )
         error = torch.matmul(left, right.transpose(-2, -1)).square_()
         if product.importance is not None:
             error.mul_(product.importance)

@@ -9,7 +9,7 @@ from typing import Any
 import pluggy
 
 from qplug import hooks
-from qplug.errors import InputError, PluginError, QplugError
+from qplug.errors import PluginError, QplugError
 from qplug.registry import Registry
 from qplug.techniques import Technique
 from qplug.types import Event
@@ -39,13 +39,9 @@ class Steps:
         self._order: dict[str, list[tuple[Technique, Any]]] = {}
         self._answered: set[int] = set()
 
-    def loss(self) -> str | None:
-        """The loss whose gradient the statistics must hold; raises ``InputError`` where two steps want different ones."""
-        wanted = {technique.loss: technique.name() for technique in self.techniques if technique.loss}
-        if len(wanted) > 1:
-            asked = ", ".join(f"{name} asks for {loss}" for loss, name in wanted.items())
-            raise InputError(f"one calibration has one loss, and {asked}", where="techniques", fix="give them one loss")
-        return next(iter(wanted), None)
+    def need_gradients(self) -> bool:
+        """Whether any step's statistics must hold gradients."""
+        return any(technique.gradients for technique in self.techniques)
 
     def idle(self) -> list[str]:
         """A warning for every technique that was never the one to answer."""
@@ -81,7 +77,7 @@ class Steps:
         subject = next((getattr(v, "name", getattr(v, "norm", v)) for v in arguments.values()), "")
         key = f"{self._seed}:{technique.name()}:{subject if isinstance(subject, str) else ''}"
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(zlib.crc32(key.encode()))
+            torch.manual_seed(zlib.crc32(key.encode()))
             try:
                 result = caller(**arguments)
             except QplugError as error:
@@ -112,7 +108,11 @@ class Steps:
 
     def _callers(self, hook: str) -> list[tuple[Technique, Any]]:
         if hook not in self._order:
-            impls = reversed(getattr(self._manager.hook, hook).get_hookimpls())
+            place = {id(technique): i for i, technique in enumerate(self.techniques)}  # pluggy would reverse trylast's
+            impls = sorted(
+                getattr(self._manager.hook, hook).get_hookimpls(),
+                key=lambda impl: (impl.trylast - impl.tryfirst, place.get(id(impl.plugin), len(place))),
+            )
             everyone = self._manager.get_plugins()
             self._order[hook] = [
                 (impl.plugin, self._manager.subset_hook_caller(hook, [p for p in everyone if p is not impl.plugin]))

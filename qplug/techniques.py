@@ -41,10 +41,8 @@ class Technique(Component):
     tag = "use"
     paper: ClassVar[str] = ""
 
-    @property
-    def loss(self) -> str | None:
-        """The loss (a name in ``qplug.calibrate.LOSSES``) whose gradient its statistics must hold; ``None`` for none."""
-        return None
+    gradients: ClassVar[bool] = False
+    """Whether its statistics must hold the gradient of the recipe's ``calibration.loss``."""
 
 
 class ModelSource(Component):

@@ -44,7 +44,9 @@ def weight_site(weight: Tensor, x: Tensor, importance: Tensor | None = None) -> 
     """weight (M, C), reading rows x (n, C); importance (n, M)."""
     site = Site("layer.weight", SiteKind.LINEAR_WEIGHT, "layer", "weight", tuple(weight.shape), channel_axis=0)
     stats = SiteStats.from_tensor(weight, site)
-    stats.product = Product(x.unsqueeze(0), weight.unsqueeze(0), None if importance is None else importance.unsqueeze(0))
+    stats.product = Product(
+        x.unsqueeze(0), weight.unsqueeze(0), None if importance is None else importance.unsqueeze(0)
+    )
     stats.to_matrix = lambda t: t.unsqueeze(0)
     return site, stats
 

@@ -22,7 +22,9 @@ class UniformBits(Technique):
     class Config(qplug.Config):
         """The bits."""
 
-        use: Literal["baseline.uniform_bits"] = Field("baseline.uniform_bits", description="which technique this step is")
+        use: Literal["baseline.uniform_bits"] = Field(
+            "baseline.uniform_bits", description="which technique this step is"
+        )
         weights: int = Field(description="bits of every weight", ge=2, le=16)
         activations: int = Field(description="bits of every activation", ge=2, le=16)
 

@@ -22,23 +22,16 @@ class Hessian(Technique):
     """
 
     paper = "Yuan et al. 2022, PTQ4ViT, section 3.3, Eq. 7–8"
+    gradients = True
 
     class Config(qplug.Config):
         """The loss and the search."""
 
         use: Literal["baseline.hessian"] = Field("baseline.hessian", description="which technique this step is")
-        loss: Literal["cross_entropy", "none"] = Field(
-            "cross_entropy", description="whose gradient weighs the output's error; none counts all outputs alike"
-        )
         candidates: int = Field(24, ge=2, le=1000, description="coarse candidates, geometrically spaced")
         refine: int = Field(8, ge=0, le=1000, description="fine candidates around the best coarse one")
         low: float = Field(0.02, gt=0.0, le=1.0, description="smallest factor of the min-max range, without unit")
         high: float = Field(1.2, ge=1.0, le=4.0, description="largest factor of the min-max range, without unit")
-
-    @property
-    def loss(self) -> str | None:
-        """The loss whose gradient the statistics must hold."""
-        return None if self.config.loss == "none" else str(self.config.loss)
 
     @hookimpl(trylast=True)
     def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice:
@@ -50,6 +43,6 @@ class Hessian(Technique):
             stats,
             lambda f: base.scaled(f).infer(stats.sample),
             granularity=spec.granularity,
-            **self.config.model_dump(exclude={"use", "loss"}),
+            **self.config.model_dump(exclude={"use"}),
         )
         return Choice(base.scaled(factor), f"Hessian-guided, {float(factor.mean()):.2f} of min-max")

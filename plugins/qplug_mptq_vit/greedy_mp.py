@@ -61,14 +61,14 @@ class GreedyMp(Technique):
         """A heap of one entry a site: (−alpha of its next step, model order)."""
         bits = [START] * len(sites)
         size = [site.numel if self.config.average == "elements" else 1 for site in sites]
-        excess = sum(size) * (START - target)
+        excess, slack = sum(size) * (START - target), 1e-9 * sum(size)
 
         def entry(i: int) -> tuple[float, int]:
             return -self._alpha(table.sqnr_db(sites[i], bits[i] - 1), sites[i].numel), i
 
-        heap = [entry(i) for i in range(len(sites))] if START > self.config.min_bits else []
+        heap = [entry(i) for i in range(len(sites))] if self.config.min_bits < START else []
         heapq.heapify(heap)
-        while excess > 1e-9 * sum(size) and heap:
+        while excess > slack and heap:
             _, i = heapq.heappop(heap)
             bits[i] -= 1
             excess -= size[i]

@@ -44,6 +44,7 @@ class OptM(Technique):
     """
 
     paper = "Tai and Wu 2024, MPTQ-ViT, section 3.2, Eq. 6–8"
+    gradients = True
 
     class Config(qplug.Config):
         """The split and the search."""
@@ -52,18 +53,12 @@ class OptM(Technique):
         split: Literal["consistent", "paper"] = Field(
             "consistent", description="where region 3 begins: 2^(m0+b−2), or 2^(m0+b−3) as printed"
         )
-        s0_grid: Literal["eq7", "paper"] = Field("eq7", description="candidates of s0: around Eq. 7's value, or as printed")
+        s0_grid: Literal["eq7", "paper"] = Field(
+            "eq7", description="candidates of s0: around Eq. 7's value, or as printed"
+        )
         candidates: int = Field(100, ge=2, le=1000, description="candidates of s0")
         percentile: float = Field(99.95, gt=50.0, le=100.0, description="x_up, percent of the values below it")
-        loss: Literal["cross_entropy", "none"] = Field(
-            "cross_entropy", description="whose gradient weighs the output's error; none counts all outputs alike"
-        )
         fallback: bool = Field(True, description="take a uniform quantizer where that loses less on the sample")
-
-    @property
-    def loss(self) -> str | None:
-        """The loss whose gradient the statistics must hold."""
-        return None if self.config.loss == "none" else str(self.config.loss)
 
     @hookimpl
     def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:

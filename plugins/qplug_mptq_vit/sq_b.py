@@ -42,7 +42,9 @@ class SqB(Technique):
         """Smooth the norm where it or one of its linears matches."""
         import torch
 
-        if not any(fnmatchcase(name, pattern) for name in (group.norm, *group.linears) for pattern in self.config.match):
+        if not any(
+            fnmatchcase(name, pattern) for name in (group.norm, *group.linears) for pattern in self.config.match
+        ):
             return None
         mean = stats.channel_mean if self.config.shift else torch.zeros_like(stats.channel_mean)
         middle = mean if self.config.range == "after_shift" else torch.zeros_like(mean)

@@ -34,11 +34,12 @@ class V2sf(Technique):
     """Two scaling factors, split by magnitude, the large one a power of two times the small one.
 
     TSPTQ-ViT's text is not at hand; MPTQ-ViT prints the ratio at 4 bits, 8. ``ratio: paper`` takes 2^(b−1) at every
-    width, which is that at 4 bits; ``ratio: search`` tries every power of two up to 2^(b+3) by the Hessian-guided
-    metric and is the default [ours]. The small factor is found by the same metric.
+    width, which is that at 4 bits, and is the default; ``ratio: search`` tries every power of two up to 2^(b+3) by the
+    Hessian-guided metric [ours]. The small factor is found by the same metric.
     """
 
     paper = "Tai, Lin and Wu 2023, TSPTQ-ViT, as described in MPTQ-ViT, sections 2.3 and 4.3"
+    gradients = True
 
     class Config(qplug.Config):
         """The kinds and the ratio."""
@@ -47,15 +48,7 @@ class V2sf(Technique):
         kinds: tuple[Literal["post_softmax", "post_gelu"], ...] = Field(
             ("post_softmax", "post_gelu"), description="kinds of activations to take", min_length=1
         )
-        ratio: Literal["search", "paper"] = Field("search", description="the large factor over the small one")
-        loss: Literal["cross_entropy", "none"] = Field(
-            "cross_entropy", description="whose gradient weighs the output's error; none counts all outputs alike"
-        )
-
-    @property
-    def loss(self) -> str | None:
-        """The loss whose gradient the statistics must hold."""
-        return None if self.config.loss == "none" else str(self.config.loss)
+        ratio: Literal["search", "paper"] = Field("paper", description="the large factor over the small one: 2^(b−1), or the power of two that loses least")
 
     @hookimpl
     def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from brevitas.inject import ExtendedInjector
@@ -57,7 +58,9 @@ class BrevitasBackend:
         for path in plan.modules():
             parent, _, leaf = path.rpartition(".")
             original = model.get_submodule(path)
-            setattr(model.get_submodule(parent), leaf, _lower(path, original, plan.of(path)).eval())
+            with torch.random.fork_rng(devices=[]):  # brevitas's layers draw weights before they get the model's
+                lowered = _lower(path, original, plan.of(path))
+            setattr(model.get_submodule(parent), leaf, lowered.eval())
         return model
 
     @contextmanager
@@ -110,7 +113,7 @@ def _layer(original: nn.Linear | nn.Conv2d, quantizers: Mapping[str, Quantizer])
     input_quant = _act_injector(quantizers["input"]) if "input" in quantizers else None
     more = {"bias": original.bias is not None, "weight_quant": weight_quant, "input_quant": input_quant}
     like = {"device": original.weight.device, "dtype": original.weight.dtype}
-    layer: nn.Module
+    layer: Any
     if isinstance(original, nn.Linear):
         layer = QuantLinear(original.in_features, original.out_features, **more, **like)
     else:
@@ -128,7 +131,8 @@ def _layer(original: nn.Linear | nn.Conv2d, quantizers: Mapping[str, Quantizer])
         )
     layer.weight = original.weight
     layer.bias = original.bias
-    return layer.to(original.weight.device)
+    placed: nn.Module = layer.to(original.weight.device)
+    return placed
 
 
 def _identity(quantizer: Quantizer) -> nn.Module:

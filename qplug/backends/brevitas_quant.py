@@ -82,7 +82,7 @@ def tensor_quant(quantizer: Quantizer) -> nn.Module:
     return native
 
 
-def planned(module: nn.Module) -> Quantizer:
+def planned(module: Any) -> Quantizer:
     """The quantizer that a ``tensor_quant`` holds now, learned scales included."""
     if isinstance(module, CustomTensorQuant):
         return module.quantizer
@@ -90,7 +90,7 @@ def planned(module: nn.Module) -> Quantizer:
     bits = int(module.msb_clamp_bit_width_impl())
     zero = None if isinstance(module.zero_point_impl, ZeroZeroPoint) else module.zero_point_impl.value()
     scale = module.scaling_impl(like, module.int_scaling_impl(like))
-    return UniformQuantizer(scale, zero, bits, module.int_quant.signed).to(like.device)
+    return UniformQuantizer(scale, zero, bits, module.int_quant.signed)
 
 
 class InferenceHandler(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from qplug.errors import GuardError
+from qplug.errors import GuardError, InputError
 from qplug.types import Adapter
 
 if TYPE_CHECKING:
@@ -42,12 +42,15 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
 
     Raises:
         GuardError: a replacement's output differs from the original's by more than 1e-5 of its norm.
+        InputError: the original's output is not finite.
     """
     import torch
 
     table = {adapter.path: adapter for adapter in reversed(list(adapters))}
     targets = {
-        name: module for name, module in model.named_modules() if f"{type(module).__module__}:{type(module).__name__}" in table
+        name: module
+        for name, module in model.named_modules()
+        if f"{type(module).__module__}:{type(module).__name__}" in table
     }
     seen: dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {}
 
@@ -71,6 +74,12 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
         if explicit is None or name not in seen:
             continue
         args, kwargs, expected = seen[name]
+        if not torch.isfinite(expected).all():
+            raise InputError(
+                "the output is NaN or infinite on a random image",
+                where=name,
+                fix="look for weights that do not belong to this model, or for a model that overflows float32",
+            )
         with torch.inference_mode():
             error = float((explicit(*args, **kwargs) - expected).norm() / expected.norm().clamp_min(1e-12))
         if not error <= TOLERANCE:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers.attention import resolve_self_attn_mask
 from torch import Tensor, nn
@@ -27,7 +29,16 @@ class MatMul(nn.Module):
 class ExplicitAttention(nn.Module):
     """timm's ``Attention`` with its two matmuls and its Softmax as modules; it takes over the original's submodules."""
 
-    def __init__(self, original: nn.Module) -> None:
+    qkv: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
+    norm: nn.Module
+    gate: nn.Module | None
+    attn_drop: nn.Module
+    proj: nn.Module
+    proj_drop: nn.Module
+
+    def __init__(self, original: Any) -> None:
         super().__init__()
         for name, child in original.named_children():
             self.add_module(name, child)
@@ -58,7 +69,18 @@ class ExplicitAttention(nn.Module):
 class ExplicitWindowAttention(nn.Module):
     """timm's Swin ``WindowAttention`` with its two matmuls as modules (its Softmax is one already)."""
 
-    def __init__(self, original: nn.Module) -> None:
+    qkv: nn.Module
+    softmax: nn.Module
+    attn_drop: nn.Module
+    proj: nn.Module
+    proj_drop: nn.Module
+    num_heads: int
+    scale: float
+    window_area: int
+    relative_position_bias_table: Tensor
+    relative_position_index: Tensor
+
+    def __init__(self, original: Any) -> None:
         super().__init__()
         for name, child in original.named_children():
             self.add_module(name, child)
@@ -71,9 +93,8 @@ class ExplicitWindowAttention(nn.Module):
 
     def position_bias(self) -> Tensor:
         """The relative position bias, (1, H, N, N)."""
-        table: Tensor = self.relative_position_bias_table
         index = self.relative_position_index.view(-1)
-        bias = table[index].view(self.window_area, self.window_area, -1)
+        bias = self.relative_position_bias_table[index].view(self.window_area, self.window_area, -1)
         return bias.permute(2, 0, 1).contiguous().unsqueeze(0)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

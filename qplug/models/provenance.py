@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -46,12 +46,28 @@ class Tracer(TorchFunctionMode):
         source = self.origin(args[0]) if args else None
         if source and name in LAYOUT and isinstance(out, Tensor) and _only_moved(name, args[0], out):
             self.label(out, source)
-        elif name not in ("__get__", "size", "dim", "__set__", "stride", "is_contiguous"):
-            for value in args:
+        elif _computes(name, out):
+            for value in _flat((*args, *(kwargs or {}).values())):
                 used = self.origin(value)
                 if used:
                     self._on_use(used, name)
         return out
+
+
+def _computes(name: str, out: Any) -> bool:
+    """Looking at sizes is no use; an attribute is one where it is a tensor, such as ``x.T``."""
+    if name == "__get__":
+        return isinstance(out, Tensor)
+    return name not in ("size", "dim", "__set__", "stride", "is_contiguous")
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """The values, and those in lists and tuples such as ``torch.cat`` takes."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _flat(value)
+        else:
+            yield value
 
 
 def _only_moved(name: str, before: Tensor, after: Tensor) -> bool:

@@ -41,6 +41,7 @@ class RegionQuantizer(Quantizer):
 
     kind: ClassVar[str] = "regions"
     step: Tensor
+    _table: Tensor | None
 
     def __init__(self, step: Tensor | float, regions: tuple[Region, ...], bits: int) -> None:
         super().__init__()

@@ -89,4 +89,6 @@ class UniformQuantizer(Quantizer):
     def describe(self) -> str:
         """For example ``uniform int4 ×192``: the integers, and the number of scales where there are several."""
         several = f" ×{self.scale.numel()}" if self.scale.numel() > 1 else ""
-        return f"uniform {'int' if self.signed else 'uint'}{self.bits}{'' if self.symmetric else ' asymmetric'}{several}"
+        return (
+            f"uniform {'int' if self.signed else 'uint'}{self.bits}{'' if self.symmetric else ' asymmetric'}{several}"
+        )

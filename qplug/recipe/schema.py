@@ -58,6 +58,14 @@ class Override(Config):
         return any(fnmatchcase(text, self.match) for text in (site.name, site.module, site.kind.value))
 
 
+class CalibrationConfig(Config):
+    """What the one pass over the calibration images collects for techniques that weigh errors by importance."""
+
+    loss: Literal["kl", "logits", "cross_entropy", "none"] = Field(
+        "kl", description="whose gradient at an output says how much its error matters; none counts all alike"
+    )
+
+
 class Scope(Config):
     """Which inputs beyond those of linears, convolutions and matmuls are quantised too."""
 
@@ -89,6 +97,7 @@ class Recipe(Config):
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seeds the choice of images and every random step")
     model: SerializeAsAny[Config]
     data: DataConfig
+    calibration: CalibrationConfig = CalibrationConfig()
     backend: str = Field("brevitas", description="what executes the quantised operations")
     quantize: Quantize
     techniques: tuple[SerializeAsAny[Config], ...] = Field(min_length=1)

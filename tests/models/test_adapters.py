@@ -98,7 +98,7 @@ def test_a_wrong_adapter_is_refused_by_its_name_and_place():
         explicit.scale = explicit.scale * 1.1
         return explicit
 
-    with pytest.raises(GuardError, match="timm.layers.attention:Attention changes the output") as caught:
+    with pytest.raises(GuardError, match=r"timm\.layers\.attention:Attention changes the output") as caught:
         make_explicit(toy_vit(), [Adapter("timm.layers.attention:Attention", build)], toy_images(1))
     assert caught.value.where == "blocks.0.attn"
 

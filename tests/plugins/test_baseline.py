@@ -149,19 +149,26 @@ def test_hessian_of_a_weight_finds_what_a_dense_search_in_float64_finds_for_each
     error = (((quantizer(weight) - weight).double() @ x.double().T).square() * importance.T).sum(1)
     for channel, row in enumerate(weight):
         scale, zero, low, high = grid(row.min(), row.max(), 3, True)
-        candidates = [oracle(row, scale * f, zero, low, high) - row.double().numpy() for f in np.geomspace(0.02, 1.2, 600)]
+        candidates = [
+            oracle(row, scale * f, zero, low, high) - row.double().numpy() for f in np.geomspace(0.02, 1.2, 600)
+        ]
         moved = np.square(np.stack(candidates) @ x.double().numpy().T) * importance[:, channel].double().numpy()
         assert float(error[channel]) <= 1.05 * moved.sum(1).min()
 
 
-def test_hessian_without_a_loss_counts_all_outputs_alike():
-    assert make(Hessian).loss == "cross_entropy"
-    assert make(Hessian, loss="none").loss is None
+def test_hessian_asks_for_gradients_and_does_without_them():
+    assert make(Hessian).gradients
+    x, weight = outliers(), randn(12, 40, seed=1)
+    spec, ones = QuantSpec(4), torch.ones(200, 12)
+    alike, none = (choose(make(Hessian), activation(x, weight, i), spec).quantizer for i in (ones, None))
+    assert alike.to_dict() == none.to_dict()
 
 
 def test_mse_beats_min_max_on_outliers():
     x = outliers()
-    errors = [float((choose(make(t), activation(x), QuantSpec(4)).quantizer(x) - x).square().sum()) for t in (MinMax, Mse)]
+    errors = [
+        float((choose(make(t), activation(x), QuantSpec(4)).quantizer(x) - x).square().sum()) for t in (MinMax, Mse)
+    ]
     assert errors[1] < 0.6 * errors[0]  # measured: 0.37
 
 

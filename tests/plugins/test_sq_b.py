@@ -208,4 +208,6 @@ def test_the_function_of_the_real_models_is_preserved(shared, name):
     before = copy.deepcopy(source.module)
     changed = smoothed(source.module, real_images(shared, "calib", 32, transform))
     assert len(changed) == 24
-    assert moved(source.module, before, real_images(shared, "dev", 16, transform)) < 1e-4
+    error = moved(source.module, before, real_images(shared, "dev", 16, transform))
+    print(f"\n{name}: {error:.1e}")
+    assert error < 1e-4

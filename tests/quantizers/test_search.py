@@ -15,7 +15,9 @@ def weight(rows=5, columns=300, seed=0):
     x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     x[:, 0] = torch.arange(1, rows + 1) * 4.0
     x *= 10.0 ** torch.arange(rows).view(-1, 1)
-    return SiteStats.from_tensor(x, Site("w.weight", SiteKind.LINEAR_WEIGHT, "w", "weight", tuple(x.shape), channel_axis=0))
+    return SiteStats.from_tensor(
+        x, Site("w.weight", SiteKind.LINEAR_WEIGHT, "w", "weight", tuple(x.shape), channel_axis=0)
+    )
 
 
 def dense_best(stats, base, factors, granularity=PER_TENSOR):
@@ -29,7 +31,12 @@ def test_close_to_the_brute_force_optimum_for_each_channel_alone(seed, bits):
     stats = weight(seed=seed)
     base = UniformQuantizer.from_range(*stats.range(PER_CHANNEL), QuantSpec(bits))
     factor, error = line_search(
-        stats, lambda f: base.scaled(f).infer(stats.sample), granularity=PER_CHANNEL, objective="value", candidates=60, refine=16
+        stats,
+        lambda f: base.scaled(f).infer(stats.sample),
+        granularity=PER_CHANNEL,
+        objective="value",
+        candidates=60,
+        refine=16,
     )
     assert factor.shape == error.shape == (5, 1)
     assert torch.allclose(error, stats.value_error(base.scaled(factor).infer(stats.sample), PER_CHANNEL))

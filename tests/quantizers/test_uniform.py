@@ -33,7 +33,8 @@ def grid(quantizer):
 
 
 @pytest.mark.parametrize(
-    ("bits", "signed", "ends"), [(2, True, (-2, 1)), (4, True, (-8, 7)), (8, False, (0, 255)), (16, True, (-32768, 32767))]
+    ("bits", "signed", "ends"),
+    [(2, True, (-2, 1)), (4, True, (-8, 7)), (8, False, (0, 255)), (16, True, (-32768, 32767))],
 )
 def test_integer_range_is_that_of_twos_complement(bits, signed, ends):
     assert integer_range(bits, signed) == ends
@@ -159,7 +160,9 @@ def test_an_empty_range_maps_zero_to_zero(symmetric):
 
 @pytest.mark.parametrize("shape", [(4, 1), (4, 1, 1, 1)])
 def test_each_channel_is_quantised_as_it_would_be_alone(shape):
-    x = torch.randn(4, *[3] * (len(shape) - 1), generator=torch.Generator().manual_seed(1)) * torch.arange(1, 5).view(shape)
+    x = torch.randn(4, *[3] * (len(shape) - 1), generator=torch.Generator().manual_seed(1)) * torch.arange(1, 5).view(
+        shape
+    )
     flat = x.flatten(1)
     whole = UniformQuantizer.from_range(flat.amin(1).view(shape), flat.amax(1).view(shape), QuantSpec(4))
     for row, out in zip(x, whole(x), strict=True):

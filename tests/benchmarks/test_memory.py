@@ -1,0 +1,66 @@
+"""Calibration holds statistics and capped samples, so 512 images take the memory that 32 do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+WORK = """
+import json, resource, sys
+import torch
+from qplug.pipeline import run
+from qplug.recipe import recipe_type
+from qplug.registry import installed
+
+torch.set_num_threads(1)
+folder, images = sys.argv[1], int(sys.argv[2])
+recipe = recipe_type(installed()).model_validate({
+    "version": 1,
+    "model": {"source": "timm", "name": "vit_tiny_patch16_224"},
+    "data": {
+        "calibration": {"source": "folder", "path": folder + "/calib", "images": images},
+        "evaluation": {"source": "folder", "path": folder + "/dev"},
+    },
+    "quantize": {"weights": {"bits": 4}, "activations": {"bits": 4}},
+    "techniques": [{"use": "mptq_vit.sq_b"}, {"use": "mptq_vit.opt_m", "candidates": 4}, {"use": "baseline.minmax"}],
+})
+assert run(recipe).metrics["images.calibration"] == images
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    draw = np.random.default_rng(0)
+    for split, count in (("calib", 512), ("dev", 4)):
+        (root / split / "noise").mkdir(parents=True)
+        for index in range(count):
+            pixels = draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / split / "noise" / f"{index:03}.jpg")
+    return root
+
+
+def peak(photos: Path, images: int) -> int:
+    """Peak resident memory of a run in its own process, statistics and gradients of ViT-Ti included."""
+    done = subprocess.run(
+        [sys.executable, "-c", WORK, str(photos), str(images)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
+
+
+@pytest.mark.slow
+def test_512_images_take_at_most_1_15_times_the_memory_of_32(benchmark, photos):
+    def measure() -> float:
+        return peak(photos, 512) / peak(photos, 32)
+
+    multiple = benchmark.pedantic(measure, rounds=1, iterations=1)
+    benchmark.extra_info["peak of 512 over peak of 32"] = multiple
+    print(f"\nmemory: {multiple:.3f}")
+    assert multiple <= 1.15

@@ -1,0 +1,282 @@
+"""The calibration pass: the same whatever the batches, bounded, and the model left as it was."""
+
+import pytest
+import torch
+from numeric_toys import Sequence, calibrated, swin, vit
+from torch import nn
+from torch.nn import functional as F
+
+from qplug import InputError, Smoothing
+from qplug.calibrate import LOSSES, Calibration, watched_sites
+from qplug.operations import Rows, SampleSize
+from qplug.sites import find_sites
+from qplug.smoothing import fold
+from qplug.testing import toy_images, toy_vit
+
+PARTS = (
+    "min",
+    "max",
+    "channel_min",
+    "channel_max",
+    "channel_mean",
+    "image_min",
+    "image_max",
+    "head_min",
+    "head_max",
+    "sample",
+)
+
+
+def inputs_of(model, sites, images):
+    """What each activation site reads, all images at once."""
+    seen, handles = {}, []
+    for site in sites:
+        if not site.kind.is_weight:
+            place = 1 if site.role == "rhs" else 0
+            module = model.get_submodule(site.module)
+            handles.append(
+                module.register_forward_pre_hook(lambda _, args, n=site.name, p=place: seen.__setitem__(n, args[p]))
+            )
+    with torch.no_grad():
+        model(images)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("make", [vit, swin])
+@pytest.mark.parametrize("batch", [1, 4, 6])
+def test_streaming_statistics_are_those_of_all_images_at_once(make, batch):
+    images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model, found, calibration = calibrated(make(), images, batches=batch)
+    for name, x in inputs_of(model, found.sites, images).items():
+        stats = calibration.stats(next(site for site in found.sites if site.name == name))
+        channels = x.movedim(stats.site.channel_axis, -1).flatten(0, -2)
+        by_image = x.reshape(6, -1)
+        for part, expected in (
+            ("min", x.min()),
+            ("max", x.max()),
+            ("channel_min", channels.amin(0)),
+            ("channel_max", channels.amax(0)),
+            ("channel_mean", channels.double().mean(0).float()),
+            ("image_min", by_image.amin(1)),
+            ("image_max", by_image.amax(1)),
+        ):
+            assert torch.allclose(getattr(stats, part), expected, rtol=1e-4, atol=1e-5), (name, part)
+        if stats.site.head_axis is not None:
+            heads = x.movedim(stats.site.head_axis, 0).flatten(1)
+            assert torch.allclose(stats.head_min, heads.amin(1), atol=1e-5)
+            assert torch.allclose(stats.head_max, heads.amax(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_samples_and_gradients_do_not_depend_on_the_batches(loss):
+    size = SampleSize(rows=12, slices=6, slice_rows=2)  # less than there is, so that something is drawn
+    _, found, whole = calibrated(loss=loss, size=size)
+    _, _, split = calibrated(loss=loss, batches=4, size=size)
+    for site in found.sites:
+        one, other = whole.stats(site), split.stats(site)
+        for part in PARTS:
+            if getattr(one, part) is not None:
+                assert torch.allclose(getattr(one, part), getattr(other, part), rtol=1e-4, atol=1e-5), (site.name, part)
+        assert (one.product is None) == (other.product is None)
+        if one.product is not None:
+            assert torch.allclose(one.product.importance, other.product.importance, rtol=1e-2, atol=1e-7), site.name
+        elif one.importance is not None:
+            assert torch.allclose(one.importance, other.importance, rtol=1e-2, atol=1e-5), site.name
+
+
+def test_importance_is_the_square_of_autograds_gradient():
+    images, size = toy_images(3), SampleSize(10**6, 10**6, 10**6)
+    model, found, calibration = calibrated(images=images, loss="cross_entropy", size=size)
+    outputs, handles = {}, []
+    for site in found.sites:
+        if site.role in ("input", "lhs"):
+            module = model.get_submodule(site.module)
+            handles.append(
+                module.register_forward_hook(
+                    lambda _, a, out, n=site.name: (out.retain_grad(), outputs.__setitem__(n, out))[0]
+                )
+            )
+    logits = model(images.clone().requires_grad_(True))
+    F.cross_entropy(logits, logits.detach().argmax(-1), reduction="sum").backward()
+    for handle in handles:
+        handle.remove()
+    checked = 0
+    for site in found.sites:
+        stats = calibration.stats(site)
+        if site.role in ("input", "lhs") and stats.product is not None and "patch" not in site.name:
+            gradient = outputs[site.name].grad
+            expected = gradient.square().flatten(0, 1 if site.role == "lhs" else -2)
+            assert torch.allclose(stats.product.importance.reshape(expected.shape), expected, rtol=1e-4, atol=1e-10)
+            assert float(expected.max()) > 0
+            checked += 1
+    assert checked == 4 * 2 + 2 * 2 + 1
+
+
+def squared_gradients(loss, logits):
+    """The mean over rows of (dL/dz)² for one image's logits, drawn 20,000 times."""
+    torch.manual_seed(0)
+    rows = logits.repeat(20_000, 1).requires_grad_(True)
+    LOSSES[loss](rows).backward()
+    return rows.grad.square().mean(0)
+
+
+def test_the_kl_loss_estimates_the_diagonal_of_its_hessian():
+    logits = torch.tensor([2.0, 0.5, -1.0, 0.0])
+    p = logits.softmax(-1)
+    assert torch.allclose(squared_gradients("kl", logits), p * (1 - p), rtol=0.05)
+
+
+def test_the_logits_loss_counts_every_class_alike_however_certain_the_image():
+    found = squared_gradients("logits", torch.tensor([20.0, 0.0, -5.0, 1.0]))
+    assert torch.allclose(found, torch.full((4,), 0.75), rtol=0.05)  # the diagonal of I − 11ᵀ/4
+
+
+def test_cross_entropy_is_taken_against_the_models_own_top1():
+    logits = torch.tensor([2.0, 0.5, -1.0, 0.0])
+    expected = (logits.softmax(-1) - torch.tensor([1.0, 0.0, 0.0, 0.0])).square()
+    assert torch.allclose(squared_gradients("cross_entropy", logits), expected, rtol=1e-4)
+
+
+def test_probes_add_up_and_are_drawn_anew():
+    model, images = toy_vit(), toy_images(4)
+    found = find_sites(model, images[:1])
+    site = next(site for site in found.sites if site.name == "head.weight")
+
+    def importance(**more):
+        calibration = Calibration(model, found.sites, 4, seed=3)
+        calibration.collect([images], **more)
+        return calibration.stats(site).product.importance
+
+    one, three = importance(loss="kl"), importance(loss="kl", probes=3)
+    assert (three >= one - 1e-9).all()
+    assert not torch.allclose(three, 3 * one, rtol=1e-2)
+    exact = importance(loss="cross_entropy")
+    assert torch.allclose(importance(loss="cross_entropy", probes=3), 3 * exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_has_a_gradient_repeats_and_leaves_the_callers_numbers_alone(loss):
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    model, images = toy_vit(), toy_images(4)
+    found = find_sites(model, images[:1])
+    importances = []
+    for _ in range(2):
+        calibration = Calibration(model, found.sites, 4, seed=3)
+        calibration.collect(images.split(2), loss)
+        site = next(site for site in found.sites if site.name == "blocks.0.mlp.fc1.weight")
+        importances.append(calibration.stats(site).product.importance)
+    assert torch.equal(*importances)
+    assert float(importances[0].mean()) > 0
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_the_loss_of_one_image_does_not_weigh_on_another():
+    _, found, three = calibrated(images=toy_images(3), loss="cross_entropy")
+    site = next(site for site in found.sites if site.name == "head.input")
+    _, _, alone = calibrated(images=toy_images(3)[:1], loss="cross_entropy")
+    assert torch.allclose(
+        three.stats(site).product.importance[0, 0], alone.stats(site).product.importance[0, 0], rtol=1e-3
+    )
+
+
+def test_memory_does_not_grow_with_the_images():
+    size = SampleSize(rows=16, slices=4, slice_rows=3)
+    held = []
+    for count in (16, 80):
+        _, found, calibration = calibrated(images=toy_images(count), loss="cross_entropy", batches=16, size=size)
+        operations = calibration._operations.values()
+        held.append(
+            sum(
+                rows.values().numel()
+                for operation in operations
+                for rows in vars(operation).values()
+                if isinstance(rows, Rows) and rows.length
+            )
+        )
+        for site in found.sites:
+            if not site.kind.is_weight:
+                assert len(calibration.stats(site).sample) <= 16
+    assert held[0] == held[1]
+
+
+def test_two_calibrations_with_one_seed_are_equal():
+    (_, found, one), (_, _, other) = calibrated(), calibrated()
+    assert all(torch.equal(one.stats(site).sample, other.stats(site).sample) for site in found.sites)
+
+
+@pytest.mark.parametrize("loss", [None, "cross_entropy"])
+def test_nan_is_refused_at_the_site_where_it_appears_and_nothing_is_left_behind(loss):
+    class Root(nn.Module):
+        def forward(self, x):
+            return (x - 0.5).sqrt()
+
+    model = Sequence(lambda m, x: m.b(m.r(m.a(x))).mean(1), a=nn.Linear(4, 4), r=Root(), b=nn.Linear(4, 3))
+    model.a.weight.requires_grad_(False)
+    x = torch.rand(5, 6, 4) * 4
+    found = find_sites(model, x[:1])
+    calibration = Calibration(model, found.sites, 5, seed=0)
+    with pytest.raises(InputError, match="NaN or infinite") as caught:
+        calibration.collect([x], loss)
+    assert caught.value.where == "b.input"
+    assert not any(m._forward_hooks for m in model.modules())
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("loss", [None, "cross_entropy"])
+def test_the_model_is_left_as_it_was(loss):
+    model = vit(depth=1)
+    model.head.requires_grad_(False)
+    wanted = {name: p.requires_grad for name, p in model.named_parameters()}
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    calibrated(model, torch.randn(2, 3, 32, 32), loss)
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_an_error_while_collecting_leaves_nothing_behind():
+    model = toy_vit().requires_grad_(True)
+    found = find_sites(model, toy_images(1))
+    calibration = Calibration(model, found.sites, 4, seed=0)
+    with pytest.raises(RuntimeError):
+        calibration.collect([torch.randn(4, 5, 16, 16)], "cross_entropy")
+    assert not any(m._forward_hooks for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_smoothing_is_followed_as_if_calibrated_again():
+    model, found, calibration = calibrated()
+    group = found.norm_groups(model)[0]
+    smoothing = Smoothing(torch.randn(16), torch.rand(16) + 0.5)
+    fold(model, group, smoothing)
+    calibration.smooth(group.linears, smoothing)
+    again = Calibration(model, found.sites, 6, seed=0)
+    again.collect([toy_images(6)])
+    for site in found.sites:
+        one, other = calibration.stats(site), again.stats(site)
+        for part in ("min", "max", "channel_min", "channel_max", "channel_mean", "sample"):
+            assert torch.allclose(getattr(one, part), getattr(other, part), rtol=1e-3, atol=1e-4), (site.name, part)
+        if one.product is not None:
+            assert torch.allclose(one.product.lhs, other.product.lhs, rtol=1e-3, atol=1e-4)
+            assert torch.allclose(one.product.rhs, other.product.rhs, rtol=1e-3, atol=1e-4)
+
+
+def test_progress_counts_images():
+    seen = []
+    model = toy_vit()
+    calibration = Calibration(model, find_sites(model, toy_images(1)).sites, 5, seed=0)
+    calibration.collect(toy_images(5).split(2), advance=seen.append)
+    assert seen == [2, 4, 5]
+
+
+def test_the_scope_decides_on_softmax_and_norms():
+    sites = find_sites(calibrated()[0], toy_images(1)).sites
+    kinds = [{s.kind.value for s in watched_sites(sites, a, b)} for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))]
+    assert kinds[3] - kinds[0] == {"softmax_input", "layernorm_input"}
+    assert kinds[1] - kinds[0] == {"softmax_input"}
+    assert kinds[2] - kinds[0] == {"layernorm_input"}

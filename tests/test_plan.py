@@ -1,0 +1,96 @@
+"""The plan survives JSON bit by bit, and applied again it gives the same outputs."""
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from numeric_toys import calibrated
+
+from qplug import Granularity, InputError, Plan, QuantSpec, Region, RegionQuantizer, SiteKind, UniformQuantizer
+from qplug.backends.brevitas import BrevitasBackend
+from qplug.plan import Change, Decision
+from qplug.registry import installed
+from qplug.testing import toy_images
+
+
+@pytest.fixture(scope="module")
+def planned():
+    """The toy and a plan with every kind of quantizer in it."""
+    model, found, calibration = calibrated()
+    plan = Plan(
+        changes=[Change("blocks.0.norm1", "toy.a", True, "µ")], float_sites={"head.input": "override 'head.input'"}
+    )
+    for site in found.sites:
+        if site.name == "head.input":
+            continue
+        spec = QuantSpec(4, Granularity.PER_CHANNEL if site.kind.is_weight else Granularity.PER_TENSOR)
+        if site.kind is SiteKind.QUERY:
+            spec = replace(spec, granularity=Granularity.PER_HEAD, symmetric=False)
+        stats = calibration.stats(site)
+        quantizer = UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
+        if site.kind is SiteKind.POST_GELU:
+            quantizer = RegionQuantizer(
+                0.0515, (Region(-(1 << 30), 0, -3, 0), Region(0, 3, 0, 3), Region(32, 5, 0, 7)), 4
+            )
+        plan.decisions[site.name] = Decision(site, spec, quantizer, "toy.b", "because", "recipe")
+    plan.total_macs, plan.float_macs = found.total_macs, found.float_macs(plan.decisions)
+    return model, plan
+
+
+def again(plan):
+    return Plan.from_dict(json.loads(json.dumps(plan.to_dict(), allow_nan=False)), installed().quantizers)
+
+
+def test_both_ways_through_json_bit_by_bit(planned):
+    _, plan = planned
+    other = again(plan)
+    assert json.dumps(other.to_dict()) == json.dumps(plan.to_dict())
+    assert (other.changes, other.float_sites, other.float_macs) == (plan.changes, plan.float_sites, plan.float_macs)
+    assert (other.total_macs, other.coverage) == (plan.total_macs, plan.coverage)
+    assert list(other.decisions) == list(plan.decisions)
+    for one, two in zip(plan, other, strict=True):
+        assert (one.site, one.spec, one.technique, one.reason, one.bits_by) == (
+            *(two.site, two.spec, two.technique, two.reason, two.bits_by),
+        )
+        assert type(one.quantizer) is type(two.quantizer)
+        for name, buffer in one.quantizer.named_buffers():
+            assert torch.equal(buffer, two.quantizer.get_buffer(name)), (one.site.name, name)
+
+
+def test_applied_again_it_gives_the_same_outputs(planned):
+    model, plan = planned
+    backend, images = BrevitasBackend(), toy_images(3)
+    with torch.no_grad():
+        outputs = [backend.apply(copy.deepcopy(model), p)(images) for p in (plan, again(plan))]
+        assert torch.equal(*outputs)
+        assert not torch.allclose(outputs[0], model(images), rtol=1e-3)
+
+
+@pytest.mark.parametrize("format_", [0, 2, None, "1"])
+def test_another_format_is_refused(planned, format_):
+    with pytest.raises(InputError, match="this version reads 1"):
+        Plan.from_dict({**planned[1].to_dict(), "format": format_}, installed().quantizers)
+
+
+def test_a_quantizer_that_is_not_installed_is_refused_by_its_name(planned):
+    with pytest.raises(InputError, match=r"'regions', which no installed plugin offers; there are \['uniform'\]"):
+        Plan.from_dict(planned[1].to_dict(), {"uniform": "qplug.quantizers:UniformQuantizer"})
+
+
+def test_quantizers_by_operation(planned):
+    _, plan = planned
+    assert set(plan.of("blocks.0.attn.matmul_qk")) == {"lhs", "rhs"}
+    assert set(plan.of("head")) == {"weight"}
+    assert plan.of("head")["weight"] is plan.decisions["head.weight"].quantizer
+    modules = plan.modules()
+    assert len(modules) == len(set(modules))
+    assert modules.index("patch_embed.proj") == 0
+
+
+def test_coverage_counts_what_has_both_operands(planned):
+    _, plan = planned
+    assert plan.float_macs == {"head": 16 * 5}
+    assert plan.coverage == 1 - 80 / plan.total_macs
+    assert Plan().coverage == 0.0

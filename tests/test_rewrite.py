@@ -1,0 +1,135 @@
+"""The three rewrite hooks, with toy techniques."""
+
+from typing import Literal
+
+import pytest
+import torch
+from numeric_toys import steps, vit
+from torch import nn
+
+import qplug
+from qplug import Rewrite
+from qplug.rewrite import rewrite
+
+
+class Base(qplug.Technique):
+    class Config(qplug.Config):
+        use: Literal["toy.base"] = "toy.base"
+
+
+class Norms(Base):
+    @qplug.hookimpl
+    def qplug_rewrite_norm(self, name, module):
+        if name.startswith("blocks.0"):
+            return Rewrite(nn.BatchNorm1d(1), preserves=False, reason=type(module).__name__)
+        return None
+
+
+class Bounds(Base):
+    class Config(qplug.Config):
+        use: Literal["toy.bounds"] = "toy.bounds"
+
+    @qplug.hookimpl
+    def qplug_bound_activation(self, name, module):
+        return Rewrite(nn.ReLU6(), preserves=False)
+
+
+class Modules(Base):
+    class Config(qplug.Config):
+        use: Literal["toy.modules"] = "toy.modules"
+
+    @qplug.hookimpl
+    def qplug_rewrite_module(self, name, module):
+        if name.endswith("mlp"):
+            return Rewrite(nn.Sequential(module.fc1, nn.Tanh(), module.fc2).train(), preserves=True, reason="flat")
+        return None
+
+
+def test_norms():
+    model = vit()
+    changes = rewrite(model, steps(Norms))
+    assert [(c.where, c.technique, c.preserves, c.reason) for c in changes] == [
+        ("blocks.0.norm1", "toy.base", False, "LayerNorm"),
+        ("blocks.0.norm2", "toy.base", False, "LayerNorm"),
+    ]
+    assert type(model.blocks[0].norm1) is nn.BatchNorm1d
+    assert type(model.blocks[1].norm1).__name__ == "LayerNorm"
+
+
+def test_activations():
+    model = vit()
+    changes = rewrite(model, steps(Bounds))
+    assert [c.where for c in changes] == ["blocks.0.mlp.act", "blocks.1.mlp.act"]
+    assert type(model.blocks[1].mlp.act) is nn.ReLU6
+
+
+def test_modules_and_in_eval_mode_and_children_of_what_was_replaced_are_not_asked():
+    model, asked = vit(), []
+
+    class Watch(Modules):
+        @qplug.hookimpl
+        def qplug_rewrite_module(self, name, module):
+            asked.append(name)
+            return Modules.qplug_rewrite_module(self, name, module)
+
+    changes = rewrite(model, steps(Watch))
+    assert [(c.where, c.preserves) for c in changes] == [("blocks.0.mlp", True), ("blocks.1.mlp", True)]
+    assert not model.blocks[0].mlp.training
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 5)
+    assert "blocks.0.mlp" in asked
+    assert "blocks.0.mlp.fc1" not in asked
+    assert "" not in asked
+
+
+def test_any_other_module_means_neither_norms_nor_activations():
+    asked = []
+
+    class Watch(Modules):
+        @qplug.hookimpl
+        def qplug_rewrite_module(self, name, module):
+            asked.append(name)
+
+    rewrite(vit(), steps(Watch))
+    assert "blocks.0.attn.qkv" in asked
+    assert not [name for name in asked if "norm1" in name or name.endswith("act")]
+
+
+def test_norms_come_first_then_activations_then_modules_and_the_first_step_wins():
+    order = []
+
+    def noting(technique, hook):
+        def answer(self, name, module):
+            order.append((hook, name))
+
+        return type("Noting", (technique,), {hook: qplug.hookimpl(answer)})
+
+    hooks = ("qplug_rewrite_module", "qplug_bound_activation", "qplug_rewrite_norm")
+    rewrite(vit(), steps(*(noting(t, hook) for t, hook in zip((Base, Bounds, Modules), hooks, strict=True))))
+    assert [hook for hook, _ in order] == sorted((hook for hook, _ in order), key=hooks[::-1].index)
+    names = [name for hook, name in order if hook == "qplug_rewrite_norm"]
+    assert names == [name for name, module in vit().named_modules() if isinstance(module, nn.LayerNorm)]
+
+    class Second(Norms):
+        class Config(qplug.Config):
+            use: Literal["toy.second"] = "toy.second"
+
+        @qplug.hookimpl
+        def qplug_rewrite_norm(self, name, module):
+            return Rewrite(nn.Identity(), preserves=False)
+
+    changes = rewrite(vit(), steps(Norms, Second))
+    assert [c.technique for c in changes] == ["toy.base"] * 2 + ["toy.second"] * 3
+
+
+@pytest.mark.parametrize("module", [nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.RMSNorm(4), nn.LayerNorm(4)])
+def test_every_kind_of_norm_is_offered(module):
+    model = nn.Sequential(nn.Sequential(module))
+    offered = []
+
+    class Watch(Norms):
+        @qplug.hookimpl
+        def qplug_rewrite_norm(self, name, module):
+            offered.append(name)
+
+    rewrite(model, steps(Watch))
+    assert offered == ["0.0"]

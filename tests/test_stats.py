@@ -1,0 +1,184 @@
+"""Statistics of one site: ranges in the scales' shape, quantiles, and errors against float64."""
+
+import numpy as np
+import pytest
+import torch
+from numeric_toys import calibrated
+from torch.nn import functional as F
+
+from qplug import Granularity, QuantSpec, SiteKind, SiteStats, Smoothing, UniformQuantizer
+from qplug.stats import Product
+from qplug.types import Site
+
+T, C, H = Granularity.PER_TENSOR, Granularity.PER_CHANNEL, Granularity.PER_HEAD
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Every site of the toy with gradients, and its statistics."""
+    model, found, calibration = calibrated(loss="cross_entropy")
+    return model, {site.name: calibration.stats(site) for site in found.sites}
+
+
+def coarse(stats, granularity):
+    return UniformQuantizer.from_range(*stats.range(granularity), QuantSpec(3)).infer(stats.sample)
+
+
+def oracle(stats, quantized):
+    """Σ-less errors of every output in float64, (b, n, M)."""
+    product, role = stats.product, stats.site.role
+    delta = stats.to_matrix(quantized.double() - stats.sample.double())
+    if role in ("weight", "rhs"):
+        moved = np.einsum("bnk,bmk->bnm", product.lhs.double().numpy(), delta.numpy())
+    else:
+        moved = np.einsum("bnk,bmk->bnm", delta.numpy(), product.rhs.double().numpy())
+    return moved**2 * product.importance.double().numpy()
+
+
+WITH_PRODUCT = [
+    *("patch_embed.proj.weight", "patch_embed.proj.input", "blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.input"),
+    *("blocks.0.attn.matmul_qk.lhs", "blocks.0.attn.matmul_qk.rhs", "blocks.1.attn.matmul_av.lhs"),
+    *("blocks.1.attn.matmul_av.rhs", "blocks.1.mlp.fc2.input", "head.weight"),
+]
+
+
+@pytest.mark.parametrize("name", WITH_PRODUCT)
+def test_output_error_per_tensor_is_that_of_float64(known, name):
+    stats = known[1][name]
+    quantized = coarse(stats, T)
+    error = stats.output_error(quantized, T)
+    assert error.shape == ()
+    assert float(error) == pytest.approx(oracle(stats, quantized).sum(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["patch_embed.proj.weight", "blocks.0.attn.qkv.weight"])
+def test_output_error_of_weights_per_channel(known, name):
+    stats = known[1][name]
+    quantized = coarse(stats, C)
+    error = stats.output_error(quantized, C)
+    assert error.shape == (len(stats.sample), *[1] * (stats.sample.dim() - 1))
+    assert np.allclose(error.flatten().double(), oracle(stats, quantized).sum((0, 1)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_PRODUCT if "matmul" in name])
+def test_output_error_per_head(known, name):
+    stats = known[1][name]
+    quantized = coarse(stats, H)
+    error = stats.output_error(quantized, H)
+    by_head = oracle(stats, quantized).sum((1, 2)).reshape(-1, 2).sum(0)
+    assert error.shape == (2, 1, 1)
+    assert np.allclose(error.flatten().double(), by_head, rtol=1e-4)
+    assert by_head[0] != pytest.approx(by_head[1], rel=1e-3)
+
+
+def test_output_error_is_that_of_the_operation_itself(known):
+    """Quantise a weight, run the linear, weigh the difference: nothing of how the sample is kept enters."""
+    model, stats = known[0], known[1]["blocks.0.mlp.fc1.weight"]
+    quantized = coarse(stats, T)
+    x, linear = known[1]["blocks.0.mlp.fc1.input"].sample, model.blocks[0].mlp.fc1
+    moved = F.linear(x, quantized, linear.bias) - linear(x)
+    expected = (moved.square() * stats.product.importance[0]).sum()
+    assert float(stats.output_error(quantized, T)) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_output_error_of_grouped_convolutions_per_channel():
+    torch.manual_seed(0)
+    weight, lhs = torch.randn(6, 2, 3, 3), torch.randn(3, 40, 18)
+    site = Site("c.weight", SiteKind.CONV_WEIGHT, "c", "weight", (6, 2, 3, 3), channel_axis=0)
+    stats = SiteStats.from_tensor(weight, site)
+    stats.to_matrix = lambda x: x.reshape(3, 2, -1)
+    stats.product = Product(lhs, stats.to_matrix(weight), torch.rand(3, 40, 2))
+    quantized = coarse(stats, C)
+    by_channel = oracle(stats, quantized).sum(1).reshape(-1)
+    assert np.allclose(stats.output_error(quantized, C).flatten().double(), by_channel, rtol=1e-4)
+
+
+def test_without_importance_every_output_counts_alike(known):
+    stats = known[1]["blocks.0.attn.qkv.weight"]
+    plain = Product(stats.product.lhs, stats.product.rhs)
+    alike = SiteStats(**{**vars(stats), "product": plain})
+    quantized = coarse(stats, T)
+    moved = plain.lhs.double() @ (quantized.double() - stats.sample.double()).T
+    assert float(alike.output_error(quantized, T)) == pytest.approx(float(moved.square().sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "granularity"), [("blocks.0.norm1.input", T), ("blocks.0.attn.softmax.input", H)])
+def test_norms_and_softmax_weigh_their_own_error_by_the_gradient(known, name, granularity):
+    stats = known[1][name]
+    quantized = coarse(stats, granularity)
+    weighted = (quantized.double() - stats.sample.double()).square() * stats.importance.double()
+    expected = weighted.sum() if granularity is T else weighted.sum((0, 2, 3)).view(2, 1, 1)
+    assert torch.allclose(stats.output_error(quantized, granularity).double(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    [
+        *(("blocks.0.attn.qkv.weight", C), ("blocks.0.attn.qkv.input", C), ("patch_embed.proj.input", C)),
+        *(("patch_embed.proj.weight", C), ("blocks.0.attn.matmul_av.rhs", H), ("blocks.0.attn.qkv.input", T)),
+    ],
+)
+def test_value_error_is_in_the_scales_shape(known, name, granularity):
+    stats = known[1][name]
+    low, _ = stats.range(granularity)
+    quantized = coarse(stats, granularity)
+    error = stats.value_error(quantized, granularity)
+    assert error.shape == low.shape
+    square = (quantized.double() - stats.sample.double()).square()
+    assert float(error.sum()) == pytest.approx(float(square.sum()), rel=1e-4)
+    if low.dim():
+        axis = square.dim() - low.dim()
+        assert torch.allclose(error.flatten().double(), square.movedim(axis, 0).flatten(1).sum(1), rtol=1e-4)
+
+
+def test_ranges_come_in_the_scales_shape(known):
+    stats = known[1]
+    assert stats["blocks.0.attn.qkv.input"].range(C)[0].shape == (16,)
+    assert stats["blocks.0.attn.qkv.weight"].range(C)[0].shape == (48, 1)
+    assert stats["patch_embed.proj.input"].range(C)[0].shape == (3, 1, 1)
+    assert stats["patch_embed.proj.weight"].range(C)[0].shape == (16, 1, 1, 1)
+    assert stats["blocks.0.attn.matmul_qk.lhs"].range(H)[0].shape == (2, 1, 1)
+    assert all(s.range(T)[1].shape == () for s in stats.values())
+    weight = stats["patch_embed.proj.weight"]
+    assert torch.equal(weight.range(C)[1].flatten(), weight.sample.flatten(1).amax(1))
+
+
+@pytest.mark.parametrize("q", [0.0, 0.01, 0.5, 0.9995, 1.0])
+def test_quantile_is_numpys(known, q):
+    stats = known[1]["blocks.0.mlp.fc2.input"]
+    assert float(stats.quantile(q)) == pytest.approx(np.quantile(stats.sample.double().numpy(), q), rel=1e-5, abs=1e-7)
+
+
+def test_sqnr_is_equation_9_and_infinite_without_loss(known):
+    stats = known[1]["blocks.0.mlp.fc2.input"]
+    quantized = coarse(stats, T)
+    x, noise = stats.sample.double().numpy(), (quantized - stats.sample).double().numpy()
+    assert stats.sqnr_db(quantized) == pytest.approx(10 * np.log10((x**2).sum() / (noise**2).sum()))
+    assert stats.sqnr_db(stats.sample) == float("inf")
+
+
+def test_smoothed_is_what_the_smoothed_tensor_gives():
+    x = torch.randn(5, 7, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9)
+    smoothing = Smoothing(torch.linspace(-3, 3, 8), torch.linspace(0.5, 4, 8))
+    before = SiteStats.from_tensor(x)
+    before.product = Product(before.sample.unsqueeze(0), torch.randn(1, 3, 8))
+    after, direct = before.smoothed(smoothing), SiteStats.from_tensor((x - smoothing.shift) / smoothing.scale)
+    for name in ("min", "max", "channel_min", "channel_max", "channel_mean", "sample", "channel_absmax"):
+        assert torch.allclose(getattr(after, name), getattr(direct, name), atol=1e-6), name
+    assert torch.equal(after.image_min, direct.min.expand(5))  # documented: images are no longer told apart
+    assert torch.equal(after.image_max, direct.max.expand(5))
+    assert torch.allclose(after.product.lhs[0], direct.sample)
+    assert torch.equal(before.sample, x.flatten(0, 1))
+
+
+def test_from_tensor_of_activations_and_weights():
+    x = torch.randn(5, 7, 8, generator=torch.Generator().manual_seed(0))
+    stats = SiteStats.from_tensor(x)
+    assert torch.equal(stats.image_max, x.flatten(1).amax(1))
+    assert float(stats.image_min_mean) == pytest.approx(float(x.flatten(1).amin(1).mean()))
+    assert torch.equal(stats.channel_min, x.flatten(0, 1).amin(0))
+    site = Site("c.weight", SiteKind.CONV_WEIGHT, "c", "weight", (4, 3, 2, 2), channel_axis=0)
+    w = torch.randn(4, 3, 2, 2)
+    weight = SiteStats.from_tensor(w, site)
+    assert torch.equal(weight.channel_max, w.flatten(1).amax(1))
+    assert weight.image_min.shape == (1,)
