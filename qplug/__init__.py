@@ -1,7 +1,7 @@
 """qplug: a plugin framework for quantising vision models.
 
-The public names are those below. They are imported when first used, so that ``import qplug`` is light and a plugin can be
-discovered without importing torch.
+The public names are those below. They are imported when first used, so that ``import qplug`` is light and a plugin can
+be discovered without importing torch.
 """
 
 from __future__ import annotations

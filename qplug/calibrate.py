@@ -1,4 +1,4 @@
-"""The calibration pass: one forward over the images, one backward where a technique asks, and memory that stays bounded."""
+"""The calibration pass: one forward over the images, one backward where a technique asks, in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "logits": lambda logits: (_centred(torch.randint_like(logits, 2) * 2 - 1) * logits).sum(),
     "cross_entropy": lambda logits: F.cross_entropy(logits, logits.detach().argmax(-1), reduction="sum"),
 }
-"""What the importance of an output O is made of: functions of the float logits z (B, classes), summed over images, whose
-squared gradient (dL/dO)² weighs errors. PTQ4ViT's released code takes KL(float ‖ float), whose gradient is zero.
+"""What the importance of an output O is made of: functions of the float logits z (B, classes), summed over images,
+whose squared gradient (dL/dO)² weighs errors. PTQ4ViT's released code takes KL(float ‖ float), whose gradient is zero.
 
-``kl``: that divergence's *Hessian* instead, Jᵀ(diag p − ppᵀ)J with J = dz/dO. L = vᵀz with a random v of that covariance
-has E[(dL/dO)²] = its diagonal (Hutchinson), so one backward estimates it [ours].
+``kl``: that divergence's *Hessian* instead, Jᵀ(diag p − ppᵀ)J with J = dz/dO. L = vᵀz with a random v of covariance
+diag p − ppᵀ has E[(dL/dO)²] = its diagonal (Hutchinson's estimate), so one backward is enough [ours].
 ``logits``: likewise for ‖ẑ − z‖² of the centred logits, v of random signs: no image is too certain to count [ours].
 ``cross_entropy``: against the model's own top-1, the empirical Fisher; certain images hardly count [ours].
 """
@@ -96,8 +96,8 @@ class Calibration:
                         self.model(batch)
                 else:
                     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                        logits = self.model(batch.detach().requires_grad_(True))
-                        self._loss(loss, logits, done).backward()  # type: ignore[no-untyped-call]
+                        # nothing of a batch's graph may be left, by a name either, when the next one comes
+                        self._loss(loss, self.model(batch.detach().requires_grad_(True)), done).backward()  # type: ignore[no-untyped-call]
                 done += len(batch)
                 self._check_finite()
                 if advance is not None:
@@ -111,7 +111,7 @@ class Calibration:
     def _loss(self, name: str, logits: Tensor, first: int) -> Tensor:
         """The loss of a batch; each image has its own seed, so that the batch size does not change what is drawn."""
         total = logits.new_zeros(())
-        for index, row in enumerate(logits.split(1), start=first):
+        for index, row in enumerate(torch.split(logits, 1), start=first):
             torch.manual_seed(zlib.crc32(f"{self._seed}:{index}".encode()))
             total = total + LOSSES[name](row)
         return total
@@ -163,7 +163,7 @@ class Calibration:
 class _Ranges:
     """Running extremes and means of one activation: over channels, heads and images, never the values themselves.
 
-    All of it is updated in place: a small tensor kept among a batch's large ones would fragment the heap (see ``Rows``).
+    All of it is updated in place: small tensors kept among a batch's large ones would fragment the heap (see ``Rows``).
     """
 
     def __init__(self, site: Site, images: int) -> None:

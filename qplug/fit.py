@@ -94,7 +94,7 @@ class Fitter:
                     f"no technique of the recipe estimates the range of {site.name} "
                     f"({site.kind.value}, {spec.granularity.value}, {bits} bits)",
                     where="techniques",
-                    fix="add '- use: baseline.hessian' or '- use: baseline.minmax' as the last step: they take every site",
+                    fix="add '- use: baseline.hessian' or '- use: baseline.minmax' as the last step",
                 )
             technique, choice = answer
             _check(choice, bits, self._steps.where(technique, "qplug_estimate_range", site.name))
@@ -141,7 +141,7 @@ def _check(choice: object, bits: int, where: str) -> None:
 def allocate(
     steps: Steps, fitter: Fitter, sites: Sequence[Site], skipped: Mapping[str, str]
 ) -> tuple[tuple[str, Mapping[str, int]], SqnrTable | None]:
-    """Ask for bits: (who allocated, site → bits), and the table that was asked; sites fixed by overrides stay out of it.
+    """Ask for bits: (who allocated, site → bits), and the table that was asked, which lists no site fixed by override.
 
     Raises:
         PluginError: bits outside 2 … 16, or of a site that the table does not list.

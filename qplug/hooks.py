@@ -56,11 +56,11 @@ class DiscoverySpecs:
 
     @hookspec
     def qplug_backends(self) -> Mapping[str, str]:  # type: ignore[empty-body]
-        """Backends by name, each as ``module:Class`` of a ``qplug.backends.Backend``; imported when a recipe names it."""
+        """Backends by name, each as ``module:Class`` of a ``qplug.backends.Backend``; imported when it is used."""
 
     @hookspec
     def qplug_adapters(self) -> Iterable[Adapter]:  # type: ignore[empty-body]
-        """Adapters that make a type of attention explicit. Each replacement is checked against the original's output."""
+        """Adapters that make a type of attention explicit. Each replacement is checked against the original."""
 
     @hookspec
     def qplug_quantizers(self) -> Mapping[str, str]:  # type: ignore[empty-body]

@@ -194,7 +194,7 @@ class ConvOperation(Operation):
 
 
 class HeadOperation(Operation):
-    """A matmul of attention (product of two activations) or a Softmax (none): slices of heads, with sampled query rows."""
+    """A matmul of attention (a product of two activations) or a Softmax (none): slices with sampled query rows."""
 
     def __init__(self, module: nn.Module, images: int, cap: int, per_image: int, rows: int, seed: int) -> None:
         super().__init__(images, cap, per_image, seed)

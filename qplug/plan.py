@@ -127,7 +127,7 @@ def _quantizer(data: dict[str, Any], quantizers: Mapping[str, str]) -> Quantizer
     path = quantizers.get(data["kind"])
     if path is None:
         raise InputError(
-            f"the plan uses quantizer '{data['kind']}', which no installed plugin offers; there are {sorted(quantizers)}",
+            f"the plan uses quantizer '{data['kind']}', and the installed plugins offer {sorted(quantizers)}",
             fix="install the plugin that made this plan",
         )
     module, _, name = path.partition(":")

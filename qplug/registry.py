@@ -66,7 +66,7 @@ def installed() -> Registry:
 
 
 def build(points: Iterable[EntryPoint]) -> Registry:
-    """Load ``points`` into a registry: sorted by name, so that the result does not depend on the installation's order."""
+    """Load ``points`` into a registry: sorted by name, so that the order of installation does not matter."""
     registry = Registry()
     ordered = sorted(points, key=lambda point: (point.name, _dist(point)[0]))
     clashes = _clashes(ordered)

@@ -1,4 +1,4 @@
-"""What techniques know of a site: ranges and moments over all images, and a capped sample of the operation behind it."""
+"""What techniques know of a site: ranges and moments over all images, and a capped sample of its operation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SiteStats:
         channel_min, channel_max, channel_mean: (C,) along the site's channel axis.
         head_min, head_max: (H,), where the site has heads.
         image_min, image_max: (images,), each image's extremes in the order of calibration.
-        sample: a capped sample in the site's own layout: (n, C) rows of tokens; (n, C, kh, kw) patches of a convolution;
+        sample: a capped sample in the site's own layout: (n, C) tokens; (n, C, kh, kw) patches of a convolution;
             (s, H, r, D) slices of attention; for a weight, the whole of it.
         product: the operation that reads the site, ``None`` for the inputs of norms and Softmax.
         importance: (dL/dx)² at ``sample``, for the inputs of norms and Softmax where gradients were collected.
@@ -116,7 +116,8 @@ class SiteStats:
         """How far the operation's output moves if ``sample`` becomes ``quantized``: Σ importance·(Ô − O)².
 
         The sum runs over everything that one scale of ``granularity`` answers for, where the errors of several scales
-        separate: (O, 1, …) for per-channel weights, (H, 1, 1) per head, () otherwise. Without a product: Σ importance·(x̂ − x)².
+        separate: (O, 1, …) for per-channel weights, (H, 1, 1) per head, () otherwise. Without a product it is
+        Σ importance·(x̂ − x)².
         """
         delta = quantized - self.sample
         if self.product is None or self.to_matrix is None:
@@ -148,7 +149,7 @@ class SiteStats:
         return float(10.0 * torch.log10(signal / noise)) if noise > 0 else float("inf")
 
     def smoothed(self, smoothing: Smoothing) -> SiteStats:
-        """The statistics of (Y − shift)/scale, exactly, but for the images' extremes, which become those over all images.
+        """The statistics of (Y − shift)/scale, exactly, but that each image's extremes become those of all.
 
         Extremes of each image would need each image's channels, which a bounded memory cannot keep.
         """

@@ -1,4 +1,4 @@
-"""``Technique``: a validated configuration and the hooks that it implements. Every plugin's technique derives from it."""
+"""``Technique``: a validated configuration and the hooks that it implements; the base of every plugin's techniques."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Site:
         channel_axis: the axis of a per-channel scale, counted from the end for activations (so that it holds with a
             batch axis too) and from the start for weights.
         head_axis: likewise the axis of a per-head scale, where the tensor has heads.
-        source: dotted path of the norm that produces this tensor, where a norm does and nothing but layout lies between.
+        source: dotted path of the norm that produces this tensor, where one does, with nothing but layout between.
     """
 
     name: str

@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A deadline would measure whatever else the machine does.
+settings.register_profile("qplug", deadline=None)
+settings.load_profile("qplug")
 
 
 @pytest.fixture(scope="session")

@@ -139,23 +139,6 @@ def test_cross_entropy_is_taken_against_the_models_own_top1():
     assert torch.allclose(squared_gradients("cross_entropy", logits), expected, rtol=1e-4)
 
 
-def test_probes_add_up_and_are_drawn_anew():
-    model, images = toy_vit(), toy_images(4)
-    found = find_sites(model, images[:1])
-    site = next(site for site in found.sites if site.name == "head.weight")
-
-    def importance(**more):
-        calibration = Calibration(model, found.sites, 4, seed=3)
-        calibration.collect([images], **more)
-        return calibration.stats(site).product.importance
-
-    one, three = importance(loss="kl"), importance(loss="kl", probes=3)
-    assert (three >= one - 1e-9).all()
-    assert not torch.allclose(three, 3 * one, rtol=1e-2)
-    exact = importance(loss="cross_entropy")
-    assert torch.allclose(importance(loss="cross_entropy", probes=3), 3 * exact, rtol=1e-4)
-
-
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_has_a_gradient_repeats_and_leaves_the_callers_numbers_alone(loss):
     torch.manual_seed(5)

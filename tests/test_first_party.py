@@ -9,7 +9,7 @@ CONFIGS = {
         {"weights": 4.0, "activations": 5.5},
         {"weights": 4, "activations": 4, "average": "layers", "metric": "sqnr"},
     ),
-    "mptq_vit.opt_m": ({}, {"split": "paper", "s0_grid": "paper", "candidates": 10, "loss": "none"}),
+    "mptq_vit.opt_m": ({}, {"split": "paper", "s0_grid": "paper", "candidates": 10}),
     "mptq_vit.sq_b": ({}, {"range": "before_shift"}, {"match": ["*.norm1"], "shift": False}),
     "tsptq_vit.v_2sf": ({}, {"kinds": ["post_softmax"], "ratio": "paper"}),
 }

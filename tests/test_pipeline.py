@@ -256,7 +256,7 @@ def test_the_batch_size_does_not_change_the_samples(build, batch_size, loss):
     statistics = []
     for size in (6, batch_size):
         calibration = Calibration(model, sites, 6, 0, SampleSize(rows=12, slices=6, slice_rows=2))
-        calibration.collect(images.split(size), loss, probes=2)
+        calibration.collect(images.split(size), loss)
         statistics.append(calibration)
     for site in sites:
         whole, parts = (calibration.stats(site) for calibration in statistics)

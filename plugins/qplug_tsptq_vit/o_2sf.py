@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -37,6 +38,7 @@ class O2sf(Technique):
     def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
         """Take post-LayerNorm sites with one scale, whose channels are the linear's inputs, and split that scale."""
         import torch
+
         from qplug import UniformQuantizer, line_search
 
         channels_last = site.source is not None and site.channel_axis == -1
@@ -54,7 +56,10 @@ class O2sf(Technique):
             def scaled(factor: Tensor, start: UniformQuantizer = start, here: Tensor = here) -> UniformQuantizer:
                 return start.scaled(torch.where(here, factor, torch.ones_like(start.scale)))
 
-            factor, _ = line_search(stats, lambda f, scaled=scaled: scaled(f).infer(stats.sample), candidates=16, refine=6)  # type: ignore[misc]
+            def quantized(factor: Tensor, scaled: Callable[[Tensor], UniformQuantizer] = scaled) -> Tensor:
+                return scaled(factor).infer(stats.sample)
+
+            factor, _ = line_search(stats, quantized, candidates=16, refine=6)
             quantizer = scaled(factor)
         return Choice(quantizer, f"{int(group.max()) + 1} groups of channels")
 

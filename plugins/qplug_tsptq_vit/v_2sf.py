@@ -16,7 +16,7 @@ KINDS = {"post_softmax": SiteKind.POST_SOFTMAX, "post_gelu": SiteKind.POST_GELU}
 
 
 def two_scaled(step: float, shift: int, bits: int, signed: bool) -> RegionQuantizer:
-    """Small magnitudes at ``step``, large ones at ``step``·2^``shift``; one bit tells which, one the sign of small values.
+    """Small magnitudes at ``step``, large ones at ``step``·2^``shift``; a bit tells which, another small values' sign.
 
     MPTQ-ViT's section 4.3 shows the format at 4 bits: post-GELU values below zero and small ones share seven bins
     (−3 … 3), large ones seven (1 … 7) eight times as wide. Post-Softmax values need no sign, so small ones have b − 1
@@ -48,7 +48,9 @@ class V2sf(Technique):
         kinds: tuple[Literal["post_softmax", "post_gelu"], ...] = Field(
             ("post_softmax", "post_gelu"), description="kinds of activations to take", min_length=1
         )
-        ratio: Literal["search", "paper"] = Field("paper", description="the large factor over the small one: 2^(b−1), or the power of two that loses least")
+        ratio: Literal["search", "paper"] = Field(
+            "paper", description="the large factor over the small one: 2^(b−1), or the power of two that loses least"
+        )
 
     @hookimpl
     def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:

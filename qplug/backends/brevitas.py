@@ -65,7 +65,7 @@ class BrevitasBackend:
 
     @contextmanager
     def inference(self, model: nn.Module) -> Iterator[None]:
-        """Proxies in brevitas's export mode: weights quantised once, activations in one buffer, no quantised tensors."""
+        """Proxies in brevitas's export mode: weights quantised once, activations in one buffer, plain tensors."""
         proxies = _proxies(model)
         for proxy in proxies:
             proxy.export_handler = InferenceHandler()
@@ -101,7 +101,7 @@ def _lower(path: str, original: nn.Module, quantizers: Mapping[str, Quantizer]) 
         return _layer(original, quantizers)
     if isinstance(original, (nn.Linear, nn.Conv2d)):
         raise InputError(
-            f"a {type(original).__module__}.{type(original).__name__} does more than its base class, which brevitas cannot hold",
+            f"brevitas cannot hold a {type(original).__name__}, only the class that it derives from",
             where=path,
             fix=f"leave it in float: quantize.overrides: [{{match: '{path}', skip: true}}]",
         )
@@ -149,7 +149,7 @@ def _weight_injector(quantizer: Quantizer) -> type:
 
 
 def _injector(proxy: type, quantizer: Quantizer) -> type:
-    """The injector that gives ``proxy`` a finished ``tensor_quant``; signed and narrow range are what exporters read."""
+    """The injector that gives ``proxy`` a finished ``tensor_quant``; the rest is what exporters read."""
     namespace = {
         "proxy_class": proxy,
         "tensor_quant": tensor_quant(quantizer),

@@ -115,7 +115,7 @@ class InferenceHandler(nn.Module):
         """Part of brevitas's protocol; there is nothing to attach."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        """The values: a weight as it was when inference began, an activation afresh. No scale: proxies return tensors."""
+        """The values: a weight as it was when inference began, an activation afresh. No scale follows them."""
         if self.cached is not None:
             return self.cached, None
         assert self.quantizer is not None

@@ -84,7 +84,7 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
             error = float((explicit(*args, **kwargs) - expected).norm() / expected.norm().clamp_min(1e-12))
         if not error <= TOLERANCE:
             raise GuardError(
-                f"the adapter for {adapter.path} changes the output by {error:.1e} of its norm (at most {TOLERANCE:.0e})",
+                f"the adapter for {adapter.path} changes the output by {error:.1e} of its norm, beyond {TOLERANCE:.0e}",
                 where=name,
                 fix="the installed timm may compute this attention in another way: report it, or remove the adapter",
             )

@@ -86,7 +86,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def no_grad_forward(model: nn.Module, image: Tensor) -> Tensor:
-    """One forward of ``model`` on ``image`` without gradients. Inference tensors are avoided: views of them lose ids."""
+    """One forward of ``model`` on ``image`` without gradients (not in inference mode, whose views lose ids)."""
     with torch.no_grad():
         out: Tensor = model(image)
     return out

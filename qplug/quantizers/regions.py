@@ -19,7 +19,7 @@ TABLE_LIMIT = 1 << 16
 
 @dataclass(frozen=True)
 class Region:
-    """One range: the base integers from ``start`` up to the next region's start, stored as ``low … high`` times 2^shift."""
+    """The base integers from ``start`` up to the next region's start, stored as ``low … high`` times 2^shift."""
 
     start: int
     shift: int

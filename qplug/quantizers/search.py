@@ -1,4 +1,4 @@
-"""The one-dimensional search that range estimators share: coarse on a geometric grid, then fine between its neighbours."""
+"""The one-dimensional search that range estimators share: coarse on a geometric grid, then fine around its best."""
 
 from __future__ import annotations
 
