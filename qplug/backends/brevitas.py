@@ -55,6 +55,7 @@ class BrevitasBackend:
 
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
         """See ``Backend.apply``."""
+        device = next(model.parameters()).device
         for path in plan.modules():
             parent, _, leaf = path.rpartition(".")
             original = model.get_submodule(path)
@@ -131,8 +132,8 @@ def _layer(original: nn.Linear | nn.Conv2d, quantizers: Mapping[str, Quantizer])
         )
     layer.weight = original.weight
     layer.bias = original.bias
-    placed: nn.Module = layer.to(original.weight.device)
-    return placed
+    quantized: nn.Module = layer
+    return quantized
 
 
 def _identity(quantizer: Quantizer) -> nn.Module:
