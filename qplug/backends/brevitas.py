@@ -61,7 +61,7 @@ class BrevitasBackend:
             original = model.get_submodule(path)
             with torch.random.fork_rng(devices=[]):  # brevitas's layers draw weights before they get the model's
                 lowered = _lower(path, original, plan.of(path))
-            setattr(model.get_submodule(parent), leaf, lowered.eval())
+            setattr(model.get_submodule(parent), leaf, lowered.eval().to(device))  # a stored plan is on the CPU
         return model
 
     @contextmanager
