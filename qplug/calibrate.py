@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from qplug.errors import InputError
 from qplug.models.explicit import MatMul
 from qplug.operations import Operation, Rows, SampleSize, operation_of
+from qplug.seeding import seeded
 from qplug.stats import Product, SiteStats
 from qplug.types import Site, SiteKind, Smoothing
 
@@ -95,7 +95,7 @@ class Calibration:
                     with torch.no_grad():
                         self.model(batch)
                 else:
-                    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+                    with torch.enable_grad():
                         # nothing of a batch's graph may be left, by a name either, when the next one comes
                         self._loss(loss, self.model(batch.detach().requires_grad_(True)), done).backward()  # type: ignore[no-untyped-call]
                 done += len(batch)
@@ -112,8 +112,8 @@ class Calibration:
         """The loss of a batch; each image has its own seed, so that the batch size does not change what is drawn."""
         total = logits.new_zeros(())
         for index, row in enumerate(torch.split(logits, 1), start=first):
-            torch.manual_seed(zlib.crc32(f"{self._seed}:{index}".encode()))
-            total = total + LOSSES[name](row)
+            with seeded(self._seed, index):
+                total = total + LOSSES[name](row)
         return total
 
     def stats(self, site: Site) -> SiteStats:

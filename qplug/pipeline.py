@@ -100,8 +100,7 @@ def run(
 
     with clock.stage("rewrite"):
         guard = Guard(model, probe)
-        changes = rewrite(model, steps)
-        guard.check(changes)
+        changes = rewrite(model, steps, guard)
         warnings = [
             f"{c.technique} changed the function at {c.where}; it needs training" for c in changes if not c.preserves
         ]
@@ -126,7 +125,9 @@ def run(
         allocation, table = allocate(steps, fitter, sites, skipped)
 
     with clock.stage("ranges", len(sites) - len(skipped)) as advance:
-        plan = Plan(fitter.decide(sites, skipped, allocation, advance), changes, skipped)
+        plan = Plan(fitter.decide(sites, skipped, allocation, advance), changes)
+        outside = {site.name: "quantize.scope" for site in site_map.sites if site not in sites}
+        plan.float_sites = {**skipped, **outside}
         plan.total_macs, plan.float_macs = site_map.total_macs, site_map.float_macs(plan.decisions)
 
     with clock.stage("quantise"):

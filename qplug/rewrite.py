@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from qplug.guard import Guard
 from qplug.models.explicit import MatMul
 from qplug.plan import Change
 from qplug.steps import Steps
@@ -13,8 +14,12 @@ ACTIVATIONS = frozenset(
 )
 
 
-def rewrite(model: nn.Module, steps: Steps) -> list[Change]:
-    """Ask for every module, in model order, and put what the techniques return in its place; returns what changed."""
+def rewrite(model: nn.Module, steps: Steps, guard: Guard) -> list[Change]:
+    """Ask for every module, in model order, and put what the techniques return in its place; returns what changed.
+
+    Raises:
+        GuardError: a rewrite that promised to preserve the function did not.
+    """
     changes: list[Change] = []
     for hook, wanted in (
         ("qplug_rewrite_norm", _is_norm),
@@ -33,6 +38,7 @@ def rewrite(model: nn.Module, steps: Steps) -> list[Change]:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, result.module.eval())
             changes.append(Change(name, technique.name(), result.preserves, result.reason))
+            guard.check(changes[-1:])  # one by one: the promise of one holds whatever another did
     return changes
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import pluggy
 from qplug import hooks
 from qplug.errors import PluginError, QplugError
 from qplug.registry import Registry
+from qplug.seeding import seeded
 from qplug.techniques import Technique
 from qplug.types import Event
 
@@ -72,12 +72,8 @@ class Steps:
 
     def call(self, technique: Technique, caller: Any, hook: str, **arguments: Any) -> Any:
         """One call of one technique's hook: seeded, and any error named with technique, plugin and version."""
-        import torch
-
         subject = next((getattr(v, "name", getattr(v, "norm", v)) for v in arguments.values()), "")
-        key = f"{self._seed}:{technique.name()}:{subject if isinstance(subject, str) else ''}"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(zlib.crc32(key.encode()))
+        with seeded(self._seed, technique.name(), subject if isinstance(subject, str) else ""):
             try:
                 result = caller(**arguments)
             except QplugError as error:

@@ -299,7 +299,11 @@ def test_what_an_override_leaves_in_float_is_counted(registry):
     skip = [{"match": "blocks.0.mlp.fc1*", "skip": True}]
     result = run(recipe(registry, "toy.minmax", overrides=skip), registry=registry)
     assert result.float_macs == {"blocks.0.mlp.fc1": 2560}
-    assert set(result.plan.float_sites) == {"blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc1.input"}
+    by_override = {name for name, reason in result.plan.float_sites.items() if "override" in reason}
+    assert by_override == {"blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc1.input"}
+    outside = set(result.plan.float_sites) - by_override
+    assert {result.plan.float_sites[name] for name in outside} == {"quantize.scope"}
+    assert all(("norm" in name or "softmax" in name) and name.endswith(".input") for name in outside)
     assert result.metrics["coverage.macs"] == pytest.approx(1 - 2560 / result.plan.total_macs)
 
 

@@ -9,7 +9,20 @@ from torch import nn
 
 import qplug
 from qplug import Rewrite
+from qplug.errors import GuardError
+from qplug.guard import Guard
 from qplug.rewrite import rewrite
+
+
+class NoGuard:
+    """For rewrites that could not compute; what the guard does has tests of its own."""
+
+    def check(self, changes):
+        assert len(changes) == 1
+
+
+def guard(model):
+    return NoGuard()
 
 
 class Base(qplug.Technique):
@@ -47,7 +60,7 @@ class Modules(Base):
 
 def test_norms():
     model = vit()
-    changes = rewrite(model, steps(Norms))
+    changes = rewrite(model, steps(Norms), guard(model))
     assert [(c.where, c.technique, c.preserves, c.reason) for c in changes] == [
         ("blocks.0.norm1", "toy.base", False, "LayerNorm"),
         ("blocks.0.norm2", "toy.base", False, "LayerNorm"),
@@ -58,7 +71,7 @@ def test_norms():
 
 def test_activations():
     model = vit()
-    changes = rewrite(model, steps(Bounds))
+    changes = rewrite(model, steps(Bounds), guard(model))
     assert [c.where for c in changes] == ["blocks.0.mlp.act", "blocks.1.mlp.act"]
     assert type(model.blocks[1].mlp.act) is nn.ReLU6
 
@@ -72,7 +85,7 @@ def test_modules_and_in_eval_mode_and_children_of_what_was_replaced_are_not_aske
             asked.append(name)
             return Modules.qplug_rewrite_module(self, name, module)
 
-    changes = rewrite(model, steps(Watch))
+    changes = rewrite(model, steps(Watch), guard(model))
     assert [(c.where, c.preserves) for c in changes] == [("blocks.0.mlp", True), ("blocks.1.mlp", True)]
     assert not model.blocks[0].mlp.training
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 5)
@@ -89,7 +102,7 @@ def test_any_other_module_means_neither_norms_nor_activations():
         def qplug_rewrite_module(self, name, module):
             asked.append(name)
 
-    rewrite(vit(), steps(Watch))
+    rewrite(model := vit(), steps(Watch), guard(model))
     assert "blocks.0.attn.qkv" in asked
     assert not [name for name in asked if "norm1" in name or name.endswith("act")]
 
@@ -104,7 +117,11 @@ def test_norms_come_first_then_activations_then_modules_and_the_first_step_wins(
         return type("Noting", (technique,), {hook: qplug.hookimpl(answer)})
 
     hooks = ("qplug_rewrite_module", "qplug_bound_activation", "qplug_rewrite_norm")
-    rewrite(vit(), steps(*(noting(t, hook) for t, hook in zip((Base, Bounds, Modules), hooks, strict=True))))
+    rewrite(
+        model := vit(),
+        steps(*(noting(t, hook) for t, hook in zip((Base, Bounds, Modules), hooks, strict=True))),
+        guard(model),
+    )
     assert [hook for hook, _ in order] == sorted((hook for hook, _ in order), key=hooks[::-1].index)
     names = [name for hook, name in order if hook == "qplug_rewrite_norm"]
     assert names == [name for name, module in vit().named_modules() if isinstance(module, nn.LayerNorm)]
@@ -117,7 +134,7 @@ def test_norms_come_first_then_activations_then_modules_and_the_first_step_wins(
         def qplug_rewrite_norm(self, name, module):
             return Rewrite(nn.Identity(), preserves=False)
 
-    changes = rewrite(vit(), steps(Norms, Second))
+    changes = rewrite(model := vit(), steps(Norms, Second), guard(model))
     assert [c.technique for c in changes] == ["toy.base"] * 2 + ["toy.second"] * 3
 
 
@@ -131,5 +148,16 @@ def test_every_kind_of_norm_is_offered(module):
         def qplug_rewrite_norm(self, name, module):
             offered.append(name)
 
-    rewrite(model, steps(Watch))
+    rewrite(model, steps(Watch), guard(model))
     assert offered == ["0.0"]
+
+
+def test_a_promise_is_checked_whatever_another_rewrite_did():
+    class Mixed(Base):
+        @qplug.hookimpl
+        def qplug_bound_activation(self, name, module):
+            return Rewrite(nn.ReLU6(), preserves=name.startswith("blocks.1"))
+
+    model = vit()
+    with pytest.raises(GuardError, match="moved by"):
+        rewrite(model, steps(Mixed), Guard(model, torch.randn(2, 3, 32, 32)))

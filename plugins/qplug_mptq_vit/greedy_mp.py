@@ -26,7 +26,8 @@ class GreedyMp(Technique):
     Where SQNR is negative the printed product would prefer small layers, so there it is divided by the logarithm
     instead [ours]. Ties go to the site that the model computes first. Unstated, so options: the average counts elements
     (or layers), and no site goes below ``min_bits``. Sites whose bits an override of the recipe fixes are not touched
-    and not counted. OPT-m takes part by estimating the ranges behind the SQNR of post-GELU sites.
+    and not counted. numel counts one image. OPT-m takes part by estimating the ranges behind the SQNR of post-GELU
+    sites (uniform at 2 bits, where it has no magnitude bit).
     """
 
     paper = "Tai and Wu 2024, MPTQ-ViT, section 3.3, Eq. 9, 10; supplement B for metric: sqnr"

@@ -51,5 +51,5 @@ class SqB(Technique):
         largest = torch.maximum(stats.channel_max - middle, middle - stats.channel_min)
         weight = torch.stack([w.abs().amax(0) for w in group.weights]).amax(0)
         scale = (largest / weight) ** self.config.strength
-        usable = torch.isfinite(scale) & (scale > 0)  # a dead channel, or one that no weight reads, stays as it is
+        usable = torch.isfinite(scale) & (scale > 0)  # a dead channel, or one that no weight reads, is not scaled
         return Smoothing(mean, torch.where(usable, scale, torch.ones_like(scale)), f"eps^{self.config.strength:g}")

@@ -34,8 +34,9 @@ class V2sf(Technique):
     """Two scaling factors, split by magnitude, the large one a power of two times the small one.
 
     TSPTQ-ViT's text is not at hand; MPTQ-ViT prints the ratio at 4 bits, 8. ``ratio: paper`` takes 2^(b−1) at every
-    width, which is that at 4 bits, and is the default; ``ratio: search`` tries every power of two up to 2^(b+3) by the
-    Hessian-guided metric [ours]. The small factor is found by the same metric.
+    width, which is that at 4 bits, and is the default; ``ratio: search`` tries every power of two that leaves no hole
+    between the small codes and the large ones, by the Hessian-guided metric [ours]. The small factor is found by the
+    same metric.
     """
 
     paper = "Tai, Lin and Wu 2023, TSPTQ-ViT, as described in MPTQ-ViT, sections 2.3 and 4.3"
@@ -62,7 +63,7 @@ class V2sf(Technique):
         if site.kind not in [KINDS[kind] for kind in self.config.kinds]:
             return None
         signed = bool(stats.min < 0)
-        shifts = [spec.bits - 1] if self.config.ratio == "paper" else list(range(1, spec.bits + 4))
+        shifts = [spec.bits - 1] if self.config.ratio == "paper" else list(range(1, spec.bits + (0 if signed else 1)))
         best: tuple[float, float, int] | None = None
         for shift in shifts:
             widest = float(stats.max) / (((1 << (spec.bits - 1)) - 1) << shift)

@@ -19,6 +19,7 @@ from qplug.errors import InputError
 from qplug.models.explicit import MatMul
 from qplug.plan import Plan
 from qplug.quantizers import Quantizer, UniformQuantizer
+from qplug.seeding import seeded
 
 
 class QuantMatMul(nn.Module):
@@ -59,7 +60,7 @@ class BrevitasBackend:
         for path in plan.modules():
             parent, _, leaf = path.rpartition(".")
             original = model.get_submodule(path)
-            with torch.random.fork_rng(devices=[]):  # brevitas's layers draw weights before they get the model's
+            with seeded(path):  # brevitas's layers draw weights before they get the model's
                 lowered = _lower(path, original, plan.of(path))
             setattr(model.get_submodule(parent), leaf, lowered.eval().to(device))  # a stored plan is on the CPU
         return model

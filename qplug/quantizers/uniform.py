@@ -20,8 +20,8 @@ class UniformQuantizer(Quantizer):
         scale: float32, positive, broadcastable with the tensor: () or (C, 1, …) or (H, 1, 1).
         zero_point: float32 holding integers, broadcastable with ``scale``; 0 where symmetric.
         bits: 2 to 16.
-        signed: whether the integers are signed. A symmetric quantizer of a tensor without negative values is unsigned,
-            which keeps its lower half from being wasted.
+        signed: whether the integers are signed. The paper's Eq. 2 always is; here a symmetric quantizer of a tensor
+            without negative values is unsigned, which keeps half of its codes from being wasted [ours].
     """
 
     kind: ClassVar[str] = "uniform"

@@ -65,7 +65,7 @@ def test_calibration_costs_at_most_30_float_forwards(benchmark, shared, settings
     multiple = benchmark.pedantic(measure, rounds=1, iterations=1)
     benchmark.extra_info["float forwards"] = multiple
     print(f"\ncalibration: {multiple:.1f} float forwards")
-    assert multiple <= 30.0
+    assert multiple <= 30.0  # measured: 15.6
 
 
 def test_a_fake_quantised_forward_costs_at_most_1_4_float_ones(benchmark, shared, folder):
@@ -85,4 +85,4 @@ def test_a_fake_quantised_forward_costs_at_most_1_4_float_ones(benchmark, shared
         )
     benchmark.extra_info["float forwards"] = multiple
     print(f"\nforward: {multiple:.2f} float forwards")
-    assert multiple <= 1.4
+    assert multiple <= 1.4  # measured: 1.27, and 1.37 beside heavy load

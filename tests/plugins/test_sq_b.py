@@ -209,5 +209,4 @@ def test_the_function_of_the_real_models_is_preserved(shared, name):
     changed = smoothed(source.module, real_images(shared, "calib", 32, transform))
     assert len(changed) == 24
     error = moved(source.module, before, real_images(shared, "dev", 16, transform))
-    print(f"\n{name}: {error:.1e}")
-    assert error < 1e-4
+    assert error < 1e-4  # measured: 1.5e-6 (ViT-Ti), 2.1e-6 (DeiT-Ti)
