@@ -28,7 +28,7 @@ from qplug.sites import SiteMap, find_sites, image_of
 from qplug.smoothing import smooth
 from qplug.steps import Steps
 from qplug.techniques import Component, ModelSource
-from qplug.types import Site
+from qplug.types import OUT_OF_SCOPE, Site
 
 
 @dataclass
@@ -126,7 +126,7 @@ def run(
 
     with clock.stage("ranges", len(sites) - len(skipped)) as advance:
         plan = Plan(fitter.decide(sites, skipped, allocation, advance), changes)
-        outside = {site.name: "quantize.scope" for site in site_map.sites if site not in sites}
+        outside = {site.name: OUT_OF_SCOPE for site in site_map.sites if site not in sites}
         plan.float_sites = {**skipped, **outside}
         plan.total_macs, plan.float_macs = site_map.total_macs, site_map.float_macs(plan.decisions)
 

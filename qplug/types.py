@@ -43,6 +43,9 @@ class Granularity(str, Enum):
     PER_HEAD = "per_head"
 
 
+OUT_OF_SCOPE = "quantize.scope"
+"""Why the inputs of Softmax and LayerNorm stay in float where a recipe does not ask for them."""
+
 Role = Literal["weight", "input", "lhs", "rhs"]
 
 

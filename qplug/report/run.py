@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qplug.report.screen import Table
+from qplug.types import OUT_OF_SCOPE
 
 if TYPE_CHECKING:
     from qplug.pipeline import RunResult
@@ -94,8 +95,9 @@ def protocol_parts(groups: Iterable[Mapping[str, Any]], result: RunResult) -> li
     inputs = [name for kind, name in _OPTIONAL.items() if kind not in spans]
     if inputs:
         parts.append(f"inputs of {' and '.join(inputs)} in float")
-    if result.plan.float_sites:
-        parts.append(f"sites in float: {_first(result.plan.float_sites)}")
+    skipped = [name for name, reason in result.plan.float_sites.items() if reason != OUT_OF_SCOPE]
+    if skipped:
+        parts.append(f"sites in float: {_first(skipped)}")
     if not result.float_macs:
         return [*parts, "every MAC has both operands quantised"]
     share = sum(result.float_macs.values()) / result.plan.total_macs if result.plan.total_macs else 0.0
