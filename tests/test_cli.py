@@ -53,7 +53,7 @@ class Quantizer:
 @dataclasses.dataclass
 class FakePlan:
     total_macs: int = 1000
-    float_sites: tuple[str, ...] = ("stem.weight",)
+    float_sites: dict[str, str] = dataclasses.field(default_factory=lambda: {"stem.weight": "override"})
     changes: tuple[Any, ...] = (types.SimpleNamespace(technique="toy.split", reason="eps"),) * 3
 
     def __iter__(self) -> Any:
