@@ -62,6 +62,9 @@ class OptM(Technique):
         )
         candidates: int = Field(100, ge=2, le=1000, description="candidates of s0")
         percentile: float = Field(99.95, gt=50.0, le=100.0, description="x_up, percent of the values below it")
+        x_up: Literal["search", "paper"] = Field(
+            "search", description="the percentile alone, or the percentile and the maximum, whichever loses less"
+        )
         fallback: bool = Field(True, description="take a uniform quantizer where that loses less on the sample")
 
     @hookimpl
@@ -76,15 +79,22 @@ class OptM(Technique):
         x_low, x_up = -float(stats.image_min_mean), float(stats.quantile(self.config.percentile / 100.0))
         if x_low <= 0 or x_up <= 0:
             return Choice(uniform, "OPT-m found no negative or no positive values: uniform")
-        s0 = x_low / small
-        m1 = round(math.log2(x_up / large / s0))
-        if m1 <= 0:
-            return Choice(uniform, f"OPT-m found m1 = {m1}, which leaves no m0: uniform")
-        m0 = min(range(m1), key=lambda m: self._error(s0, m, m1, spec, stats))
-        s0 = min(self._grid(s0, spec, stats), key=lambda s: self._error(s, m0, m1, spec, stats))
-        if self.config.fallback and self._error(s0, m0, m1, spec, stats) > uniform_error:
+        start = x_low / small
+        widest = [x_up] if self.config.x_up == "paper" else [x_up, float(stats.max)]
+        ratios = dict.fromkeys(round(math.log2(x / large / start)) for x in widest)
+        found = [self._search(start, m1, spec, stats) for m1 in ratios if m1 > 0]
+        if not found:
+            return Choice(uniform, f"OPT-m found m1 = {max(ratios)}, which leaves no m0: uniform")
+        error, s0, m0, m1 = min(found)
+        if self.config.fallback and error > uniform_error:
             return Choice(uniform, f"OPT-m with m0 = {m0}, m1 = {m1} loses more than uniform: uniform")
         return Choice(regions(s0, m0, m1, spec.bits, self.config.split), f"s0 = {s0:.4g}, m0 = {m0}, m1 = {m1}")
+
+    def _search(self, s0: float, m1: int, spec: QuantSpec, stats: SiteStats) -> tuple[float, float, int, int]:
+        """Eq. 8's m0 at Eq. 7's s0, then s0: the least error and where it was found."""
+        m0 = min(range(m1), key=lambda m: self._error(s0, m, m1, spec, stats))
+        error, best = min((self._error(s, m0, m1, spec, stats), s) for s in self._grid(s0, spec, stats))
+        return error, best, m0, m1
 
     def _error(self, s0: float, m0: int, m1: int, spec: QuantSpec, stats: SiteStats) -> float:
         quantizer = regions(s0, m0, m1, spec.bits, self.config.split).to(stats.sample.device)
