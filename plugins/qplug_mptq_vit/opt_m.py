@@ -40,11 +40,11 @@ class OptM(Technique):
     divide [0, 1.2·max|X|/2^(b−1)], which contains 0 and follows the positive maximum although s0 scales the negative
     region; here they lie around Eq. 7's s0, and ``s0_grid: paper`` keeps the print without its 0 [ours]. Where m1 ≤ 0
     leaves no candidate for m0, or b = 2 no magnitude bit, the site gets a uniform quantizer, and the plan says so. So
-    it does where a uniform one loses less on the sample, as at 8 bits, where x_up may clip too much; ``fallback:
-    false`` keeps the paper's quantizer there too [ours]. x_up is the percentile of the sampled tokens, not of all
-    values [ours]. As printed, region 3 also holds code 0, which values just above the bound take where m1 > m0 + b − 1;
-    the search over m0 avoids it where it costs. A value whose rounding carries out of region 2 takes that region's last
-    code [ours].
+    it does where a uniform one loses less on the sample, ``fallback: false`` keeps the paper's quantizer there too
+    [ours]. x_up is the percentile of the sampled tokens, not of all values; ViT-Ti's few massive activations lie far
+    above it, so m1 is also tried with the maximum, and ``x_up: paper`` does not [ours]. As printed, region 3 also holds
+    code 0, which values just above the bound take where m1 > m0 + b − 1; the search over m0 avoids it where it costs. A
+    value whose rounding carries out of region 2 takes that region's last code [ours].
     """
 
     paper = "Tai and Wu 2024, MPTQ-ViT, section 3.2, Eq. 6–8"

@@ -34,9 +34,9 @@ class V2sf(Technique):
     """Two scaling factors, split by magnitude, the large one a power of two times the small one.
 
     TSPTQ-ViT's text is not at hand; MPTQ-ViT prints the ratio at 4 bits, 8. ``ratio: paper`` takes 2^(b−1) at every
-    width, which is that at 4 bits, and is the default; ``ratio: search`` tries every power of two that leaves no hole
-    between the small codes and the large ones, by the Hessian-guided metric [ours]. The small factor is found by the
-    same metric.
+    width, which is that at 4 bits but far too much for post-GELU values at 8; so the default, ``search``, tries every
+    power of two that leaves no hole between the small codes and the large ones, by the Hessian-guided metric [ours].
+    The small factor is found by the same metric.
     """
 
     paper = "Tai, Lin and Wu 2023, TSPTQ-ViT, as described in MPTQ-ViT, sections 2.3 and 4.3"
@@ -50,7 +50,7 @@ class V2sf(Technique):
             ("post_softmax", "post_gelu"), description="kinds of activations to take", min_length=1
         )
         ratio: Literal["search", "paper"] = Field(
-            "paper", description="the large factor over the small one: 2^(b−1), or the power of two that loses least"
+            "search", description="the large factor over the small one: 2^(b−1), or the power of two that loses least"
         )
 
     @hookimpl
