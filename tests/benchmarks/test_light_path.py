@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 IMPORTS = "import pydantic, typer, rich"
 COMMAND = "from qplug.cli import main; main({!r})"
