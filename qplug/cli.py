@@ -193,16 +193,19 @@ def inspect(
 @zoo.command("train")
 def zoo_train(
     name: Annotated[str, typer.Argument(help="An embedded model, such as vit_digits.")],
-    out: Annotated[Path, typer.Option(help="The safetensors file to write.", show_default=False)],
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the data.", show_default="the model's own")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seeds weights, order and augmentation.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="The safetensors file to write.", show_default="NAME.safetensors")
+    ] = None,
 ) -> None:
     """Train an embedded model again, and print its accuracy."""
     from qplug.models.training import train
     from qplug.report.progress import Progress
 
+    out = out or Path(f"{name}.safetensors")
     with Progress(sys.stderr) as progress:
 
         def advance(done: int, total: int) -> None:
