@@ -10,6 +10,8 @@ import qplug
 from qplug import Choice, Granularity, QuantSpec, Site, SiteKind, Technique, hookimpl
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from qplug import RegionQuantizer, SiteStats
 
 KINDS = {"post_softmax": SiteKind.POST_SOFTMAX, "post_gelu": SiteKind.POST_GELU}
@@ -68,11 +70,11 @@ class V2sf(Technique):
         for shift in shifts:
             widest = float(stats.max) / (((1 << (spec.bits - 1)) - 1) << shift)
 
-            def quantized(factor: object, shift: int = shift, widest: float = widest) -> object:
-                quantizer = two_scaled(widest * float(factor), shift, spec.bits, signed)  # type: ignore[arg-type]
+            def quantized(factor: Tensor, shift: int = shift, widest: float = widest) -> Tensor:
+                quantizer = two_scaled(widest * float(factor), shift, spec.bits, signed)
                 return quantizer.to(stats.sample.device).infer(stats.sample)
 
-            factor, error = line_search(stats, quantized, low=0.05, candidates=16, refine=6)  # type: ignore[arg-type]
+            factor, error = line_search(stats, quantized, low=0.05, candidates=16, refine=6)
             if best is None or float(error) < best[0]:
                 best = (float(error), widest * float(factor), shift)
         assert best is not None
