@@ -76,7 +76,7 @@ def find_sites(model: nn.Module, image: Tensor) -> SiteMap:
 
 def _count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
     """Multiply-accumulates by the innermost module that computes them, by torch's own counter."""
-    counter = FlopCounterMode(display=False, depth=None)  # type: ignore[arg-type]  # None is every depth, as its documentation says
+    counter = FlopCounterMode(display=False, depth=None)  # type: ignore[arg-type]  # None is every depth
     with counter:
         no_grad_forward(model, image)
     root = type(model).__name__

@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 class Hessian(Technique):
     """The range that minimises Σ (dL/dO)²·(Ô − O)² over the sampled outputs O of the operation that reads the tensor.
 
-    Deviations from PTQ4ViT: the loss (its released code takes KL(float ‖ float), whose gradient is zero) is the cross
-    entropy against the float model's own top-1 [ours]; candidates are a geometric grid refined once instead of 100
-    evenly spaced ones [ours]; the other operand stays in float, so nothing alternates and every site is independent.
+    Deviations from PTQ4ViT: L is the recipe's ``calibration.loss``, by default a probe whose squared gradient estimates
+    the Hessian of the KL divergence (the released code takes the gradient of KL(float ‖ float), which is zero) [ours];
+    candidates are a geometric grid refined once instead of 100 evenly spaced ones [ours]; the other operand stays in
+    float, so nothing alternates and every site is independent [ours].
     """
 
     paper = "Yuan et al. 2022, PTQ4ViT, section 3.3, Eq. 7–8"
     gradients = True
 
     class Config(qplug.Config):
-        """The loss and the search."""
+        """The search."""
 
         use: Literal["baseline.hessian"] = Field("baseline.hessian", description="which technique this step is")
         candidates: int = Field(24, ge=2, le=1000, description="coarse candidates, geometrically spaced")
