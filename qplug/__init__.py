@@ -10,11 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qplug.allocation import Limit, choose_bits
     from qplug.errors import GuardError, InputError, PluginError, QplugError, RecipeError
     from qplug.hooks import hookimpl
     from qplug.pipeline import RunResult, run
     from qplug.plan import Plan
-    from qplug.quantizers import Quantizer, Region, RegionQuantizer, UniformQuantizer
+    from qplug.quantizers import LogQuantizer, Quantizer, Region, RegionQuantizer, UniformQuantizer
+    from qplug.quantizers.grid import evenly, grid_search
     from qplug.quantizers.search import line_search
     from qplug.recipe import Recipe, load_recipe
     from qplug.sensitivity import SqnrTable
@@ -35,11 +37,13 @@ if TYPE_CHECKING:
     )
 
 _PUBLIC = {
+    "qplug.allocation": ("Limit", "choose_bits"),
     "qplug.errors": ("GuardError", "InputError", "PluginError", "QplugError", "RecipeError"),
     "qplug.hooks": ("hookimpl",),
     "qplug.pipeline": ("RunResult", "run"),
     "qplug.plan": ("Plan",),
-    "qplug.quantizers": ("Quantizer", "Region", "RegionQuantizer", "UniformQuantizer"),
+    "qplug.quantizers": ("LogQuantizer", "Quantizer", "Region", "RegionQuantizer", "UniformQuantizer"),
+    "qplug.quantizers.grid": ("evenly", "grid_search"),
     "qplug.quantizers.search": ("line_search",),
     "qplug.recipe": ("Recipe", "load_recipe"),
     "qplug.sensitivity": ("SqnrTable",),
@@ -62,6 +66,8 @@ __all__ = [
     "Granularity",
     "GuardError",
     "InputError",
+    "Limit",
+    "LogQuantizer",
     "Metric",
     "ModelSource",
     "NormGroup",
@@ -84,6 +90,9 @@ __all__ = [
     "Technique",
     "UniformQuantizer",
     "__version__",
+    "choose_bits",
+    "evenly",
+    "grid_search",
     "hookimpl",
     "line_search",
     "load_recipe",

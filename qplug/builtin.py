@@ -34,9 +34,10 @@ def qplug_backends() -> Mapping[str, str]:
 
 @hookimpl
 def qplug_quantizers() -> Mapping[str, str]:
-    """``uniform`` and ``regions``."""
+    """``uniform``, ``regions`` and ``log``."""
     return {
         "uniform": "qplug.quantizers.uniform:UniformQuantizer",
+        "log": "qplug.quantizers.log:LogQuantizer",
         "regions": "qplug.quantizers.regions:RegionQuantizer",
     }
 

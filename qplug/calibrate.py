@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from qplug.errors import InputError
 from qplug.models.explicit import MatMul
-from qplug.operations import Operation, Rows, SampleSize, operation_of
+from qplug.operations import Operation, Rows, SampleSize, Shape, operation_of
 from qplug.seeding import seeded
 from qplug.stats import Product, SiteStats
 from qplug.types import Site, SiteKind, Smoothing
@@ -20,14 +20,17 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "kl": lambda logits: (_kl_probe(logits.detach()) * logits).sum(),
     "logits": lambda logits: (_centred(torch.randint_like(logits, 2) * 2 - 1) * logits).sum(),
     "cross_entropy": lambda logits: F.cross_entropy(logits, logits.detach().argmax(-1), reduction="sum"),
+    "kl_zero": lambda logits: F.kl_div(logits.log_softmax(-1), logits.detach().softmax(-1), reduction="sum"),
 }
 """What the importance of an output O is made of: functions of the float logits z (B, classes), summed over images,
-whose squared gradient (dL/dO)² weighs errors. PTQ4ViT's released code takes KL(float ‖ float), whose gradient is zero.
+whose squared gradient (dL/dO)² weighs errors.
 
 ``kl``: that divergence's *Hessian* instead, Jᵀ(diag p − ppᵀ)J with J = dz/dO. L = vᵀz with a random v of covariance
 diag p − ppᵀ has E[(dL/dO)²] = its diagonal (Hutchinson's estimate), so one backward is enough [ours].
 ``logits``: likewise for ‖ẑ − z‖² of the centred logits, v of random signs: no image is too certain to count [ours].
 ``cross_entropy``: against the model's own top-1, the empirical Fisher; certain images hardly count [ours].
+``kl_zero``: KL(float ‖ float) itself, as PTQ4ViT's released code has it. Its gradient is zero, so what is left is the
+rounding of float32; it is here for that difference to be seen.
 """
 
 
@@ -60,7 +63,7 @@ class Calibration:
         self.images = images
         self._size = size or SampleSize()
         self._seed = seed
-        self._sites = {site.name: site for site in sites}
+        self.sites = list(sites)
         self._ranges = {site.name: _Ranges(site, images) for site in sites if not site.kind.is_weight}
         modules = dict.fromkeys(site.module for site in sites)
         self._operations: dict[str, Operation] = {
@@ -137,6 +140,49 @@ class Calibration:
                 self._ranges[name].smooth(smoothing)
                 self._operations[module].smooth(smoothing)
 
+    def state(self) -> dict[str, Tensor]:
+        """All that ``collect`` gathered, by name, as views on the model's device; do not write to them.
+
+        Raises ``ValueError`` after a smoothing, and where nothing was collected.
+        """
+        return {f"{owner}/{name}": tensor for owner, kept in self._kept() for name, tensor in kept.state().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Know all that the Calibration knew which gave ``state``, bit for bit, in the place of ``collect``.
+
+        The tensors are copied, to the model's device: any number of Calibrations may be made from one state.
+
+        Raises:
+            ValueError: names or shapes are not those of this model, these sites and this number of images, or a
+                smoothing was followed; nothing has changed then.
+        """
+        parts: dict[str, dict[str, Tensor]] = {owner: {} for owner, _ in self._kept()}
+        for name, tensor in state.items():
+            owner, _, part = name.rpartition("/")
+            parts.setdefault(owner, {})[part] = tensor
+        wrong = [owner for owner, part in parts.items() if _shapes(part) != self._expected(owner, part)]
+        if wrong:
+            raise ValueError(f"the state is not of this model, these sites and images, at {', '.join(wrong[:5])}")
+        device = next(self.model.parameters()).device
+        for owner, kept in self._kept():
+            kept.restore({name: tensor.to(device, copy=True) for name, tensor in parts[owner].items()})
+
+    def _kept(self) -> list[tuple[str, _Ranges | Operation]]:
+        """By site or module, what a state holds; after a smoothing there is none."""
+        if any(ranges.smoothings for ranges in self._ranges.values()):
+            raise ValueError("a state is taken, and restored, before any smoothing")
+        return [*self._ranges.items(), *self._operations.items()]
+
+    def _expected(self, owner: str, part: Mapping[str, Tensor]) -> dict[str, Shape]:
+        """The shapes that ``part`` of a state must have; none where ``owner`` is neither a site nor a module."""
+        if owner in self._ranges:
+            return self._ranges[owner].shapes(_length(part, "image_low"))
+        if owner not in self._operations:
+            return {}
+        sites: dict[str, Site] = {site.role: site for site in self.sites if site.module == owner}
+        shapes = self._operations[owner].shapes(self.model.get_submodule(owner), sites, _length(part, "inputs"))
+        return {name: shape for name, shape in shapes.items() if name != "squares" or name in part}
+
     def _hook(self, name: str, operation: Operation) -> Any:
         roles = ("lhs", "rhs") if isinstance(self.model.get_submodule(name), MatMul) else ("input",)
         watched = [self._ranges.get(f"{name}.{role}") for role in roles]
@@ -172,7 +218,7 @@ class _Ranges:
         self.count = 0
         self.heads: tuple[Tensor, Tensor] | None = None
         self.image_low, self.image_high = Rows(), Rows()
-        self._smoothings: list[Smoothing] = []
+        self.smoothings: list[Smoothing] = []
 
     def update(self, x: Tensor, batch: int) -> None:
         """Take in the activation of ``batch`` images."""
@@ -196,7 +242,30 @@ class _Ranges:
             torch.maximum(self.heads[1], most, out=self.heads[1])
 
     def smooth(self, smoothing: Smoothing) -> None:
-        self._smoothings.append(smoothing)
+        self.smoothings.append(smoothing)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything, with ``heads`` and ``count`` as tensors."""
+        state = {"low": self.low, "high": self.high, "total": self.total, "count": torch.tensor(self.count)}
+        if self.heads is not None:
+            state["head_low"], state["head_high"] = self.heads
+        return state | {"image_low": self.image_low.values(), "image_high": self.image_high.values()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Hold the tensors of ``state`` themselves."""
+        self.low, self.high, self.total, self.count = state["low"], state["high"], state["total"], int(state["count"])
+        if "head_low" in state:
+            self.heads = (state["head_low"], state["head_high"])
+        self.image_low.hold(state["image_low"])
+        self.image_high.hold(state["image_high"])
+
+    def shapes(self, count: int) -> dict[str, Shape]:
+        """The shapes in a state with ``count`` extremes of images, several of each where a forward calls again."""
+        site, calls = self.site, max(1, count // self._images)
+        shapes: dict[str, Shape] = dict.fromkeys(("low", "high", "total"), (site.shape[site.channel_axis],))
+        if site.head_axis is not None:
+            shapes |= dict.fromkeys(("head_low", "head_high"), site.shape[site.head_axis :][:1])
+        return shapes | {"count": ()} | dict.fromkeys(("image_low", "image_high"), (calls * self._images,))
 
     def stats(self, operation: Operation, product: Product | None) -> SiteStats:
         stats = SiteStats(
@@ -210,7 +279,7 @@ class _Ranges:
             self.image_high.values(),
             self.low,
         )
-        for smoothing in self._smoothings:
+        for smoothing in self.smoothings:
             stats = stats.smoothed(smoothing)
         stats.sample, stats.importance = operation.sample(self.site)
         stats.product = product
@@ -218,6 +287,14 @@ class _Ranges:
         if self.heads is not None:
             stats.head_min, stats.head_max = self.heads
         return stats
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _length(tensors: Mapping[str, Tensor], name: str) -> int:
+    return len(tensors[name]) if name in tensors and tensors[name].dim() else 0
 
 
 def watched_sites(sites: Iterable[Site], softmax: bool, layernorm: bool) -> list[Site]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,36 +18,46 @@ from qplug.types import Choice, Granularity, QuantSpec, Site
 
 if TYPE_CHECKING:
     from qplug.calibrate import Calibration
+    from qplug.recall import Recall
     from qplug.recipe.schema import Quantize
+    from qplug.stats import SiteStats
     from qplug.steps import Steps
+    from qplug.techniques import Technique
 
 RECIPE = "recipe"
 OVERRIDE = "recipe, override"
 
 
 class Specs(dict[str, QuantSpec]):
-    """Specifications by site name, and which sites' bits an override fixed."""
+    """What the recipe asks of each site that it quantises, by name.
+
+    Attributes:
+        fixed: sites whose bits an override fixes.
+        skipped: sites that an override leaves in float, and why.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.fixed: set[str] = set()
+        self.skipped: dict[str, str] = {}
 
 
-def resolve(quantize: Quantize, sites: Sequence[Site]) -> tuple[Specs, dict[str, str]]:
-    """What the recipe asks of each site, and the sites that it leaves in float (name → reason).
+def resolve(quantize: Quantize, sites: Sequence[Site]) -> Specs:
+    """What the recipe asks of each site.
 
     Raises:
         InputError: an override that matches no site, or heads asked of a tensor that has none.
     """
-    specs, skipped = Specs(), {}
+    specs = Specs()
     unused = list(quantize.overrides)
     for site in sites:
         spec = (quantize.weights if site.kind.is_weight else quantize.activations).spec()
         override = next((o for o in quantize.overrides if o.matches(site)), None)
         unused = [o for o in unused if not o.matches(site)]
         if override is not None and override.skip:
-            skipped[site.name] = f"override {override.match!r}"
-        elif override is not None:
+            specs.skipped[site.name] = f"override {override.match!r}"
+            continue
+        if override is not None:
             spec = replace(
                 spec,
                 bits=override.bits or spec.bits,
@@ -54,7 +66,7 @@ def resolve(quantize: Quantize, sites: Sequence[Site]) -> tuple[Specs, dict[str,
             )
             if override.bits:
                 specs.fixed.add(site.name)
-        if spec.granularity is Granularity.PER_HEAD and site.head_axis is None and site.name not in skipped:
+        if spec.granularity is Granularity.PER_HEAD and site.head_axis is None:
             raise InputError(
                 f"per_head asked of a tensor without heads ({site.kind.value})",
                 where=site.name,
@@ -67,62 +79,102 @@ def resolve(quantize: Quantize, sites: Sequence[Site]) -> tuple[Specs, dict[str,
             where="quantize.overrides",
             fix="qplug inspect MODEL lists the sites and their kinds",
         )
-    return specs, skipped
+    return specs
 
 
 class Fitter:
-    """Asks the techniques for quantizers, once for each site and bit width."""
+    """Asks the techniques for quantizers, once for each site, its bits, and where operands alternate its partner's.
 
-    def __init__(self, steps: Steps, statistics: Calibration, specs: Specs) -> None:
-        self._steps, self._statistics, self.specs = steps, statistics, specs
-        self._known: dict[tuple[str, int], tuple[str, Choice]] = {}
+    Args:
+        steps: the techniques.
+        statistics: of the float model, smoothed.
+        specs: what the recipe asks.
+        sites: the sites in scope; those that ``specs`` skips are left out.
+        recall: what need not be computed again.
+    """
 
-    def fit(self, site: Site, bits: int) -> tuple[str, Choice]:
-        """The technique that takes ``site`` at ``bits``, and its choice.
+    def __init__(
+        self, steps: Steps, statistics: Calibration, specs: Specs, sites: Sequence[Site], recall: Recall
+    ) -> None:
+        self._steps, self.specs, self._recall = steps, specs, recall
+        self.stats = functools.cache(statistics.stats)
+        self.sites = [site for site in sites if site.name in specs]
+        self._operands: dict[str, list[Site]] = defaultdict(list)
+        for site in self.sites:
+            self._operands[site.module].append(site)
+        self._known: dict[tuple[tuple[str, int], ...], dict[str, tuple[Technique, Choice]]] = {}
+
+    def fit(self, site: Site, bits: Mapping[str, int]) -> tuple[str, Choice]:
+        """The technique that takes ``site``, and its choice.
+
+        Args:
+            site: one of ``sites``.
+            bits: by site name, where they differ from the recipe's.
 
         Raises:
             PluginError: an answer that is no ``Choice``, has other bits, or scales that are not finite.
             InputError: no technique of the recipe takes the site.
         """
-        key = (site.name, bits)
+        operands, rounds = self._operands[site.module], 0
+        if len(operands) == 2:
+            answer = self._steps.first("qplug_alternate", operands=operands)
+            rounds = answer[1] if answer else 0
+        asked = operands if rounds else [site]
+        specs = [replace(self.specs[s.name], bits=bits.get(s.name, self.specs[s.name].bits)) for s in asked]
+        key = tuple((s.name, spec.bits) for s, spec in zip(asked, specs, strict=True))
         if key not in self._known:
-            spec = replace(self.specs[site.name], bits=bits)
-            stats = self._statistics.stats(site)
-            answer = self._steps.first("qplug_estimate_range", site=site, spec=spec, stats=stats)
-            if answer is None:
-                raise InputError(
-                    f"no technique of the recipe estimates the range of {site.name} "
-                    f"({site.kind.value}, {spec.granularity.value}, {bits} bits)",
-                    where="techniques",
-                    fix="add '- use: baseline.hessian' or '- use: baseline.minmax' as the last step",
-                )
-            technique, choice = answer
-            _check(choice, bits, self._steps.where(technique, "qplug_estimate_range", site.name))
-            self._known[key] = (technique.name(), choice)
-        return self._known[key]
+            self._known[key] = self._alternate(dict(zip(asked, specs, strict=True)), rounds)
+        technique, choice = self._known[key][site.name]
+        return technique.name(), choice
+
+    def _alternate(self, specs: Mapping[Site, QuantSpec], rounds: int) -> dict[str, tuple[Technique, Choice]]:
+        """Fit each site against a float partner, then ``rounds`` times against what the partner has become.
+
+        With rounds, the first site is fitted beside the second one's quantizer alone, as its fit against a float
+        partner would be forgotten at once. Where a partner is what it was before, so would be the fit: it is kept, and
+        rounds end at a fixed point.
+        """
+        sites = list(specs)
+        found = {site.name: self._ask(site, specs[site], self.stats(site)) for site in sites[bool(rounds) :]}
+        seen: dict[str, torch.Tensor] = {}
+        for site, other in [(a, b) for a in sites for b in sites if a is not b] * rounds:
+            beside = self.stats(other)
+            quantized = found[other.name][1].quantizer.to(beside.sample.device).infer(beside.sample)
+            if site.name not in seen or not torch.equal(seen[site.name], quantized):
+                found[site.name] = self._ask(site, specs[site], self.stats(site).given(beside, quantized))
+                seen[site.name] = quantized
+        return found
+
+    def _ask(self, site: Site, spec: QuantSpec, stats: SiteStats) -> tuple[Technique, Choice]:
+        hook = "qplug_estimate_range"
+        for technique, caller in self._steps.each_technique(hook):
+            call = functools.partial(self._steps.call, technique, caller, hook, site=site, spec=spec, stats=stats)
+            choice = self._recall.choice(technique, site, spec, stats, call)
+            if choice is not None:
+                _check(choice, spec.bits, self._steps.where(technique, hook, site.name))
+                self._steps.answered(technique)
+                return technique, choice
+        raise InputError(
+            f"no technique of the recipe estimates the range of {site.name} "
+            f"({site.kind.value}, {spec.granularity.value}, {spec.bits} bits)",
+            where="techniques",
+            fix="add '- use: baseline.hessian' or '- use: baseline.minmax' as the last step",
+        )
 
     def sqnr_db(self, site: Site, bits: int) -> float:
-        """SQNR of ``site`` under the quantizer that it would get at ``bits``."""
-        _, choice = self.fit(site, bits)
-        stats = self._statistics.stats(site)
+        """SQNR of ``site`` under the quantizer that it would get at ``bits``, everything else as the recipe asks."""
+        _, choice = self.fit(site, {site.name: bits})
+        stats = self.stats(site)
         return stats.sqnr_db(choice.quantizer.to(stats.sample.device).infer(stats.sample))
 
-    def decide(
-        self,
-        sites: Sequence[Site],
-        skipped: Mapping[str, str],
-        allocation: tuple[str, Mapping[str, int]],
-        advance: Callable[[int], None],
-    ) -> dict[str, Decision]:
-        """The decision for every site that is not skipped."""
+    def decide(self, allocation: tuple[str, Mapping[str, int]], advance: Callable[[int], None]) -> dict[str, Decision]:
+        """The decision for every site."""
         decisions: dict[str, Decision] = {}
-        allocator, bits_of = allocation
-        for site in sites:
-            if site.name in skipped:
-                continue
-            spec = replace(self.specs[site.name], bits=bits_of.get(site.name, self.specs[site.name].bits))
-            technique, choice = self.fit(site, spec.bits)
-            by = allocator if site.name in bits_of else OVERRIDE if site.name in self.specs.fixed else RECIPE
+        allocator, bits = allocation
+        for site in self.sites:
+            technique, choice = self.fit(site, bits)
+            spec = replace(self.specs[site.name], bits=choice.quantizer.bits)
+            by = allocator if site.name in bits else OVERRIDE if site.name in self.specs.fixed else RECIPE
             decisions[site.name] = Decision(site, spec, choice.quantizer, technique, choice.reason, by)
             advance(len(decisions))
         return decisions
@@ -138,9 +190,7 @@ def _check(choice: object, bits: int, where: str) -> None:
         raise PluginError(f"the quantizer's {', '.join(broken)} is not finite", where=where)
 
 
-def allocate(
-    steps: Steps, fitter: Fitter, sites: Sequence[Site], skipped: Mapping[str, str]
-) -> tuple[tuple[str, Mapping[str, int]], SqnrTable | None]:
+def allocate(steps: Steps, fitter: Fitter) -> tuple[tuple[str, Mapping[str, int]], SqnrTable | None]:
     """Ask for bits: (who allocated, site → bits), and the table that was asked, which lists no site fixed by override.
 
     Raises:
@@ -148,8 +198,8 @@ def allocate(
     """
     if not steps.implements("qplug_allocate_bits"):
         return (RECIPE, {}), None
-    free = [site for site in sites if site.name not in skipped and site.name not in fitter.specs.fixed]
-    table = SqnrTable(free, {site.name: fitter.specs[site.name] for site in free}, fitter.sqnr_db)
+    free = [site for site in fitter.sites if site.name not in fitter.specs.fixed]
+    table = SqnrTable(free, {site.name: fitter.specs[site.name] for site in free}, fitter.sqnr_db, fitter.stats)
     answer = steps.first("qplug_allocate_bits", table=table)
     if answer is None:
         return (RECIPE, {}), table

@@ -8,7 +8,7 @@ parameters of an implementation (pluggy does not pass them), and list only the p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pluggy
@@ -101,6 +101,8 @@ class RunSpecs:
     def qplug_rewrite_module(self, name: str, module: nn.Module) -> Rewrite | None:
         """Replace any other module, after norms and activations. Called as ``qplug_rewrite_norm`` is.
 
+        Attention is explicit by then: its matmuls and its Softmax are modules.
+
         Example::
 
             @hookimpl
@@ -115,7 +117,8 @@ class RunSpecs:
 
         Called for every group of a norm and its linears, once for each technique in recipe order; ``stats`` and
         ``group.weights`` already show what the techniques before did. ``stats`` are those of the norm's output,
-        channels last. ``None`` leaves the group as it is. The core folds the result into the norm and the linears
+        channels last, and ``group`` says what the recipe asks of it and of the weights. ``None`` leaves the group as it
+        is. The core folds the result into the norm and the linears
         (making a bias where there is none) and refuses to go on where the model's output moves by more than 1e-4.
 
         Example::
@@ -129,9 +132,10 @@ class RunSpecs:
     def qplug_allocate_bits(self, table: SqnrTable) -> Mapping[str, int] | None:
         """Choose bits for sites. Called once, after smoothing.
 
-        ``table`` lists the sites that may change, their specification and, on demand, the SQNR in dB of each at any
-        bit width, fitted by this recipe's own range estimation. Return bits by site name; sites left out keep the bits
-        of the recipe. ``None`` leaves the recipe's bits. Bits outside 2 … 16 and unknown sites are refused.
+        ``table`` lists the sites that may change, their specification and, on demand, their statistics and the SQNR in
+        dB of each at any bit width, fitted by this recipe's own range estimation. Return bits by site name; sites left
+        out keep the bits of the recipe. ``None`` leaves the recipe's bits. Bits outside 2 … 16 and unknown sites are
+        refused.
 
         Example::
 
@@ -153,6 +157,24 @@ class RunSpecs:
             @hookimpl
             def qplug_estimate_range(self, site, spec, stats):
                 return Choice(UniformQuantizer.from_range(stats.min, stats.max, spec), "min-max")
+        """
+
+    @hookspec(firstresult=True)
+    def qplug_alternate(self, operands: Sequence[Site]) -> int | None:
+        """How many times the operands of one operation are fitted again, each against the other as it is quantised.
+
+        Called for every linear, convolution and matmul whose two operands are both quantised. 0, or ``None`` from
+        everyone, fits each operand once, against the other in float. In each round ``qplug_estimate_range`` is asked
+        for the weight (or left operand) and then for the input (or right operand), with ``stats`` whose errors are
+        those beside the other operand's present quantizer (``SiteStats.given``), so that every technique alternates.
+        The first round's weight stands beside an input fitted against the float weight, and rounds end where nothing
+        changes any more.
+
+        Example::
+
+            @hookimpl
+            def qplug_alternate(self, operands):
+                return 3
         """
 
     @hookspec

@@ -2,34 +2,133 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qplug import __version__
+from qplug.content import code_digest, content_key
+from qplug.errors import InputError
 from qplug.record import FORMAT
-from qplug.registry import Registry, installed
+from qplug.registry import Registry, component, installed
 
-PACKAGES = ("torch", "torchvision", "timm", "brevitas", "pydantic", "pluggy", "safetensors")
+if TYPE_CHECKING:
+    from qplug.recipe import Recipe
+
+PACKAGES = (
+    *("torch", "torchvision", "timm", "brevitas", "numpy", "scipy", "scikit-learn", "pillow"),
+    *("pydantic", "pluggy", "safetensors"),
+)
+"""Those whose versions say what they compute: their code is not read."""
+WITHOUT_INFLUENCE = ("name", "paper")
+"""Keys of a recipe that change no result."""
+EVALUATION_SEED = 0
+"""Chooses the evaluation images, whatever the recipe's seed: seeds can be compared on the same images alone."""
 
 
-def lock(*, seed: int, device: str, hashes: Mapping[str, Any], registry: Registry | None = None) -> dict[str, Any]:
+def code_of(things: Iterable[object]) -> dict[str, str]:
+    """Package → digest of its code, for qplug and for every package that ``things`` come from.
+
+    Args:
+        things: instances, whose classes count with all that they derive from; functions; and ``module:name``.
+
+    Raises:
+        InputError: code that is not in files, so that nobody can tell whether it changed.
+    """
+    packages = {"qplug", *(module.partition(".")[0] for thing in things for module in _modules(thing))}
+    known = {*sys.stdlib_module_names, *PACKAGES}
+    return {name: code_digest(name) for name in sorted(packages - known)}
+
+
+def _modules(thing: object) -> list[str]:
+    if isinstance(thing, str):
+        return [thing.partition(":")[0]]
+    if isinstance(thing, functools.partial):
+        return _modules(thing.func)
+    return [part.__module__ for part in ([thing] if hasattr(thing, "__qualname__") else type(thing).__mro__)]
+
+
+def _parts(recipe: Recipe, registry: Registry) -> list[object]:
+    """All that a run of ``recipe`` calls and that a plugin may have brought."""
+    data = (recipe.data.calibration, recipe.data.evaluation)
+    return [
+        *(component(registry.techniques, step) for step in recipe.techniques),
+        component(registry.models, recipe.model),
+        *(component(registry.datasets, config) for config in data),
+        registry.backends[recipe.backend],
+        *(adapter.build for adapter in registry.adapters),
+        *(metric.compute for metric in registry.metrics.values()),
+    ]
+
+
+def content(recipe: Recipe, registry: Registry, device: str) -> str:
+    """What a run of ``recipe`` is known by: equal for two runs where nothing that could change a result is different.
+
+    That is the recipe, the model's weights and the images (by content, not by path), the code, the versions of the
+    packages above, and the kind of device. Found without importing torch.
+
+    Raises:
+        InputError: something that the recipe names cannot be read, or code that is not in files.
+    """
+    values = {key: value for key, value in recipe.dump().items() if key not in (*WITHOUT_INFLUENCE, "model")}
+    data = values.pop("data")
+    return content_key(
+        recipe=values,
+        model=component(registry.models, recipe.model).key(),
+        calibration=component(registry.datasets, recipe.data.calibration).key(recipe.seed),
+        evaluation=component(registry.datasets, recipe.data.evaluation).key(EVALUATION_SEED),
+        data={key: value for key, value in data.items() if key not in ("calibration", "evaluation")},
+        code=code_of(_parts(recipe, registry)),
+        packages=versions(),
+        device=device.partition(":")[0],
+    )
+
+
+def content_if_known(recipe: Recipe, registry: Registry, device: str) -> str | None:
+    """``content``, or ``None`` where it cannot be told: a run of such a recipe answers for no other."""
+    with suppress(InputError):
+        return content(recipe, registry, device)
+    return None
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that results depend on; ``None`` for one that is not installed."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def lock(
+    recipe: Recipe,
+    *,
+    known_by: str | None,
+    device: str,
+    hashes: Mapping[str, Any],
+    registry: Registry | None = None,
+) -> dict[str, Any]:
     """The contents of ``lock.json``.
 
     Args:
-        seed: the recipe's seed.
-        device: what the run was executed on, as torch names it.
-        hashes: SHA-256 sums by what they are of (``checkpoint``, ``calibration_images``, …), or lists of them.
+        recipe: what was run.
+        known_by: its ``content``, ``None`` where the run may answer for no other.
+        device: what it was executed on, as torch names it.
+        hashes: SHA-256 sums by what they are of (``model``, ``calibration_images``, …), or lists of them.
         registry: what is installed, unless given; all its plugins are written down, those that failed too.
     """
     registry = installed() if registry is None else registry
+    code: dict[str, str] = {}
+    with suppress(InputError):  # code typed at a prompt has no files
+        code = code_of(_parts(recipe, registry))
     return {
         "format": FORMAT,
         "qplug": __version__,
-        "seed": seed,
-        "packages": {name: _version(name) for name in PACKAGES},
+        "content": known_by,
+        "seed": recipe.seed,
+        "packages": versions(),
+        "code": code,
         "plugins": {
             plugin.name: {"distribution": plugin.distribution, "version": plugin.version, "loaded": not plugin.error}
             for plugin in registry.plugins

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from qplug.models.explicit import MatMul
 from qplug.stats import Product
 from qplug.types import Site, Smoothing
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class Rows:
         if self._buffer is None:
             raise ValueError("no row was sampled: the operation was not called")
         return self._buffer[: self.length]
+
+    def hold(self, values: Tensor | None) -> None:
+        """Hold exactly these rows from now on, or none."""
+        self._buffer, self.length = values, 0 if values is None else len(values)
 
 
 class Operation:
@@ -120,6 +126,23 @@ class Operation:
         rows, self._inputs = self._inputs.values(), Rows()  # whoever holds the old rows keeps them
         self._inputs.add(0, (rows - smoothing.shift) / smoothing.scale, len(rows))
 
+    def kept(self) -> dict[str, Rows]:
+        """All rows, by name; without a backward pass there are no ``squares``."""
+        return {"inputs": self._inputs, "squares": self._squares}
+
+    def state(self) -> dict[str, Tensor]:
+        """All rows, as views."""
+        return {name: rows.values() for name, rows in self.kept().items() if rows.length or name != "squares"}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Hold the tensors of ``state`` themselves."""
+        for name, rows in self.kept().items():
+            rows.hold(state.get(name))
+
+    def shapes(self, module: nn.Module, sites: Mapping[str, Site], count: int) -> dict[str, Shape]:
+        """The shapes in a state with ``count`` rows, given the operation and its sites by their roles."""
+        raise TypeError(f"{type(self).__name__} does not implement shapes()")
+
     def importance(self) -> Tensor | None:
         """(dL/dO)² of the sample, row by row, summed over the backward passes; ``None`` where there were none."""
         return self._squares.values() if self._squares.length else None
@@ -150,6 +173,12 @@ class TokenOperation(Operation):
         importance = self.importance()
         rhs = module.weight.detach().unsqueeze(0)
         return Product(self._inputs.values().unsqueeze(0), rhs, None if importance is None else importance.unsqueeze(0))
+
+    def shapes(self, module: nn.Module, sites: Mapping[str, Site], count: int) -> dict[str, Shape]:
+        """(n, C) and (n, M), or (n, C) of a norm's squares too."""
+        if isinstance(module, nn.Linear):
+            return {"inputs": (count, module.in_features), "squares": (count, module.out_features)}
+        return dict.fromkeys(("inputs", "squares"), (count, sites["input"].shape[-1]))
 
     def sample(self, site: Site) -> tuple[Tensor, Tensor | None]:
         """(n, C) rows."""
@@ -191,6 +220,12 @@ class ConvOperation(Operation):
             importance = importance.reshape(len(importance), self._groups, -1).transpose(0, 1)
         assert isinstance(module, nn.Conv2d)
         return Product(self.lhs_matrix(self._inputs.values()), self.rhs_matrix(module.weight.detach()), importance)
+
+    def shapes(self, module: nn.Module, sites: Mapping[str, Site], count: int) -> dict[str, Shape]:
+        """(n, C, kh, kw) and (n, M)."""
+        assert isinstance(module, nn.Conv2d)
+        patches = (count, module.in_channels, *module.kernel_size)
+        return {"inputs": patches, "squares": (count, module.out_channels)}
 
 
 class HeadOperation(Operation):
@@ -239,6 +274,21 @@ class HeadOperation(Operation):
         importance = self.importance()
         importance = None if importance is None else importance.flatten(0, -3)
         return Product(self.lhs_matrix(self._inputs.values()), self.rhs_matrix(self._others.values()), importance)
+
+    def kept(self) -> dict[str, Rows]:
+        """With the right operands of a matmul."""
+        return super().kept() | ({"others": self._others} if self._matmul else {})
+
+    def shapes(self, module: nn.Module, sites: Mapping[str, Site], count: int) -> dict[str, Shape]:
+        """(s, H, r, K), the whole right operand and (s, H, r, M); of a Softmax (s, H, r, K) twice, or without H."""
+        site = sites["lhs" if self._matmul else "input"]
+        *heads, tokens, width = site.shape[-2 if site.head_axis is None else -3 :]
+        inputs = (count, *heads, min(self._rows, tokens), width)
+        if not self._matmul:
+            return {"inputs": inputs, "squares": inputs}
+        others = (count, *sites["rhs"].shape[-3:])
+        outputs = (*inputs[:-1], others[-2 if self._transpose_rhs else -1])
+        return {"inputs": inputs, "others": others, "squares": outputs}
 
     def sample(self, site: Site) -> tuple[Tensor, Tensor | None]:
         """(s, H, r, K) of the left operand, (s, H, ·, ·) whole of the right."""

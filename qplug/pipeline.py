@@ -10,24 +10,27 @@ from typing import Any
 
 import torch
 
+from qplug.cache import Cache
 from qplug.calibrate import Calibration, watched_sites
+from qplug.content import images_digest
 from qplug.data import batches, check_disjoint
 from qplug.fit import Fitter, allocate, resolve
 from qplug.guard import Guard
-from qplug.lock import lock
-from qplug.metrics import BOPS_CONVENTION, account, compare, evaluate
+from qplug.lock import EVALUATION_SEED, content_if_known, lock
+from qplug.metrics import BOPS_CONVENTION, Logits, account, compare, evaluate
 from qplug.models import FloatModel
 from qplug.models.adapters import make_explicit
 from qplug.plan import Change, Plan
+from qplug.recall import Recall, source_key
 from qplug.recipe import Recipe
 from qplug.record import RunFolder, check_target
-from qplug.registry import Registry, installed
+from qplug.registry import Registry, component, installed
 from qplug.rewrite import rewrite
-from qplug.runtime import Clock, backend_of, forward_seconds, parse_device, peak_memory_mb
+from qplug.runtime import Clock, backend_of, forget_peak_memory, forward_seconds, parse_device, peak_memory_mb
 from qplug.sites import SiteMap, find_sites, image_of
 from qplug.smoothing import smooth
 from qplug.steps import Steps
-from qplug.techniques import Component, ModelSource
+from qplug.techniques import ModelSource
 from qplug.types import OUT_OF_SCOPE, Site
 
 
@@ -64,6 +67,7 @@ def run(
     device: str = "cpu",
     registry: Registry | None = None,
     observers: Sequence[object] = (),
+    cache: Cache | None = None,
 ) -> RunResult:
     """Quantise and measure by ``recipe``.
 
@@ -73,6 +77,7 @@ def run(
         device: as torch names it.
         registry: what is installed, unless given.
         observers: objects with ``qplug_observe``.
+        cache: where statistics, float logits and quantizers are kept for other runs; nothing is kept unless given.
 
     Raises:
         InputError: what the recipe names cannot be used; nothing is written.
@@ -83,58 +88,75 @@ def run(
         check_target(out)
     registry = registry or installed()
     where = parse_device(device)
+    forget_peak_memory(where)
     backend = backend_of(recipe.backend, registry)
-    techniques = [registry.techniques[_tag(step, "use")](step) for step in recipe.techniques]
+    techniques = [component(registry.techniques, step) for step in recipe.techniques]
     steps = Steps(techniques, registry, recipe.seed, observers)
     clock = Clock(steps)
 
     with clock.stage("load"):
-        source = _component(registry.models, recipe.model).load()
-        calibration_images = _component(registry.datasets, recipe.data.calibration).open(recipe.seed)
-        evaluation_images = _component(registry.datasets, recipe.data.evaluation).open(recipe.seed)
+        known_by = content_if_known(recipe, registry, device) if out is not None else None
+        origin = component(registry.models, recipe.model)
+        source = origin.load()
+        calibration_images = component(registry.datasets, recipe.data.calibration).open(recipe.seed)
+        evaluation_images = component(registry.datasets, recipe.data.evaluation).open(EVALUATION_SEED)
         check_disjoint(calibration_images, evaluation_images)
         transform, size = source.preprocessing.transform(), recipe.data.batch_size
         float_model = source.module.to(where)
         model = copy.deepcopy(float_model)
         probe, _ = next(batches(calibration_images, transform, min(8, size), where))
 
+    image = image_of(source.preprocessing.input_size, where)
     with clock.stage("rewrite"):
+        make_explicit(model, registry.adapters, image)  # before, so that attention's Softmax can be rewritten too
         guard = Guard(model, probe)
         changes = rewrite(model, steps, guard)
         warnings = [
-            f"{c.technique} changed the function at {c.where}; it needs training" for c in changes if not c.preserves
+            f"{c.technique} changed the function at {c.where}; training may have to make up for it"
+            for c in changes
+            if not c.preserves
         ]
 
     with clock.stage("sites"):
-        site_map = _sites(model, registry, image_of(source.preprocessing.input_size, where))
-        specs, skipped = resolve(recipe.quantize, site_map.sites)
+        site_map = _sites(model, registry, image)
+        specs = resolve(recipe.quantize, site_map.sites)
         scope = recipe.quantize.scope
         sites = watched_sites(site_map.sites, scope.softmax, scope.layernorm)
 
+    rewriters = {change.technique for change in changes}
+    made_by = [origin, *(t for t in techniques if t.name() in rewriters), *(a.build for a in registry.adapters)]
+    made_by += [*float_model.modules(), *model.modules()]
+    recall = Recall(cache, clock, registry.quantizers, made_by, seed=recipe.seed, device=where.type, batch_size=size)
     with clock.stage("statistics", len(calibration_images)) as advance:
         statistics = Calibration(model, sites, len(calibration_images), recipe.seed)
         stream = (images for images, _ in batches(calibration_images, transform, size, where))
         loss = recipe.calibration.loss if steps.need_gradients() else "none"
-        statistics.collect(stream, None if loss == "none" else loss, advance)
+        recall.collect(statistics, stream, loss, advance, (calibration_images, source.preprocessing))
 
     with clock.stage("smoothing"):
-        changes += smooth(model, steps, statistics, site_map, guard)
+        changes += smooth(model, steps, statistics, site_map, specs, guard)
 
-    fitter = Fitter(steps, statistics, specs)
+    fitter = Fitter(steps, statistics, specs, sites, recall)
     with clock.stage("bits"):
-        allocation, table = allocate(steps, fitter, sites, skipped)
+        allocation, table = allocate(steps, fitter)
 
-    with clock.stage("ranges", len(sites) - len(skipped)) as advance:
-        plan = Plan(fitter.decide(sites, skipped, allocation, advance), changes)
+    with clock.stage("ranges", len(fitter.sites)) as advance:
+        plan = Plan(fitter.decide(allocation, advance), changes)
         outside = {site.name: OUT_OF_SCOPE for site in site_map.sites if site not in sites}
-        plan.float_sites = {**skipped, **outside}
+        plan.float_sites = {**specs.skipped, **outside}
         plan.total_macs, plan.float_macs = site_map.total_macs, site_map.float_macs(plan.decisions)
 
     with clock.stage("quantise"):
         quantized = backend.apply(copy.deepcopy(model), plan)
 
     with clock.stage("evaluation", len(evaluation_images)) as advance, backend.inference(quantized):
-        logits = evaluate(float_model, quantized, batches(evaluation_images, transform, size, where), advance)
+        seen = images_digest(evaluation_images)
+        slot = recall.slot("logits", lambda: {"model": source_key(source), "images": seen})
+        models = [quantized] if slot.tensors else [quantized, float_model]
+        said, labels = evaluate(models, batches(evaluation_images, transform, size, where), advance)
+        if slot.tensors is None:
+            slot.keep({"logits": said[1].logits}, said[1].seconds)
+        logits = Logits(slot.tensors["logits"] if slot.tensors else said[1].logits, said[0].logits, labels)
         timing, _ = next(batches(calibration_images, transform, size, where))
         float_seconds = forward_seconds(float_model, timing) * len(calibration_images) / len(timing)
         quantized_seconds = forward_seconds(quantized, timing) * len(calibration_images) / len(timing)
@@ -146,6 +168,7 @@ def run(
             for name, metric in registry.metrics.items()
         },
         **account(model, plan),
+        "bits.by": allocation[0],
         "bops_convention": BOPS_CONVENTION,
         "images.calibration": len(calibration_images),
         "images.evaluation": len(evaluation_images),
@@ -153,13 +176,19 @@ def run(
         "quantized.forward_seconds": quantized_seconds,
         **{f"seconds.{stage}": seconds for stage, seconds in clock.seconds.items()},
         "seconds.total": clock.total,
+        "cache.seconds_saved": clock.saved,
         "peak_memory_mb": peak_memory_mb(where),
     }
-    warnings += steps.idle() + _notes(source, plan)
+    if out is not None and known_by != content_if_known(recipe, registry, device):
+        known_by = None
+        warnings.append("weights, images or code changed during the run, so it answers for no other run")
+    warnings += steps.idle() + _notes(source, plan) + (cache.warnings if cache else [])
     result = RunResult(recipe, metrics, plan, table.measured() if table else {}, warnings, out)
     if out is not None:
         digests = [calibration_images.digest(i) for i in range(len(calibration_images))]
-        _write(out, result, model, device, registry, {"model": source.fingerprint, "calibration_images": digests})
+        hashes = {"model": source.fingerprint, "calibration_images": digests, "evaluation_images": seen}
+        locked = lock(recipe, known_by=known_by, device=device, hashes=hashes, registry=registry)
+        _write(out, result, model, logits, locked)
     return result
 
 
@@ -195,15 +224,6 @@ def _sites(model: torch.nn.Module, registry: Registry, image: torch.Tensor) -> S
     return find_sites(model, image)
 
 
-def _tag(config: Any, tag: str) -> str:
-    return str(getattr(config, tag))
-
-
-def _component(table: dict[str, Any], config: Any) -> Any:
-    found: Component = table[_tag(config, "source")](config)
-    return found
-
-
 def _notes(source: FloatModel, plan: Plan) -> list[str]:
     notes = [source.note] if source.note else []
     if plan.float_macs:
@@ -213,16 +233,15 @@ def _notes(source: FloatModel, plan: Plan) -> list[str]:
     return notes
 
 
-def _write(
-    out: Path, result: RunResult, model: torch.nn.Module, device: str, registry: Registry, hashes: dict[str, Any]
-) -> None:
+def _write(out: Path, result: RunResult, model: torch.nn.Module, logits: Logits, locked: dict[str, Any]) -> None:
     with RunFolder(out) as folder:
         folder.write_text("recipe.yaml", result.recipe.yaml())
-        folder.write_json("lock.json", lock(seed=result.recipe.seed, device=device, hashes=hashes, registry=registry))
+        folder.write_json("lock.json", locked)
         folder.write_json("plan.json", result.plan.to_dict())
         folder.write_json("metrics.json", {**result.metrics, "warnings": result.warnings})
         if result.sensitivity:
             folder.write_json("sensitivity.json", result.sensitivity)
+        folder.write_tensors("evaluation.safetensors", logits.by_image())
         folder.write_tensors("model.safetensors", model.state_dict())
 
 

@@ -115,7 +115,7 @@ class Plan:
             plan.decisions[site["name"]] = Decision(
                 Site(**{**site, "kind": SiteKind(site["kind"]), "shape": tuple(site["shape"])}),
                 QuantSpec(**{**row["spec"], "granularity": Granularity(row["spec"]["granularity"])}),
-                _quantizer(row["quantizer"], quantizers),
+                quantizer_of(row["quantizer"], quantizers),
                 row["technique"],
                 row["reason"],
                 row["bits_by"],
@@ -123,7 +123,8 @@ class Plan:
         return plan
 
 
-def _quantizer(data: dict[str, Any], quantizers: Mapping[str, str]) -> Quantizer:
+def quantizer_of(data: dict[str, Any], quantizers: Mapping[str, str]) -> Quantizer:
+    """The quantizer that ``Quantizer.to_dict`` described; raises ``InputError`` where no plugin offers its kind."""
     path = quantizers.get(data["kind"])
     if path is None:
         raise InputError(

@@ -6,24 +6,25 @@ import contextlib
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from qplug.errors import InputError, QplugError
+from qplug.files import copies, partial_prefix, sweep
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
-FORMAT = 1
-FILES = ("recipe.yaml", "lock.json", "plan.json", "metrics.json", "model.safetensors")
-_PARTIAL = re.compile(r"\..+\.partial-(?P<pid>\d+)-(?P<host>[0-9a-f]{8})\w+")
+FORMAT = 2
+AGAIN = "remove the folder, and run its recipe again"
+FILES = ("recipe.yaml", "lock.json", "plan.json", "metrics.json", "evaluation.safetensors", "model.safetensors")
 
 
 def check_target(target: Path) -> None:
@@ -35,7 +36,7 @@ def check_target(target: Path) -> None:
         raise InputError("is no folder, so no run folder can be made in it", where=str(parent))
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError("cannot be written to, so no run folder can be made in it", where=str(parent))
-    longest = f".{target.name}.partial-{os.getpid()}-{_host()}12345678"
+    longest = f"{partial_prefix(target.name)}12345678"
     if len(os.fsencode(longest)) > 255:
         raise InputError(
             "the name of the run folder is too long", where=str(target), fix="name a shorter one with --out"
@@ -64,8 +65,7 @@ class RunFolder:
             parent = self.target.absolute().parent
             parent.mkdir(parents=True, exist_ok=True)
             sweep(parent)
-            prefix = f".{self.target.name}.partial-{os.getpid()}-{_host()}"
-            self._partial = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            self._partial = Path(tempfile.mkdtemp(prefix=partial_prefix(self.target.name), dir=parent))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -100,15 +100,10 @@ class RunFolder:
         self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
     ) -> None:
         """Write safetensors; tensors that share storage are written as copies of their own."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        whole = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-        with self._writing():
-            try:
-                save_file(whole, self.path(name), metadata=dict(metadata or {}))
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
+        with self._writing():  # not save_file, whose files are closed to everyone else
+            self.path(name).write_bytes(save(copies(tensors), dict(metadata or {})))
 
     def _commit(self, partial: Path) -> None:
         missing = [name for name in self.required if not (partial / name).is_file()]
@@ -156,23 +151,6 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def sweep(parent: Path) -> None:
-    """Remove the partial folders in ``parent`` whose process, on this machine, is no more."""
-    import psutil
-
-    for entry in parent.iterdir():
-        match = _PARTIAL.fullmatch(entry.name)
-        if match and match["host"] == _host() and not psutil.pid_exists(int(match["pid"])):
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-def _host() -> str:
-    """This machine's name in 8 digits: on a shared disk, the process numbers of another machine mean nothing here."""
-    import platform
-
-    return f"{zlib.crc32(platform.node().encode()):08x}"
-
-
 def _existing(folder: Path) -> Path:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -192,29 +170,54 @@ def _flush(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, read back: everything but the weights, which lie in ``folder / "model.safetensors"``."""
+    """A run folder, read back: its weights lie in ``folder / "model.safetensors"``, and larger files wait for use."""
 
     folder: Path
-    recipe: dict[str, Any]
     lock: dict[str, Any]
-    plan: dict[str, Any]
     metrics: dict[str, Any]
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """As it was resolved."""
+        return _read_yaml(self.folder / "recipe.yaml")
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """As ``Plan.to_dict`` gave it."""
+        return _read_json(self.folder / "plan.json")
+
+    @cached_property
+    def evaluation(self) -> dict[str, NDArray[Any]]:
+        """What was said of every evaluation image, (N,) each; see ``qplug.metrics.Logits.by_image``."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        path = self.folder / "evaluation.safetensors"
+        try:
+            tensors: dict[str, NDArray[Any]] = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"cannot be read: {error}", where=str(path), fix=AGAIN) from error
+        return tensors
 
 
 def read_run(folder: str | Path) -> Run:
     """Read a run folder; raises ``InputError`` where it is none, lacks a file, or is of a format that is not known."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError("there is no such run folder", where=str(folder))
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise InputError(f"is not a run folder: {', '.join(missing)} missing", where=str(folder))
+    if not os.path.isdir(folder):  # as Path.is_dir, without errors for what cannot be looked at
+        what = "is a file, not a run folder" if os.path.lexists(folder) else "there is no such run folder"
+        raise InputError(what, where=str(folder))
+    if not os.path.isfile(folder / "lock.json"):
+        raise InputError("is not a run folder: lock.json missing", where=str(folder))
     lock = _read_json(folder / "lock.json")
     if lock.get("format") != FORMAT:
         what = f"a run folder of format {FORMAT} was expected, received {lock.get('format')!r}"
-        raise InputError(what, where=str(folder / "lock.json"), fix="read it with the qplug that wrote it")
-    plan, metrics = _read_json(folder / "plan.json"), _read_json(folder / "metrics.json")
-    return Run(folder, _read_yaml(folder / "recipe.yaml"), lock, plan, metrics)
+        wrote = f"qplug {lock['qplug']}" if "qplug" in lock else "the qplug"
+        fix = f"run its recipe again, or read it with {wrote} that wrote it"
+        raise InputError(what, where=str(folder / "lock.json"), fix=fix)
+    missing = [name for name in FILES if not os.path.isfile(folder / name)]
+    if missing:
+        raise InputError(f"is not a whole run folder: {', '.join(missing)} missing", where=str(folder), fix=AGAIN)
+    return Run(folder, lock, _read_json(folder / "metrics.json"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import functools
 import importlib
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import Any, TypeVar
 
 import pluggy
 
 from qplug import hooks
 from qplug.errors import PluginError
-from qplug.techniques import Component, DataSource, ModelSource, Technique
+from qplug.techniques import Component, Config, DataSource, ModelSource, Technique
 from qplug.types import Adapter, Metric
 
 GROUP = "qplug"
-C = TypeVar("C", bound=type[Component])
+C = TypeVar("C", bound=Component)
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,12 @@ class Registry:
         return [plugin for plugin in self.plugins if plugin.error]
 
 
+def component(table: Mapping[str, type[C]], config: Config) -> C:
+    """The component that a configuration's tag names, holding that configuration (which a recipe validated)."""
+    tag: str = getattr(config, next(iter(table.values())).tag)
+    return table[tag](config)
+
+
 @functools.cache
 def installed() -> Registry:
     """The registry of this process's installed plugins."""
@@ -87,7 +93,13 @@ def build(points: Iterable[EntryPoint]) -> Registry:
 
 
 def _dist(point: EntryPoint) -> tuple[str, str]:
-    return (point.dist.name, point.dist.version) if point.dist else ("unknown", "?")
+    return _name_and_version(point.dist) if point.dist else ("unknown", "?")
+
+
+@functools.cache
+def _name_and_version(distribution: Distribution) -> tuple[str, str]:
+    """Read once for each distribution: both parse its whole metadata."""
+    return distribution.name, distribution.version
 
 
 def _key(plugin: Plugin) -> tuple[str, str, str, str]:

@@ -7,7 +7,8 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,28 +20,37 @@ from qplug.steps import Steps
 
 
 class Clock:
-    """Times the stages of a run and tells the observers."""
+    """Times the stages of a run and tells the observers.
+
+    What a cache answered counts as long as it once took to compute, so that the times of two runs can be compared;
+    ``saved`` is how much of that this run did not spend.
+    """
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
         self._start = time.perf_counter()
         self.seconds: dict[str, float] = {}
+        self.saved = 0.0
 
     @contextmanager
     def stage(self, name: str, total: int = 0) -> Iterator[Callable[[int], None]]:
         """One stage; what it yields is called with the units done so far."""
         self._steps.observe(name, "start", 0, total)
-        start = time.perf_counter()
+        start, saved = time.perf_counter(), self.saved
         try:
             yield lambda done: self._steps.observe(name, "advance", done, total)
         finally:
-            self.seconds[name] = time.perf_counter() - start
+            self.seconds[name] = time.perf_counter() - start + self.saved - saved
             self._steps.observe(name, "end", total, total)
+
+    def save(self, seconds: float) -> None:
+        """Count what was not computed again."""
+        self.saved += seconds
 
     @property
     def total(self) -> float:
-        """Seconds since the run began."""
-        return time.perf_counter() - self._start
+        """Seconds since the run began, and those that were saved."""
+        return time.perf_counter() - self._start + self.saved
 
 
 def parse_device(name: str) -> torch.device:
@@ -80,8 +90,17 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Let ``peak_memory_mb`` count from here, so that a run does not inherit the peak of one before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # Linux has this file; elsewhere the peak stays that of the whole process
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory of this process so far, 10^6 bytes to the MB: resident on a CPU, allocated on a GPU."""
+    """Peak memory since ``forget_peak_memory``, 10^6 bytes to the MB: resident on a CPU, allocated on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qplug.models.explicit import MatMul
 from qplug.models.provenance import Tracer, is_gelu, is_norm, no_grad_forward
-from qplug.types import NormGroup, Site, SiteKind
+from qplug.types import NormGroup, QuantSpec, Site, SiteKind
 
 SOURCES = {"gelu": SiteKind.POST_GELU, "softmax": SiteKind.POST_SOFTMAX, "norm": SiteKind.POST_LAYERNORM}
 
@@ -46,10 +46,19 @@ class SiteMap:
                 left[site.module] = site.macs
         return left
 
-    def norm_groups(self, model: nn.Module) -> list[NormGroup]:
-        """The groups with their weights as they are now."""
-        weights = {name: tuple(_weight(model, linear) for linear in linears) for name, linears in self.groups.items()}
-        return [NormGroup(name, linears, weights[name]) for name, linears in self.groups.items()]
+    def norm_groups(self, model: nn.Module, specs: Mapping[str, QuantSpec] | None = None) -> list[NormGroup]:
+        """The groups with their weights as they are now; ``specs`` lacks the sites that stay in float."""
+        specs = specs or {}
+        return [
+            NormGroup(
+                norm,
+                linears,
+                tuple(_weight(model, linear) for linear in linears),
+                tuple(specs.get(f"{linear}.weight") for linear in linears),
+                specs.get(f"{linears[0]}.input"),
+            )
+            for norm, linears in self.groups.items()
+        ]
 
 
 def _weight(model: nn.Module, path: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from qplug.errors import PluginError
 from qplug.plan import Change
-from qplug.types import NormGroup, Smoothing
+from qplug.types import NormGroup, QuantSpec, Smoothing
 
 if TYPE_CHECKING:
     from qplug.calibrate import Calibration
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
     from qplug.steps import Steps
 
 
-def smooth(model: nn.Module, steps: Steps, statistics: Calibration, site_map: SiteMap, guard: Guard) -> list[Change]:
+def smooth(
+    model: nn.Module,
+    steps: Steps,
+    statistics: Calibration,
+    site_map: SiteMap,
+    specs: Mapping[str, QuantSpec],
+    guard: Guard,
+) -> list[Change]:
     """Let each technique in turn smooth every group, fold what it returns, and hold it to the model's function.
 
     Raises:
@@ -29,7 +37,7 @@ def smooth(model: nn.Module, steps: Steps, statistics: Calibration, site_map: Si
     changes: list[Change] = []
     for technique, caller in steps.each_technique("qplug_smooth"):
         mine: list[Change] = []
-        for group in site_map.norm_groups(model):
+        for group in site_map.norm_groups(model, specs):
             stats = statistics.stats(inputs[group.linears[0]])
             smoothing = steps.call(technique, caller, "qplug_smooth", group=group, stats=stats)
             if smoothing is None:

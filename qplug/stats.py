@@ -22,11 +22,33 @@ class Product:
         lhs: (b, n, K) float32, sampled rows of the activations; b counts heads or convolution groups.
         rhs: (b, M, K) float32, the weight, or the other operand of attention.
         importance: (b, n, M) float32, (dL/dO)² of each sampled output; ``None`` counts every output alike.
+        offset: (b, n, M) float32, how far O is already from its float value because of the other operand, where that
+            one is not in float; ``None`` is 0.
     """
 
     lhs: Tensor
     rhs: Tensor
     importance: Tensor | None = None
+    offset: Tensor | None = None
+
+    @cached_property
+    def output(self) -> Tensor:
+        """(b, n, M) the float value of O."""
+        output = torch.matmul(self.lhs, self.rhs.transpose(-2, -1))
+        return output if self.offset is None else output - self.offset
+
+    def take(self, rows: Tensor, slices: int = 0) -> Product:
+        """These rows (int64) along n, or where b counts ``slices`` times heads, these slices."""
+
+        def taken(x: Tensor | None) -> Tensor | None:
+            if x is None:
+                return None
+            return x.view(slices, -1, *x.shape[1:])[rows].flatten(0, 1) if slices else x[:, rows]
+
+        lhs, rhs = taken(self.lhs), taken(self.rhs) if slices else self.rhs
+        assert lhs is not None
+        assert rhs is not None
+        return Product(lhs, rhs, taken(self.importance), taken(self.offset))
 
 
 @dataclass
@@ -90,13 +112,13 @@ class SiteStats:
         """() the average over images of the smallest value (MPTQ-ViT's x_low)."""
         return self.image_min.mean()
 
-    def quantile(self, q: float) -> Tensor:
-        """() the ``q``-quantile (0 … 1, linear between neighbours) of the sample."""
-        flat = self.sample.flatten().sort().values  # torch.quantile refuses more than 2^24 elements
-        place = q * (flat.numel() - 1)
+    def quantile(self, q: float, granularity: Granularity = Granularity.PER_TENSOR) -> Tensor:
+        """The ``q``-quantile (0 … 1, linear between neighbours) of the sample, in the shape of the scales."""
+        values = self._by_scale(self.sample, granularity).sort(1).values  # torch.quantile refuses more than 2^24
+        place = q * (values.shape[1] - 1)
         below = int(place)
-        above = min(below + 1, flat.numel() - 1)
-        return torch.lerp(flat[below], flat[above], place - below)
+        above = min(below + 1, values.shape[1] - 1)
+        return self._as_scales(torch.lerp(values[:, below], values[:, above], place - below), granularity)
 
     def range(self, granularity: Granularity) -> tuple[Tensor, Tensor]:
         """(low, high) over all images, in the shape of the scales: (), (C, 1, …) or (H, 1, 1)."""
@@ -119,28 +141,113 @@ class SiteStats:
         separate: (O, 1, …) for per-channel weights, (H, 1, 1) per head, () otherwise. Without a product it is
         Σ importance·(x̂ − x)².
         """
-        delta = quantized - self.sample
-        if self.product is None or self.to_matrix is None:
-            weighted = delta.square() if self.importance is None else delta.square() * self.importance
-            return _sum_to(weighted, self.site, granularity, self)
-        product = self.product
-        other = product.lhs if self.site.role in ("weight", "rhs") else product.rhs
-        left, right = (
-            (other, self.to_matrix(delta)) if self.site.role in ("weight", "rhs") else (self.to_matrix(delta), other)
-        )
-        error = torch.matmul(left, right.transpose(-2, -1)).square_()
-        if product.importance is not None:
-            error.mul_(product.importance)
+        errors = self._errors(quantized)
+        return self._sum(errors, granularity) if self.product is None else self._sum_outputs(errors, granularity)
+
+    def row_errors(self, quantized: Tensor) -> Tensor:
+        """(rows,) what each row of the sample, as ``take`` counts them, adds to ``output_error``."""
+        errors = self._errors(quantized)
+        if self.product is not None and not self._in_slices:
+            return errors.sum((0, 2))
+        return errors.reshape(len(self.sample), -1).sum(1)
+
+    def take(self, rows: Tensor) -> SiteStats:
+        """The same with these rows (int64) of the sample alone: tokens, patches, or slices of attention.
+
+        Output errors over disjoint rows add up to those over all of them. Ranges stay those of every image.
+        """
+
+        def taken(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[rows]
+
+        product = None if self.product is None else self.product.take(rows, len(self.sample) if self._in_slices else 0)
+        if self.site.kind.is_weight:
+            assert product is not None  # a weight's rows are those of what it reads
+            return replace(self, product=product)
+        return replace(self, sample=self.sample[rows], product=product, importance=taken(self.importance))
+
+    def cosine_distance(self, quantized: Tensor, granularity: Granularity) -> Tensor:
+        """1 − cos(Ô, O) if ``sample`` becomes ``quantized``, over what one scale answers for, as ``output_error``.
+
+        Without a product it is that of the tensor itself. 1 where either is all zeros.
+        """
+        if self.product is None:
+            float_, moved, total = self.sample, quantized, self._sum
+        else:
+            float_, total = self.product.output, self._sum_outputs
+            moved = self._output_delta(quantized).add_(float_)
+        norms = total(float_.square(), granularity) * total(moved.square(), granularity)
+        return 1.0 - total(float_ * moved, granularity) / norms.sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+
+    def given(self, other: SiteStats, quantized: Tensor) -> SiteStats:
+        """The same statistics beside the operation's other operand, ``quantized`` in the place of ``other.sample``.
+
+        Errors of outputs are still against the float output, so they hold what the other operand alone loses.
+        """
+        assert self.product is not None
+        assert other.to_matrix is not None
+        moved, product = other.to_matrix(quantized), self.product
+        if self._is_right:
+            offset = torch.matmul(moved - product.lhs, product.rhs.transpose(-2, -1))
+            return replace(self, product=Product(moved, product.rhs, product.importance, offset))
+        offset = torch.matmul(product.lhs, (moved - product.rhs).transpose(-2, -1))
+        return replace(self, product=Product(product.lhs, moved, product.importance, offset))
+
+    @property
+    def _is_right(self) -> bool:
+        return self.site.role in ("weight", "rhs")
+
+    @property
+    def _in_slices(self) -> bool:
+        """Whether the product's first axis is slices of attention times heads, instead of groups."""
+        return self.site.role in ("lhs", "rhs")
+
+    def _errors(self, quantized: Tensor) -> Tensor:
+        """importance·(Ô − O)², (b, n, M), or importance·(x̂ − x)² in the layout of ``sample`` without a product."""
+        if self.product is None:
+            errors, importance = (quantized - self.sample).square_(), self.importance
+        else:
+            errors, importance = self._output_delta(quantized).square_(), self.product.importance
+        return errors if importance is None else errors.mul_(importance)
+
+    def _output_delta(self, quantized: Tensor) -> Tensor:
+        """(b, n, M) Ô − O, in a buffer of its own."""
+        assert self.product is not None
+        assert self.to_matrix is not None
+        moved = self.to_matrix(quantized - self.sample)
+        left, right = (self.product.lhs, moved) if self._is_right else (moved, self.product.rhs)
+        delta = torch.matmul(left, right.transpose(-2, -1))
+        return delta if self.product.offset is None else delta.add_(self.product.offset)
+
+    def _sum_outputs(self, values: Tensor, granularity: Granularity) -> Tensor:
+        """Sum (b, n, M) over everything that one scale answers for."""
         if self.site.kind.is_weight and granularity is Granularity.PER_CHANNEL:
-            return self.as_channels(error.sum(1).flatten())
+            return self.as_channels(values.sum(1).flatten())
         if granularity is Granularity.PER_HEAD and self.site.head_axis is not None:
             heads = self.sample.shape[self.site.head_axis]
-            return error.sum((1, 2)).view(-1, heads).sum(0).view(-1, 1, 1)
-        return error.sum()
+            return values.sum((1, 2)).view(-1, heads).sum(0).view(-1, 1, 1)
+        return values.sum()
+
+    def _sum(self, values: Tensor, granularity: Granularity) -> Tensor:
+        """Likewise for values in the layout of ``sample``."""
+        return self._as_scales(self._by_scale(values, granularity).sum(1), granularity)
+
+    def _by_scale(self, values: Tensor, granularity: Granularity) -> Tensor:
+        """Values in the layout of ``sample`` → (scales, values of each)."""
+        axis = {Granularity.PER_CHANNEL: self.site.channel_axis, Granularity.PER_HEAD: self.site.head_axis}
+        along = axis.get(granularity)
+        return values.flatten().unsqueeze(0) if along is None else values.movedim(along, 0).flatten(1)
+
+    def _as_scales(self, values: Tensor, granularity: Granularity) -> Tensor:
+        """One value a scale → the shape of the scales: (), (C, 1, …) or (H, 1, 1)."""
+        if granularity is Granularity.PER_CHANNEL:
+            return self.as_channels(values)
+        heads = granularity is Granularity.PER_HEAD and self.site.head_axis is not None
+        return values.view(-1, 1, 1) if heads else values[0]
 
     def value_error(self, quantized: Tensor, granularity: Granularity) -> Tensor:
         """Σ(x̂ − x)² of the sample, summed over everything that one scale of ``granularity`` answers for."""
-        return _sum_to((quantized - self.sample).square(), self.site, granularity, self)
+        return self._sum((quantized - self.sample).square(), granularity)
 
     def sqnr_db(self, quantized: Tensor) -> float:
         """10·log10(Σx² / Σ(x − x̂)²) of the sample (MPTQ-ViT, Eq. 9); +inf where nothing was lost."""
@@ -170,12 +277,3 @@ class SiteStats:
             sample=(self.sample - shift) / scale,
             product=product,
         )
-
-
-def _sum_to(error: Tensor, site: Site, granularity: Granularity, stats: SiteStats) -> Tensor:
-    if granularity is Granularity.PER_CHANNEL:
-        axis = site.channel_axis if site.channel_axis >= 0 else error.dim() + site.channel_axis
-        return stats.as_channels(error.movedim(axis, 0).flatten(1).sum(1))
-    if granularity is Granularity.PER_HEAD and site.head_axis is not None:
-        return error.movedim(site.head_axis, 0).flatten(1).sum(1).view(-1, 1, 1)
-    return error.sum()

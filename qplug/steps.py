@@ -88,8 +88,12 @@ class Steps:
         if isinstance(result, list):  # a broadcast hook answers with a list, of one here
             result = result[0] if result else None
         if result is not None:
-            self._answered.add(id(technique))
+            self.answered(technique)
         return result
+
+    def answered(self, technique: Technique) -> None:
+        """Remember that ``technique`` had something to do."""
+        self._answered.add(id(technique))
 
     def where(self, technique: Technique, hook: str, subject: object = "") -> str:
         """For errors: technique, plugin, version, hook and site."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict
+
+from qplug.content import file_digest
 
 
 class Config(BaseModel):
@@ -54,6 +57,17 @@ class ModelSource(Component):
         """Build the model in eval mode, on the CPU, in float32; raises ``InputError`` where it cannot."""
         raise TypeError(f"{type(self).__name__} does not implement load()")
 
+    def key(self) -> dict[str, Any]:
+        """JSON values that are others whenever ``load`` could return another model, found without loading one.
+
+        These are the configuration's, with the content of ``checkpoint_path``, where there is one, in the place of its
+        path. A source whose models depend on more, such as files of its own, adds that. Raises ``InputError`` where
+        what the model depends on cannot be read.
+        """
+        values: dict[str, Any] = self.config.model_dump(mode="json")
+        path = values.pop("checkpoint_path", None)
+        return values if path is None else values | {"checkpoint": file_digest(Path(path).expanduser())}
+
 
 class DataSource(Component):
     """Where images come from, tagged by ``source``; ``open`` returns a ``qplug.data.ImageSet``."""
@@ -63,3 +77,12 @@ class DataSource(Component):
     def open(self, seed: int) -> Any:
         """Choose the images by ``seed`` without decoding them; raises ``InputError`` where it cannot."""
         raise TypeError(f"{type(self).__name__} does not implement open()")
+
+    def key(self, seed: int) -> dict[str, Any]:
+        """JSON values that are others whenever ``open(seed)`` could return other images or labels.
+
+        By default the content of all of them; a source whose images come with a package may say its version instead.
+        """
+        from qplug.content import images_digest
+
+        return {"images": images_digest(self.open(seed))}

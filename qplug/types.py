@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -110,11 +111,35 @@ class NormGroup:
         norm: dotted path of the norm.
         linears: dotted paths of the linears that read it, in model order.
         weights: their weights, each ``(out, C)`` float32; do not write to them.
+        weight_specs: what the recipe asks of each weight, in their order; ``None`` where it stays in float.
+        input_spec: what the recipe asks of the norm's output; ``None`` where it stays in float.
     """
 
     norm: str
     linears: tuple[str, ...]
     weights: tuple[Tensor, ...]
+    weight_specs: tuple[QuantSpec | None, ...] = ()
+    input_spec: QuantSpec | None = None
+
+    def matches(self, patterns: Iterable[str]) -> bool:
+        """Whether a pattern (* ? [..]) is that of the norm or of one of its linears."""
+        names = (self.norm, *self.linears)
+        return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+    def balance(self, largest: Tensor, output: float, weight: float) -> Tensor:
+        """(C,) eps_j = largest_j^output / max|W_j|^weight, W_j being column j of all the weights (SmoothQuant, Eq. 4).
+
+        1 where that is not positive and finite: a dead channel, or one that no weight reads, is not scaled.
+
+        Args:
+            largest: (C,) float32, the largest magnitude of each channel of the norm's output.
+            output, weight: exponents, without unit.
+        """
+        import torch
+
+        widest = torch.cat(self.weights).abs().amax(0)
+        scale = largest**output / widest**weight
+        return torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale))
 
 
 @dataclass(frozen=True)

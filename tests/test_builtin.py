@@ -14,7 +14,7 @@ def test_it_offers_its_sources() -> None:
     assert not registry.broken()
     assert sorted(registry.models) == ["import", "timm", "zoo"]
     assert sorted(registry.datasets) == ["digits", "folder", "hf"]
-    assert sorted(registry.quantizers) == ["regions", "uniform"]
+    assert sorted(registry.quantizers) == ["log", "regions", "uniform"]
     assert list(registry.backends) == ["brevitas"]
 
 

@@ -2,17 +2,20 @@
 
 import pytest
 import torch
-from numeric_toys import Sequence, calibrated, swin, vit
+from numeric_toys import Sequence, calibrated, sited, swin, vit
 from torch import nn
 from torch.nn import functional as F
 
-from qplug import InputError, Smoothing
+from qplug import Granularity, InputError, Smoothing
+from qplug.cache import Cache
 from qplug.calibrate import LOSSES, Calibration, watched_sites
+from qplug.content import content_key
 from qplug.operations import Rows, SampleSize
 from qplug.sites import find_sites
 from qplug.smoothing import fold
 from qplug.testing import toy_images, toy_vit
 
+SMALL = {"img_size": 16, "embed_dim": 16, "num_heads": 2}
 PARTS = (
     "min",
     "max",
@@ -247,6 +250,181 @@ def test_a_smoothing_is_followed_as_if_calibrated_again():
         if one.product is not None:
             assert torch.allclose(one.product.lhs, other.product.lhs, rtol=1e-3, atol=1e-4)
             assert torch.allclose(one.product.rhs, other.product.rhs, rtol=1e-3, atol=1e-4)
+
+
+def everything(calibration, site):
+    """All tensors of the statistics, by name."""
+    stats = calibration.stats(site)
+    parts = {**vars(stats), **(vars(stats.product) if stats.product else {})}
+    return {name: value for name, value in parts.items() if isinstance(value, torch.Tensor)}
+
+
+def same(one, other, sites):
+    """Whether two calibrations know the same of every site, to the bit."""
+    for site in sites:
+        ours, theirs = everything(one, site), everything(other, site)
+        if ours.keys() != theirs.keys() or not all(
+            value.dtype == theirs[name].dtype and torch.equal(value, theirs[name]) for name, value in ours.items()
+        ):
+            return False
+    return True
+
+
+def copied(state):
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def fresh(model, found, images=6, size=None):
+    """A calibration that knows nothing; with another seed, since no row is drawn again."""
+    return Calibration(model, found.sites, images, seed=99, size=size)
+
+
+def twice():
+    """A linear and a convolution, each called twice in a forward."""
+    torch.manual_seed(0)
+    model = Sequence(
+        lambda m, x: m.a(m.a(m.conv(m.conv(x)).flatten(2).transpose(1, 2))).mean(1),
+        conv=nn.Conv2d(3, 3, 3, padding=1),
+        a=nn.Linear(3, 3),
+    )
+    return model, find_sites(model, toy_images(1))
+
+
+@pytest.mark.parametrize("make", [vit, swin, toy_vit])
+@pytest.mark.parametrize("loss", [None, "kl"])
+def test_a_restored_calibration_knows_the_same_bit_for_bit(make, loss):
+    model = make()
+    images = toy_images(6) if make is toy_vit else torch.randn(6, 3, 32, 32)
+    size = SampleSize(rows=12, slices=6, slice_rows=2)
+    model, found, calibration = calibrated(model, images, loss=loss, batches=4, size=size)
+    restored = fresh(model, found, size=size)
+    restored.restore(copied(calibration.state()))
+    assert len({site.kind for site in found.sites}) >= 12
+    assert same(calibration, restored, found.sites)
+    assert all(torch.equal(value, restored.state()[name]) for name, value in calibration.state().items())
+    site = next(site for site in found.sites if site.name == "head.weight" or site.name.endswith("fc.weight"))
+    one, other = calibration.stats(site), restored.stats(site)
+    assert torch.equal(*(s.output_error(s.sample.round(), Granularity.PER_CHANNEL) for s in (one, other)))
+
+
+def test_modules_that_are_called_again_are_restored():
+    model, found = twice()
+    calibration = Calibration(model, found.sites, 4, seed=0)
+    calibration.collect(toy_images(4).split(2), "logits")
+    restored = fresh(model, found, images=4)
+    restored.restore(calibration.state())
+    assert len(restored.stats(found.sites[-1]).image_min) == 8
+    assert same(calibration, restored, found.sites)
+
+
+def test_a_state_travels_through_the_cache(tmp_path):
+    model, found, calibration = calibrated(loss="cross_entropy")
+    Cache(tmp_path).store("statistics", content_key(), calibration.state(), {})
+    restored = fresh(model, found)
+    restored.restore(Cache(tmp_path).load("statistics", content_key()).tensors)
+    assert same(calibration, restored, found.sites)
+
+
+def test_what_happens_to_one_restored_calibration_is_nothing_to_another():
+    model, found, calibration = calibrated(loss="logits")
+    state = calibration.state()
+    before = copied(state)
+    one, other = fresh(model, found), fresh(model, found)
+    one.restore(state)
+    other.restore(state)
+    group = found.norm_groups(model, {})[0]
+    smoothing = Smoothing(torch.randn(16), torch.rand(16) + 0.5)
+    one.smooth(group.linears, smoothing)
+    assert not same(one, other, found.sites)
+    assert same(calibration, other, found.sites)
+    one = fresh(model, found)
+    one.restore(state)
+    one.collect([toy_images(6) * 3], "logits")
+    assert not same(one, other, found.sites)
+    assert same(calibration, other, found.sites)
+    assert all(torch.equal(value, state[name]) for name, value in before.items())
+
+
+def test_a_smoothing_is_followed_alike_by_the_restored():
+    model, found, calibration = calibrated(loss="logits")
+    restored = fresh(model, found)
+    restored.restore(calibration.state())
+    group = found.norm_groups(model, {})[0]
+    smoothing = Smoothing(torch.randn(16), torch.rand(16) + 0.5)
+    for each in (calibration, restored):
+        each.smooth(group.linears, smoothing)
+    assert same(calibration, restored, found.sites)
+    with pytest.raises(ValueError, match="before any smoothing"):
+        restored.state()
+    with pytest.raises(ValueError, match="before any smoothing"):
+        restored.restore({})
+
+
+def test_before_collecting_there_is_no_state():
+    model = toy_vit()
+    with pytest.raises(ValueError, match="no row was sampled"):
+        fresh(model, find_sites(model, toy_images(1))).state()
+
+
+OTHERS = {
+    "depth": ({"depth": 1}, 6),
+    "channels": ({"embed_dim": 24}, 6),
+    "heads": ({"num_heads": 4}, 6),
+    "hidden channels": ({"mlp_ratio": 3.0}, 6),
+    "classes": ({"num_classes": 7}, 6),
+    "tokens": ({"patch_size": 4}, 6),
+    "images": ({}, 5),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_state_of_another_model_is_refused_and_changes_nothing(what):
+    change, images = OTHERS[what]
+    model, found, calibration = calibrated(vit(**SMALL), toy_images(6), loss="logits")
+    state = calibration.state()
+    fresh(model, found).restore(state)
+    model, found = sited(vit(**{**SMALL, **change}), toy_images(1))
+    other = fresh(model, found, images)
+    with pytest.raises(ValueError, match="not of this model"):
+        other.restore(state)
+    with pytest.raises(ValueError, match="no row was sampled"):
+        other.state()
+    other.collect([toy_images(images)])
+    again = fresh(model, found, images)
+    again.restore(other.state())
+    assert same(other, again, found.sites)
+
+
+def test_a_state_of_other_samples_or_other_sites_is_refused():
+    model, found, calibration = calibrated()
+    with pytest.raises(ValueError, match="not of this model"):
+        fresh(model, found, size=SampleSize(slice_rows=2)).restore(calibration.state())
+    found.sites.pop()
+    with pytest.raises(ValueError, match="not of this model"):
+        fresh(model, found).restore(calibration.state())
+
+
+def test_every_name_and_every_shape_is_checked():
+    model, found, calibration = calibrated(loss="logits")
+    state = calibration.state()
+    assert {name.rpartition("/")[2] for name in state} == {
+        *("low", "high", "total", "count", "head_low", "head_high", "image_low", "image_high"),
+        *("inputs", "squares", "others"),
+    }
+    for name, tensor in state.items():
+        wrong = [tensor.unsqueeze(0), *(tensor.narrow(axis, 0, tensor.shape[axis] - 1) for axis in range(tensor.dim()))]
+        for each in wrong:
+            with pytest.raises(ValueError, match="not of this model"):
+                fresh(model, found).restore({**state, name: each})
+        lacking = {key: value for key, value in state.items() if key != name}
+        if name.endswith("/squares"):
+            fresh(model, found).restore(lacking)
+        else:
+            with pytest.raises(ValueError, match="not of this model"):
+                fresh(model, found).restore(lacking)
+    for name in ("more", "head/more", "head.weight/low", ""):
+        with pytest.raises(ValueError, match="not of this model"):
+            fresh(model, found).restore({**state, name: torch.zeros(1)})
 
 
 def test_progress_counts_images():

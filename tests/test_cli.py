@@ -66,7 +66,7 @@ class FakePlan:
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A pipeline that does nothing but say what it was asked, in the place of the real one."""
 
-    def run(recipe: Any, *, out: Path, device: str, observers: list[Any]) -> Any:
+    def run(recipe: Any, *, out: Path, device: str, observers: list[Any], cache: object) -> Any:
         fake.asked = {"recipe": recipe, "out": out, "device": device}
         for phase in ("start", "end"):
             for observer in observers:

@@ -5,12 +5,24 @@ from qplug.testing import TechniqueContract
 
 CONFIGS = {
     "baseline.uniform_bits": ({"weights": 4, "activations": 6},),
+    "fq_vit.log_int_softmax": ({}, {"integer_exp": True}),
+    "liu2021.pareto": (
+        {"weights": 5.0, "activations": 6.0},
+        {"weights": 4.5, "activations": 4.0, "candidates": [4, 8]},
+    ),
     "mptq_vit.greedy_mp": (
         {"weights": 4.0, "activations": 5.5},
         {"weights": 4, "activations": 4, "average": "layers", "metric": "sqnr"},
     ),
     "mptq_vit.opt_m": ({}, {"split": "paper", "s0_grid": "paper", "candidates": 10}),
-    "mptq_vit.sq_b": ({}, {"range": "before_shift"}, {"match": ["*.norm1"], "shift": False}),
+    "mptq_vit.sq_b": ({}, {"range": "before_shift"}, {"match": ["*.norm1"], "strength": 0.3}),
+    "noisyquant.noisy_bias": ({}, {"kinds": ["post_gelu"], "means": 3, "ranges": 4}),
+    "ptq4vit.search": ({}, {"objective": "cosine", "rounds": 0, "fused": []}),
+    "ptq4vit.twin": ({}, {"ratio": "free", "candidates": 10, "boundary": "paper", "splits": 4}),
+    "repq_vit.log_sqrt2": ({}, {"search": "output"}),
+    "repq_vit.reparameterize": ({}, {"match": ["*.norm2"], "percentiles": [99.0, 100.0]}),
+    "smoothing.outlier_suppression_plus": ({}, {"scale": "none"}, {"shift": "none", "match": ["*.fc1"]}),
+    "smoothing.smooth_quant": ({}, {"alpha": 0.8, "match": ["*.norm1"]}),
     "tsptq_vit.v_2sf": ({}, {"kinds": ["post_softmax"], "ratio": "paper"}),
 }
 """Parameters that a technique needs, and combinations worth a run; the others are tried with their defaults."""

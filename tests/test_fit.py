@@ -9,6 +9,8 @@ from numeric_toys import calibrated, quantize, steps
 import qplug
 from qplug import Choice, Granularity, InputError, PluginError, QuantSpec, SiteKind, UniformQuantizer
 from qplug.fit import Fitter, allocate, resolve
+from qplug.recall import Recall
+from qplug.runtime import Clock
 
 T, C, H = Granularity.PER_TENSOR, Granularity.PER_CHANNEL, Granularity.PER_HEAD
 
@@ -56,19 +58,19 @@ def fitted(known, section, *techniques):
     """Every decision, by site, what is skipped, and the table."""
     _, found, calibration = known
     made = steps(*techniques)
-    specs, skipped = resolve(section, found.sites)
-    fitter = Fitter(made, calibration, specs)
-    allocation, table = allocate(made, fitter, found.sites, skipped)
+    specs = resolve(section, found.sites)
+    fitter = Fitter(made, calibration, specs, found.sites, Recall(None, Clock(made), {}))
+    allocation, table = allocate(made, fitter)
     seen = []
-    decisions = fitter.decide(found.sites, skipped, allocation, seen.append)
+    decisions = fitter.decide(allocation, seen.append)
     assert seen == list(range(1, len(decisions) + 1))
-    return decisions, skipped, table
+    return decisions, specs.skipped, table
 
 
 def test_weights_and_activations_get_their_own_specification(known):
     section = quantize(activations=6)
-    specs, skipped = resolve(section, known[1].sites)
-    assert skipped == {}
+    specs = resolve(section, known[1].sites)
+    assert specs.skipped == {}
     assert specs.fixed == set()
     assert specs["head.weight"] == QuantSpec(4, C)
     assert specs["head.input"] == QuantSpec(6, T)
@@ -84,7 +86,7 @@ def test_overrides_match_names_modules_and_kinds_and_the_first_wins(known):
             {"match": "blocks.*.qkv", "bits": 3},
         ]
     )
-    specs, _ = resolve(section, known[1].sites)
+    specs = resolve(section, known[1].sites)
     assert specs["blocks.0.attn.qkv.weight"] == QuantSpec(8, C)
     assert specs["blocks.0.attn.qkv.input"] == QuantSpec(6, T, False)
     assert specs["blocks.0.attn.matmul_av.rhs"] == QuantSpec(6, T, False)
@@ -116,7 +118,7 @@ def test_heads_of_a_tensor_without_heads_are_refused_unless_skipped(known):
     sites = [site for site in known[1].sites if site.name == "head.input"]
     section = quantize(activations=4, overrides=[{"match": "head", "skip": True}])
     section = section.model_copy(update={"activations": section.activations.model_copy(update={"granularity": H})})
-    assert resolve(section, sites)[1] == {"head.input": "override 'head'"}
+    assert resolve(section, sites).skipped == {"head.input": "override 'head'"}
 
 
 def test_decisions_say_who_and_why(known):
@@ -252,3 +254,47 @@ def test_post_softmax_is_unsigned_and_heads_are_fitted_alone(known):
         if decision.site.kind is SiteKind.POST_SOFTMAX:
             assert not decision.quantizer.signed
             assert decision.quantizer.scale.shape == (2, 1, 1)
+
+
+class Alternating(MinMax):
+    """Its quantizers differ at every call, unless they ``settle``."""
+
+    class Config(qplug.Config):
+        use: Literal["toy.alternating"] = "toy.alternating"
+
+    asked: list[tuple[str, bool]]
+    settle = False
+
+    @qplug.hookimpl
+    def qplug_alternate(self, operands):
+        return 2 if operands[0].module == "head" else None
+
+    @qplug.hookimpl
+    def qplug_estimate_range(self, site, spec, stats):
+        self.asked.append((site.name, stats.product is not None and stats.product.offset is not None))
+        quantizer = UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
+        return Choice(quantizer if self.settle else quantizer.scaled(1.0 / len(self.asked)))
+
+
+def test_operands_alternate_where_a_technique_asks_for_it(known):
+    Alternating.asked = asked = []
+    decisions, _, _ = fitted(known, quantize(), Alternating)
+    start, weight, value = ("head.input", False), ("head.weight", True), ("head.input", True)
+    assert [call for call in asked if call[0].startswith("head.")] == [start, *[weight, value] * 2]
+    assert len(asked) == len(decisions) + 3  # every other site once
+
+
+def test_alternating_ends_where_nothing_changes(known):
+    class Settled(Alternating):
+        settle = True
+
+    Settled.asked = asked = []
+    fitted(known, quantize(), Settled)
+    at_head = [("head.input", False), ("head.weight", True), ("head.input", True)]
+    assert [call for call in asked if call[0].startswith("head.")] == at_head
+
+
+def test_operands_alternate_at_the_bits_that_were_allocated(known):
+    Alternating.asked = []
+    decisions, _, _ = fitted(known, quantize(), Alternating, allocating({"head.weight": 8, "head.input": 3}))
+    assert [decisions[f"head.{role}"].quantizer.bits for role in ("weight", "input")] == [8, 3]

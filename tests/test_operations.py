@@ -190,3 +190,48 @@ def test_the_same_seed_takes_the_same_rows_and_another_takes_others():
         samples.append(operation.product(linear).lhs)
     assert torch.equal(samples[0], samples[1])
     assert not torch.equal(samples[0], samples[2])
+
+
+KEPT = {
+    "linear": (nn.Linear(8, 6), [(3, 5, 8)]),
+    "norm": (nn.LayerNorm(6), [(3, 5, 6)]),
+    "convolution": (nn.Conv2d(4, 6, (3, 2), groups=2), [(3, 4, 9, 8)]),
+    "key": (MatMul(transpose_rhs=True), [(12, 2, 5, 6), (12, 2, 7, 6)]),
+    "value": (MatMul(transpose_rhs=False), [(3, 2, 5, 7), (3, 2, 7, 6)]),
+    "softmax": (nn.Softmax(-1), [(3, 2, 5, 7)]),
+    "softmax without heads": (nn.Softmax(-1), [(3, 5, 7)]),
+}
+
+
+@pytest.mark.parametrize("what", KEPT)
+@pytest.mark.parametrize("gradients", [True, False])
+def test_what_is_kept_has_the_shapes_that_are_foreseen_and_is_restored(what, gradients):
+    from qplug import Site, SiteKind
+
+    module, shapes = KEPT[what]
+    args = [rand(*shape).requires_grad_(gradients) for shape in shapes]
+    size = SampleSize(rows=12, slices=6, slice_rows=4)
+    operation, _, _ = record(module.requires_grad_(gradients), *args, batch=3, size=size)
+    roles = ("lhs", "rhs") if isinstance(module, MatMul) else ("input",)
+    heads = -3 if len(shapes[0]) == 4 else None
+    sites = {
+        role: Site(role, SiteKind.QUERY, "m", role, shape[1:], head_axis=heads)
+        for role, shape in zip(roles, shapes, strict=True)
+    }
+    state = operation.state()
+    assert ("squares" in state) == gradients
+    foreseen = operation.shapes(module, sites, len(state["inputs"]))
+    assert {name: foreseen[name] for name in state} == {name: tuple(kept.shape) for name, kept in state.items()}
+    assert foreseen.keys() - state.keys() == (set() if gradients else {"squares"})
+
+    other = operation_of(module, 3, size, seed=7)
+    other.restore(state)
+    assert all(other.state()[name].data_ptr() == kept.data_ptr() for name, kept in state.items())
+    one, again = operation.product(module), other.product(module)
+    assert (one is None) == (again is None)
+    if one is not None:
+        assert torch.equal(one.lhs, again.lhs)
+        assert torch.equal(one.rhs, again.rhs)
+        assert (again.importance is not None) == gradients
+    other.restore({name: kept for name, kept in state.items() if name != "squares"})
+    assert other.importance() is None

@@ -23,6 +23,7 @@ from qplug import (
     PluginError,
     QuantSpec,
     Site,
+    SiteKind,
     SiteStats,
     Technique,
     UniformQuantizer,
@@ -36,7 +37,7 @@ from qplug.operations import SampleSize
 from qplug.pipeline import run
 from qplug.plan import Plan
 from qplug.recipe import recipe_type
-from qplug.runtime import backend_of
+from qplug.runtime import backend_of, peak_memory_mb
 from qplug.sites import find_sites
 from qplug.testing import toy_images, toy_registry, toy_vit
 from qplug.testing.toys import SIZE
@@ -48,7 +49,7 @@ DESIGNED = {
     *("images.calibration", "images.evaluation", "peak_memory_mb", "float.forward_seconds", "seconds.total"),
     *(f"seconds.{stage}" for stage in STAGES),
 }
-BESIDE = {"float.size_mb", "float.bops_g", "quantized.forward_seconds"}
+BESIDE = {"float.size_mb", "float.bops_g", "quantized.forward_seconds", "cache.seconds_saved", "bits.by"}
 """Measured beside what the design lists."""
 
 MPTQ = (
@@ -416,7 +417,7 @@ def test_an_interrupt_while_writing_leaves_nothing(registry, tmp_path, monkeypat
 # what it writes
 
 
-FILES = {"recipe.yaml", "lock.json", "plan.json", "metrics.json", "model.safetensors"}
+FILES = {"recipe.yaml", "lock.json", "plan.json", "metrics.json", "evaluation.safetensors", "model.safetensors"}
 
 
 def rebuilt(folder: Path, model: torch.nn.Module, registry) -> tuple[torch.nn.Module, object]:
@@ -450,7 +451,7 @@ def test_a_run_folder_is_complete_and_gives_back_the_model_bit_for_bit(registry,
     assert lock["seed"] == 0
     assert len(lock["hashes"]["calibration_images"]) == 6
     again = qplug.load_recipe(result.folder / "recipe.yaml", registry=registry)
-    assert again.dump() == made.dump()
+    assert again.dump() == {**made.dump(), "name": "recipe"}  # it had none
 
     model, backend = rebuilt(result.folder, build(), registry)
     images = registry.datasets["toy"](made.data.evaluation).open(made.seed)
@@ -473,3 +474,22 @@ def test_the_resolved_recipe_of_a_folder_runs_to_the_same_result(registry, tmp_p
     assert (tmp_path / "one" / "plan.json").read_bytes() == (tmp_path / "two" / "plan.json").read_bytes()
     weights = (tmp_path / "one" / "model.safetensors").read_bytes()
     assert weights == (tmp_path / "two" / "model.safetensors").read_bytes()
+
+
+def test_a_rewrite_reaches_the_softmax_inside_attention(registry):
+    """timm's attention calls a function; only its explicit form has a Softmax that can be replaced."""
+    steps = ({"use": "fq_vit.log_int_softmax", "integer_exp": True}, "toy.minmax")
+    result = run(recipe(registry, *steps), registry=registry)
+    replaced = [change.where for change in result.plan.changes if change.technique == "fq_vit.log_int_softmax"]
+    assert replaced == ["blocks.0.attn.softmax", "blocks.1.attn.softmax"]
+    kinds = {d.site.kind: d.technique for d in result.plan}
+    assert kinds[SiteKind.POST_SOFTMAX] == "fq_vit.log_int_softmax"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can forget a peak")
+def test_a_run_does_not_inherit_the_peak_memory_of_what_came_before(registry):
+    ballast = torch.ones(800 * 2**20 // 4)
+    before = peak_memory_mb(torch.device("cpu"))
+    del ballast
+    result = run(recipe(registry, "toy.minmax"), registry=registry)
+    assert result.metrics["peak_memory_mb"] < before - 400

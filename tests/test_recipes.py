@@ -6,9 +6,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from qplug import InputError, load_recipe
+from qplug.recipe.sweep import load_sweep
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
+SWEEPS = sorted((RECIPES / "sweeps").glob("*.yaml"))
+ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml") if path not in SWEEPS)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -56,6 +58,38 @@ def test_the_paths_that_it_ships_with_are_refused_by_name(name):
         installed().models["timm"](recipe.model).load()
     with pytest.raises(InputError, match="path/to/"):
         installed().datasets["folder"](recipe.data.calibration).open(seed=0)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_is_a_table_that_can_be_run(path):
+    title, recipes = load_sweep(path, ["model.name=vit_tiny_patch16_224"])
+    assert title
+    assert {recipe.seed for recipe in recipes} == {0, 1, 2}
+    assert {recipe.model.name for recipe in recipes} == {"vit_tiny_patch16_224"}
+    rows = {(recipe.name, recipe.quantize.model_dump_json()) for recipe in recipes}
+    assert len(rows) == len(recipes) / 3
+    assert all(recipe.paper for recipe in recipes)
+
+
+def test_published_figures_are_those_of_the_papers_table():
+    """Three of each table, copied by hand from the print."""
+    expected = {
+        ("tsptq_vit", "deit_tiny_patch16_224", 4): 48.36,
+        ("tsptq_vit", "swin_base_patch4_window7_224", 6): 84.16,
+        ("mptq_vit_w4a4", "vit_large_patch16_224", 4): 80.07,
+        ("mptq_vit_w6a6", "deit_tiny_patch16_224", 6): 71.03,
+        ("smoothquant", "deit_small_patch16_224", 4): 64.22,
+        ("sq_b", "swin_base_patch4_window7_224", 4): 75.44,
+        ("tsptq_vit_full", "deit_tiny_patch16_224", 5): 26.08,
+        ("greedy_mp_full", "vit_base_patch16_224", 5): 79.66,
+        ("mptq_vit_full", "swin_tiny_patch4_window7_224", 6): 73.08,
+        ("outlier_suppression_plus", "vit_large_patch16_224", 4): 76.37,
+        ("fc1_sq_b", "deit_base_patch16_224", 4): 64.53,
+        ("fc1_outlier_suppression_plus", "deit_base_patch16_224", 6): 81.54,
+    }
+    for (name, model, bits), top1 in expected.items():
+        published = load_recipe(RECIPES / "imagenet" / f"{name}.yaml").paper.published
+        assert [p.top1 for p in published if (p.model, p.activations) == (model, bits)] == [top1], name
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qplug.errors import InputError, QplugError
-from qplug.record import FILES, RunFolder, check_target, read_run, to_json
+from qplug.record import FILES, FORMAT, RunFolder, check_target, read_run, to_json
 
 SMALL = ("metrics.json",)
 
@@ -23,9 +23,10 @@ def write_run(target: Path, **lock: object) -> None:
 
     with RunFolder(target) as folder:
         folder.write_text("recipe.yaml", "version: 1\n")
-        folder.write_json("lock.json", {"format": 1, **lock})
+        folder.write_json("lock.json", {"format": FORMAT, **lock})
         folder.write_json("plan.json", {})
         folder.write_json("metrics.json", {"quantized.top1": 0.5})
+        folder.write_tensors("evaluation.safetensors", {"labels": torch.arange(3, dtype=torch.int32)})
         folder.write_tensors("model.safetensors", {"w": torch.ones(2, 3)}, {"format": "pt"})
 
 
@@ -120,7 +121,9 @@ def test_nothing_stays_where_the_work_fails(tmp_path: Path, error: BaseException
 
 
 def test_a_file_that_is_missing_at_the_end_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(QplugError, match=r"recipe.yaml, lock.json, plan.json, model.safetensors missing"):
+    with pytest.raises(
+        QplugError, match=r"recipe.yaml, lock.json, plan.json, evaluation.safetensors, model.safetensors missing"
+    ):
         write_half(tmp_path / "one")
     assert leftovers(tmp_path) == []
 
@@ -236,13 +239,16 @@ def test_json_is_strict() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("lock.json", '{"format": 99}', "of format 1 was expected, received 99"),
+        ("lock.json", '{"format": 99}', "of format 2 was expected, received 99"),
+        ("lock.json", '{"format": 1, "qplug": "0.1.0"}', "run its recipe again, or read it with qplug 0.1.0"),
+        ("lock.json", None, "is not a run folder: lock.json missing"),
         ("lock.json", "{}", "received None"),
         ("lock.json", "[]", "holds no JSON object"),
         ("metrics.json", "{", "cannot be read"),
         ("recipe.yaml", "a: [", "cannot be read"),
         ("recipe.yaml", "a", "holds no mapping"),
-        ("plan.json", None, "is not a run folder: plan.json missing"),
+        ("plan.json", None, "is not a whole run folder: plan.json missing"),
+        ("evaluation.safetensors", "half", "cannot be read"),
     ],
 )
 def test_what_is_no_run_folder(tmp_path: Path, name: str, text: str | None, message: str) -> None:
@@ -252,8 +258,13 @@ def test_what_is_no_run_folder(tmp_path: Path, name: str, text: str | None, mess
         path.unlink()
     else:
         path.write_text(text)
+
+    def whole() -> object:
+        run = read_run(tmp_path / "one")
+        return run.recipe, run.plan, run.evaluation
+
     with pytest.raises(InputError, match=message):
-        read_run(tmp_path / "one")
+        whole()
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

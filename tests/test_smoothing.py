@@ -102,7 +102,7 @@ def test_what_cannot_be_folded_is_refused_and_nothing_is_written(shift, scale, m
 def smoothed(model, images, *techniques):
     model, found, statistics = calibrated(model, images)
     guard = Guard(model, images)
-    return model, found, statistics, smooth(model, steps(*techniques), statistics, found, guard)
+    return model, found, statistics, smooth(model, steps(*techniques), statistics, found, {}, guard)
 
 
 def test_a_whole_model_is_smoothed_and_computes_the_same():

@@ -149,6 +149,23 @@ def test_quantile_is_numpys(known, q):
     assert float(stats.quantile(q)) == pytest.approx(np.quantile(stats.sample.double().numpy(), q), rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("name", "granularity", "axes"),
+    [
+        ("blocks.0.attn.qkv.input", C, 0),
+        ("blocks.0.attn.qkv.weight", C, 1),
+        ("patch_embed.proj.input", C, (0, 2, 3)),
+        ("blocks.0.attn.matmul_av.rhs", H, (0, 2, 3)),
+    ],
+)
+def test_quantiles_of_each_scale_are_numpys(known, name, granularity, axes):
+    stats = known[1][name]
+    got = stats.quantile(0.9, granularity)
+    assert got.shape == stats.range(granularity)[0].shape
+    want = np.quantile(stats.sample.double().numpy(), 0.9, axis=axes)
+    assert np.allclose(got.flatten(), want, rtol=1e-5, atol=1e-7)
+
+
 def test_sqnr_is_equation_9_and_infinite_without_loss(known):
     stats = known[1]["blocks.0.mlp.fc2.input"]
     quantized = coarse(stats, T)
@@ -182,3 +199,92 @@ def test_from_tensor_of_activations_and_weights():
     weight = SiteStats.from_tensor(w, site)
     assert torch.equal(weight.channel_max, w.flatten(1).amax(1))
     assert weight.image_min.shape == (1,)
+
+
+def quantized_pair(known, module):
+    """Both operands of an operation, and each as a coarse quantizer leaves it."""
+    left, right = (
+        (known[f"{module}.lhs"], known[f"{module}.rhs"])
+        if "matmul" in module
+        else (known[f"{module}.input"], known[f"{module}.weight"])
+    )
+    return left, right, coarse(left, T), coarse(right, T)
+
+
+OPERATIONS = [
+    "patch_embed.proj",
+    "blocks.0.attn.qkv",
+    "blocks.0.attn.matmul_qk",
+    "blocks.1.attn.matmul_av",
+    "blocks.1.mlp.fc2",
+]
+
+
+@pytest.mark.parametrize("module", OPERATIONS)
+def test_errors_beside_a_quantized_operand_are_those_of_both(known, module):
+    left, right, left_hat, right_hat = quantized_pair(known[1], module)
+    lhs, rhs = left.to_matrix(left_hat).double(), right.to_matrix(right_hat).double()
+    product = left.product
+    error = (lhs @ rhs.mT - product.lhs.double() @ product.rhs.double().mT).square() * product.importance.double()
+    for ours, other, mine, others in ((left, right, left_hat, right_hat), (right, left, right_hat, left_hat)):
+        beside = ours.given(other, others)
+        assert beside.output_error(mine, T).item() == pytest.approx(error.sum().item(), rel=1e-4)
+        assert torch.allclose(beside.product.output, product.output, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("module", OPERATIONS)
+def test_a_partner_in_float_changes_nothing(known, module):
+    left, right, left_hat, _ = quantized_pair(known[1], module)
+    beside = left.given(right, right.sample)
+    assert beside.output_error(left_hat, T).item() == pytest.approx(left.output_error(left_hat, T).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("module", OPERATIONS)
+def test_cosine_distance_against_float64(known, module):
+    left, right, left_hat, right_hat = quantized_pair(known[1], module)
+    lhs, rhs = left.to_matrix(left_hat).double(), right.to_matrix(right_hat).double()
+    want, got = (left.product.lhs.double() @ left.product.rhs.double().mT).flatten(), (lhs @ rhs.mT).flatten()
+    cosine = 1 - (want @ got / want.norm() / got.norm()).item()
+    assert left.given(right, right_hat).cosine_distance(left_hat, T).item() == pytest.approx(cosine, abs=1e-5)
+    assert left.cosine_distance(left.sample, T).item() == pytest.approx(0, abs=1e-5)
+    assert left.cosine_distance(torch.zeros_like(left.sample), T).item() == 1
+
+
+def test_cosine_distance_of_each_channel_is_its_own(known):
+    stats = known[1]["blocks.0.attn.qkv.weight"]
+    quantized = coarse(stats, C)
+    out, moved = (stats.product.lhs[0].double() @ w.double().T for w in (stats.sample, quantized))
+    want = 1 - (out * moved).sum(0) / (out.norm(dim=0) * moved.norm(dim=0))
+    assert torch.allclose(stats.cosine_distance(quantized, C).flatten().double(), want, atol=1e-5)
+
+
+PARTED = [*WITH_PRODUCT, "blocks.0.norm1.input", "blocks.0.attn.softmax.input"]
+
+
+@pytest.mark.parametrize("name", PARTED)
+def test_errors_of_parts_of_the_rows_add_up(known, name):
+    """Tokens, patches, and slices of attention: each row's share, and what disjoint rows lose together."""
+    stats = known[1][name]
+    quantized = coarse(stats, T)
+    rows = stats.row_errors(quantized)
+    places = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    assert len(rows) == (len(stats.sample) if not stats.site.kind.is_weight else stats.product.lhs.shape[1])
+    total = 0.0
+    for part in places.tensor_split(3):
+        taken = stats.take(part)
+        kept = quantized if stats.site.kind.is_weight else quantized[part]
+        error = taken.output_error(kept, T)
+        assert float(error) == pytest.approx(float(rows[part].sum()), rel=1e-4)
+        total += float(error)
+    assert total == pytest.approx(float(stats.output_error(quantized, T)), rel=1e-4)
+
+
+@pytest.mark.parametrize("module", OPERATIONS)
+def test_rows_that_are_taken_stay_beside_the_other_operand(known, module):
+    left, right, left_hat, right_hat = quantized_pair(known[1], module)
+    for ours, other, mine, others in ((left, right, left_hat, right_hat), (right, left, right_hat, left_hat)):
+        beside = ours.given(other, others)
+        rows = beside.row_errors(mine)
+        part = torch.arange(0, len(rows), 2)
+        kept = mine if ours.site.kind.is_weight else mine[part]
+        assert float(beside.take(part).output_error(kept, T)) == pytest.approx(float(rows[part].sum()), rel=1e-4)

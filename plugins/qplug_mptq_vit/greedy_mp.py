@@ -51,12 +51,8 @@ class GreedyMp(Technique):
     @hookimpl
     def qplug_allocate_bits(self, table: SqnrTable) -> Mapping[str, int]:
         """Allocate weights, then activations."""
-        weights = [site for site in table.sites if site.kind.is_weight]
-        activations = [site for site in table.sites if not site.kind.is_weight]
-        return {
-            **self._reduce(weights, table, self.config.weights),
-            **self._reduce(activations, table, self.config.activations),
-        }
+        weights = self._reduce(table.weights, table, self.config.weights)
+        return weights | self._reduce(table.activations, table, self.config.activations)
 
     def _reduce(self, sites: Sequence[Site], table: SqnrTable, target: float) -> dict[str, int]:
         """A heap of one entry a site: (−alpha of its next step, model order)."""

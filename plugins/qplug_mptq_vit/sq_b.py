@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -34,7 +33,6 @@ class SqB(Technique):
         range: Literal["after_shift", "before_shift"] = Field(
             "after_shift", description="whether max|Y| is taken after or before subtracting the mean"
         )
-        shift: bool = Field(True, description="whether to subtract the mean; false is SmoothQuant")
         strength: float = Field(0.5, ge=0.0, le=1.0, description="exponent of max|Y|/max|W|, without unit")
 
     @hookimpl
@@ -42,14 +40,10 @@ class SqB(Technique):
         """Smooth the norm where it or one of its linears matches."""
         import torch
 
-        if not any(
-            fnmatchcase(name, pattern) for name in (group.norm, *group.linears) for pattern in self.config.match
-        ):
+        if not group.matches(self.config.match):
             return None
-        mean = stats.channel_mean if self.config.shift else torch.zeros_like(stats.channel_mean)
+        mean = stats.channel_mean
         middle = mean if self.config.range == "after_shift" else torch.zeros_like(mean)
         largest = torch.maximum(stats.channel_max - middle, middle - stats.channel_min)
-        weight = torch.stack([w.abs().amax(0) for w in group.weights]).amax(0)
-        scale = (largest / weight) ** self.config.strength
-        usable = torch.isfinite(scale) & (scale > 0)  # a dead channel, or one that no weight reads, is not scaled
-        return Smoothing(mean, torch.where(usable, scale, torch.ones_like(scale)), f"eps^{self.config.strength:g}")
+        strength = self.config.strength
+        return Smoothing(mean, group.balance(largest, strength, strength), f"eps^{strength:g}")

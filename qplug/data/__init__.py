@@ -26,6 +26,9 @@ class ImageSet(Protocol):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """The decoded image and its label; raises ``InputError`` naming an image that cannot be decoded."""
 
+    def label(self, index: int) -> int:
+        """The label alone: nothing is decoded. Raises ``InputError`` naming an image that has none."""
+
     def key(self, index: int) -> str:
         """What a person calls this image: its path, or the data set's name with an index. Unique in the set."""
 

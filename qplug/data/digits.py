@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -32,7 +33,9 @@ class Digits(DataSource):
         source: Literal["digits"]
         split: Split = Field(description="train: 1,198 images; test: 599 images that vit_digits has never seen")
         images: int | None = Field(
-            default=None, ge=1, description="number of images, drawn by the recipe's seed; all if unset"
+            default=None,
+            ge=1,
+            description="number of images, drawn by the recipe's seed (to evaluate, by no seed); all if unset",
         )
 
     def open(self, seed: int) -> DigitImages:
@@ -41,6 +44,11 @@ class Digits(DataSource):
         return DigitImages(
             self.config.split, choose(len(pixels), self.config.images, seed, f"digits/{self.config.split}")
         )
+
+    def key(self, seed: int) -> dict[str, Any]:
+        """The versions of what the images are made with, so that nothing heavy is imported to know them."""
+        versions = {name: version(name) for name in ("scikit-learn", "numpy")}
+        return {**self.config.model_dump(mode="json"), "seed": seed, "versions": versions}
 
 
 class DigitImages:
@@ -56,8 +64,11 @@ class DigitImages:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         from PIL import Image
 
-        at = self._chosen[index]
-        return Image.fromarray(self._pixels[at]), int(self._labels[at])
+        return Image.fromarray(self._pixels[self._chosen[index]]), self.label(index)
+
+    def label(self, index: int) -> int:
+        """The digit."""
+        return int(self._labels[self._chosen[index]])
 
     def key(self, index: int) -> str:
         """``digits[i]``, with the index that ``sklearn.datasets.load_digits`` has."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from qplug.data import choose, decode, sha256
+from qplug.content import file_digest
+from qplug.data import choose, decode
 from qplug.errors import InputError
 from qplug.techniques import Config, DataSource
 
@@ -37,7 +38,9 @@ class Folder(DataSource):
             default=None, min_length=1, description="text file of class folder names, the label being the line's index"
         )
         images: int | None = Field(
-            default=None, ge=1, description="number of images, drawn by the recipe's seed; all if unset"
+            default=None,
+            ge=1,
+            description="number of images, drawn by the recipe's seed (to evaluate, by no seed); all if unset",
         )
 
     def open(self, seed: int) -> FolderImages:
@@ -78,6 +81,10 @@ class FolderImages:
         path, label = self._items[index]
         return decode(path, str(path)), label
 
+    def label(self, index: int) -> int:
+        """That of the class folder."""
+        return self._items[index][1]
+
     def key(self, index: int) -> str:
         """The file's path."""
         return str(self._items[index][0])
@@ -88,7 +95,7 @@ class FolderImages:
 
     def digest(self, index: int) -> str:
         """SHA-256 of the file."""
-        return sha256(self._items[index][0].read_bytes())
+        return file_digest(self._items[index][0])
 
 
 def read_class_map(path: Path) -> dict[str, int]:

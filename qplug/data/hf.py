@@ -40,7 +40,9 @@ class HuggingFace(DataSource):
             default=None, min_length=1, description="glob over the folder's files, instead of looking for the split"
         )
         images: int | None = Field(
-            default=None, ge=1, description="number of images, drawn by the recipe's seed; all if unset"
+            default=None,
+            ge=1,
+            description="number of images, drawn by the recipe's seed (to evaluate, by no seed); all if unset",
         )
 
     def open(self, seed: int) -> HuggingFaceImages:
@@ -145,10 +147,12 @@ class HuggingFaceImages:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         row = self._rows[self._chosen[index]]
-        label = row[self._config.label_column]
-        if label is None or label < 0:
-            raise InputError(f"the image has no label ({label})", where=self.key(index), fix="use a labelled split")
-        return decode(io.BytesIO(self._content(row, index)), self.key(index)), int(label)
+        label = self._label(row, index)
+        return decode(io.BytesIO(self._content(row, index)), self.key(index)), label
+
+    def label(self, index: int) -> int:
+        """The label column's value."""
+        return self._label(self._rows[self._chosen[index]], index)
 
     def key(self, index: int) -> str:
         """``<path>:<split>[row]``."""
@@ -161,6 +165,12 @@ class HuggingFaceImages:
     def digest(self, index: int) -> str:
         """SHA-256 of the encoded image."""
         return sha256(self._content(self._rows[self._chosen[index]], index))
+
+    def _label(self, row: dict[str, Any], index: int) -> int:
+        label = row[self._config.label_column]
+        if label is None or label < 0:
+            raise InputError(f"the image has no label ({label})", where=self.key(index), fix="use a labelled split")
+        return int(label)
 
     def _content(self, row: dict[str, Any], index: int) -> bytes:
         image = row[self._config.image_column]

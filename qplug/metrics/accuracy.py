@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from qplug.errors import InputError
+
+
+@dataclass
+class Evaluation:
+    """What one model said of every image: (N, classes) float32 on the CPU, and the seconds that its forwards took."""
+
+    logits: Tensor
+    seconds: float
 
 
 @dataclass
@@ -19,48 +27,56 @@ class Logits:
     Attributes:
         float_, quantized: (N, classes) float32.
         labels: (N,) int64.
-        seconds: of each model's forwards, by ``float`` and ``quantized``.
     """
 
     float_: Tensor
     quantized: Tensor
     labels: Tensor
-    seconds: dict[str, float] = field(default_factory=dict)
+
+    def by_image(self) -> dict[str, Tensor]:
+        """What comparisons need of every image, (N,) each: the label and both models' top-1 (int32), and the energies.
+
+        ``logits.signal`` is Σy² and ``logits.noise`` Σ(y − ŷ)² over the classes, float32.
+        """
+        return {
+            "labels": self.labels.int(),
+            "float.top1": self.float_.argmax(1).int(),
+            "quantized.top1": self.quantized.argmax(1).int(),
+            "logits.signal": self.float_.double().square().sum(1).float(),
+            "logits.noise": (self.quantized - self.float_).double().square().sum(1).float(),
+        }
 
 
 def evaluate(
-    float_model: nn.Module,
-    quantized: nn.Module,
+    models: Sequence[nn.Module],
     batches: Iterable[tuple[Tensor, Tensor]],
     advance: Callable[[int], None] | None = None,
-) -> Logits:
-    """Run both models over the images, decoding each once.
+) -> tuple[list[Evaluation], Tensor]:
+    """Run models over the images, decoding each once; also returns the labels (N,) int64, on the CPU.
 
     Raises:
-        InputError: a label that the model has no output for.
+        InputError: a label that a model has no output for.
     """
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
-    seconds = {"float": 0.0, "quantized": 0.0}
-    done = 0
+    rows: list[list[Tensor]] = [[] for _ in models]
+    seconds, truth, done = [0.0] * len(models), [], 0
     with torch.no_grad():
         for images, labels in batches:
-            outputs = []
-            for name, model in (("float", float_model), ("quantized", quantized)):
+            for index, model in enumerate(models):
                 start = time.perf_counter()
-                outputs.append(model(images).float().cpu())
-                seconds[name] += time.perf_counter() - start
-            if int(labels.max()) >= outputs[0].shape[1]:
-                raise InputError(
-                    f"an image has label {int(labels.max())}, and the model has {outputs[0].shape[1]} outputs",
-                    where="data.evaluation",
-                    fix="give the class map that the model was trained with (class_map), or another model",
-                )
-            rows.append((outputs[0], outputs[1], labels.cpu()))
+                logits = model(images).float().cpu()
+                seconds[index] += time.perf_counter() - start
+                if int(labels.max()) >= logits.shape[1]:
+                    raise InputError(
+                        f"an image has label {int(labels.max())}, and the model has {logits.shape[1]} outputs",
+                        where="data.evaluation",
+                        fix="give the class map that the model was trained with (class_map), or another model",
+                    )
+                rows[index].append(logits)
+            truth.append(labels.cpu())
             done += len(images)
             if advance is not None:
                 advance(done)
-    float_logits, quantized_logits, truth = (torch.cat(column) for column in zip(*rows, strict=True))
-    return Logits(float_logits, quantized_logits, truth, seconds)
+    return [Evaluation(torch.cat(row), spent) for row, spent in zip(rows, seconds, strict=True)], torch.cat(truth)
 
 
 def compare(logits: Logits) -> dict[str, float]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
+from qplug.content import code_digest
+from qplug.data import sha256
 from qplug.errors import InputError
 from qplug.models import FloatModel, Preprocessing
 from qplug.suggest import did_you_mean
@@ -83,6 +86,10 @@ class TimmModel(ModelSource):
             note = f"the classifier is random: the pretrained weights have {own.num_classes} classes"
         return FloatModel.of(module, config.name, preprocessing(module, config.preprocessing), note)
 
+    def key(self) -> dict[str, Any]:
+        """With timm's version, which stands for the architecture, its preprocessing and the weights of its hub."""
+        return super().key() | _timm()
+
     def _create(self, kwargs: dict[str, Any]) -> nn.Module:
         import timm
 
@@ -120,6 +127,12 @@ class ZooModel(ModelSource):
         module = _seeded(entry.build)
         module.load_state_dict(weights(self.config.name))
         return FloatModel.of(module, self.config.name, entry.preprocessing)
+
+    def key(self) -> dict[str, Any]:
+        """With the embedded weights, and timm's version for the architecture."""
+        from qplug.models.zoo import checkpoint
+
+        return super().key() | _timm() | {"checkpoint": sha256(checkpoint(self.config.name))}
 
 
 class ImportedModel(ModelSource):
@@ -159,6 +172,10 @@ class ImportedModel(ModelSource):
 
             note = load(module, Path(config.checkpoint_path).expanduser(), config.target)
         return FloatModel.of(module, config.target, preprocessing(module, config.preprocessing), note)
+
+    def key(self) -> dict[str, Any]:
+        """With the code of the function's top-level package; of files that ``kwargs`` name it knows only the names."""
+        return super().key() | _timm() | {"code": code_digest(self.config.target.partition(":")[0])}
 
 
 def preprocessing(module: nn.Module, config: PreprocessingConfig) -> Preprocessing:
@@ -203,6 +220,10 @@ def _known(name: str) -> Any:
     if tag and tag not in tags:
         raise InputError(f"timm has no weights '{tag}' for {base}", fix=f"there are: {', '.join(tags) or 'none'}")
     return timm.get_pretrained_cfg(name)
+
+
+def _timm() -> dict[str, Any]:
+    return {"timm": importlib.metadata.version("timm")}
 
 
 def _resolve(target: str) -> Callable[..., Any]:

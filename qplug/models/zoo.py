@@ -47,9 +47,14 @@ ZOO: dict[str, Entry] = {
 }
 
 
+def checkpoint(name: str) -> bytes:
+    """The embedded checkpoint, a safetensors file."""
+    return (files("qplug.models") / "weights" / f"{name}.safetensors").read_bytes()
+
+
 def weights(name: str) -> dict[str, Tensor]:
     """The embedded checkpoint's state dict, float32."""
     from safetensors.torch import load
 
-    state: dict[str, Tensor] = load((files("qplug.models") / "weights" / f"{name}.safetensors").read_bytes())
+    state: dict[str, Tensor] = load(checkpoint(name))
     return state

@@ -11,7 +11,7 @@ from torch import Tensor
 from qplug.stats import SiteStats
 from qplug.types import Granularity
 
-Objective = Literal["output", "value"]
+Objective = Literal["output", "value", "cosine"]
 
 
 def line_search(
@@ -32,7 +32,7 @@ def line_search(
         quantize: factor (0-dim, or in the shape of the scales) → ``stats.sample`` quantised with it.
         granularity: which scales choose on their own.
         objective: ``output`` is the Hessian-guided error of the operation (PTQ4ViT), ``value`` the squared error of
-            the tensor itself.
+            the tensor itself, ``cosine`` the cosine distance of the operation's output (EasyQuant).
         low, high: bounds of the factor, without unit.
         candidates: coarse candidates, geometrically spaced.
         refine: fine candidates between the best one's neighbours.
@@ -43,7 +43,8 @@ def line_search(
     PTQ4ViT spaces 100 candidates evenly; a geometric grid with refinement resolves small factors as well as large ones
     for a third of the evaluations [ours].
     """
-    error_of = stats.output_error if objective == "output" else stats.value_error
+    errors = {"output": stats.output_error, "value": stats.value_error, "cosine": stats.cosine_distance}
+    error_of = errors[objective]
     ratio = (high / low) ** (1 / max(1, candidates - 1))
     best = torch.full((), high, device=stats.sample.device)
     least = error_of(quantize(best), granularity)

@@ -9,7 +9,7 @@ from pathlib import Path
 from qplug.errors import InputError, Problem, RecipeError
 from qplug.recipe.check import check_names
 from qplug.recipe.nodes import Node, Place, Reader, Source
-from qplug.recipe.overrides import apply_override
+from qplug.recipe.overrides import Override, apply_override, parse
 from qplug.recipe.schema import Recipe, build_type
 from qplug.registry import Registry, installed
 from qplug.suggest import did_you_mean
@@ -17,12 +17,12 @@ from qplug.suggest import did_you_mean
 MAX_BYTES = 1 << 20
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str | Override] = (), registry: Registry | None = None) -> Recipe:
     """Read, override and validate a recipe. Imports neither torch nor what a recipe names; opens no other file.
 
     Args:
         path: a YAML file. Paths inside it stay as they are written, relative to the current directory.
-        overrides: ``key=value`` each, applied in order before validation; see ``qplug run --set``.
+        overrides: ``key=value`` each (see ``qplug run --set``), or those of a sweep; applied in order, then validated.
         registry: what is installed, unless given.
 
     Raises:
@@ -32,21 +32,34 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), registry: Regis
     registry = installed() if registry is None else registry
     path = Path(path)
     problems: list[tuple[Place, Problem]] = []
+    root = read_tree(path, problems)
+    for rank, given in enumerate(overrides, start=1):
+        override = parse(given, rank, problems) if isinstance(given, str) else given
+        if override is not None:
+            apply_override(root, override, problems)
+    recipe = _validate(root, registry, problems)
+    if problems or recipe is None:
+        raise error_of(problems)
+    return recipe if recipe.name else recipe.model_copy(update={"name": path.stem})
+
+
+def read_tree(path: Path, problems: list[tuple[Place, Problem]], rank: int = 0) -> Node:
+    """The mapping that a YAML file holds, every value with its place.
+
+    Raises:
+        InputError: the file cannot be read, or is no mapping at all.
+        RecipeError: it is not YAML.
+    """
     text = _read(path)
-    source = Source(str(path), tuple(text.splitlines()) or ("",))
+    source = Source(str(path), tuple(text.splitlines()) or ("",), rank)
     root = Reader(source, problems).read(text)
     if root is None and problems:
-        raise _error(problems)
+        raise error_of(problems)
     if root is None:
         raise InputError("the recipe is empty", where=str(path), fix="'qplug schema' prints what a recipe holds")
     if not isinstance(root.value, dict):
         raise InputError(f"expected a mapping at the top, received {root.describe()}", where=root.place.where)
-    for rank, override in enumerate(overrides, start=1):
-        apply_override(root, override, rank, problems)
-    recipe = _validate(root, registry, problems)
-    if problems or recipe is None:
-        raise _error(problems)
-    return recipe
+    return root
 
 
 def _validate(root: Node, registry: Registry, problems: list[tuple[Place, Problem]]) -> Recipe | None:
@@ -67,7 +80,8 @@ def _validate(root: Node, registry: Registry, problems: list[tuple[Place, Proble
         return None
 
 
-def _error(problems: list[tuple[Place, Problem]]) -> RecipeError:
+def error_of(problems: list[tuple[Place, Problem]]) -> RecipeError:
+    """Every problem, in the order of the files."""
     ordered = sorted(problems, key=lambda found: found[0].order)
     return RecipeError([problem for _, problem in ordered])
 

@@ -1,6 +1,9 @@
-"""``--set key=value``: change one value of a recipe's tree. Problems point at the ``--set`` text, not at the file."""
+"""Changing one value of a recipe's tree, by ``--set`` or by a sweep. Problems point there, not at the recipe."""
 
 from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
 
 from qplug.errors import Problem
 from qplug.recipe.nodes import Node, Place, Reader, Source
@@ -15,27 +18,38 @@ class _Wrong(Exception):
         self.what, self.fix = what, fix
 
 
-def apply_override(root: Node, text: str, rank: int, problems: list[tuple[Place, Problem]]) -> None:
-    """Set one ``key=value`` in ``root``.
+@dataclass(frozen=True)
+class Override:
+    """One value to set: a dotted key (``quantize.weights.bits``), and the value with the place where it was written."""
 
-    A key is dotted: ``quantize.weights.bits``, ``techniques.2.bits``, ``techniques.mptq_vit.opt_m.split``. Mappings
-    that are not there yet are made; the value is read as YAML.
-    """
+    key: str
+    value: Node
+    place: Place
+
+
+def parse(text: str, rank: int, problems: list[tuple[Place, Problem]]) -> Override | None:
+    """``key=value`` of one ``--set``, the value read as YAML."""
     source = Source(f"--set {text}", rank=rank)
     place = Place(source)
     key, equals, value = text.partition("=")
-    steps = key.strip().split(".")
-    if not equals or not all(steps):
+    if not equals or not all(key.strip().split(".")):
         problems.append((place, place.problem("expected key=value, the key dotted", "--set quantize.weights.bits=6")))
-        return
+        return None
     before = len(problems)
     node = Reader(source, problems).read(value)
-    if len(problems) > before:
-        return
+    return None if len(problems) > before else Override(key.strip(), node or Node(None, place, place), place)
+
+
+def apply_override(root: Node, override: Override, problems: list[tuple[Place, Problem]]) -> None:
+    """Set one value in ``root``.
+
+    A key is dotted: ``quantize.weights.bits``, ``techniques.2.bits``, ``techniques.mptq_vit.opt_m.split``. Mappings
+    that are not there yet are made.
+    """
     try:
-        _set(root, steps, node or Node(None, place, place), [])
+        _set(root, override.key.split("."), copy.deepcopy(override.value), [])  # a sweep sets it in many recipes
     except _Wrong as wrong:
-        problems.append((place, place.problem(wrong.what, wrong.fix)))
+        problems.append((override.place, override.place.problem(wrong.what, wrong.fix)))
 
 
 def _set(node: Node, steps: list[str], value: Node, done: list[str]) -> None:

@@ -61,7 +61,7 @@ class Override(Config):
 class CalibrationConfig(Config):
     """What the one pass over the calibration images collects for techniques that weigh errors by importance."""
 
-    loss: Literal["kl", "logits", "cross_entropy", "none"] = Field(
+    loss: Literal["kl", "logits", "cross_entropy", "kl_zero", "none"] = Field(
         "kl", description="whose gradient at an output says how much its error matters; none counts all alike"
     )
 
@@ -90,11 +90,33 @@ class DataConfig(Config):
     batch_size: int = Field(32, ge=1, le=65536, description="images a batch")
 
 
+class Published(Config):
+    """One published figure: a model at some bits, top-1 in percent."""
+
+    model: str = Field(min_length=1, description="the model, as timm names it")
+    weights: float = Field(gt=0, le=32, description="bits of weights, on average")
+    activations: float = Field(gt=0, le=32, description="bits of activations, on average")
+    top1: float = Field(ge=0, le=100, description="top-1 of the quantised model, percent")
+    float_top1: float = Field(ge=0, le=100, description="top-1 of its float model, percent")
+
+
+class Paper(Config):
+    """What a recipe reproduces: it changes nothing in a run, and ``qplug compare --paper`` prints it beside the run."""
+
+    title: str = Field(min_length=1, description="paper, with the table and the row")
+    protocol: dict[str, str | int | float] = Field(
+        default={}, description="what the paper says of its protocol, by the names of qplug's protocol"
+    )
+    published: tuple[Published, ...] = ()
+
+
 class Recipe(Config):
     """Everything that decides a run, as ``load_recipe`` returns it; ``techniques`` are run in their order."""
 
     version: Literal[1] = Field(description="version of the recipe format")
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="seeds the choice of images and every random step")
+    name: str = Field("", description="what tables call it; the file's name unless given")
+    paper: Paper | None = Field(None, description="what it reproduces, for comparison with published figures")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seeds the choice of calibration images and every random step")
     model: SerializeAsAny[Config]
     data: DataConfig
     calibration: CalibrationConfig = CalibrationConfig()

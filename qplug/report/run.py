@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Metrics = Mapping[str, Any]
 _OPTIONAL = {"softmax_input": "Softmax", "layernorm_input": "LayerNorm"}
-_OWN = {"float", "quantized", "bits", "coverage", "images", "seconds"}
+_OWN = {"float", "quantized", "bits", "coverage", "images", "seconds", "cache"}
 _OWN |= {"size_mb", "bops_g", "bops_convention", "peak_memory_mb"}
 
 
@@ -134,7 +134,12 @@ def _seconds(m: Metrics) -> str:
     seconds, forward = m.get("seconds.total"), m.get("float.forward_seconds")
     if seconds is None:
         return "–"
-    return f"{seconds:.1f} s" + (f", {seconds / forward:.0f} float forwards" if forward else "")
+    saved = m.get("cache.seconds_saved")
+    return (
+        f"{seconds:.1f} s"
+        + (f", {seconds / forward:.0f} float forwards" if forward else "")
+        + (f"; {saved:.1f} s of it were known from a cache" if saved else "")
+    )
 
 
 def _size(m: Metrics) -> str:
@@ -147,9 +152,9 @@ def _span(low: int, high: int) -> str:
     return str(low) if low == high else f"{low}–{high}"
 
 
-def percent(share: float | None) -> str:
+def percent(share: float | None, digits: int = 2) -> str:
     """A share in 0 … 1 for people."""
-    return "–" if share is None else f"{100 * share:.2f} %"
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def number(value: float | None, unit: str = "", digits: int = 2) -> str:

@@ -75,7 +75,7 @@ class Screen:
         title = Text(table.title, style="bold") if table.title else None
         drawn = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=bool(table.columns))
         for column in table.columns or [""] * max((len(row) for row in table.rows), default=0):
-            drawn.add_column(column, justify="right" if column in table.right else "left", overflow="fold")
+            drawn.add_column(Text(column), justify="right" if column in table.right else "left", overflow="fold")
         for row in table.rows:
             drawn.add_row(*(Text(cell) for cell in row))
         if table.rows or title:

@@ -89,7 +89,7 @@ def allocation(technique: Technique) -> Mapping[str, int]:
         stats = known[site]
         return stats.sqnr_db(UniformQuantizer.from_range(stats.min, stats.max, QuantSpec(bits))(stats.sample))
 
-    table = SqnrTable(list(known), {site.name: QuantSpec(8) for site in known}, measure)
+    table = SqnrTable(list(known), {site.name: QuantSpec(8) for site in known}, measure, known.__getitem__)
     return _hooks(technique).qplug_allocate_bits(table=table) or {}
 
 

@@ -81,7 +81,11 @@ class ToyImages:
         return len(self._pixels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self._pixels[index]), index % CLASSES
+        return Image.fromarray(self._pixels[index]), self.label(index)
+
+    def label(self, index: int) -> int:
+        """The classes in turn."""
+        return index % CLASSES
 
     def key(self, index: int) -> str:
         """Split and index."""

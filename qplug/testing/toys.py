@@ -11,7 +11,7 @@ from qplug.calibrate import Calibration
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.sites import SiteMap, find_sites
 from qplug.stats import SiteStats
-from qplug.types import NormGroup, Site
+from qplug.types import Granularity, NormGroup, QuantSpec, Site
 
 SIZE = (3, 16, 16)
 """(C, H, W) of a toy image."""
@@ -69,4 +69,9 @@ def toy_groups() -> list[tuple[NormGroup, SiteStats]]:
     """Every norm of ``toy_vit`` that only linears read, with the statistics of its output."""
     model, found, calibration = _calibrated()
     inputs = {site.name: site for site in found.sites}
-    return [(group, calibration.stats(inputs[f"{group.linears[0]}.input"])) for group in found.norm_groups(model)]
+    specs = {
+        site.name: QuantSpec(4, Granularity.PER_CHANNEL if site.kind.is_weight else Granularity.PER_TENSOR)
+        for site in found.sites
+    }
+    groups = found.norm_groups(model, specs)
+    return [(group, calibration.stats(inputs[f"{group.linears[0]}.input"])) for group in groups]

@@ -29,7 +29,9 @@ def test_10_000_sites_cost_some_sorts(benchmark):
     bits = {}
 
     def allocate() -> None:
-        table = SqnrTable(sites, {s.name: QuantSpec(8) for s in sites}, lambda s, b: 6.0 * b + offset[s.name])
+        table = SqnrTable(
+            sites, {s.name: QuantSpec(8) for s in sites}, lambda s, b: 6.0 * b + offset[s.name], {}.__getitem__
+        )
         bits.update(technique.qplug_allocate_bits(table=table))
 
     def sort() -> list[tuple[float, str]]:

@@ -46,6 +46,7 @@ def test_rows_of_all_files_of_a_split_in_order(folder: Path) -> None:
     assert len(images) == 15
     assert [images[i][0].getpixel((0, 0))[0] for i in range(15)] == [*range(100, 110), *range(200, 205)]
     assert [images[i][1] for i in range(10)] == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    assert [images.label(i) for i in range(15)] == [images[i][1] for i in range(15)]
     assert images.key(14) == f"{folder}:test[14]"
 
 
@@ -83,6 +84,8 @@ def test_images_and_labels_that_are_missing_or_broken_are_named(tmp_path: Path) 
     images = source(tmp_path)
     with pytest.raises(InputError, match=r"test\[1\]: the image has no label"):
         images[1]
+    with pytest.raises(InputError, match=r"test\[1\]: the image has no label"):
+        images.label(1)
     write(tmp_path / "test.parquet", 1, image=[{"bytes": b"\x89PNG\r\n", "path": None}])
     with pytest.raises(InputError, match=r"test\[0\]: the image cannot be decoded"):
         source(tmp_path)[0]

@@ -13,6 +13,7 @@ from qplug.data.digits import Digits
 from qplug.data.folder import Folder
 from qplug.errors import InputError
 from qplug.models.zoo import ZOO
+from qplug.testing.run import ToyImages
 
 
 def digits(split: str, images: int | None = None, seed: int = 0):
@@ -47,6 +48,18 @@ def test_batches_hold_every_image_once_in_order() -> None:
     assert got[0][0].dtype == torch.float32
     assert got[0][1].dtype == torch.int64
     torch.testing.assert_close(got[2][0][1], transform(images[9][0]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("source", ["digits", "folder", "toy"])
+def test_a_label_is_that_of_the_image_and_is_known_without_decoding(tmp_path: Path, source: str) -> None:
+    for name in ("10", "2"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "a.png")
+    images = {"digits": digits("test", 20), "folder": folder(tmp_path), "toy": ToyImages("test", 4, 0)}[source]
+    labels = [images[index][1] for index in range(len(images))]
+    assert len(set(labels)) > 1
+    (tmp_path / "2/a.png").write_bytes(b"no image")
+    assert [images.label(index) for index in range(len(images))] == labels
 
 
 def test_batches_decode_no_further_than_they_are_read_and_draw_no_random_numbers() -> None:

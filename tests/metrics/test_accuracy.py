@@ -28,20 +28,32 @@ def test_sqnr_of_the_logits():
     assert compare(Logits(y, y, torch.zeros(6, dtype=torch.int64)))["quantized.logit_sqnr_db"] == float("inf")
 
 
-def test_both_models_see_every_image_once():
+def test_every_model_sees_every_image_once():
     double, done = nn.Linear(4, 4, bias=False), []
     with torch.no_grad():
         double.weight.copy_(2 * torch.eye(4))
     images, labels = torch.randn(5, 4), torch.arange(5) % 4
-    found = evaluate(nn.Identity(), double, zip(images.split(2), labels.split(2), strict=True), done.append)
-    assert torch.equal(found.float_, images)
-    assert torch.allclose(found.quantized, 2 * images)
-    assert torch.equal(found.labels, labels)
+    batches = zip(images.split(2), labels.split(2), strict=True)
+    (one, other), truth = evaluate([nn.Identity(), double], batches, done.append)
+    assert torch.equal(one.logits, images)
+    assert torch.allclose(other.logits, 2 * images)
+    assert torch.equal(truth, labels)
     assert done == [2, 4, 5]
-    assert not found.quantized.requires_grad
-    assert set(found.seconds) == {"float", "quantized"}
+    assert not other.logits.requires_grad
+    assert one.seconds > 0
 
 
 def test_a_label_without_an_output_is_refused():
     with pytest.raises(InputError, match="label 4, and the model has 4 outputs"):
-        evaluate(nn.Identity(), nn.Identity(), [(torch.randn(2, 4), torch.tensor([0, 4]))])
+        evaluate([nn.Identity()], [(torch.randn(2, 4), torch.tensor([0, 4]))])
+
+
+def test_what_is_kept_of_every_image_gives_the_same_figures():
+    torch.manual_seed(0)
+    y, noise, labels = torch.randn(6, 4), torch.randn(6, 4) * 0.5, torch.arange(6) % 4
+    kept = {name: value.numpy() for name, value in Logits(y, y + noise, labels).by_image().items()}
+    found = compare(Logits(y, y + noise, labels))
+    assert (kept["quantized.top1"] == kept["labels"]).mean() == pytest.approx(found["quantized.top1"])
+    assert (kept["quantized.top1"] == kept["float.top1"]).mean() == pytest.approx(found["quantized.agreement"])
+    sqnr = 10 * np.log10(kept["logits.signal"].sum() / kept["logits.noise"].sum())
+    assert sqnr == pytest.approx(found["quantized.logit_sqnr_db"], abs=1e-4)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from qplug.data import batches
 from qplug.data.folder import Folder
 from qplug.errors import InputError
-from qplug.models import FloatModel, fingerprint
-from qplug.models.sources import ImportedModel, TimmModel
+from qplug.models import FloatModel, fingerprint, zoo
+from qplug.models.sources import ImportedModel, TimmModel, ZooModel
+from qplug.testing.run import ToyModel
 
 
 def from_timm(name: str = "test_vit", **values: Any) -> FloatModel:
@@ -129,6 +134,72 @@ def test_import_calls_the_function_with_its_arguments(tmp_path: Path, monkeypatc
         imported("my_models:number")
     with pytest.raises(InputError, match="cannot be imported: ModuleNotFoundError"):
         imported("no_such_module:make")
+
+
+def key(source: type[TimmModel | ZooModel | ImportedModel | ToyModel], /, **values: Any) -> dict[str, Any]:
+    found = source(source.Config(**values)).key()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    return found
+
+
+def test_a_key_holds_the_configuration_and_the_checkpoints_content(checkpoint: Path) -> None:
+    values = {"source": "timm", "name": "test_vit", "checkpoint_path": str(checkpoint)}
+    first = key(TimmModel, **values)
+    assert str(checkpoint) not in json.dumps(first)
+    moved = checkpoint.rename(checkpoint.with_name("moved.safetensors"))
+    assert key(TimmModel, **values | {"checkpoint_path": str(moved)}) == first
+    assert key(TimmModel, **values | {"checkpoint_path": None}) != first
+    assert key(TimmModel, **values | {"checkpoint_path": str(moved), "num_classes": 5}) != first
+    damaged = bytearray(moved.read_bytes())
+    damaged[-1] ^= 1
+    moved.write_bytes(damaged)
+    assert key(TimmModel, **values | {"checkpoint_path": str(moved)}) != first
+    with pytest.raises(InputError, match="cannot be read: No such file") as error:
+        key(TimmModel, **values)
+    assert error.value.where == str(checkpoint)
+    assert key(ToyModel) == {"source": "toy"}
+
+
+def test_a_key_changes_with_timm_and_with_embedded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys() -> list[dict[str, Any]]:
+        return [key(TimmModel, source="timm", name="test_vit"), key(ZooModel, source="zoo", name="vit_digits")]
+
+    first = keys()
+    assert first == keys()
+    monkeypatch.setattr(zoo, "checkpoint", lambda name: name.encode())
+    assert [one == other for one, other in zip(first, keys(), strict=True)] == [True, False]
+    monkeypatch.undo()
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.0")
+    assert [one == other for one, other in zip(first, keys(), strict=True)] == [False, False]
+
+
+def test_the_key_of_an_import_changes_with_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key_models").mkdir()
+    (tmp_path / "key_models/__init__.py").write_text("")
+    (tmp_path / "key_models/vit.py").write_text("def make(depth): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    values = {"source": "import", "target": "key_models.vit:make", "kwargs": {"depth": 3}}
+    first = key(ImportedModel, **values)
+    assert first == key(ImportedModel, **values)
+    assert first != key(ImportedModel, **values | {"kwargs": {"depth": 4}})
+    (tmp_path / "key_models/parts.py").write_text("x = 1\n")
+    assert first != key(ImportedModel, **values)
+    assert "key_models" not in sys.modules
+    with pytest.raises(InputError, match="no source files of 'no_such_models'"):
+        key(ImportedModel, source="import", target="no_such_models:make")
+
+
+def test_keys_are_found_without_torch() -> None:
+    code = (
+        "import sys\n"
+        "from qplug.models.sources import ImportedModel, TimmModel, ZooModel\n"
+        "TimmModel(TimmModel.Config(source='timm', name='x')).key()\n"
+        "ZooModel(ZooModel.Config(source='zoo', name='vit_digits')).key()\n"
+        "ImportedModel(ImportedModel.Config(source='import', target='timm.models:make')).key()\n"
+        "print([name for name in ('torch', 'timm', 'numpy', 'safetensors') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qplug import Region, RegionQuantizer, UniformQuantizer
+from qplug import LogQuantizer, Region, RegionQuantizer, UniformQuantizer
 from qplug.testing import QuantizerContract
 
 SCALE = torch.tensor(0.1)
@@ -21,6 +21,10 @@ class TestRegions(QuantizerContract):
     quantizers = (
         RegionQuantizer(0.05, (Region(-(1 << 6), 0, -4, -1), Region(0, 3, 0, 3), Region(32, 5, 0, 7)), bits=4),
     )
+
+
+class TestLog(QuantizerContract):
+    quantizers = (LogQuantizer(1.0, 1, bits=4), LogQuantizer(0.7, 2, bits=4), LogQuantizer(SCALE, 1, bits=8))
 
 
 class Wrong(UniformQuantizer):

@@ -1,0 +1,15 @@
+"""FQ-ViT (Lin et al. 2022, arXiv:2111.13824): fully quantised transformers by two tricks for LayerNorm and Softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qplug import Technique, hookimpl
+from qplug_fq_vit.log_int_softmax import LogIntSoftmax
+from qplug_fq_vit.power_of_two_factor import PowerOfTwoFactor
+
+
+@hookimpl
+def qplug_techniques() -> Iterable[type[Technique]]:
+    """Power-of-two factor and log-int-softmax."""
+    return [PowerOfTwoFactor, LogIntSoftmax]

@@ -1,0 +1,47 @@
+"""Softmax with integers: I-BERT's polynomial for the exponential. Imported when a technique replaces a Softmax."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+A, B, C = 0.35815147, 0.96963238 / 0.35815147, 1.0 / 0.35815147
+"""exp(p) ≈ A·(p² + B·p + C) on (−ln 2, 0], as in the authors' code (I-BERT prints 0.3585·(p + 1.353)² + 0.344)."""
+DEEPEST = 30
+"""exp is 0 below −DEEPEST·ln 2."""
+
+
+class IntegerSoftmax(nn.Softmax):
+    """Softmax over ``dim`` of integers x/step: exp(x) = 2^−q·exp(p), x = −q·ln 2 + p, all in whole numbers.
+
+    ln 2 is rounded to the nearest whole number; the authors round it up, which at a step of 0.0625 makes e^−10 twice as
+    large as it is [ours]. Whole numbers are held in float64, which is exact here. The gradient is that of the exact
+    Softmax, so that importance can be measured through it.
+    """
+
+    def __init__(self, dim: int, step: float) -> None:
+        super().__init__(dim)
+        self.axis, self.step = dim, step
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: any shape, floating point."""
+        exact = torch.softmax(x, self.axis)
+        values = self._values(x.detach()).to(x.dtype)
+        return exact + (values - exact).detach() if x.requires_grad else values
+
+    def _values(self, x: Tensor) -> Tensor:
+        integers = torch.round(x.double() / self.step)
+        integers = integers - integers.amax(self.axis, keepdim=True)
+        ln2 = round(math.log(2) / self.step)
+        integers = integers.clamp_min(-DEEPEST * ln2)
+        q = torch.floor(-integers / ln2)
+        p = integers + q * ln2
+        polynomial = p * (p + math.floor(B / self.step)) + math.floor(C / self.step**2)
+        exponential = torch.floor(polynomial * torch.exp2(DEEPEST - q)).clamp_min(0.0)
+        return exponential / exponential.sum(self.axis, keepdim=True)
+
+    def extra_repr(self) -> str:
+        """Shown by print, and part of what a cached result is known by."""
+        return f"dim={self.axis}, step={self.step}"

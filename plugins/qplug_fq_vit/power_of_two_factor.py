@@ -1,0 +1,62 @@
+"""Power-of-two factor: LayerNorm inputs with one scale, and for each channel how often it is halved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+import qplug
+from qplug import Choice, Granularity, QuantSpec, Site, SiteKind, Technique, hookimpl
+
+if TYPE_CHECKING:
+    from qplug import SiteStats
+
+
+class PowerOfTwoFactor(Technique):
+    """s_c = s·2^(alpha_c − K), alpha_c in {0 … K}, for the inputs of LayerNorm, whose channels differ widely.
+
+    s and the zero point are those of the whole tensor's min-max range, so that a channel of smaller range gets finer
+    steps and the integers of all channels can still be shifted to one scale. alpha_c is the one of least squared error
+    on the channel's sampled values, and on its smallest and largest of all, which a sample seldom holds: each counts as
+    one value among all that were seen, as far as it is likely to be missing [ours]. Without them, half of the channels
+    of DeiT-Ti and ViT-Ti are clipped. As in the authors' code, s_c = s where alpha_c = K; the paper prints s·2^alpha_c
+    with s divided by 2^K, which is the same. Takes LayerNorm inputs with one scale, which are sites where the recipe
+    says ``quantize: {scope: {layernorm: true}}``; the paper quantises them asymmetrically. Storage counts a scale of 32
+    bits for every channel, where 2 bits and one scale would do; activations are not stored.
+    """
+
+    paper = "Lin et al. 2022, FQ-ViT, section 3.2, Eq. 7–9"
+
+    class Config(qplug.Config):
+        """How far a scale may be halved."""
+
+        use: Literal["fq_vit.power_of_two_factor"] = Field(
+            "fq_vit.power_of_two_factor", description="which technique this step is"
+        )
+        halvings: int = Field(3, ge=0, le=8, description="K, times that a channel's scale may be halved")
+
+    @hookimpl
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+        """Take LayerNorm inputs with one scale."""
+        import torch
+
+        from qplug import UniformQuantizer
+
+        if site.kind is not SiteKind.LAYERNORM_INPUT or spec.granularity is not Granularity.PER_TENSOR:
+            return None
+        whole = UniformQuantizer.from_range(stats.min, stats.max, spec)
+        ones = torch.ones_like(stats.channel_max)
+        candidates = [whole.scaled(ones * 2.0**-k) for k in range(self.config.halvings + 1)]
+        share = len(stats.sample) * site.shape[-1] / (len(stats.image_min) * site.numel)
+        ends = torch.stack([stats.channel_min, stats.channel_max])
+        errors = torch.stack(
+            [
+                stats.value_error(candidate.infer(stats.sample), Granularity.PER_CHANNEL)
+                + share * (1.0 - share) * (candidate.infer(ends) - ends).square().sum(0)
+                for candidate in candidates
+            ]
+        )
+        halved = errors.argmin(0)
+        counts = ", ".join(f"{int((halved == k).sum())} × 2^−{k}" for k in range(self.config.halvings + 1))
+        return Choice(whole.scaled(torch.exp2(-halved.to(ones.dtype))), f"channels by factor: {counts}")

@@ -1,0 +1,20 @@
+"""NoisyQuant (Liu et al. 2023, arXiv:2211.16056): a fixed noisy bias before quantisation, taken away after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from qplug import Technique, hookimpl
+from qplug_noisyquant.noisy_bias import NoisyBias
+
+
+@hookimpl
+def qplug_techniques() -> Iterable[type[Technique]]:
+    """The noisy bias."""
+    return [NoisyBias]
+
+
+@hookimpl
+def qplug_quantizers() -> Mapping[str, str]:
+    """The quantizer that holds the noise."""
+    return {"noisyquant.noisy": "qplug_noisyquant.quantizer:NoisyQuantizer"}

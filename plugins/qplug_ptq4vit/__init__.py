@@ -1,0 +1,21 @@
+"""PTQ4ViT (Yuan, Xue, Chen, Wu and Sun 2022, arXiv:2111.12293): twin uniform quantizers and the alternating search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from qplug import Technique, hookimpl
+from qplug_ptq4vit.search import Search
+from qplug_ptq4vit.twin import Twin
+
+
+@hookimpl
+def qplug_techniques() -> Iterable[type[Technique]]:
+    """The paper's two techniques."""
+    return [Twin, Search]
+
+
+@hookimpl
+def qplug_quantizers() -> Mapping[str, str]:
+    """``twin``."""
+    return {"twin": "qplug_ptq4vit.quantizer:TwinQuantizer"}

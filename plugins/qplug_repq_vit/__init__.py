@@ -1,0 +1,16 @@
+"""RepQ-ViT (Li et al. 2023): scale re-parametrisation after LayerNorm, log √2 after Softmax, percentile ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qplug import Technique, hookimpl
+from qplug_repq_vit.log_sqrt2 import LogSqrt2
+from qplug_repq_vit.percentile import Percentile
+from qplug_repq_vit.reparameterize import Reparameterize
+
+
+@hookimpl
+def qplug_techniques() -> Iterable[type[Technique]]:
+    """The paper's two techniques, and the ranges that its code takes everywhere."""
+    return [Reparameterize, LogSqrt2, Percentile]

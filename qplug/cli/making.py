@@ -1,0 +1,51 @@
+"""What a person makes with qplug: an embedded model, trained again, and a plugin of their own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qplug.cli.app import app, screen_of
+
+zoo = typer.Typer(help="The embedded models.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(zoo, name="zoo")
+
+
+@zoo.command("train")
+def zoo_train(
+    name: Annotated[str, typer.Argument(help="An embedded model, such as vit_digits.")],
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the data.", show_default="the model's own")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seeds weights, order and augmentation.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="The safetensors file to write.", show_default="NAME.safetensors")
+    ] = None,
+) -> None:
+    """Train an embedded model again, and print its accuracy."""
+    from qplug.models.training import train
+    from qplug.report.progress import Progress
+
+    out = out or Path(f"{name}.safetensors")
+    with Progress(sys.stderr) as progress:
+
+        def advance(done: int, total: int) -> None:
+            progress.advance(f"train {name}", done, total)
+
+        accuracy = train(name, out, epochs=epochs, seed=seed, progress=advance)
+    screen_of().line(f"{name}: {100 * accuracy:.2f} % top-1 on images that training never saw; written to {out}")
+
+
+@app.command("new-plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="The distribution's name, such as qplug-mine.")],
+    folder: Annotated[Path, typer.Option("--dir", help="The folder to make it in.")] = Path(),
+) -> None:
+    """Write a plugin of your own, which works as it is."""
+    from qplug import scaffold
+
+    path = scaffold.new_plugin(name, folder)
+    screen_of().line(f"wrote {path}; install it with: pip install -e {path}")

@@ -1,0 +1,109 @@
+"""``qplug run`` and ``qplug validate``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qplug.cli.app import (
+    CacheFolder,
+    Device,
+    Json,
+    NoCache,
+    Sets,
+    State,
+    app,
+    cache_of,
+    describe,
+    print_json,
+    screen_of,
+)
+from qplug.errors import InputError, QplugError
+
+if TYPE_CHECKING:
+    from qplug.recipe import Recipe
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(show_default=False, help="A YAML file.")],
+    overrides: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder to write.", show_default="runs/RECIPE-TIME")] = None,
+    as_json: Json = False,
+    device: Device = "cpu",
+    cache_folder: CacheFolder = None,
+    no_cache: NoCache = False,
+) -> None:
+    """Quantise and measure by a recipe, and write a run folder."""
+    State.json = as_json
+    from qplug.recipe import load_recipe
+    from qplug.record import check_target
+
+    loaded = load_recipe(recipe, overrides or ())
+    target = out or _default_out(recipe)
+    check_target(target)
+
+    from qplug.pipeline import run as run_pipeline
+    from qplug.report.progress import Progress
+    from qplug.report.run import summary, summary_tables
+
+    with Progress(sys.stderr) as progress:
+        cache = cache_of(cache_folder, no_cache)
+        result = run_pipeline(loaded, out=target, device=device, observers=[progress], cache=cache)
+    if as_json:
+        print_json(summary(result))
+        return
+    screen = screen_of()
+    for table in summary_tables(result):
+        screen.table(table)
+    for warning in result.warnings:
+        screen.line(f"warning: {warning}", "yellow")
+
+
+@app.command()
+def validate(
+    recipes: Annotated[list[Path], typer.Argument(show_default=False, help="YAML files.")],
+    overrides: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Check recipes, without running them."""
+    State.json = as_json
+    results = [(path, _loaded(path, overrides or ())) for path in recipes]
+    code = 2 if any(isinstance(result, QplugError) for _, result in results) else 0
+    if as_json:
+        reports = [{"recipe": str(path), **_verdict(result)} for path, result in results]
+        print_json({"status": "error" if code else "ok", "exit_code": code, "recipes": reports})
+    else:
+        for path, result in results:
+            if isinstance(result, QplugError):
+                screen_of(sys.stderr).error(result)
+            else:
+                screen_of().line(
+                    f"{path}: ok ({', '.join(str(getattr(step, 'use', '')) for step in result.techniques)})"
+                )
+    raise typer.Exit(code)
+
+
+def _default_out(recipe: Path) -> Path:
+    from datetime import datetime
+
+    stem = f"{recipe.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = (stem if count == 1 else f"{stem}-{count}" for count in range(1, 1000))
+    return next(path for name in names if not (path := Path("runs") / name).exists())
+
+
+def _loaded(path: Path, overrides: Sequence[str]) -> Recipe | QplugError:
+    from qplug.recipe import load_recipe
+
+    try:
+        return load_recipe(path, overrides)
+    except InputError as error:
+        return error
+
+
+def _verdict(result: Recipe | QplugError) -> dict[str, Any]:
+    return describe(result) if isinstance(result, QplugError) else {"status": "ok", "resolved": result.dump()}

@@ -1,0 +1,85 @@
+"""Where two plans differ, site by site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Decisions = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class PlanDifference:
+    """A site on which two plans decide otherwise; each side in a few words, a dash where it stays in float.
+
+    ``what`` lists what differs: ``float``, ``bits``, ``quantizer``, ``technique``, ``scale``.
+    """
+
+    site: str
+    kind: str
+    what: tuple[str, ...]
+    ours: str
+    theirs: str
+    scale_ratio: float | None
+    """Geometric mean of our scales over theirs, where both have them."""
+
+
+def plan_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[PlanDifference]:
+    """Compare two plans as ``plan.json`` holds them, in the order of the first, sites of the second alone last."""
+    mine, others = _decisions(ours), _decisions(theirs)
+    found = []
+    for name in dict.fromkeys((*mine, *others)):
+        a, b = mine.get(name), others.get(name)
+        what = tuple(_what(a, b))
+        if what:
+            kind = str((a or b or {})["site"]["kind"])
+            found.append(PlanDifference(name, kind, what, _words(a), _words(b), _ratio(a, b)))
+    return found
+
+
+def _decisions(plan: Mapping[str, Any]) -> Decisions:
+    return {row["site"]["name"]: row for row in plan["decisions"]}
+
+
+def _what(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> Iterator[str]:
+    if a is None or b is None:
+        yield "float"
+        return
+    if a["quantizer"]["bits"] != b["quantizer"]["bits"]:
+        yield "bits"
+    if a["quantizer"]["kind"] != b["quantizer"]["kind"]:
+        yield "quantizer"
+    if a["technique"] != b["technique"]:
+        yield "technique"
+    if {**a["quantizer"], "bits": 0, "kind": ""} != {**b["quantizer"], "bits": 0, "kind": ""}:
+        yield "scale"
+
+
+def _words(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    reason = f", {row['reason']}" if row["reason"] else ""
+    return f"{row['quantizer']['kind']} {row['quantizer']['bits']} bits by {row['technique']}{reason}"
+
+
+def _ratio(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> float | None:
+    if a is None or b is None:
+        return None
+    logs = [_mean_log(row["quantizer"]) for row in (a, b)]
+    return None if logs[0] is None or logs[1] is None else math.exp(logs[0] - logs[1])
+
+
+def _mean_log(quantizer: Mapping[str, Any]) -> float | None:
+    """Mean logarithm of the scales, or of the base step."""
+    scales = list(_leaves(quantizer.get("scale", quantizer.get("step"))))
+    return sum(map(math.log, scales)) / len(scales) if scales and min(scales) > 0 else None
+
+
+def _leaves(value: Any) -> Iterator[float]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, (int, float)):
+        yield float(value)

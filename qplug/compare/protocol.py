@@ -1,0 +1,76 @@
+"""The protocol of a run in words, by names that are the same for every run; and where a paper's is another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qplug.compare.rows import Row
+from qplug.record import Run
+
+NEAR = 0.5
+"""Mean bits up to which a run and a published figure count as the same width."""
+
+
+def protocol(run: Run) -> dict[str, str]:
+    """Everything beside bits and techniques that a figure depends on."""
+    recipe, metrics = run.recipe, run.metrics
+    quantize, scope = recipe["quantize"], recipe["quantize"]["scope"]
+    return {
+        "weights": _tensors(quantize["weights"]),
+        "activations": _tensors(quantize["activations"]),
+        "exceptions": "; ".join(map(_override, quantize["overrides"])) or "none",
+        "Softmax inputs": "quantised" if scope["softmax"] else "float",
+        "LayerNorm inputs": "quantised" if scope["layernorm"] else "float",
+        "MACs in float": f"{100 * (1 - metrics['coverage.macs']):.1f} %",
+        "importance": recipe["calibration"]["loss"],
+        "calibration images": str(metrics["images.calibration"]),
+        "evaluation images": str(metrics["images.evaluation"]),
+        "backend": recipe["backend"],
+    }
+
+
+def _tensors(config: Mapping[str, Any]) -> str:
+    return f"{config['granularity'].replace('_', ' ')}, {'symmetric' if config['symmetric'] else 'asymmetric'}"
+
+
+def _override(override: Mapping[str, Any]) -> str:
+    if override["skip"]:
+        return f"{override['match']} in float"
+    parts = [f"{override['bits']} bits" if override["bits"] else "", (override["granularity"] or "").replace("_", " ")]
+    if override["symmetric"] is not None:
+        parts.append("symmetric" if override["symmetric"] else "asymmetric")
+    return f"{override['match']} {', '.join(filter(None, parts))}"
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """A published figure beside the row that reproduces it; top-1 in percent, ``None`` where none is published."""
+
+    title: str
+    top1: float | None
+    float_top1: float | None
+    differences: dict[str, tuple[str, str]]
+    """What the protocols name differently: (the paper's, ours)."""
+
+
+def paper_figure(row: Row) -> PaperFigure | None:
+    """What the paper of a row's recipe printed for this model at these bits, ``None`` where it names no paper."""
+    paper = row.paper
+    if not paper:
+        return None
+    near = [p for p in paper["published"] if p["model"] == row.model and _distance(row, p) <= NEAR]
+    best = min(near, key=lambda p: _distance(row, p), default=None)
+    ours = protocol(row.runs[0])
+    theirs = {name: str(value) for name, value in paper["protocol"].items()}
+    differences = {name: (text, ours.get(name, "–")) for name, text in theirs.items() if text != ours.get(name)}
+    top1, float_top1 = (best["top1"], best["float_top1"]) if best else (None, None)
+    return PaperFigure(paper["title"], top1, float_top1, differences)
+
+
+def _distance(row: Row, published: Mapping[str, Any]) -> float:
+    """Mean bits between a row and a figure: of weights or of activations, whichever are further apart."""
+    sides = [(row.mean(f"bits.{side}_mean"), published[side]) for side in ("weights", "activations")]
+    return max(abs(mean - asked) if mean is not None else math.inf for mean, asked in sides)

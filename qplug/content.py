@@ -1,0 +1,113 @@
+"""What the content that results depend on is known by: SHA-256 of values, files, code and images.
+
+Importing this module does not import torch, and nothing in it loads a model or decodes an image.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qplug.errors import InputError
+
+if TYPE_CHECKING:
+    from qplug.data import ImageSet
+
+WITHOUT_INFLUENCE = {"qplug": ("cli", "compare", "report", "testing")}
+"""Folders of a package whose code changes no result."""
+
+CODE = (".py", ".so", ".pyd")
+
+_STARTED = time.time_ns()
+
+
+def content_key(**parts: Any) -> str:
+    """SHA-256 over the canonical JSON of ``parts``, as 64 hexadecimal digits; the order of keys does not matter.
+
+    Args:
+        parts: strings, finite numbers, booleans, ``None``, and lists and dicts (their keys strings) of these.
+
+    Raises:
+        TypeError: something that JSON has no form for.
+        ValueError: NaN or infinity.
+    """
+    text = json.dumps(parts, allow_nan=False, separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal, read once a process unless the file changes.
+
+    Raises ``InputError`` where it cannot be read.
+    """
+    try:
+        status = path.stat()
+        return _digest(path, _changed(status), status.st_size)
+    except OSError as error:
+        raise InputError(f"the file cannot be read: {error.strerror}", where=str(path)) from error
+
+
+def _changed(status: os.stat_result) -> int:
+    """When a file became what it is; tools that copy a file may set its time of modification back, and no other."""
+    return max(status.st_mtime_ns, status.st_ctime_ns)
+
+
+@functools.cache
+def _digest(path: Path, changed_ns: int, size: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def images_digest(images: ImageSet) -> str:
+    """SHA-256 over every image's content and label, in order. Nothing is decoded."""
+    return content_key(images=[[images.digest(index), images.label(index)] for index in range(len(images))])
+
+
+def code_digest(module: str) -> str:
+    """SHA-256 over the names and bytes of all code of the top-level package or module that holds ``module``.
+
+    That is its ``.py`` files and compiled extensions; data that it reads is not counted. Nothing is imported to find
+    them, and a file is read once a process unless it changes. Where one was edited after
+    the process began, nobody can tell whether the code that runs is older: the answer is then this process's own.
+
+    Raises:
+        InputError: there is no such package, or its source is not in files (built in, zipped, typed at a prompt).
+    """
+    package = module.partition(".")[0]
+    digests, newest = {}, 0
+    for name, path in _sources(package).items():
+        digests[name] = file_digest(path)
+        newest = max(newest, _changed(path.stat()))
+    if not digests:
+        fix = "install the package as files, or put the folder of the file on PYTHONPATH"
+        raise InputError(f"there are no source files of '{package}'", fix=fix)
+    return content_key(files=digests, process=[os.getpid(), _STARTED] if newest > _STARTED else None)
+
+
+def _sources(package: str) -> dict[str, Path]:
+    """Every file of code by its name within the package."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # __main__ is a module that cannot be found
+        spec = None
+    origin = spec.origin if spec else getattr(sys.modules.get(package), "__file__", None)
+    if spec is None or spec.submodule_search_locations is None:
+        return {Path(origin).name: Path(origin)} if origin and origin.endswith(CODE) else {}
+    found: dict[str, Path] = {}
+    for folder in map(Path, spec.submodule_search_locations):
+        for path in folder.rglob("*"):
+            name = path.relative_to(folder)
+            counts = path.suffix in CODE and name.parts[0] not in WITHOUT_INFLUENCE.get(package, ())
+            if counts and path.is_file():  # an editor's lock is none
+                found.setdefault(name.as_posix(), path)  # of a package in several places, Python takes the first
+    return found

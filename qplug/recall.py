@@ -1,0 +1,181 @@
+"""What a run need not compute again: statistics, float logits and quantizers, known by what they were computed from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from qplug.content import content_key, images_digest
+from qplug.errors import InputError
+from qplug.lock import code_of, versions
+from qplug.models import fingerprint
+from qplug.plan import quantizer_of
+from qplug.quantizers import Quantizer
+from qplug.techniques import Component, ModelSource
+from qplug.types import Choice, QuantSpec, Site
+
+if TYPE_CHECKING:
+    from qplug.cache import Cache
+    from qplug.calibrate import Calibration
+    from qplug.data import ImageSet
+    from qplug.models import FloatModel, Preprocessing
+    from qplug.runtime import Clock
+    from qplug.stats import SiteStats
+    from qplug.techniques import Technique
+
+WORTH = 0.02
+"""Seconds that a quantizer must have taken, to be worth a file."""
+
+
+class Slot:
+    """One result: ``tensors`` (on the CPU) where it is known, and where it is not, a place to keep it."""
+
+    def __init__(self, cache: Cache | None, kind: str, key: str, tensors: Mapping[str, Tensor] | None) -> None:
+        self.tensors = tensors
+        self._place, self._cache, self._start = (kind, key), cache, time.perf_counter()
+
+    def keep(self, tensors: Mapping[str, Tensor], seconds: float | None = None) -> None:
+        """Keep what was computed, which took ``seconds``, or the time since the slot was made."""
+        if self._cache is not None:
+            seconds = time.perf_counter() - self._start if seconds is None else seconds
+            self._cache.store(*self._place, tensors, {"seconds": seconds})
+
+
+class Recall:
+    """Asks a cache before it computes, and tells the clock what that saved.
+
+    A model's weights and its ``repr`` do not tell all that it computes: its code does, and the values with which it was
+    made. Where a part of it is in no file (typed at a prompt), nothing is kept.
+
+    Args:
+        cache: where results are kept; ``None`` computes everything.
+        clock: of the run.
+        quantizers: kind → ``module:Class``, as ``Registry.quantizers`` holds it.
+        made_by: whose code made the float model what it is: its source, the techniques that rewrote it, adapters,
+            modules. Of components, their values count too.
+        **common: what else every result of this run depends on, as ``content_key`` takes it.
+    """
+
+    def __init__(
+        self,
+        cache: Cache | None,
+        clock: Clock,
+        quantizers: Mapping[str, str],
+        made_by: Iterable[object] = (),
+        **common: Any,
+    ) -> None:
+        self._cache, self._clock, self._quantizers = cache, clock, quantizers
+        self._common: dict[str, Any] = {}
+        self._techniques: dict[int, list[Any] | None] = {}
+        if cache is not None:
+            parts = list(made_by)
+            try:
+                values = [_values(part) for part in parts if isinstance(part, Component)]
+                self._common = {**common, "made_by": values, "code": code_of(parts), "packages": versions()}
+            except InputError:
+                self._cache = None
+
+    def slot(self, kind: str, parts: Callable[[], dict[str, Any]]) -> Slot:
+        """The place of a result that depends on ``parts`` and on what is common; they are asked only with a cache."""
+        if self._cache is None:
+            return Slot(None, kind, "", None)
+        key = content_key(**self._common, **parts())
+        entry = self._cache.load(kind, key)
+        if entry is not None:
+            self._clock.save(entry.about["seconds"])
+        return Slot(self._cache, kind, key, entry.tensors if entry else None)
+
+    def collect(
+        self,
+        statistics: Calibration,
+        stream: Iterable[Tensor],
+        loss: str,
+        advance: Callable[[int], None],
+        prepared: tuple[ImageSet, Preprocessing],
+    ) -> None:
+        """Let ``statistics`` collect from ``stream``, ``prepared`` being the images and how they become its batches."""
+        images, preprocessing = prepared
+        slot = self.slot(
+            "statistics",
+            lambda: {
+                "model": [repr(statistics.model), fingerprint(statistics.model.state_dict())],
+                "sites": [site.name for site in statistics.sites],
+                "images": images_digest(images),
+                "preprocessing": repr(preprocessing),
+                "loss": loss,
+            },
+        )
+        if slot.tensors is not None:
+            statistics.restore(slot.tensors)
+            return
+        statistics.collect(stream, None if loss == "none" else loss, advance)
+        slot.keep(statistics.state())
+
+    def choice(
+        self, technique: Technique, site: Site, spec: QuantSpec, stats: SiteStats, ask: Callable[[], Any]
+    ) -> Any:
+        """What ``ask`` answers for a range, or answered for the same statistics.
+
+        A technique that remembers anything beside its configuration is asked every time: what it remembers, of a
+        smoothing for example, is in no key.
+        """
+        if self._cache is None or vars(technique).keys() != {"config"}:
+            return ask()
+        identity = self._identity(technique)
+        if identity is None:
+            return ask()
+        key = content_key(
+            **self._common,
+            technique=identity,
+            site={**asdict(site), "kind": site.kind.value},
+            spec={**asdict(spec), "granularity": spec.granularity.value},
+            stats=stats_digest(stats),
+        )
+        entry = self._cache.load("quantizers", key)
+        if entry is not None:
+            self._clock.save(entry.about["seconds"])
+            return Choice(quantizer_of(entry.about["quantizer"], self._quantizers), entry.about["reason"])
+        start = time.perf_counter()
+        answer = ask()
+        seconds = time.perf_counter() - start
+        if isinstance(answer, Choice) and seconds > WORTH and self._comes_back(answer.quantizer):
+            about = {"seconds": seconds, "quantizer": answer.quantizer.to_dict(), "reason": answer.reason}
+            self._cache.store("quantizers", key, {}, about)
+        return answer
+
+    def _identity(self, technique: Technique) -> list[Any] | None:
+        """Values and code of a technique, read once a run; ``None`` where the code is in no file."""
+        if id(technique) not in self._techniques:
+            try:
+                self._techniques[id(technique)] = [_values(technique), code_of([technique])]
+            except InputError:
+                self._techniques[id(technique)] = None
+        return self._techniques[id(technique)]
+
+    def _comes_back(self, quantizer: object) -> bool:
+        """Whether a file gives back this quantizer: one that derives from another may have the kind of that one."""
+        if not isinstance(quantizer, Quantizer) or quantizer.kind not in self._quantizers:
+            return False
+        return type(quantizer_of(quantizer.to_dict(), self._quantizers)) is type(quantizer)
+
+
+def _values(part: Component) -> dict[str, Any]:
+    values: dict[str, Any] = part.key() if isinstance(part, ModelSource) else part.config.model_dump(mode="json")
+    return values
+
+
+def source_key(source: FloatModel) -> list[str]:
+    """Of a float model, with how its images are prepared."""
+    return [repr(source.module), source.fingerprint, repr(source.preprocessing)]
+
+
+def stats_digest(stats: SiteStats) -> str:
+    """SHA-256 over every tensor of a site's statistics and of its operation's sample, not over what is made of them."""
+    held = {field.name: getattr(stats, field.name) for field in fields(stats)}
+    if stats.product is not None:
+        held |= {f"product.{field.name}": getattr(stats.product, field.name) for field in fields(stats.product)}
+    return fingerprint({name: value for name, value in held.items() if isinstance(value, Tensor)})

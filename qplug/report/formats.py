@@ -1,0 +1,76 @@
+"""Tables as Markdown, CSV and HTML."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from qplug.report.screen import Table
+
+STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#1a1a1a}"
+    "table{border-collapse:collapse;font-variant-numeric:tabular-nums}caption{text-align:left;font-weight:600;"
+    "padding:.5rem 0}th,td{padding:.25rem .75rem;border-bottom:1px solid #ddd;text-align:left}"
+    ".right{text-align:right}p{color:#555;margin:.25rem 0}section{margin:2rem 0;overflow-x:auto}"
+)
+
+
+def markdown(tables: Iterable[Table]) -> str:
+    """Pipe tables, each under its title, notes below as paragraphs."""
+    return "\n".join(_markdown(table) for table in tables)
+
+
+def _markdown(table: Table) -> str:
+    lines = [f"**{_cell(table.title)}**", ""] if table.title else []
+    if table.rows:
+        sides = ["---:" if name in table.right else "---" for name in table.columns]
+        lines += [_row(map(_cell, table.columns)), _row(sides), *(_row(map(_cell, row)) for row in table.rows), ""]
+    return "\n".join([*lines, *(f"{_cell(note)}\n" for note in table.notes)])
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    for sign in "\\|*_`<[":
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.split("\n"))
+
+
+def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a row under the names of its values; lists and mappings as JSON, what is missing empty."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in row.items()})
+    return stream.getvalue()
+
+
+def page(tables: Iterable[Table], title: str) -> str:
+    """A page of its own, without scripts and without anything that is fetched."""
+    sections = "\n".join(_section(table) for table in tables)
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{sections}\n</body>\n</html>\n'
+
+
+def _section(table: Table) -> str:
+    notes = "".join(f"<p>{html.escape(note)}</p>\n" for note in table.notes)
+    caption = html.escape(table.title)
+    if not table.rows:
+        return f"<section>\n<strong>{caption}</strong>\n{notes}</section>"
+    sides = [' class="right"' if name in table.right else "" for name in table.columns]
+    head = "".join(f"<th{side}>{html.escape(name)}</th>" for name, side in zip(table.columns, sides, strict=True))
+    body = "\n".join(
+        "<tr>" + "".join(f"<td{side}>{html.escape(cell)}</td>" for cell, side in zip(row, sides, strict=True)) + "</tr>"
+        for row in table.rows
+    )
+    return (
+        f"<section>\n<table>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n"
+        f"<tbody>\n{body}\n</tbody>\n</table>\n{notes}</section>"
+    )

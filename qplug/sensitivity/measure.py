@@ -1,0 +1,280 @@
+"""``qplug sensitivity``, as one straight line: a model, its sites, and what each measure says of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from qplug.calibrate import Calibration, watched_sites
+from qplug.data import ImageSet, batches, check_disjoint
+from qplug.errors import InputError
+from qplug.fit import RECIPE, Fitter, resolve
+from qplug.models import Preprocessing
+from qplug.models.adapters import make_explicit
+from qplug.plan import Decision
+from qplug.recall import Recall
+from qplug.recipe.schema import Bits, Override, Quantize, Scope, TensorConfig, WeightConfig
+from qplug.registry import Registry, installed
+from qplug.runtime import Clock, backend_of, parse_device
+from qplug.sensitivity.correlation import Correlation, correlations
+from qplug.sensitivity.hessian import Trace, hessian_traces
+from qplug.sensitivity.single import Effect, one_at_a_time, refusal
+from qplug.sites import SiteMap, find_sites, image_of
+from qplug.steps import Steps
+from qplug.techniques import Config, DataSource, ModelSource, Technique
+from qplug.types import Granularity, Site
+
+KEPT = 2**30
+"""Bytes of prepared calibration images that are kept; more are decoded anew at every pass."""
+SLICE = 8
+"""Images at a time where gradients are taken: one of DeiT-Ti takes 0.15 GB for its second derivatives."""
+
+
+class Request(Config):
+    """What to measure, of which sites."""
+
+    bits: tuple[Bits, ...] = Field((8, 6, 4), min_length=1, description="widths at which SQNR is measured")
+    drop_bits: Bits | None = Field(None, description="width of the one quantised site; the smallest of bits if unset")
+    scope: Scope = Scope()
+    match: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="patterns over names, modules and kinds of sites; all if empty"
+    )
+    hessian_probes: int = Field(0, ge=0, description="probes of the Hessian trace, at most; 0 leaves it out")
+    backend: str = Field("brevitas", description="what executes the quantised operations")
+    batch_size: int = Field(32, ge=1, description="evaluation images at a time")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="of the choice of images and of everything random")
+
+    @property
+    def drop_at(self) -> int:
+        """Bits of the one quantised site."""
+        return self.drop_bits or min(self.bits)
+
+    def quantize(self) -> Quantize:
+        """The ``quantize`` section of a recipe that asks for this."""
+        bits = self.drop_at
+        return Quantize(weights=WeightConfig(bits=bits), activations=TensorConfig(bits=bits), scope=self.scope)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One site.
+
+    Attributes:
+        decision: its quantizer at the width of the drop, and who chose it.
+        sqnr_db: bits → SQNR of the site's own values, in dB.
+        effect: what it alone, quantised, does to the logits.
+        trace: of the weight's Hessian, where asked.
+        perturbation: ‖ΔW‖² at the width of the drop; NaN for activations.
+    """
+
+    decision: Decision
+    sqnr_db: dict[int, float]
+    effect: Effect
+    trace: Trace | None = None
+    perturbation: float = float("nan")
+
+    @property
+    def site(self) -> Site:
+        """The site."""
+        return self.decision.site
+
+    def values(self) -> dict[str, float]:
+        """Every measure by its name: the cheap ones, and at the end what they are to predict."""
+        values = {f"sqnr_db.{bits}": value for bits, value in self.sqnr_db.items()}
+        if self.trace is not None:
+            values["hessian.trace"] = self.trace.value
+            values["hessian.per_parameter"] = self.trace.per_parameter
+            values["hessian.hawq"] = self.trace.per_parameter * self.perturbation
+        return values | {"drop": self.effect.drop, "logit_sqnr_db": self.effect.logit_sqnr_db}
+
+
+@dataclass
+class Sensitivity:
+    """What was found out.
+
+    Attributes:
+        model: its name; ``fingerprint``: SHA-256 of its weights.
+        request: what was asked.
+        ranges: the techniques that estimated ranges, in the order in which they were asked.
+        images: numbers of ``calibration`` and ``evaluation`` images.
+        sites: in model order.
+        correlations: of the measures, for ``weights`` and ``activations`` where there are any.
+        seconds: by stage.
+        warnings: one sentence each.
+    """
+
+    model: str
+    fingerprint: str
+    request: Request
+    ranges: list[str]
+    images: dict[str, int]
+    sites: list[Measured]
+    correlations: dict[str, list[Correlation]]
+    seconds: dict[str, float]
+    warnings: list[str] = field(default_factory=list)
+
+
+def measure(
+    model_source: ModelSource,
+    calibration: DataSource,
+    evaluation: DataSource,
+    ranges: Sequence[Technique],
+    request: Request,
+    *,
+    device: str = "cpu",
+    registry: Registry | None = None,
+    observers: Sequence[object] = (),
+) -> Sensitivity:
+    """Measure every site of a model.
+
+    Args:
+        model_source: where the model comes from.
+        calibration: images for statistics, ranges and the Hessian.
+        evaluation: images for the logits, none of them in ``calibration``; labels are not used.
+        ranges: techniques that estimate ranges; the first that takes a site has it.
+        request: what to measure.
+        device: as torch names it.
+        registry: what is installed, unless given.
+        observers: objects with ``qplug_observe``.
+
+    Raises:
+        InputError: something named cannot be used, or no technique takes a site.
+        PluginError: a technique raised, or answered what it may not.
+    """
+    registry = registry or installed()
+    where = parse_device(device)
+    backend = backend_of(request.backend, registry)
+    steps = Steps(ranges, registry, request.seed, observers)
+    clock = Clock(steps)
+
+    with clock.stage("load"):
+        source = model_source.load()
+        shown, judged = calibration.open(request.seed), evaluation.open(request.seed)
+        check_disjoint(shown, judged)
+        model, prepare = source.module.to(where), source.preprocessing.transform()
+        calibration_images = Stream(shown, source.preprocessing, SLICE, where)
+
+    with clock.stage("sites"):
+        image = image_of(source.preprocessing.input_size, where)
+        make_explicit(model, registry.adapters, image)
+        site_map = find_sites(model, image)
+        sites = chosen(site_map.sites, request)
+        specs = resolve(request.quantize(), sites)
+
+    with clock.stage("statistics", len(shown)) as advance:
+        statistics = Calibration(model, sites, len(shown), request.seed)
+        statistics.collect(calibration_images, "kl" if steps.need_gradients() else None, advance)
+
+    with clock.stage("ranges", len(sites)) as advance:
+        fitter = Fitter(steps, statistics, specs, sites, Recall(None, clock, registry.quantizers))
+        decisions = fitter.decide((RECIPE, {}), advance)
+        reasons = {name: refusal(model, backend, decision) for name, decision in decisions.items()}
+        decisions = {name: decision for name, decision in decisions.items() if reasons[name] is None}
+
+    with clock.stage("sqnr", len(decisions)) as advance:
+        sqnr_db: dict[str, dict[int, float]] = {}
+        for name, decision in decisions.items():
+            sqnr_db[name] = {bits: fitter.sqnr_db(decision.site, bits) for bits in request.bits}
+            advance(len(sqnr_db))
+
+    with clock.stage("drop", len(decisions) * -(-len(judged) // request.batch_size)) as advance:
+        stream = (images for images, _ in batches(judged, prepare, request.batch_size, where))
+        effects = one_at_a_time(model, backend, decisions.values(), stream, advance)
+
+    traces: dict[str, Trace] = {}
+    weights = [name for name, decision in decisions.items() if decision.site.kind.is_weight]
+    if request.hessian_probes and weights:
+        with clock.stage("hessian", request.hessian_probes) as advance:
+            traces = hessian_traces(
+                model, weights, calibration_images, probes=request.hessian_probes, seed=request.seed, advance=advance
+            )
+
+    measured = [
+        Measured(decision, sqnr_db[name], effects[name], traces.get(name), _perturbation(fitter, decision))
+        for name, decision in decisions.items()
+    ]
+    return Sensitivity(
+        model=source.name,
+        fingerprint=source.fingerprint,
+        request=request,
+        ranges=[technique.name() for technique in ranges],
+        images={"calibration": len(shown), "evaluation": len(judged)},
+        sites=measured,
+        correlations=correlated(measured),
+        seconds={**clock.seconds, "total": clock.total},
+        warnings=[*_notes(source.note, site_map, reasons), *steps.idle()],
+    )
+
+
+class Stream:
+    """Prepared images that can be iterated any number of times, a batch at a time.
+
+    They are decoded once if all of them take at most ``KEPT`` bytes, and at every pass otherwise.
+    """
+
+    def __init__(
+        self, images: ImageSet, preprocessing: Preprocessing, batch_size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self._images, self._transform = images, preprocessing.transform()
+        self._batch_size, self._device = batch_size, device
+        fits = 4 * len(images) * prod(preprocessing.input_size) <= KEPT
+        self._kept = list(self._decoded()) if fits else None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self._decoded() if self._kept is None else iter(self._kept)
+
+    def _decoded(self) -> Iterator[Tensor]:
+        for images, _ in batches(self._images, self._transform, self._batch_size, self._device):
+            yield images
+
+
+def chosen(sites: Sequence[Site], request: Request) -> list[Site]:
+    """The sites in scope that a pattern of the request matches; raises ``InputError`` for one that matches none."""
+    inside = watched_sites(sites, request.scope.softmax, request.scope.layernorm)
+    patterns = [Override(match=pattern, skip=True) for pattern in request.match]
+    for pattern in patterns:
+        if not any(pattern.matches(site) for site in inside):
+            outside = any(pattern.matches(site) for site in sites)
+            raise InputError(
+                f"{pattern.match!r} matches only inputs of Softmax and LayerNorm, which are out of scope"
+                if outside
+                else f"{pattern.match!r} matches no site of this model",
+                where="--match",
+                fix="add --softmax or --layernorm"
+                if outside
+                else "qplug inspect MODEL lists the sites and their kinds",
+            )
+    return [site for site in inside if not patterns or any(pattern.matches(site) for pattern in patterns)]
+
+
+def correlated(measured: Sequence[Measured]) -> dict[str, list[Correlation]]:
+    """The rank correlations over weights, and over activations."""
+    found: dict[str, list[Correlation]] = {}
+    for group, wanted in (("weights", True), ("activations", False)):
+        rows = [one.values() for one in measured if one.site.kind.is_weight is wanted]
+        if rows:
+            found[group] = correlations({name: [row[name] for row in rows] for name in rows[0]})
+    return found
+
+
+def _perturbation(fitter: Fitter, decision: Decision) -> float:
+    if not decision.site.kind.is_weight:
+        return float("nan")
+    stats = fitter.stats(decision.site)
+    quantizer = decision.quantizer.to(stats.sample.device)
+    return float(stats.value_error(quantizer.infer(stats.sample), Granularity.PER_TENSOR))
+
+
+def _notes(note: str, site_map: SiteMap, reasons: Mapping[str, str | None]) -> list[str]:
+    notes = [note] if note else []
+    uncovered = site_map.uncovered_macs
+    if uncovered:
+        share = sum(uncovered.values()) / site_map.total_macs
+        notes.append(f"{share:.1%} of the MACs have no site and were not measured: {', '.join(list(uncovered)[:3])}")
+    return notes + [f"{name} was not measured: {reason}" for name, reason in reasons.items() if reason]

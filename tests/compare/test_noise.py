@@ -1,0 +1,83 @@
+"""What is noise: the exact test against scipy and by enumeration, the bootstrap, and the letters of ties."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from qplug.compare.noise import Difference, difference, exact_p, letters, seed_interval
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 20))
+def test_with_one_seed_it_is_mcnemars_exact_test(ours, theirs, alike):
+    delta = np.array([[1] * ours + [-1] * theirs + [0] * alike])
+    want = binomtest(ours, ours + theirs).pvalue if ours + theirs else 1.0
+    assert exact_p(delta) == pytest.approx(want)
+
+
+@given(st.lists(st.tuples(*[st.integers(-1, 1)] * 3), min_size=1, max_size=9))
+def test_with_several_seeds_an_image_is_one_coin(images):
+    delta = np.array(images).T
+    sums = delta.sum(0)
+    outcomes = [abs(np.dot(signs, sums)) for signs in itertools.product((-1, 1), repeat=len(sums))]
+    assert exact_p(delta) == pytest.approx(np.mean([t >= abs(sums.sum()) for t in outcomes]))
+
+
+def test_seeds_of_the_same_images_are_not_more_evidence():
+    one = np.array([[1] * 6 + [-1] * 2 + [0] * 40])
+    assert exact_p(np.repeat(one, 3, axis=0)) == pytest.approx(exact_p(one))
+
+
+def test_three_seeds_are_noise_unless_all_agree():
+    assert seed_interval(np.array([0.01, 0.03, 0.02])) == pytest.approx((0.01, 0.03))
+    low, high = seed_interval(np.array([0.04, -0.01, 0.02]))
+    assert low < 0 < high
+
+
+def test_many_seeds_narrow_the_interval():
+    means = np.random.default_rng(0).normal(0.01, 0.02, 40)
+    low, high = seed_interval(means)
+    assert low < means.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * 0.02 / np.sqrt(40), rel=0.3)
+
+
+def test_a_difference_needs_images_and_seeds():
+    right = np.zeros((3, 100), dtype=bool)
+    better, worse = right.copy(), right.copy()
+    better[:, :30] = worse[:, :10] = True
+    found = difference(better, worse)
+    assert found.top1 == pytest.approx(0.2)
+    assert not found.is_noise
+    assert not difference(worse, better).is_noise
+    few = right.copy()
+    few[:, :3] = True
+    assert difference(few, right).is_noise  # three images
+    worse[2, :40] = True
+    assert difference(better, worse).is_noise  # one seed says the opposite
+    assert difference(better, better).is_noise
+    assert Difference(0.1, 0.01, None).is_noise is False
+
+
+def test_rows_share_a_letter_where_they_are_tied():
+    ties = {(0, 1), (1, 2), (3, 4)}
+    assert letters(6, lambda i, j: (i, j) in ties) == ["a", "ab", "b", "c", "c", ""]
+
+
+def test_many_groups_keep_letters_of_their_own():
+    found = letters(60, lambda i, j: i // 2 == j // 2)
+    assert found[:2] == ["a", "a"]
+    assert found[50:54] == ["z", "z", "(27)", "(27)"]
+    assert len(set(found)) == 30
+
+
+@given(st.integers(1, 7), st.data())
+def test_letters_say_exactly_what_is_tied(count, data):
+    ties = {pair: data.draw(st.booleans()) for pair in itertools.combinations(range(count), 2)}
+    found = letters(count, lambda i, j: ties[i, j])
+    for (i, j), tied in ties.items():
+        assert bool(set(found[i]) & set(found[j])) == tied

@@ -1,0 +1,55 @@
+"""The protocol in words, and a paper's beside it."""
+
+from __future__ import annotations
+
+from run_toys import resolved, write_run
+
+from qplug.compare import group
+from qplug.compare.protocol import paper_figure, protocol
+from qplug.record import read_run
+
+
+def test_protocol(tmp_path):
+    assert protocol(read_run(write_run(tmp_path / "one", **{"coverage.macs": 0.75}))) == {
+        "weights": "per channel, symmetric",
+        "activations": "per tensor, symmetric",
+        "exceptions": "patch* 8 bits",
+        "Softmax inputs": "float",
+        "LayerNorm inputs": "float",
+        "MACs in float": "25.0 %",
+        "importance": "kl",
+        "calibration images": "32",
+        "evaluation images": "40",
+        "backend": "brevitas",
+    }
+
+
+def figure(tmp_path, **more):
+    published = [{"model": "deit_tiny", "weights": 4, "activations": 4, "top1": 55.62, "float_top1": 72.18}]
+    paper = {"title": "A paper, Table 1", "protocol": {"evaluation images": 50000, "calibration images": 32}}
+    run = write_run(tmp_path / "one", resolved(paper={**paper, "published": published}, **more))
+    return paper_figure(group([read_run(run)])[0].rows[0])
+
+
+def test_a_published_figure_stands_beside_the_run_of_its_model_and_bits(tmp_path):
+    found = figure(tmp_path)
+    assert (found.title, found.top1, found.float_top1) == ("A paper, Table 1", 55.62, 72.18)
+    assert found.differences == {"evaluation images": ("50000", "40")}
+
+
+def test_of_several_figures_the_nearest_is_the_one(tmp_path):
+    published = [
+        {"model": "deit_tiny", "weights": w, "activations": 4, "top1": 50 + w, "float_top1": 72.18} for w in (4, 4.5)
+    ]
+    paper = {"title": "A paper", "protocol": {}, "published": published}
+    run = write_run(tmp_path / "one", resolved(paper=paper), **{"bits.weights_mean": 4.4})
+    assert paper_figure(group([read_run(run)])[0].rows[0]).top1 == 54.5
+
+
+def test_of_other_bits_or_models_nothing_is_published(tmp_path):
+    assert figure(tmp_path, bits=6).top1 is None
+    assert figure(tmp_path / "other", model={"source": "timm", "name": "vit_tiny"}).top1 is None
+
+
+def test_a_recipe_without_a_paper_has_no_figure(tmp_path):
+    assert paper_figure(group([read_run(write_run(tmp_path / "one"))])[0].rows[0]) is None

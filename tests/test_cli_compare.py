@@ -1,0 +1,244 @@
+"""``qplug compare`` from the command line: tables, filters, other forms, and what cannot be compared."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_toys import TEXT, decision, resolved, write_run
+
+from qplug.cli import main
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Three recipes; a and b are ties, and c is worse."""
+    right = np.arange(60) < 50
+    published = [{"model": "deit_tiny", "weights": 4, "activations": 4, "top1": 55.62, "float_top1": 72.18}]
+    paper = {"title": "Table 1", "protocol": {"evaluation images": 50000}, "published": published}
+    write_run(tmp_path / "runs" / "c", resolved("c", bits=3), right & (np.arange(60) >= 20), size_mb=2.0)
+    write_run(tmp_path / "runs" / "a", resolved("a", paper=paper), right, decisions=[decision("x")])
+    write_run(tmp_path / "runs" / "b", resolved("b"), right & (np.arange(60) >= 3), decisions=[decision("x", 6)])
+    return tmp_path / "runs"
+
+
+def qplug(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(["compare", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out, err
+
+
+def names(text: str) -> list[str]:
+    return [row["name"] for row in json.loads(text)["rows"]]
+
+
+def test_the_table(capsys, runs):
+    code, out, _ = qplug(capsys, runs)
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == "deit_tiny: 60 images, float top-1 80.0 %"
+    assert [line.split()[:2] for line in lines[2:6]] == [
+        ["float", "W32A32"],
+        ["a", "W4A4"],
+        ["b", "W4A4"],
+        ["c", "W3A3"],
+    ]
+    assert [line.split()[-1] for line in lines[3:5]] == ["a", "a"]
+    assert lines[5].rstrip().endswith("MB")  # c is tied with none
+    assert "rows that share a letter are ties" in out
+    assert "seed 0 alone" in out
+    assert "A: weights per channel, symmetric" in out
+
+
+def test_a_row_of_fewer_seeds_says_so(capsys, runs):
+    write_run(runs / "a1", resolved("a", seed=1), np.arange(60) < 49, decisions=[decision("x")])
+    write_run(runs / "b1", resolved("b", seed=1), np.arange(60) < 49, decisions=[decision("x")])
+    _, out, _ = qplug(capsys, runs)
+    assert "means over seeds, which differ (a, b: 0, 1; c: 0); ± is their standard deviation" in out
+
+
+def test_every_protocol_has_a_letter_of_its_own(capsys, tmp_path):
+    for number in range(28):
+        write_run(tmp_path / f"{number:02}", resolved(f"r{number:02}", backend=f"b{number}"), images=2)
+    _, out, _ = qplug(capsys, tmp_path, "--sort", "none")
+    assert [line.split()[2] for line in out.splitlines()[3:31]][24:] == ["Y", "Z", "(27)", "(28)"]
+    assert sum("backend b" in line for line in out.splitlines()) == 28
+
+
+def test_sorted_and_filtered(capsys, runs):
+    assert names(qplug(capsys, runs, "--json")[1]) == ["a", "b", "c"]
+    assert names(qplug(capsys, runs, "--json", "--sort", "size_mb")[1])[0] == "c"
+    assert names(qplug(capsys, runs, "--json", "--sort", "name")[1]) == ["a", "b", "c"]
+    assert names(qplug(capsys, runs, "--json", "--sort", "none")[1]) == ["a", "b", "c"]  # as the folders are named
+    assert names(qplug(capsys, runs, "--json", "--where", "top1>=0.6")[1]) == ["a", "b"]
+    assert names(qplug(capsys, runs, "--json", "--where", "name!=[ab]")[1]) == ["c"]
+    assert names(qplug(capsys, runs, "--json", "--where", "top1<0.8", "--where", "bits_weights=4")[1]) == ["b"]
+    assert names(qplug(capsys, runs, "--json", "--where", "published_top1>0.5")[1]) == ["a"]  # b and c have none
+    assert names(qplug(capsys, runs, "--json", "--where", "name!=x>=y")[1]) == ["a", "b", "c"]
+    assert names(qplug(capsys, runs, "--json", "--sort", "published_top1")[1])[0] == "a"
+
+
+def test_other_forms_hold_the_same_rows(capsys, runs):
+    rows = json.loads(qplug(capsys, runs, "--json")[1])["rows"]
+    table = list(csv.DictReader(io.StringIO(qplug(capsys, runs, "--csv")[1])))
+    assert [row["name"] for row in table] == [row["name"] for row in rows]
+    assert [float(row["top1"]) for row in table] == [row["top1"] for row in rows]
+    assert not {"letter"} & rows[0].keys()  # that of a table, which depends on the other rows
+    assert (rows[0]["paper"], rows[0]["published_top1"], rows[1]["paper"]) == ("Table 1", 0.5562, None)
+    assert rows[0]["protocol_differences"] == {"evaluation images": ["50000", "60"]}
+    assert "| a | W4A4 | A |" in qplug(capsys, runs, "--markdown")[1]
+    assert "<td>a</td>" in qplug(capsys, runs, "--html")[1]
+
+
+def test_published_figures(capsys, runs):
+    _, out, _ = qplug(capsys, runs, "--paper")
+    row = next(line for line in out.splitlines() if line.startswith("a ") and "Table 1" in line)
+    assert row.split()[-4:] == ["55.62", "16.56", "83.3", "-3.3"]
+    assert "a, deit_tiny: evaluation images: 50000 there, 60 here" in out
+    assert "names no paper" in out
+    _, out, _ = qplug(capsys, runs, "--paper", "--where", "name=a")
+    assert "names no paper" not in out
+
+
+def test_plans_side_by_side(capsys, runs):
+    _, out, _ = qplug(capsys, "--diff", runs / "a", runs / "b")
+    assert "A against B: 1 of 1 sites differ" in out
+    assert out.index(f"A: {runs / 'a'}") < out.index(f"B: {runs / 'b'}")
+    assert "uniform 6 bits by toy.minmax" in out
+    found = json.loads(qplug(capsys, "--json", "--diff", runs / "a", runs / "b")[1])
+    assert found["differences"][0]["what"] == ["bits"]
+    assert found["notes"] == []
+    assert "the decisions are the same" in qplug(capsys, "--diff", runs / "a", runs / "a")[1]
+
+
+def test_plans_side_by_side_in_every_form(capsys, runs):
+    sides = ("--diff", runs / "a", runs / "b")
+    (row,) = csv.DictReader(io.StringIO(qplug(capsys, *sides, "--csv")[1]))
+    assert (row["site"], row["ours"]) == ("x", "uniform 4 bits by toy.minmax, min-max")
+    assert "| site | differs in | A | B | scale A/B |" in qplug(capsys, *sides, "--markdown")[1]
+    assert "<td>uniform 6 bits by toy.minmax, min-max</td>" in qplug(capsys, *sides, "--html")[1]
+
+
+def test_plans_of_other_models_and_after_other_changes_say_so(capsys, runs):
+    change = {"where": "norm", "technique": "toy.smooth", "preserves": True, "reason": ""}
+    write_run(runs / "d", resolved("d"), decisions=[decision("x")], model="other", changes=[change] * 2)
+    notes = json.loads(qplug(capsys, "--json", "--diff", runs / "a", runs / "d")[1])["notes"]
+    assert notes == [
+        "the float models differ, so scales may differ for that alone",
+        "changes before quantisation: A none; B toy.smooth × 2",
+    ]
+
+
+def test_a_recipe_and_a_run_are_compared_in_the_order_in_which_they_are_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("minmax.yaml").write_text(TEXT)
+    assert qplug(capsys, "minmax.yaml", "--no-cache")[0] == 0
+    (run,) = Path("runs").iterdir()
+    shutil.copytree(run, "elsewhere")
+    plan = json.loads(Path("elsewhere/plan.json").read_text())
+    plan["decisions"][0]["technique"] = "edited"
+    Path("elsewhere/plan.json").write_text(json.dumps(plan))
+    (found,) = json.loads(qplug(capsys, "--json", "--diff", "minmax.yaml", "elsewhere")[1])["differences"]
+    assert ("edited" in found["ours"], "edited" in found["theirs"]) == (False, True)
+
+
+def test_a_sweep_says_its_title_and_its_order(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("minmax.yaml").write_text(TEXT)
+    rows = "[{recipe: minmax.yaml, name: b}, {recipe: minmax.yaml, name: a, set: {quantize.weights.bits: 6}}]"
+    Path("sweep.yaml").write_text(f"version: 1\ntitle: Table 9\nrecipes: {rows}\n")
+    _, out, err = qplug(capsys, "sweep.yaml", "--seeds", "3,4", "--no-cache")
+    assert out.splitlines()[0] == "Table 9"
+    assert [line.split()[0] for line in out.splitlines()[4:7]] == ["float", "b", "a"]
+    assert "means over seeds 3, 4" in out
+    assert "4 runs asked for: 0 finished, 4 to run" in err
+    found = json.loads(qplug(capsys, "sweep.yaml", "--seeds", "3,4", "--json", "--no-cache")[1])
+    assert (found["titles"], [row["seeds"] for row in found["rows"]]) == (["Table 9"], [[3, 4], [3, 4]])
+
+
+def test_names_are_no_markup_and_break_no_table(capsys, runs, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "400")
+    write_run(runs / "[red]", resolved("[/b] a/b | c\nd"), decisions=[decision("[/x]")])
+    assert "[/b] a/b | c" in qplug(capsys, runs / "[red]")[1].replace("\n", " ")
+    assert "[red]" in qplug(capsys, "--diff", runs / "[red]", runs / "b")[1].replace("\n", " ")
+    (line,) = (
+        line for line in qplug(capsys, runs / "[red]", "--markdown")[1].splitlines() if line.startswith(r"| \[/b]")
+    )
+    assert line.startswith(r"| \[/b] a/b \| c d | W4A4 |")
+
+
+def test_folders_that_cannot_be_compared_are_named_and_the_rest_is_shown(capsys, runs):
+    (runs / "a" / "plan.json").unlink()
+    (runs / "b" / "lock.json").write_text('{"format": 1, "qplug": "0.1.0"}')
+    write_run(runs / "d", resolved("d"), model="other")
+    write_run(runs / "e", resolved("e"), evaluation="other")
+    code, out, err = qplug(capsys, runs, runs / "nowhere")
+    assert code == 2
+    for text in ("a: is not a whole run folder: plan.json missing", "format 2 was expected", "there is no such run"):
+        assert text in err
+    assert out.count("float top-1") == 3
+    titles = [line.partition(",")[0] for line in out.splitlines() if "float top-1" in line]
+    assert titles == [
+        "deit_tiny (weights=m): 60 images (e…)",
+        "deit_tiny (weights=other): 40 images",
+        "deit_tiny (weights=m): 40 images (other…)",
+    ]
+    assert "compare within each" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name runs, recipes or sweeps"),
+        (["nowhere"], "a run is needed, and 0 can be read"),
+        (["RUNS", "--where", "top1"], "expected KEY, one of"),
+        (["RUNS", "--where", "topp1>0"], "did you mean 'top1'"),
+        (["RUNS", "--where", "top1>high"], "top1 is a number"),
+        (["RUNS", "--where", "top1>2"], "no row is left"),
+        (["RUNS", "--sort", "toop1"], "there is no 'toop1'"),
+        (["RUNS", "--json", "--csv"], "choose one of"),
+        (["RUNS", "--seeds", "0"], "for recipes"),
+        (["nowhere.yaml", "--seeds", "x"], "expected whole numbers"),
+        (["nowhere.yaml", "--seeds", "0,4294967296"], "up to 4294967295"),
+        (["nowhere.yaml", "--seeds", "0", "--set", "seed=1"], "both say which seeds"),
+        (["RUNS", "--diff", "RUNS/a", "RUNS/b"], "names its two runs or recipes itself"),
+        (["--diff", "RUNS", "RUNS/b"], "one run is needed on each side of --diff, and 3 can be read"),
+        (["--diff", "RUNS/a", "RUNS/b", "--where", "name=a"], "takes no --sort, --where or --paper"),
+        (["RUNS", "--sort", "protocol"], "'protocol' is neither a number nor text"),
+        (["RUNS", "--where", "seeds=0"], "'seeds' is neither a number nor text"),
+        (["RUNS", "--where", "name<b"], "name is text, which has no order"),
+        (["nowhere.yaml"], "no such file"),
+    ],
+)
+def test_what_is_wrong_is_said(capsys, runs, arguments, message):
+    code, _, err = qplug(capsys, *(argument.replace("RUNS", str(runs)) for argument in arguments))
+    assert code == 2
+    assert message in err
+
+
+def test_a_recipe_is_run_once_and_known_afterwards_without_torch(tmp_path):
+    """The second time neither torch nor scikit-learn is imported."""
+    (tmp_path / "minmax.yaml").write_text(TEXT)
+    code = (
+        "import sys\nfrom qplug.cli import main\n"
+        "try: main(['compare', 'minmax.yaml', '--seeds', '0,1', '--json', '--no-cache'])\n"
+        "finally: print([m for m in ('torch', 'sklearn', 'timm') if m in sys.modules], file=sys.stderr)"
+    )
+    results = [
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    rows = [json.loads(result.stdout)["rows"] for result in results]
+    assert rows[0] == rows[1]
+    assert rows[0][0]["seeds"] == [0, 1]
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert results[1].stderr.splitlines()[-1] == "[]"
