@@ -103,5 +103,8 @@ def peak_memory_mb(device: torch.device) -> float:
     """Peak memory since ``forget_peak_memory``, 10^6 bytes to the MB: resident on a CPU, allocated on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    with suppress(OSError):  # Linux; its getrusage counts what the process that started this one had resident
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

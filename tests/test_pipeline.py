@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -484,6 +486,15 @@ def test_a_rewrite_reaches_the_softmax_inside_attention(registry):
     assert replaced == ["blocks.0.attn.softmax", "blocks.1.attn.softmax"]
     kinds = {d.site.kind: d.technique for d in result.plan}
     assert kinds[SiteKind.POST_SOFTMAX] == "fq_vit.log_int_softmax"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of getrusage")
+def test_nor_the_peak_memory_of_the_process_that_started_it():
+    code = "import torch; from qplug.runtime import peak_memory_mb; print(peak_memory_mb(torch.device('cpu')))"
+    ballast = torch.ones(500_000_000, dtype=torch.uint8)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < peak_memory_mb(torch.device("cpu")) - 300
+    del ballast
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can forget a peak")

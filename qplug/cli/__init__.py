@@ -14,6 +14,7 @@ import typer
 from qplug.cli import catalogue, compare, making, running, sensitivity
 from qplug.cli.app import State, app, report, screen_of
 from qplug.errors import QplugError
+from qplug.memory import keep_freed_memory
 
 __all__ = ["app", "catalogue", "compare", "main", "making", "running", "sensitivity"]
 
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with suppress(ValueError):  # only the main thread may
         signal.signal(signal.SIGTERM, _terminated)
     State.traceback = State.json = False
+    keep_freed_memory()
     try:
         app(args=arguments, prog_name="qplug")
     except SystemExit as end:

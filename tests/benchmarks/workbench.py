@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -12,11 +12,15 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def ratio(ours: Callable[[], object], base: Callable[[], object], rounds: int = 5, good: float = 0.0) -> float:
-    """min(ours) / min(base) over interleaved rounds, at most ``rounds``, fewer once it is at most ``good``."""
-    base(), ours()
-    least_base = least_ours = float("inf")
-    for _ in range(rounds):
-        least_base = min(least_base, seconds(base))
-        least_ours = min(least_ours, seconds(ours))
-    return least_ours / least_base
+def least_seconds(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The least that each took in ``rounds`` rounds, all of them in turn, after one that does not count."""
+    for work in works.values():
+        work()
+    taken = [{name: seconds(work) for name, work in works.items()} for _ in range(rounds)]
+    return {name: min(round_[name] for round_ in taken) for name in works}
+
+
+def ratio(ours: Callable[[], object], base: Callable[[], object], rounds: int = 5) -> float:
+    """min(ours) / min(base) over interleaved rounds."""
+    least = least_seconds({"base": base, "ours": ours}, rounds)
+    return least["ours"] / least["base"]

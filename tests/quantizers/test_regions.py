@@ -100,6 +100,22 @@ def test_infer_takes_any_layout_and_device_of_the_table():
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("bits", [4, 5, 8])
+@pytest.mark.parametrize("elements", [1 << 19, (1 << 20) + 2, (1 << 19) + 1])
+def test_large_tensors_are_looked_up_in_pairs_with_the_same_values(bits, elements):
+    quantizer = three(0.05, 1, 3, bits)
+    x = torch.randn(elements, generator=torch.Generator().manual_seed(0)).mul_(3.0)
+    x[:3] = torch.tensor([torch.inf, -torch.inf, -0.0])
+    before = x.clone()
+    assert torch.equal(quantizer.infer(x), quantizer(x))
+    assert (quantizer._pairs is not None) == (bits < 8 and elements % 2 == 0)
+    assert torch.equal(x, before)
+    if quantizer._pairs is not None:
+        assert "_pairs" not in quantizer.state_dict()
+        x[7] = torch.nan
+        assert quantizer.infer(x).isnan().nonzero().tolist() == [[7]]
+
+
 def test_gradients_pass_inside_and_stop_outside():
     quantizer = three(1.0, 3, 5, 4)  # −3 … 7·32
     x = torch.tensor([-9.0, -2.6, 0.2, 20.0, 200.0, 1000.0], requires_grad=True)
