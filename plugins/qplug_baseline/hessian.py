@@ -42,7 +42,7 @@ class Hessian(Technique):
         base = UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
         factor, _ = line_search(
             stats,
-            lambda f: base.scaled(f).infer(stats.sample),
+            base.scaled,
             granularity=spec.granularity,
             **self.config.model_dump(exclude={"use"}),
         )

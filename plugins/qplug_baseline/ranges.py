@@ -115,7 +115,7 @@ class Mse(Technique):
         base = UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
         factor, _ = line_search(
             stats,
-            lambda f: base.scaled(f).infer(stats.sample),
+            base.scaled,
             granularity=spec.granularity,
             objective="value",
             **self.config.model_dump(exclude={"use"}),

@@ -92,13 +92,15 @@ class OptM(Technique):
 
     def _search(self, s0: float, m1: int, spec: QuantSpec, stats: SiteStats) -> tuple[float, float, int, int]:
         """Eq. 8's m0 at Eq. 7's s0, then s0: the least error and where it was found."""
-        m0 = min(range(m1), key=lambda m: self._error(s0, m, m1, spec, stats))
-        error, best = min((self._error(s, m0, m1, spec, stats), s) for s in self._grid(s0, spec, stats))
-        return error, best, m0, m1
+        from qplug import grid_search
 
-    def _error(self, s0: float, m0: int, m1: int, spec: QuantSpec, stats: SiteStats) -> float:
-        quantizer = regions(s0, m0, m1, spec.bits, self.config.split).to(stats.sample.device)
-        return float(stats.output_error(quantizer.infer(stats.sample), Granularity.PER_TENSOR))
+        def made(s: float, m: int) -> RegionQuantizer:
+            return regions(s, m, m1, spec.bits, self.config.split)
+
+        m0 = int(grid_search(stats, lambda m: made(s0, int(m)), range(m1))[0])
+        grid = self._grid(s0, spec, stats)
+        place, error = grid_search(stats, lambda i: made(grid[int(i)], m0), range(len(grid)))
+        return float(error), grid[int(place)], m0, m1
 
     def _grid(self, s0: float, spec: QuantSpec, stats: SiteStats) -> list[float]:
         n = self.config.candidates
@@ -113,5 +115,5 @@ def _uniform(spec: QuantSpec, stats: SiteStats) -> tuple[qplug.UniformQuantizer,
     from qplug import UniformQuantizer, line_search
 
     base = UniformQuantizer.from_range(stats.min, stats.max, spec)
-    factor, error = line_search(stats, lambda f: base.scaled(f).infer(stats.sample))
+    factor, error = line_search(stats, base.scaled)
     return base.scaled(factor), float(error)

@@ -55,7 +55,7 @@ class NoisyBias(Technique):
         if not taken or spec.granularity is not Granularity.PER_TENSOR or site.channel_axis != -1:
             return None
         start = UniformQuantizer.from_range(stats.min, stats.max, spec)
-        factor, least = line_search(stats, lambda f: start.scaled(f).infer(stats.sample))
+        factor, least = line_search(stats, start.scaled)
         base = start.scaled(factor)
         unit = (torch.rand(stats.channel_max.shape) * 2.0 - 1.0).to(stats.channel_max)  # the same on every device
         best, noise = float(least), torch.zeros_like(unit)

@@ -48,6 +48,6 @@ class LogSqrt2(Technique):
         if self.config.search == "percentile":
             quantizer = search(stats, spec.granularity, self.config.percentiles, made)
         else:
-            factor, _ = line_search(stats, lambda f: made(f, stats.max * f).infer(stats.sample), high=1.0)
+            factor, _ = line_search(stats, lambda f: made(f, stats.max * f), high=1.0)
             quantizer = made(factor, stats.max * factor)
         return Choice(quantizer, f"log √2 from {float(quantizer.scale):.3g}")

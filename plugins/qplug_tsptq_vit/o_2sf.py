@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -56,10 +55,7 @@ class O2sf(Technique):
             def scaled(factor: Tensor, start: UniformQuantizer = start, here: Tensor = here) -> UniformQuantizer:
                 return start.scaled(torch.where(here, factor, torch.ones_like(start.scale)))
 
-            def quantized(factor: Tensor, scaled: Callable[[Tensor], UniformQuantizer] = scaled) -> Tensor:
-                return scaled(factor).infer(stats.sample)
-
-            factor, _ = line_search(stats, quantized, candidates=16, refine=6)
+            factor, _ = line_search(stats, scaled, candidates=16, refine=6)
             quantizer = scaled(factor)
         return Choice(quantizer, f"{int(group.max()) + 1} groups of channels")
 

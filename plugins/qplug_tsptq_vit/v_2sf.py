@@ -70,11 +70,10 @@ class V2sf(Technique):
         for shift in shifts:
             widest = float(stats.max) / (((1 << (spec.bits - 1)) - 1) << shift)
 
-            def quantized(factor: Tensor, shift: int = shift, widest: float = widest) -> Tensor:
-                quantizer = two_scaled(widest * float(factor), shift, spec.bits, signed)
-                return quantizer.to(stats.sample.device).infer(stats.sample)
+            def made(factor: Tensor, shift: int = shift, widest: float = widest) -> RegionQuantizer:
+                return two_scaled(widest * float(factor), shift, spec.bits, signed)
 
-            factor, error = line_search(stats, quantized, low=0.05, candidates=16, refine=6)
+            factor, error = line_search(stats, made, low=0.05, candidates=16, refine=6)
             if best is None or float(error) < best[0]:
                 best = (float(error), widest * float(factor), shift)
         assert best is not None

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from qplug.quantizers.base import Quantizer
+from qplug.quantizers.grid import Objective, best_of
 from qplug.stats import SiteStats
 from qplug.types import Granularity
-
-Objective = Literal["output", "value", "cosine"]
 
 
 def line_search(
     stats: SiteStats,
-    quantize: Callable[[Tensor], Tensor],
+    quantizer: Callable[[Tensor], Quantizer],
     *,
     granularity: Granularity = Granularity.PER_TENSOR,
     objective: Objective = "output",
@@ -29,10 +28,9 @@ def line_search(
 
     Args:
         stats: the site.
-        quantize: factor (0-dim, or in the shape of the scales) → ``stats.sample`` quantised with it.
+        quantizer: factor (0-dim, or in the shape of the scales) → the quantizer to try.
         granularity: which scales choose on their own.
-        objective: ``output`` is the Hessian-guided error of the operation (PTQ4ViT), ``value`` the squared error of
-            the tensor itself, ``cosine`` the cosine distance of the operation's output (EasyQuant).
+        objective: see ``Objective``.
         low, high: bounds of the factor, without unit.
         candidates: coarse candidates, geometrically spaced.
         refine: fine candidates between the best one's neighbours.
@@ -43,29 +41,19 @@ def line_search(
     PTQ4ViT spaces 100 candidates evenly; a geometric grid with refinement resolves small factors as well as large ones
     for a third of the evaluations [ours].
     """
-    errors = {"output": stats.output_error, "value": stats.value_error, "cosine": stats.cosine_distance}
-    error_of = errors[objective]
     ratio = (high / low) ** (1 / max(1, candidates - 1))
-    best = torch.full((), high, device=stats.sample.device)
-    least = error_of(quantize(best), granularity)
-    best = best.expand_as(least).clone()
-    for step in range(candidates - 1):
-        best, least = _try(torch.full_like(best, low * ratio**step), best, least, quantize, error_of, granularity)
-    centre = best.clone()
-    for step in range(refine):
-        place = 2.0 * (step + 1) / (refine + 1) - 1.0
-        best, least = _try((centre * ratio**place).clamp(low, high), best, least, quantize, error_of, granularity)
-    return best, least
 
+    def best(factors: list[Tensor]) -> tuple[Tensor, Tensor]:
+        tried = [quantizer(factor) for factor in factors]
+        place, least = best_of(stats, tried, granularity=granularity, objective=objective)
+        rows = torch.stack([factor.expand_as(least) for factor in factors])
+        return rows.gather(0, place.unsqueeze(0)).squeeze(0), least
 
-def _try(
-    factor: Tensor,
-    best: Tensor,
-    least: Tensor,
-    quantize: Callable[[Tensor], Tensor],
-    error_of: Callable[[Tensor, Granularity], Tensor],
-    granularity: Granularity,
-) -> tuple[Tensor, Tensor]:
-    error = error_of(quantize(factor), granularity)
+    coarse = [high, *(low * ratio**step for step in range(candidates - 1))]
+    factor, least = best([torch.tensor(value, device=stats.sample.device) for value in coarse])
+    if not refine:
+        return factor, least
+    places = [2.0 * (step + 1) / (refine + 1) - 1.0 for step in range(refine)]
+    finer, error = best([(factor * ratio**place).clamp(low, high) for place in places])
     better = error < least
-    return torch.where(better, factor, best), torch.where(better, error, least)
+    return torch.where(better, finer, factor), torch.where(better, error, least)
