@@ -13,12 +13,23 @@ if TYPE_CHECKING:
     from qplug.allocation import Limit, choose_bits
     from qplug.errors import GuardError, InputError, PluginError, QplugError, RecipeError
     from qplug.hooks import hookimpl
+    from qplug.load import load_quantized
     from qplug.pipeline import RunResult, run
     from qplug.plan import Plan
     from qplug.quantizers import LogQuantizer, Quantizer, Region, RegionQuantizer, UniformQuantizer
     from qplug.quantizers.grid import evenly, grid_search
     from qplug.quantizers.search import line_search
     from qplug.recipe import Recipe, load_recipe
+    from qplug.reconstruct import (
+        Block,
+        LearnedStep,
+        Learner,
+        Rate,
+        Reconstruction,
+        bit_penalty,
+        rectified_sigmoid,
+        soft_bit_logits,
+    )
     from qplug.sensitivity import SqnrTable
     from qplug.stats import SiteStats
     from qplug.techniques import Config, DataSource, ModelSource, Technique
@@ -40,12 +51,17 @@ _PUBLIC = {
     "qplug.allocation": ("Limit", "choose_bits"),
     "qplug.errors": ("GuardError", "InputError", "PluginError", "QplugError", "RecipeError"),
     "qplug.hooks": ("hookimpl",),
+    "qplug.load": ("load_quantized",),
     "qplug.pipeline": ("RunResult", "run"),
     "qplug.plan": ("Plan",),
     "qplug.quantizers": ("LogQuantizer", "Quantizer", "Region", "RegionQuantizer", "UniformQuantizer"),
     "qplug.quantizers.grid": ("evenly", "grid_search"),
     "qplug.quantizers.search": ("line_search",),
     "qplug.recipe": ("Recipe", "load_recipe"),
+    "qplug.reconstruct": (
+        *("Block", "LearnedStep", "Learner", "Rate", "Reconstruction"),
+        *("bit_penalty", "rectified_sigmoid", "soft_bit_logits"),
+    ),
     "qplug.sensitivity": ("SqnrTable",),
     "qplug.stats": ("SiteStats",),
     "qplug.techniques": ("Config", "DataSource", "ModelSource", "Technique"),
@@ -59,6 +75,7 @@ _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __version__ = "0.1.0"
 __all__ = [
     "Adapter",
+    "Block",
     "Choice",
     "Config",
     "DataSource",
@@ -66,6 +83,8 @@ __all__ = [
     "Granularity",
     "GuardError",
     "InputError",
+    "LearnedStep",
+    "Learner",
     "Limit",
     "LogQuantizer",
     "Metric",
@@ -76,8 +95,10 @@ __all__ = [
     "QplugError",
     "QuantSpec",
     "Quantizer",
+    "Rate",
     "Recipe",
     "RecipeError",
+    "Reconstruction",
     "Region",
     "RegionQuantizer",
     "Rewrite",
@@ -90,13 +111,17 @@ __all__ = [
     "Technique",
     "UniformQuantizer",
     "__version__",
+    "bit_penalty",
     "choose_bits",
     "evenly",
     "grid_search",
     "hookimpl",
     "line_search",
+    "load_quantized",
     "load_recipe",
+    "rectified_sigmoid",
     "run",
+    "soft_bit_logits",
 ]
 
 

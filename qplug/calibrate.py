@@ -45,6 +45,18 @@ def _kl_probe(logits: Tensor) -> Tensor:
     return v - p * v.sum(-1, keepdim=True)
 
 
+def batch_loss(name: str, logits: Tensor, first: int, seed: int) -> Tensor:
+    """One of ``LOSSES`` of a batch whose first image is the ``first``: ().
+
+    Each image has its own seed, so that the batch size does not change what is drawn.
+    """
+    total = logits.new_zeros(())
+    for index, row in enumerate(torch.split(logits, 1), start=first):
+        with seeded(seed, index):
+            total = total + LOSSES[name](row)
+    return total
+
+
 class Calibration:
     """Statistics of every site of a model.
 
@@ -100,7 +112,7 @@ class Calibration:
                 else:
                     with torch.enable_grad():
                         # nothing of a batch's graph may be left, by a name either, when the next one comes
-                        self._loss(loss, self.model(batch.detach().requires_grad_(True)), done).backward()  # type: ignore[no-untyped-call]
+                        batch_loss(loss, self.model(batch.detach().requires_grad_(True)), done, self._seed).backward()  # type: ignore[no-untyped-call]
                 done += len(batch)
                 self._check_finite()
                 if advance is not None:
@@ -110,14 +122,6 @@ class Calibration:
                 handle.remove()
             for parameter in frozen:
                 parameter.requires_grad_(True)
-
-    def _loss(self, name: str, logits: Tensor, first: int) -> Tensor:
-        """The loss of a batch; each image has its own seed, so that the batch size does not change what is drawn."""
-        total = logits.new_zeros(())
-        for index, row in enumerate(torch.split(logits, 1), start=first):
-            with seeded(self._seed, index):
-                total = total + LOSSES[name](row)
-        return total
 
     def stats(self, site: Site) -> SiteStats:
         """The statistics of ``site``. Weights are read from the model as it is now."""

@@ -16,6 +16,7 @@ import pluggy
 if TYPE_CHECKING:
     from torch import nn
 
+    from qplug.reconstruct import Block, Reconstruction
     from qplug.sensitivity import SqnrTable
     from qplug.stats import SiteStats
     from qplug.techniques import DataSource, ModelSource, Technique
@@ -175,6 +176,25 @@ class RunSpecs:
             @hookimpl
             def qplug_alternate(self, operands):
                 return 3
+        """
+
+    @hookspec(firstresult=True)
+    def qplug_reconstruct(self, block: Block) -> Reconstruction | None:
+        """Learn a block's quantizers so that its output comes near that of the float block.
+
+        Called for every block in the order of execution, after every site has its quantizer: a transformer or residual
+        block, or an operation that stands outside of all of them. Stops at the first result that is not ``None``;
+        ``None`` leaves the block as it is. The core shows the block what the quantised part before it gives, and learns
+        by Adam; gradients reach only the parameters of the learners. See ``qplug.reconstruct.settings``.
+
+        Example::
+
+            @hookimpl
+            def qplug_reconstruct(self, block):
+                steps = {
+                    d.site.name: LearnedStep(d.quantizer) for d in block.decisions if not d.site.kind.is_weight
+                }
+                return Reconstruction(steps, rates={"steps": Rate(4e-5, cosine=True)}, iterations=1000)
         """
 
     @hookspec

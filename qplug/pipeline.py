@@ -18,11 +18,12 @@ from qplug.fit import Fitter, allocate, resolve
 from qplug.guard import Guard
 from qplug.lock import EVALUATION_SEED, content_if_known, lock
 from qplug.metrics import BOPS_CONVENTION, Logits, account, compare, evaluate
-from qplug.models import FloatModel
+from qplug.models import FloatModel, fingerprint
 from qplug.models.adapters import make_explicit
 from qplug.plan import Change, Plan
 from qplug.recall import Recall, source_key
 from qplug.recipe import Recipe
+from qplug.reconstruct.run import Reconstructor
 from qplug.record import RunFolder, check_target
 from qplug.registry import Registry, component, installed
 from qplug.rewrite import rewrite
@@ -32,6 +33,7 @@ from qplug.smoothing import smooth
 from qplug.steps import Steps
 from qplug.techniques import ModelSource
 from qplug.types import OUT_OF_SCOPE, Site
+from qplug.weights import write_weights
 
 
 @dataclass
@@ -146,6 +148,21 @@ def run(
         plan.float_sites = {**specs.skipped, **outside}
         plan.total_macs, plan.float_macs = site_map.total_macs, site_map.float_macs(plan.decisions)
 
+    if steps.implements("qplug_reconstruct"):
+        shown = [images for images, _ in batches(calibration_images, transform, size, where)]
+        found = Reconstructor(steps, backend, model, plan, shown, recall, recipe.calibration.loss, recipe.seed)
+        with clock.stage("reconstruction", len(found.blocks())) as advance:
+            found.run(
+                lambda: {
+                    "model": [repr(model), fingerprint(model.state_dict())],
+                    "plan": plan.to_dict(),
+                    "images": images_digest(calibration_images),
+                    "preprocessing": repr(source.preprocessing),
+                    "loss": recipe.calibration.loss,
+                },
+                advance,
+            )
+
     with clock.stage("quantise"):
         quantized = backend.apply(copy.deepcopy(model), plan)
 
@@ -235,6 +252,7 @@ def _notes(source: FloatModel, plan: Plan) -> list[str]:
 
 def _write(out: Path, result: RunResult, model: torch.nn.Module, logits: Logits, locked: dict[str, Any]) -> None:
     with RunFolder(out) as folder:
+        result.warnings += write_weights(folder, model, result.plan)  # first: metrics.json holds the warnings
         folder.write_text("recipe.yaml", result.recipe.yaml())
         folder.write_json("lock.json", locked)
         folder.write_json("plan.json", result.plan.to_dict())
@@ -242,7 +260,6 @@ def _write(out: Path, result: RunResult, model: torch.nn.Module, logits: Logits,
         if result.sensitivity:
             folder.write_json("sensitivity.json", result.sensitivity)
         folder.write_tensors("evaluation.safetensors", logits.by_image())
-        folder.write_tensors("model.safetensors", model.state_dict())
 
 
 __all__ = ["Change", "Inspection", "RunResult", "inspect", "run"]

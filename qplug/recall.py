@@ -19,7 +19,7 @@ from qplug.techniques import Component, ModelSource
 from qplug.types import Choice, QuantSpec, Site
 
 if TYPE_CHECKING:
-    from qplug.cache import Cache
+    from qplug.cache import Cache, Entry
     from qplug.calibrate import Calibration
     from qplug.data import ImageSet
     from qplug.models import FloatModel, Preprocessing
@@ -32,17 +32,20 @@ WORTH = 0.02
 
 
 class Slot:
-    """One result: ``tensors`` (on the CPU) where it is known, and where it is not, a place to keep it."""
+    """One result: ``tensors`` (on the CPU) and what is noted ``about`` them, or a place to keep it."""
 
-    def __init__(self, cache: Cache | None, kind: str, key: str, tensors: Mapping[str, Tensor] | None) -> None:
-        self.tensors = tensors
+    def __init__(self, cache: Cache | None, kind: str, key: str, entry: Entry | None) -> None:
+        self.tensors: Mapping[str, Tensor] | None = entry.tensors if entry else None
+        self.about: Mapping[str, Any] = entry.about if entry else {}
         self._place, self._cache, self._start = (kind, key), cache, time.perf_counter()
 
-    def keep(self, tensors: Mapping[str, Tensor], seconds: float | None = None) -> None:
-        """Keep what was computed, which took ``seconds``, or the time since the slot was made."""
+    def keep(
+        self, tensors: Mapping[str, Tensor], seconds: float | None = None, about: Mapping[str, Any] | None = None
+    ) -> None:
+        """Keep what was computed, which took ``seconds``, or the time since the slot was made; ``about`` is JSON."""
         if self._cache is not None:
             seconds = time.perf_counter() - self._start if seconds is None else seconds
-            self._cache.store(*self._place, tensors, {"seconds": seconds})
+            self._cache.store(*self._place, tensors, {**(about or {}), "seconds": seconds})
 
 
 class Recall:
@@ -87,7 +90,7 @@ class Recall:
         entry = self._cache.load(kind, key)
         if entry is not None:
             self._clock.save(entry.about["seconds"])
-        return Slot(self._cache, kind, key, entry.tensors if entry else None)
+        return Slot(self._cache, kind, key, entry)
 
     def collect(
         self,
@@ -146,6 +149,15 @@ class Recall:
             about = {"seconds": seconds, "quantizer": answer.quantizer.to_dict(), "reason": answer.reason}
             self._cache.store("quantizers", key, {}, about)
         return answer
+
+    def identities(self, techniques: Iterable[Technique]) -> list[Any] | None:
+        """What every technique is: its values and its code; ``None`` where the code of one is in no file."""
+        found = [self._identity(technique) for technique in techniques] if self._cache is not None else [None]
+        return None if None in found else found
+
+    def quantizer(self, data: dict[str, Any]) -> Quantizer:
+        """The quantizer that ``Quantizer.to_dict`` described."""
+        return quantizer_of(data, self._quantizers)
 
     def _identity(self, technique: Technique) -> list[Any] | None:
         """Values and code of a technique, read once a run; ``None`` where the code is in no file."""

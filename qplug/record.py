@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
 AGAIN = "remove the folder, and run its recipe again"
 FILES = ("recipe.yaml", "lock.json", "plan.json", "metrics.json", "evaluation.safetensors", "model.safetensors")
 
@@ -170,7 +170,7 @@ def _flush(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, read back: its weights lie in ``folder / "model.safetensors"``, and larger files wait for use."""
+    """A run folder, read back; larger files wait for use. Weights are read by ``qplug.weights``."""
 
     folder: Path
     lock: dict[str, Any]

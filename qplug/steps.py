@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pluggy
@@ -73,23 +74,31 @@ class Steps:
     def call(self, technique: Technique, caller: Any, hook: str, **arguments: Any) -> Any:
         """One call of one technique's hook: seeded, and any error named with technique, plugin and version."""
         subject = next((getattr(v, "name", getattr(v, "norm", v)) for v in arguments.values()), "")
-        with seeded(self._seed, technique.name(), subject if isinstance(subject, str) else ""):
-            try:
-                result = caller(**arguments)
-            except QplugError as error:
-                error.where = error.where or self.where(technique, hook, subject)
-                raise
-            except Exception as error:
-                raise PluginError(
-                    f"{type(error).__name__}: {error}",
-                    where=self.where(technique, hook, subject),
-                    fix="report it to the plugin's authors; --traceback shows where it was raised",
-                ) from error
+        with (
+            seeded(self._seed, technique.name(), subject if isinstance(subject, str) else ""),
+            self.blame(technique, hook, subject),
+        ):
+            result = caller(**arguments)
         if isinstance(result, list):  # a broadcast hook answers with a list, of one here
             result = result[0] if result else None
         if result is not None:
             self.answered(technique)
         return result
+
+    @contextmanager
+    def blame(self, technique: Technique, hook: str, subject: object = "") -> Iterator[None]:
+        """Whatever is raised within names the technique, its plugin and version, and what it worked on."""
+        try:
+            yield
+        except QplugError as error:
+            error.where = error.where or self.where(technique, hook, subject)
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"{type(error).__name__}: {error}",
+                where=self.where(technique, hook, subject),
+                fix="report it to the plugin's authors; --traceback shows where it was raised",
+            ) from error
 
     def answered(self, technique: Technique) -> None:
         """Remember that ``technique`` had something to do."""

@@ -57,6 +57,16 @@ class ModelSource(Component):
         """Build the model in eval mode, on the CPU, in float32; raises ``InputError`` where it cannot."""
         raise TypeError(f"{type(self).__name__} does not implement load()")
 
+    def architecture(self) -> Any:
+        """As ``load``, with weights of any value: a run folder's go in their place, the original ones need not exist.
+
+        By default ``load`` without ``checkpoint_path`` and ``pretrained``, where the configuration has them. A source
+        whose ``load`` reads weights from elsewhere does without them here. Raises as ``load``.
+        """
+        without: dict[str, Any] = {"checkpoint_path": None, "pretrained": False}
+        known = {name: value for name, value in without.items() if name in type(self.config).model_fields}
+        return type(self)(self.config.model_copy(update=known)).load()
+
     def key(self) -> dict[str, Any]:
         """JSON values that are others whenever ``load`` could return another model, found without loading one.
 

@@ -16,6 +16,8 @@ CONFIGS = {
     ),
     "mptq_vit.opt_m": ({}, {"split": "paper", "s0_grid": "paper", "candidates": 10}),
     "mptq_vit.sq_b": ({}, {"range": "before_shift"}, {"match": ["*.norm1"], "strength": 0.3}),
+    "mr_biq.binary_coding": ({}, {"uniform": True}, {"group_size": 8}, {"refine": False}),
+    "mr_biq.reconstruct": ({"iterations": 3}, {"iterations": 2, "learn": "codes", "keep": 0.5}),
     "noisyquant.noisy_bias": ({}, {"kinds": ["post_gelu"], "means": 3, "ranges": 4}),
     "ptq4vit.search": ({}, {"objective": "cosine", "rounds": 0, "fused": []}),
     "ptq4vit.twin": ({}, {"ratio": "free", "candidates": 10, "boundary": "paper", "splits": 4}),

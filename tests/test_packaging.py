@@ -46,7 +46,7 @@ def test_the_readme_names_recipes_and_techniques_that_exist():
 
 def test_the_readme_shows_the_example_as_it_is():
     example = (ROOT / "plugins/qplug-example-plugin/src/qplug_example_plugin/three_sigma.py").read_text()
-    (shown,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (shown,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class" in block)
     for line in shown.splitlines():
         if "=" in line and "def" not in line:
             assert line in example, line

@@ -62,6 +62,8 @@ class BrevitasBackend:
             original = model.get_submodule(path)
             with seeded(path):  # brevitas's layers draw weights before they get the model's
                 lowered = _lower(path, original, plan.of(path))
+            for proxy in _proxies(lowered):  # tensors of brevitas's own class would only carry scales that nobody reads
+                proxy.skip_create_quant_tensor = True
             setattr(model.get_submodule(parent), leaf, lowered.eval().to(device))  # a stored plan is on the CPU
         return model
 
@@ -71,13 +73,13 @@ class BrevitasBackend:
         proxies = _proxies(model)
         for proxy in proxies:
             proxy.export_handler = InferenceHandler()
-            proxy.skip_create_quant_tensor = proxy.export_mode = True
+            proxy.export_mode = True
         try:
             with torch.no_grad():
                 yield
         finally:
             for proxy in proxies:
-                proxy.skip_create_quant_tensor = proxy.export_mode = False
+                proxy.export_mode = False
 
     @contextmanager
     def switched_off(self, model: nn.Module) -> Iterator[None]:

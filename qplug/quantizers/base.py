@@ -29,11 +29,49 @@ def clamp_ste(x: Tensor, low: float, high: float) -> Tensor:
     return torch.where(x < low, float(low), x)
 
 
+class _FakeQuantize(torch.autograd.Function):
+    """x̂ = (clamp(round(x/s + z), l, h) − z)·s with straight-through gradients, in few passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+        """Fake-quantise, and keep what the gradients need."""
+        place = (x / scale).add_(zero_point)
+        rounded = place.round()
+        codes = rounded.clamp(low, high)
+        inside = torch.eq(rounded, codes, out=rounded)  # whatever rounds to an end passes too
+        codes.sub_(zero_point)
+        slope = None
+        if ctx.needs_input_grad[1]:  # codes, less x/s where it is inside: LSQ's Eq. 3
+            slope = codes - place.sub_(zero_point).mul_(inside)
+        ctx.save_for_backward(inside, slope)
+        ctx.shape = scale.shape
+        return codes.mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Of x and of the scale."""
+        inside, slope = ctx.saved_tensors
+        of_x = gradient * inside if ctx.needs_input_grad[0] else None
+        of_scale = (gradient * slope).sum_to_size(ctx.shape) if slope is not None else None
+        return of_x, of_scale, None, None, None
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    """(clamp(round(x/s + z), l, h) − z)·s, in the shape of ``x``, which ``scale`` and ``zero_point`` broadcast to.
+
+    Gradients pass to ``x`` where the rounded value lies in [low, high], and to ``scale`` as in LSQ (Esser et al. 2020,
+    Eq. 3, without their factor), which is what passing straight through the rounding gives.
+    """
+    result: Tensor = _FakeQuantize.apply(x, scale, zero_point, low, high)
+    return result
+
+
 class Quantizer(nn.Module):
     """Fake-quantises a tensor: ``forward`` returns values on the quantizer's grid, in the input's shape and dtype.
 
     Subclasses set ``kind`` (the name under which ``qplug_quantizers`` offers them), ``bits``, and implement ``forward``
-    (straight-through gradients), ``to_dict`` and ``from_dict`` (bit-exact both ways, JSON values only).
+    (straight-through gradients), ``to_dict`` and ``from_dict`` (bit-exact both ways, JSON values only). Those that
+    implement ``encode`` and ``decode`` too let run folders hold a weight as integers of ``bits`` bits.
     """
 
     kind: ClassVar[str]
@@ -48,6 +86,17 @@ class Quantizer(nn.Module):
         with torch.no_grad():
             result: Tensor = self.forward(x)
         return result
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The stored integers of ``x``: its shape, int32, in 0 … 2^bits − 1; ``decode`` gives back their values.
+
+        Not required: a weight whose quantizer raises ``NotImplementedError`` is stored in float.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement encode()")
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The values, float32, of what ``encode`` made: ``decode(encode(x))`` is ``infer(x)``, bit for bit."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement decode()")
 
     def storage_bits(self, shape: tuple[int, ...]) -> int:
         """Bits that a tensor of ``shape`` takes when stored in this format, scales included at 32 bits each."""

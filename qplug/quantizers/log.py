@@ -47,6 +47,18 @@ class LogQuantizer(Quantizer):
         zero = code >= self.last
         return code.div_(-self.rate).exp2_().mul_(self.scale).masked_fill_(zero, 0.0)
 
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """The codes; ties as in ``infer``."""
+        code = torch.div(x, self.scale).clamp_(0.0, 1.0).log2_().mul_(-self.rate).round_()
+        return code.clamp_(max=self.last).to(torch.int32)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """s·2^(−code/r), and 0 for the last code."""
+        values = codes.to(torch.float32).div_(-self.rate).exp2_().mul_(self.scale)
+        return values.masked_fill_(codes >= self.last, 0.0)
+
     def to_dict(self) -> dict[str, Any]:
         """Scale and rate as JSON values."""
         return {"kind": self.kind, "bits": self.bits, "scale": self.scale.item(), "rate": self.rate}

@@ -113,6 +113,28 @@ class RegionQuantizer(Quantizer):
             torch.index_select(self._pairs, 0, index, out=place.view(torch.float64))
         return out
 
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """The place of each value among all values of the regions, the smallest first [ours].
+
+        The papers store the region's index and its code, which takes as many bits.
+        """
+        code, shift = self.codes(self._base(x))
+        return torch.searchsorted(self._levels(x.device), code * torch.exp2(shift)).to(torch.int32)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """The values at these places."""
+        return self._levels(codes.device)[codes] * self.step
+
+    def _levels(self, device: torch.device) -> Tensor:
+        """Every value in base steps, ascending, at most 2^bits of them, float32."""
+        code, shift = self.codes(torch.arange(self.least, self.most + 1, device=device, dtype=torch.float32))
+        levels: Tensor = torch.unique(code * torch.exp2(shift))
+        if len(levels) > 1 << self.bits:
+            raise NotImplementedError(f"{len(levels)} values do not fit {self.bits} bits")
+        return levels
+
     def storage_bits(self, shape: tuple[int, ...]) -> int:
         """The codes, the base step at 32 bits, and 8 bits for each region's shift."""
         count = 1

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from qplug.quantizers.base import Quantizer, clamp_ste, integer_range, round_ste
+from qplug.quantizers.base import Quantizer, fake_quantize, integer_range
 from qplug.types import QuantSpec
 
 TINY = torch.finfo(torch.float32).tiny
@@ -63,8 +63,7 @@ class UniformQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantise; gradients pass inside the range and stop outside."""
-        codes = clamp_ste(round_ste(x / self.scale + self.zero_point), self.low, self.high)
-        return (codes - self.zero_point) * self.scale
+        return fake_quantize(x, self.scale, self.zero_point, self.low, self.high)
 
     @torch.no_grad()
     def infer(self, x: Tensor) -> Tensor:
@@ -73,6 +72,17 @@ class UniformQuantizer(Quantizer):
         if self.symmetric:
             return codes.round_().clamp_(self.low, self.high).mul_(self.scale)
         return codes.add_(self.zero_point).round_().clamp_(self.low, self.high).sub_(self.zero_point).mul_(self.scale)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """The integers, counted from the smallest."""
+        codes = torch.div(x, self.scale).add_(self.zero_point).round_().clamp_(self.low, self.high)
+        return codes.sub_(self.low).to(torch.int32)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """s·(code + l − z), in the order of ``infer``'s operations."""
+        return (codes + self.low).to(torch.float32).sub_(self.zero_point).mul_(self.scale)
 
     def to_dict(self) -> dict[str, Any]:
         """Scales and zero points as nested lists; a float32 survives JSON exactly."""

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from qplug.hooks import PROJECT, RunSpecs
 from qplug.models import fingerprint
 from qplug.models.provenance import is_gelu, is_norm
+from qplug.plan import Decision
 from qplug.quantizers import UniformQuantizer
+from qplug.reconstruct import Block, Learner, Reconstruction
+from qplug.reconstruct.blocks import find_blocks, within
 from qplug.sensitivity import SqnrTable
 from qplug.stats import SiteStats
 from qplug.techniques import Technique
 from qplug.testing.quantizers import check_quantizer
-from qplug.testing.toys import toy_calibration, toy_groups, toy_images, toy_vit
+from qplug.testing.toys import calibrated_toy, toy_calibration, toy_groups, toy_images, toy_vit
 from qplug.types import Choice, Granularity, NormGroup, QuantSpec, Rewrite, Site, Smoothing
 
 TOLERANCE = 1e-4
@@ -93,6 +96,25 @@ def allocation(technique: Technique) -> Mapping[str, int]:
     return _hooks(technique).qplug_allocate_bits(table=table) or {}
 
 
+def reconstructions(technique: Technique) -> Iterator[tuple[Block, Reconstruction]]:
+    """What the technique would learn of the toy's blocks, from quantizers of its own or else min-max ones."""
+    model, _, _ = calibrated_toy()
+    known = {site: stats for site, stats in toy_calibration() if site.macs}
+    decisions = []
+    for site, stats in known.items():
+        spec = QuantSpec(4, Granularity.PER_CHANNEL if site.kind.is_weight else Granularity.PER_TENSOR)
+        choice = _hooks(technique).qplug_estimate_range(site=site, spec=spec, stats=stats)
+        quantizer = choice.quantizer if choice else UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
+        decisions.append(Decision(site, spec, quantizer, "", "", ""))
+    for name in find_blocks(model, dict.fromkeys(site.module for site in known), toy_images(1)):
+        inside = [decision for decision in decisions if within(name, decision.site.module)]
+        weights = {d.site.name: known[d.site].sample for d in inside if d.site.kind.is_weight}
+        block = Block(name, inside, weights)
+        answer = _hooks(technique).qplug_reconstruct(block=block)
+        if answer is not None:
+            yield block, answer
+
+
 def answers(technique: Technique) -> list[Any]:
     """Everything that the technique says of the toys, as values that can be compared."""
     said: list[Any] = [dict(allocation(technique))]
@@ -101,6 +123,9 @@ def answers(technique: Technique) -> list[Any]:
     for name, _, rewrite in rewrites(technique):
         state = {key: value.tolist() for key, value in rewrite.module.state_dict().items()}
         said.append((name, type(rewrite.module).__name__, state, rewrite.preserves, rewrite.reason))
+    for block, reconstruction in reconstructions(technique):
+        learners = {site: _hardened(learner) for site, learner in reconstruction.learners.items()}
+        said.append((block.name, learners, repr({**vars(reconstruction), "learners": None})))
     return said
 
 
@@ -128,6 +153,29 @@ def check_results(technique: Technique) -> None:
             assert error <= TOLERANCE, (
                 f"{name} at {path}: preserves=True, and the output moves by {error:.1e} of its norm"
             )
+    for block, answer in reconstructions(technique):
+        _check_reconstruction(f"{name} at {block.name}", block, answer)
+
+
+def _check_reconstruction(where: str, block: Block, answer: Reconstruction) -> None:
+    known = {decision.site.name: decision for decision in block.decisions}
+    for site, learner in answer.learners.items():
+        assert site in known, f"{where}: '{site}' is no site of the block"
+        assert isinstance(learner, Learner), f"{where}, {site}: expected a qplug.Learner"
+        assert learner.bits == known[site].quantizer.bits, f"{where}, {site}: the learner has {learner.bits} bits"
+        missing = set(learner.learned()) - set(answer.rates)
+        assert not missing, f"{where}, {site}: no rate for {missing}"
+        quantizer, values = learner.harden()
+        if site in block.weights:
+            assert values is not None, f"{where}, {site}: the learner of a weight must give its values"
+            assert values.shape == block.weights[site].shape, f"{where}, {site}: values of shape {tuple(values.shape)}"
+            same = torch.equal(quantizer.infer(values), values)
+            assert same, f"{where}, {site}: the hard quantizer changes the values that come with it"
+
+
+def _hardened(learner: Learner) -> object:
+    quantizer, values = learner.harden()
+    return quantizer.to_dict(), None if values is None else values.tolist()
 
 
 def check_untouched(model: nn.Module) -> None:

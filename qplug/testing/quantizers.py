@@ -27,6 +27,7 @@ def check_quantizer(quantizer: Quantizer, x: Tensor) -> None:
     assert quantizer.storage_bits(tuple(x.shape)) >= x.numel(), f"{what}: storage_bits is below one bit an element"
     _check_serialisation(quantizer, x, out, what)
     _check_gradient(quantizer, x, out, what)
+    _check_codes(quantizer, x, inferred, what)
 
 
 def _check_serialisation(quantizer: Quantizer, x: Tensor, out: Tensor, what: str) -> None:
@@ -53,6 +54,18 @@ def _check_gradient(quantizer: Quantizer, x: Tensor, out: Tensor, what: str) -> 
     )
     assert leaf.grad is not None
     assert bool(leaf.grad.isfinite().all()), f"{what}: the gradient is not finite"
+
+
+def _check_codes(quantizer: Quantizer, x: Tensor, inferred: Tensor, what: str) -> None:
+    try:
+        codes = quantizer.encode(x)
+    except NotImplementedError:
+        return
+    assert codes.dtype == torch.int32, f"{what}: encode makes {codes.dtype}, not int32"
+    assert codes.shape == x.shape, f"{what}: encode makes {tuple(codes.shape)} of {tuple(x.shape)}"
+    inside = bool(((codes >= 0) & (codes < 1 << quantizer.bits)).all())
+    assert inside, f"{what}: encode makes codes outside of 0 … 2^{quantizer.bits} − 1"
+    assert torch.equal(quantizer.decode(codes), inferred), f"{what}: decode(encode(x)) and infer(x) differ"
 
 
 class QuantizerContract:

@@ -50,7 +50,8 @@ def toy_images(count: int = 4, seed: int = 0) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _calibrated() -> tuple[nn.Module, SiteMap, Calibration]:
+def calibrated_toy() -> tuple[nn.Module, SiteMap, Calibration]:
+    """``toy_vit`` with its attention explicit, its sites, and their statistics over ``toy_images()``."""
     model, images = toy_vit(), toy_images()
     make_explicit(model, ADAPTERS, images[:1])
     found = find_sites(model, images[:1])
@@ -61,13 +62,13 @@ def _calibrated() -> tuple[nn.Module, SiteMap, Calibration]:
 
 def toy_calibration() -> list[tuple[Site, SiteStats]]:
     """Every site of ``toy_vit`` with its statistics over ``toy_images()``, samples and gradients included."""
-    _, found, calibration = _calibrated()
+    _, found, calibration = calibrated_toy()
     return [(site, calibration.stats(site)) for site in found.sites]
 
 
 def toy_groups() -> list[tuple[NormGroup, SiteStats]]:
     """Every norm of ``toy_vit`` that only linears read, with the statistics of its output."""
-    model, found, calibration = _calibrated()
+    model, found, calibration = calibrated_toy()
     inputs = {site.name: site for site in found.sites}
     specs = {
         site.name: QuantSpec(4, Granularity.PER_CHANNEL if site.kind.is_weight else Granularity.PER_TENSOR)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from plugin_toys import real_images, real_model
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from workbench import least_seconds
 
@@ -20,6 +19,7 @@ from qplug.models.adapters import make_explicit
 from qplug.plan import Plan
 from qplug.registry import installed
 from qplug.runtime import backend_of, forward_seconds
+from qplug.weights import load_weights
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "imagenet" / "mptq_vit_w4a4.yaml"
 NAME = "vit_tiny_patch16_224"
@@ -111,5 +111,6 @@ def lowered(model: nn.Module, images: Tensor, folder: Path, plan: dict[str, Any]
     """The smoothed model of ``folder`` under ``plan``."""
     registry = installed()
     make_explicit(model, registry.adapters, images[:1])
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return backend_of("brevitas", registry).apply(model, Plan.from_dict(plan, registry.quantizers))
+    decided = Plan.from_dict(plan, registry.quantizers)
+    load_weights(model, folder / "model.safetensors", decided)
+    return backend_of("brevitas", registry).apply(model, decided)

@@ -144,7 +144,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_read(tmp_path):
     assert [run.folder for run in found.runs] == [good]
     text = [str(error) for error in found.failures]
     assert "half: is not a whole run folder: evaluation.safetensors missing" in text[0]
-    assert "format 2 was expected, received 1" in text[1]
+    assert "format 3 was expected, received 1" in text[1]
     assert "qplug 0.1.0" in text[1]
     assert "nowhere: there is no such run folder" in text[2]
 

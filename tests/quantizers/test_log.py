@@ -53,3 +53,12 @@ def test_on_what_softmax_makes_it_keeps_small_values():
 def test_it_says_what_it_is():
     assert LogQuantizer(1.0, 1, 4).describe() == "log 2 uint4"
     assert LogQuantizer(1.0, 2, 3).describe() == "log √2 uint3"
+
+
+@given(st.floats(0.01, 10), st.sampled_from([1, 2]), st.integers(2, 8), st.integers(0, 1000))
+def test_codes_give_back_the_values(scale, rate, bits, seed):
+    quantizer = LogQuantizer(scale, rate, bits)
+    x = torch.randn(64, generator=torch.Generator().manual_seed(seed)) * scale
+    codes = quantizer.encode(torch.cat([x, torch.zeros(1)]))
+    assert codes[-1] == codes.max() == (1 << bits) - 1
+    assert torch.equal(quantizer.decode(codes[:-1]), quantizer.infer(x))

@@ -145,3 +145,20 @@ def test_the_number_of_codes_fits_the_bits():
         quantizer = three(1.0, 3, 6, bits)
         values = quantizer(torch.arange(-(1 << bits), 1 << (bits + 7), dtype=torch.float32)).unique()
         assert math.log2(len(values)) <= bits
+
+
+@given(CASES)
+def test_codes_are_places_among_the_values(case):
+    bits, m0, m1, as_printed = case
+    quantizer = three(0.5, m0, m1, bits, 1 << (m0 + bits - (3 if as_printed else 2)))
+    x = torch.arange(-(1 << bits), 1 << (bits + m1), dtype=torch.float32) * 0.5
+    codes, values = quantizer.encode(x), quantizer.infer(x)
+    assert torch.equal(quantizer.decode(codes), values)
+    assert codes.unique().tolist() == list(range(len(values.unique())))
+    assert codes.max() < 1 << bits
+
+
+def test_more_values_than_codes_are_not_coded():
+    quantizer = RegionQuantizer(1.0, (Region(0, 0, 0, 20),), 4)
+    with pytest.raises(NotImplementedError, match="21 values do not fit 4 bits"):
+        quantizer.encode(torch.ones(3))

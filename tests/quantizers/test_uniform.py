@@ -199,3 +199,26 @@ def test_infer_does_not_write_and_takes_any_layout(case):
     out = quantizer.infer(x)
     assert torch.equal(x, before)
     assert torch.equal(out, quantizer(x.contiguous()))
+
+
+@given(fitted())
+def test_codes_count_from_the_smallest_integer_and_give_back_the_values(case):
+    quantizer, x = case
+    codes = quantizer.encode(x)
+    integers = np.round(x.double().numpy() / quantizer.scale.double().numpy() + quantizer.zero_point.numpy())
+    near = np.abs(integers - codes.numpy() - quantizer.low)
+    inside = (integers >= quantizer.low) & (integers <= quantizer.high)
+    assert (near[inside] <= 1).all()  # float32 may round a tie, or what lies next to it, to the other side
+    assert torch.equal(quantizer.decode(codes), quantizer.infer(x))
+    every = torch.arange(1 << quantizer.bits)
+    assert torch.equal(quantizer.decode(every), grid(quantizer))
+    assert torch.equal(quantizer.encode(grid(quantizer)), every.int())
+
+
+def test_codes_of_several_scales():
+    weight = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    spec = QuantSpec(5, Granularity.PER_CHANNEL, False)
+    low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
+    quantizer = UniformQuantizer.from_range(low, high, spec)
+    assert torch.equal(quantizer.decode(quantizer.encode(weight)), quantizer.infer(weight))
+    assert quantizer.encode(weight).amax(1).tolist() == [31, 31, 31]

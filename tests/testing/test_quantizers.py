@@ -56,6 +56,19 @@ class NotANumber(Wrong):
         return super().forward(x) * float("nan")
 
 
+class OtherCodes(Wrong):
+    def encode(self, x):
+        return super().encode(x).flip(0)
+
+
+class CodesBelowZero(Wrong):
+    def encode(self, x):
+        return super().encode(x) + self.low
+
+    def decode(self, codes):
+        return super().decode(codes - self.low)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -64,6 +77,8 @@ class NotANumber(Wrong):
         (NoGradient, "no gradient passes"),
         (OtherKind, "to_dict lacks 'kind': 'wrong'"),
         (NotANumber, "not finite"),
+        (OtherCodes, r"decode\(encode\(x\)\) and infer\(x\) differ"),
+        (CodesBelowZero, r"codes outside of 0 … 2\^4 − 1"),
     ],
 )
 def test_the_suite_finds_what_is_wrong(wrong, message):

@@ -1,0 +1,87 @@
+"""Block-wise reconstruction with learned scales, codes and activation steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+import qplug
+from qplug import Technique, hookimpl
+
+if TYPE_CHECKING:
+    from qplug import Block, Learner, Reconstruction
+
+Exponent = Annotated[float, Field(ge=1.0, le=100.0)]
+
+
+class Reconstruct(Technique):
+    """Learn alphas, codes and activation steps of a block together, so that its output comes near the float one's.
+
+    Takes blocks with weights that ``mr_biq.binary_coding`` coded, and in them every activation with a uniform
+    quantizer. The loss is ‖y − ŷ‖² of the block's output + λ·Σ(1 − |2·b̃ − 1|^β) [ours, after secondary sources: the
+    paper's Eq. 9 is not to be had]. Learning rates, Adam, the cosine for all but the codes, λ and the batch of 32 are
+    those of the paper's appendix A, which takes 12 images a batch for transformers, and λ = 0.7 for MobileNetV2 and
+    MnasNet. Iterations and β's schedule are not printed; they follow secondary sources. The steps are learned as
+    logarithms (``qplug.LearnedStep``), so their rate is relative [ours]. ``learn`` is the ablation of learning scales
+    or codes alone; activation steps are learned with either. ``keep`` is QDrop's, which the paper does not have.
+    """
+
+    paper = (
+        "Jeon et al. 2022, Mr.BiQ: Post-Training Non-Uniform Quantization based on Minimizing the Reconstruction Error"
+    )
+
+    class Config(qplug.Config):
+        """The schedule."""
+
+        use: Literal["mr_biq.reconstruct"] = Field("mr_biq.reconstruct", description="which technique this step is")
+        learn: Literal["both", "scales", "codes"] = Field("both", description="what of the weights is learned")
+        iterations: int = Field(20_000, ge=1, le=1_000_000, description="steps of Adam for each block")
+        batch_size: int = Field(32, ge=1, le=4096, description="images of a step")
+        weight: float = Field(0.01, ge=0.0, le=1e3, description="λ, weight of the penalty of soft bits, without unit")
+        beta: tuple[Exponent, Exponent] = Field(
+            (20.0, 2.0), description="first and last exponent of the penalty, without unit"
+        )
+        warmup: float = Field(0.2, ge=0.0, lt=1.0, description="share of the iterations without the penalty")
+        scales_rate: float = Field(
+            3.5e-4, gt=0.0, le=1.0, description="learning rate of alphas and offsets, in units of the weight; cosine"
+        )
+        codes_rate: float = Field(1e-3, gt=0.0, le=1.0, description="learning rate of the codes' logits; constant")
+        steps_rate: float = Field(
+            4e-5, gt=0.0, le=1.0, description="learning rate of activation steps, as a share of the step; cosine"
+        )
+        keep: float = Field(
+            1.0, gt=0.0, le=1.0, description="share of activations that are quantised in a step (QDrop); 1: all of them"
+        )
+
+    @hookimpl
+    def qplug_reconstruct(self, block: Block) -> Reconstruction | None:
+        """Take blocks that have a binary-coded weight."""
+        from qplug import LearnedStep, Rate, Reconstruction, UniformQuantizer
+        from qplug_mr_biq.learner import SoftBinaryCoding
+        from qplug_mr_biq.quantizer import BinaryCodingQuantizer
+
+        config = self.config
+        learners: dict[str, Learner] = {}
+        for decision in block.decisions:
+            site, quantizer = decision.site, decision.quantizer
+            if site.kind.is_weight and isinstance(quantizer, BinaryCodingQuantizer):
+                learners[site.name] = SoftBinaryCoding(block.weights[site.name], quantizer, config.learn)
+            elif not site.kind.is_weight and isinstance(quantizer, UniformQuantizer):
+                learners[site.name] = LearnedStep(quantizer)
+        if not any(isinstance(learner, SoftBinaryCoding) for learner in learners.values()):
+            return None
+        return Reconstruction(
+            learners,
+            {
+                "scales": Rate(config.scales_rate, cosine=True),
+                "codes": Rate(config.codes_rate),
+                "steps": Rate(config.steps_rate, cosine=True),
+            },
+            iterations=config.iterations,
+            batch_size=config.batch_size,
+            weight=config.weight,
+            beta=config.beta,
+            warmup=config.warmup,
+            keep=config.keep,
+        )

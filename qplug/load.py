@@ -1,0 +1,91 @@
+"""A run folder → the quantised model that it describes."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qplug.errors import InputError
+from qplug.models.adapters import make_explicit
+from qplug.plan import Plan
+from qplug.recipe import load_recipe
+from qplug.record import AGAIN, Run, read_run
+from qplug.registry import Registry, component, installed
+from qplug.rewrite import HOOKS, rewrite
+from qplug.runtime import backend_of, parse_device
+from qplug.sites import find_sites, image_of
+from qplug.steps import Steps
+from qplug.weights import FILE, load_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from qplug.recipe import Recipe
+
+
+def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Registry | None = None) -> nn.Module:
+    """The quantised model of a run: (B, C, H, W) float32, prepared as the recipe's model wants it → (B, classes).
+
+    The recipe's model is built without its weights (see ``ModelSource.architecture``), so the original checkpoint need
+    not exist. Techniques that rewrote modules are asked again; what they make of weights must lie in their modules'
+    state, which comes from the folder. The backend's ``inference`` gives the same values faster.
+
+    Args:
+        run_folder: that ``qplug run`` or ``qplug.run`` wrote.
+        device: as torch names it.
+        registry: what is installed, unless given.
+
+    Returns:
+        The model in eval mode, quantised by the recipe's backend. On the device of the run, its logits are bit for bit
+        those that the run evaluated.
+
+    Raises:
+        InputError: the folder is none, is of another format, lacks or holds something that is not the run's, or names
+            what is not installed; a rewrite that is not made again as it was.
+    """
+    registry = registry or installed()
+    where = parse_device(device)
+    run = read_run(run_folder)
+    recipe = load_recipe(run.folder / "recipe.yaml", registry=registry)
+    plan = _plan(run, registry)
+    source = component(registry.models, recipe.model).architecture()
+    model: nn.Module = source.module
+    image = image_of(source.preprocessing.input_size)
+    make_explicit(model, registry.adapters, image)
+    _rewrite(model, recipe, registry, plan, run.folder)
+    load_weights(model, run.folder / FILE, plan)
+    known = {site.name: (site.kind, site.shape) for site in find_sites(model, image).sites}
+    for site in (decision.site for decision in plan):
+        if known.get(site.name) != (site.kind, site.shape):
+            what = f"quantises {site.name} ({site.kind.value}, {site.shape}), which the recipe's model lacks"
+            raise InputError(what, where=str(run.folder / "plan.json"), fix=AGAIN)
+    return backend_of(recipe.backend, registry).apply(model.to(where), plan).eval()
+
+
+def _plan(run: Run, registry: Registry) -> Plan:
+    where = str(run.folder / "plan.json")
+    try:
+        return Plan.from_dict(run.plan, registry.quantizers)
+    except InputError as error:
+        raise InputError(error.what, where=error.where or where, fix=error.fix or AGAIN) from error
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"holds no plan: {type(error).__name__}: {error}", where=where, fix=AGAIN) from error
+
+
+def _rewrite(model: nn.Module, recipe: Recipe, registry: Registry, plan: Plan, folder: Path) -> None:
+    """Ask the recipe's techniques for the rewrites of the run, which come first among its changes."""
+    techniques = [component(registry.techniques, step) for step in recipe.techniques]
+    steps = Steps(techniques, registry, recipe.seed)
+    made = rewrite(model, steps, None)
+    rewriters = {technique.name() for hook in HOOKS for technique, _ in steps.each_technique(hook)}
+    rewriters -= {technique.name() for technique, _ in steps.each_technique("qplug_smooth")}
+    rest = [change for change in plan.changes[len(made) :] if change.technique in rewriters]
+    pairs = zip_longest(made, plan.changes[: len(made)] + rest)
+    other = next((now or then for now, then in pairs if now != then), None)
+    if other is not None:
+        raise InputError(
+            f"the rewriting of {other.where} by {other.technique} is not that of the run when it is asked again",
+            where=str(folder / "plan.json"),
+            fix="it may depend on the original weights, or its code may have changed: run the recipe again",
+        )

@@ -1,0 +1,66 @@
+"""What is reconstructed as a whole: residual and transformer blocks, and operations outside of all of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from qplug.backends.base import Backend
+from qplug.plan import Plan
+
+BLOCKS = frozenset(
+    (
+        *("Block", "LayerScaleBlock", "ResPostBlock", "ParallelThingsBlock"),  # timm: ViT, DeiT, BEiT
+        *("SwinTransformerBlock", "SwinTransformerV2Block", "MixerBlock", "ResBlock", "SpatialGatingBlock"),
+        *("BasicBlock", "Bottleneck", "InvertedResidual", "DepthwiseSeparableConv", "EdgeResidual", "ConvNeXtBlock"),
+        *("BertLayer", "TransformerBlock"),  # transformers: BERT, DistilBERT
+    )
+)
+"""Names of the classes whose instances are one block each."""
+
+
+def find_blocks(model: nn.Module, operations: Iterable[str], image: Tensor) -> list[str]:
+    """Paths of the blocks that hold ``operations``, in the order in which a forward of ``image`` enters them.
+
+    An operation outside of every instance of ``BLOCKS`` is a block by itself. A block within a block belongs to it.
+    """
+    tops = [name for name, module in model.named_modules() if name and type(module).__name__ in BLOCKS]
+    tops = [name for name in tops if not any(name.startswith(f"{top}.") for top in tops)]
+    blocks = dict.fromkeys(next((t for t in tops if op.startswith(f"{t}.")), op) for op in operations)
+    return called(model, blocks, image)
+
+
+def called(model: nn.Module, names: Iterable[str], image: Tensor) -> list[str]:
+    """``names`` of modules in the order in which a forward of ``image`` first calls them, without uncalled ones."""
+    seen: dict[str, None] = {}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: seen.setdefault(name))
+        for name in names
+    ]
+    try:
+        with torch.no_grad():
+            model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(seen)
+
+
+def lower_block(backend: Backend, model: nn.Module, name: str, plan: Plan) -> nn.Module:
+    """A copy of the block ``name`` of the float ``model`` with the quantizers that ``plan`` has there."""
+    block = copy.deepcopy(model.get_submodule(name))
+    frame: nn.Module = block
+    for leaf in reversed(name.split(".")):  # the backend finds modules by their paths in the whole model
+        holder = nn.Module()
+        holder.add_module(leaf, frame)
+        frame = holder
+    inside = {key: d for key, d in plan.decisions.items() if within(name, d.site.module)}
+    return backend.apply(frame, Plan(inside)).get_submodule(name)
+
+
+def within(block: str, module: str) -> bool:
+    """Whether ``module`` is ``block`` or a part of it."""
+    return module == block or module.startswith(f"{block}.")

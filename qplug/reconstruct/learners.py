@@ -1,0 +1,86 @@
+"""Quantizers while they are learned, and the soft bits that AdaRound, BRECQ and Mr.BiQ share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qplug.quantizers import Quantizer, UniformQuantizer
+from qplug.quantizers.base import fake_quantize
+
+GAMMA, ZETA = -0.1, 1.1
+"""Where AdaRound stretches the sigmoid to, so that soft bits reach 0 and 1 (Nagel et al. 2020, Eq. 23)."""
+
+
+def rectified_sigmoid(logits: Tensor) -> Tensor:
+    """clip(sigmoid(v)·(ζ − γ) + γ, 0, 1), AdaRound's Eq. 23: soft bits in [0, 1], any shape."""
+    return torch.clamp(torch.sigmoid(logits) * (ZETA - GAMMA) + GAMMA, 0.0, 1.0)
+
+
+def soft_bit_logits(bits: Tensor) -> Tensor:
+    """The v whose rectified sigmoid is ``bits``, in [0, 1] (any shape)."""
+    return torch.logit((bits - GAMMA) / (ZETA - GAMMA))
+
+
+def bit_penalty(bits: Tensor, beta: float) -> Tensor:
+    """Σ (1 − |2b − 1|^β) over soft ``bits`` in [0, 1], AdaRound's Eq. 24: () float, 0 where every bit is 0 or 1."""
+    return (1.0 - (2.0 * bits - 1.0).abs().pow(beta)).sum()
+
+
+class Learner(Quantizer):
+    """A quantizer while it is learned: ``forward`` is what the operation sees, with gradients for its parameters.
+
+    ``bits`` are those of the quantizer that it becomes. A weight's learner is made from the weight and ignores what it
+    is given; an activation's quantises what it is given.
+    """
+
+    kind = "learner"
+
+    def learned(self) -> Mapping[str, Sequence[nn.Parameter]]:
+        """What is learned, by the name under which ``Reconstruction.rates`` knows it."""
+        raise TypeError(f"{type(self).__name__} does not implement learned()")
+
+    def penalty(self, beta: float) -> Tensor:
+        """() what it costs that soft bits are neither 0 nor 1; nothing by default."""
+        return torch.zeros((), device=next(iter(self.parameters())).device)
+
+    def harden(self) -> tuple[Quantizer, Tensor | None]:
+        """What it has become: a quantizer, and for a weight its values, which that quantizer leaves as they are."""
+        raise TypeError(f"{type(self).__name__} does not implement harden()")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A learner is not stored; what it becomes is."""
+        raise TypeError(f"a {type(self).__name__} is still learned; store what harden() gives")
+
+
+class LearnedStep(Learner):
+    """A uniform quantizer of activations whose scale is learned by straight-through gradients (LSQ).
+
+    Esser et al. 2020, Eq. 3, whose gradient is that of ``forward`` with rounding passed straight through. It is not
+    divided by √(N·h) as theirs is: reconstruction optimises by Adam, which does not see a constant factor. The scale is
+    learned as its logarithm relative to where it starts, ``scale·exp(u)``, so that it stays positive and one rate suits
+    every layer; near the start that is their scale in units of itself [ours].
+    """
+
+    def __init__(self, start: UniformQuantizer) -> None:
+        super().__init__()
+        self.start, self.bits = start, start.bits
+        self.log_factor = nn.Parameter(torch.zeros_like(start.scale))
+
+    def learned(self) -> Mapping[str, Sequence[nn.Parameter]]:
+        """``steps``."""
+        return {"steps": [self.log_factor]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantise ``x`` with the present scale."""
+        scale, zero = self.start.scale * self.log_factor.exp(), self.start.zero_point
+        return fake_quantize(x, scale, zero, self.start.low, self.start.high)
+
+    def harden(self) -> tuple[UniformQuantizer, None]:
+        """The uniform quantizer with the present scale."""
+        factor = self.log_factor.detach().exp().clamp(math.exp(-5.0), math.exp(5.0))
+        return self.start.scaled(factor), None

@@ -1,0 +1,210 @@
+"""Reconstruction of a whole model, one block after the other, each beside what has become of those before it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from qplug.backends.base import Backend
+from qplug.errors import PluginError
+from qplug.plan import Decision, Plan
+from qplug.quantizers import Quantizer
+from qplug.reconstruct.blocks import called, find_blocks, lower_block, within
+from qplug.reconstruct.capture import Calls, capture, importance
+from qplug.reconstruct.learners import Learner
+from qplug.reconstruct.loop import Dropped, learn
+from qplug.reconstruct.settings import Block, Reconstruction
+from qplug.seeding import seeded
+from qplug.types import SiteKind
+
+if TYPE_CHECKING:
+    from qplug.recall import Recall
+    from qplug.steps import Steps
+    from qplug.techniques import Technique
+
+HOOK = "qplug_reconstruct"
+
+
+@dataclass
+class Reconstructor:
+    """Asks the techniques for every block, and learns what they answer.
+
+    Attributes:
+        steps: the techniques.
+        backend: lowers blocks.
+        model: the float model, smoothed; its weights become those that were learned.
+        plan: its decisions become those that were learned.
+        batches: the calibration images, (B, C, H, W) each on the model's device.
+        recall: what need not be learned again, so that a run that was stopped goes on at the block where it was.
+        loss: the recipe's ``calibration.loss``, for ``fisher``.
+        seed: the recipe's.
+    """
+
+    steps: Steps
+    backend: Backend
+    model: nn.Module
+    plan: Plan
+    batches: Sequence[Tensor]
+    recall: Recall
+    loss: str
+    seed: int
+
+    def run(self, depends_on: Callable[[], dict[str, Any]], advance: Callable[[int], None]) -> None:
+        """Reconstruct every block that a technique takes.
+
+        Args:
+            depends_on: what the result depends on beside the techniques, as ``content_key`` takes it.
+            advance: called with the blocks done.
+        """
+        float_model = copy.deepcopy(self.model)
+        quantized = self.backend.apply(copy.deepcopy(self.model), self.plan)
+        techniques = self.recall.identities(self.steps.techniques)
+        for done, name in enumerate(self.blocks()):
+            answer = self.steps.first(HOOK, block=self._block(name))
+            if answer is not None:
+                technique, settings = answer
+                self._check(technique, settings, name)
+                slot = self.recall.slot("reconstruction", lambda: {**depends_on(), "by": techniques, "block": name})  # noqa: B023
+                if techniques is None or slot.tensors is None:
+                    for unit in self._units(name, settings):
+                        self._learn(unit, technique, settings, float_model, quantized)
+                    if techniques is not None:
+                        slot.keep(*self._kept(name))
+                else:
+                    self._restore(slot.tensors, slot.about)
+                _put(quantized, name, lower_block(self.backend, self.model, name, self.plan))
+            advance(done + 1)
+
+    def blocks(self) -> list[str]:
+        """The paths of all blocks, in the order of execution."""
+        return find_blocks(self.model, self.plan.modules(), self.batches[0][:1])
+
+    def _block(self, name: str) -> Block:
+        decisions = self._decisions(name)
+        return Block(name, decisions, {d.site.name: self._weight(d) for d in decisions if d.site.kind.is_weight})
+
+    def _decisions(self, name: str) -> list[Decision]:
+        return [d for d in self.plan if within(name, d.site.module)]
+
+    def _weight(self, decision: Decision) -> Tensor:
+        weight = self.model.get_submodule(decision.site.module).weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    def _units(self, name: str, settings: Reconstruction) -> list[str]:
+        """The block, or its operations with weights in the order of execution."""
+        if not settings.each_operation:
+            return [name]
+        operations = dict.fromkeys(d.site.module for d in self._decisions(name) if d.site.kind.is_weight)
+        return called(self.model, operations, self.batches[0][:1])
+
+    def _learn(
+        self, unit: str, technique: Technique, settings: Reconstruction, float_model: nn.Module, quantized: nn.Module
+    ) -> None:
+        """Learn one unit, and put what it has become into the model, the plan and the quantised model."""
+        decisions = self._decisions(unit)
+        mine = {d.site.name: settings.learners[d.site.name] for d in decisions if d.site.name in settings.learners}
+        if not mine:
+            return
+        calls = capture(float_model, unit, self.batches)
+        if settings.loss == "fisher":
+            calls.importance = importance(float_model, unit, self.batches, self.loss, self.seed)
+        with self.backend.inference(quantized):
+            inputs = capture(quantized, unit, self.batches).inputs
+        axis = (
+            1 if all(d.site.kind is not SiteKind.LINEAR_WEIGHT for d in decisions) and calls.outputs.dim() == 4 else -1
+        )
+        before = self._error(unit, calls, inputs, axis)
+        learned = replace(settings, learners=mine)
+        device = self.batches[0].device
+        block = lower_block(self.backend, self.model, unit, _with_learners(self.plan, decisions, learned)).to(device)
+        with seeded(self.seed, technique.name(), unit), self.steps.blame(technique, HOOK, unit):
+            learn(block, learned, calls, inputs, axis)
+        for decision in decisions:
+            if decision.site.name in mine:
+                self._take(decision, mine[decision.site.name], technique)
+        after = self._error(unit, calls, inputs, axis)
+        for decision in decisions:
+            now = self.plan.decisions[decision.site.name]
+            reason = f"{now.reason}; {technique.name()}: error of {unit} {before:.4g} → {after:.4g}"
+            self.plan.decisions[decision.site.name] = replace(now, reason=reason)
+        _put(quantized, unit, lower_block(self.backend, self.model, unit, self.plan))
+
+    def _take(self, decision: Decision, learner: Learner, technique: Technique) -> None:
+        quantizer, values = learner.harden()
+        if values is not None:
+            weight = self._weight(decision)
+            weight.copy_(values.to(weight))
+            if not torch.equal(quantizer.to(weight.device).infer(weight), weight):
+                raise PluginError(
+                    f"a {type(learner).__name__} gave weights that the quantizer which it gave changes",
+                    where=self.steps.where(technique, HOOK, decision.site.name),
+                )
+        self.plan.decisions[decision.site.name] = replace(decision, quantizer=quantizer)
+
+    @torch.no_grad()
+    def _error(self, unit: str, calls: Calls, inputs: Tensor, axis: int) -> float:
+        """The error of the unit as the plan and the model have it now, on all images."""
+        block = lower_block(self.backend, self.model, unit, self.plan)
+        total = 0.0
+        with self.backend.inference(block):
+            for images in torch.split(torch.arange(len(inputs)), len(self.batches[0])):
+                args, kwargs = calls.arguments(inputs[images].to(self.batches[0].device), images)
+                error = (block(*args, **kwargs).cpu() - calls.outputs[images]).square()
+                if calls.importance is not None:
+                    error *= calls.importance[images]
+                total += float(error.sum(axis).mean()) * len(images) / len(inputs)
+        return total
+
+    def _check(self, technique: Technique, settings: object, block: str) -> None:
+        """Raises ``PluginError`` for an answer that cannot be learned."""
+        where = self.steps.where(technique, HOOK, block)
+        if not isinstance(settings, Reconstruction):
+            raise PluginError(f"expected a Reconstruction, got {type(settings).__name__}", where=where)
+        known = {d.site.name: d for d in self._decisions(block)}
+        for name, learner in settings.learners.items():
+            if name not in known or not isinstance(learner, Learner):
+                what = f"'{name}' with a {type(learner).__name__}"
+                raise PluginError(f"a Learner for a site of the block was expected, got {what}", where=where)
+            if learner.bits != known[name].quantizer.bits:
+                what = f"{name} has {known[name].quantizer.bits} bits, its learner {learner.bits}"
+                raise PluginError(what, where=where)
+            missing = set(learner.learned()) - set(settings.rates)
+            if missing:
+                raise PluginError(f"no rate for what is learned as {', '.join(sorted(missing))}", where=where)
+
+    def _kept(self, name: str) -> tuple[dict[str, Tensor], None, dict[str, Any]]:
+        """What has become of a block: weights, quantizers and reasons."""
+        decisions = self._decisions(name)
+        weights = {d.site.name: self._weight(d).cpu() for d in decisions if d.site.kind.is_weight}
+        about = {d.site.name: [d.quantizer.to_dict(), d.reason] for d in decisions}
+        return weights, None, {"decisions": about}
+
+    def _restore(self, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        for name, (quantizer, reason) in about["decisions"].items():
+            decision = self.plan.decisions[name]
+            if name in weights:
+                self._weight(decision).copy_(weights[name])
+            made = self.recall.quantizer(quantizer)
+            self.plan.decisions[name] = replace(decision, quantizer=made, reason=reason)
+
+
+def _with_learners(plan: Plan, decisions: Sequence[Decision], settings: Reconstruction) -> Plan:
+    """The plan with learners in the place of quantizers, and QDrop where activations are to be dropped."""
+    found = dict(plan.decisions)
+    for decision in decisions:
+        quantizer: Quantizer = settings.learners.get(decision.site.name, decision.quantizer)
+        if settings.keep < 1.0 and not decision.site.kind.is_weight:
+            quantizer = Dropped(quantizer, settings.keep)
+        found[decision.site.name] = replace(decision, quantizer=quantizer)
+    return Plan(found)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)

@@ -1,0 +1,67 @@
+"""What a technique is told of a block, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qplug.plan import Decision
+    from qplug.reconstruct.learners import Learner
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the model that is reconstructed as a whole: a residual or transformer block, or a single operation.
+
+    Attributes:
+        name: dotted path of its module.
+        decisions: those of its sites, in model order, as ``qplug_estimate_range`` decided them.
+        weights: site name → its float32 weight, for the sites that are weights; do not write to them.
+    """
+
+    name: str
+    decisions: Sequence[Decision]
+    weights: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Adam's learning rate, and whether a cosine takes it to 0 over the iterations."""
+
+    start: float
+    cosine: bool = False
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How a block is reconstructed: by minimising the error of its output plus ``weight``·Σ penalties of soft bits.
+
+    Attributes:
+        learners: site name → what is learned there; other sites keep their quantizers.
+        rates: by the names that the learners use (``codes``, ``scales``, ``steps``, …).
+        iterations: steps of Adam for each block.
+        batch_size: images of each step, drawn without replacement until all were seen.
+        weight: λ of the penalty.
+        beta: the penalty's exponent, which falls linearly from the first to the second value after the warm-up.
+        warmup: share of the iterations before the penalty sets in.
+        keep: share of elements that are quantised where activations are, QDrop's 1 − p: the others pass in float, and
+            so do those of the block's input, drawn anew in each step. 1 drops nothing.
+        loss: ``mse``, Σ(y − ŷ)² over the channels, its mean over everything else; ``fisher``, each output weighed by
+            its squared gradient of the recipe's ``calibration.loss`` at the float model, of mean 1 (BRECQ's Eq. 10).
+        each_operation: reconstruct the block's operations one after the other, as AdaRound does, not the block.
+    """
+
+    learners: Mapping[str, Learner]
+    rates: Mapping[str, Rate]
+    iterations: int = 20_000
+    batch_size: int = 32
+    weight: float = 0.01
+    beta: tuple[float, float] = (20.0, 2.0)
+    warmup: float = 0.2
+    keep: float = 1.0
+    loss: Literal["mse", "fisher"] = "mse"
+    each_operation: bool = False

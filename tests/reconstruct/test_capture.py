@@ -1,0 +1,112 @@
+"""What a block is given and gives: equal to what a forward computes, in the order of the images."""
+
+import pytest
+import torch
+from numeric_toys import Sequence, mixer, sited
+from plugin_toys import toy_swin
+from torch import nn
+
+from qplug import InputError
+from qplug.calibrate import batch_loss
+from qplug.reconstruct.blocks import find_blocks, within
+from qplug.reconstruct.capture import capture, importance
+from qplug.testing.toys import toy_images, toy_vit
+
+
+def operations(found):
+    return list(dict.fromkeys(site.module for site in found.sites if site.macs))
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "blocks"),
+    [
+        (toy_vit, 16, ["patch_embed.proj", "blocks.0", "blocks.1", "head"]),
+        (mixer, 32, ["stem.proj", "blocks.0", "blocks.1", "head"]),
+    ],
+)
+def test_blocks_in_the_order_of_execution(build, size, blocks):
+    image = torch.randn(1, 3, size, size)
+    model, found = sited(build(), image)
+    assert find_blocks(model, operations(found), image) == blocks
+
+
+def test_every_operation_lies_in_one_block_of_a_swin():
+    model, found = sited(toy_swin(), toy_images(1))
+    blocks = find_blocks(model, operations(found), toy_images(1))
+    for operation in operations(found):
+        assert sum(within(block, operation) for block in blocks) == 1
+    assert blocks[0] == "patch_embed.proj"
+    assert any(block.endswith("downsample.reduction") for block in blocks)
+
+
+def test_a_residual_network_and_a_block_that_is_never_called():
+    from timm.models.resnet import BasicBlock, ResNet
+
+    torch.manual_seed(0)
+    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3, channels=(8, 8, 8, 8)).eval()
+    convolutions = [n for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    image = torch.randn(1, 3, 32, 32)
+    assert find_blocks(model, convolutions, image) == ["conv1", *(f"layer{i}.0" for i in (1, 2, 3, 4)), "fc"]
+    model.unused = nn.Linear(2, 2)
+    assert "unused" not in find_blocks(model, [*convolutions, "unused"], image)
+    with pytest.raises(InputError, match="does not call this block"):
+        capture(model, "unused", [image])
+
+
+def test_calls_are_those_of_the_forward():
+    model, _ = sited(toy_vit(), toy_images(1))
+    images = toy_images(5)
+    seen = []
+    handle = model.blocks[1].register_forward_hook(lambda m, args, out: seen.append((args[0], out)))
+    with torch.no_grad():
+        model(images)
+    handle.remove()
+    calls = capture(model, "blocks.1", images.split(2))
+    assert torch.allclose(calls.inputs, seen[0][0], atol=1e-5)
+    assert torch.allclose(calls.outputs, seen[0][1], atol=1e-5)
+    args, kwargs = calls.arguments(calls.inputs[[3]], torch.tensor([3]))
+    assert torch.allclose(model.blocks[1](*args, **kwargs), seen[0][1][[3]], atol=1e-5)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+class Two(nn.Module):
+    def forward(self, x, mask, scale=1.0, bias=None):
+        return x * mask * scale + bias
+
+
+def test_other_arguments_follow_their_images_or_stay_the_same():
+    bias = torch.arange(4.0)
+    model = Sequence(lambda m, x: m.block(x, (x.sum(1, keepdim=True) > 0).float(), scale=2.0, bias=bias), block=Two())
+    images = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    calls = capture(model, "block", images.split(3))
+    picked = torch.tensor([5, 1])
+    args, kwargs = calls.arguments(calls.inputs[picked], picked)
+    assert torch.allclose(model.block(*args, **kwargs), model(images)[picked])
+    assert kwargs["scale"] == 2.0
+    assert kwargs["bias"] is bias
+
+
+def test_a_block_without_a_batch_first_is_refused():
+    model = Sequence(lambda m, x: m.block(x.sum(0)), block=nn.Linear(4, 4))
+    with pytest.raises(InputError, match="an entry for every image") as refused:
+        capture(model, "block", [torch.randn(3, 4)])
+    assert refused.value.where == "block"
+
+
+def test_importance_is_the_squared_gradient_whatever_the_batches():
+    model, _ = sited(toy_vit(), toy_images(1))
+    images = toy_images(4)
+    found = importance(model, "blocks.0", images.split(3), "kl", seed=0)
+    assert torch.allclose(found, importance(model, "blocks.0", [images], "kl", seed=0), rtol=1e-3, atol=1e-6)
+    assert float(found.mean()) == pytest.approx(1.0)
+    kept = []
+
+    def hook(module, args, out):
+        out.retain_grad()
+        kept.append(out)
+
+    handle = model.blocks[0].register_forward_hook(hook)
+    batch_loss("kl", model(images.clone().requires_grad_(True)), 0, 0).backward()
+    handle.remove()
+    expected = kept[0].grad.square()
+    assert torch.allclose(found, expected / expected.mean(), rtol=1e-3, atol=1e-6)

@@ -1,0 +1,72 @@
+"""Soft bits, learned steps, and the gradients of fake quantisation, against float64 and against composition."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qplug import LearnedStep, QuantSpec, UniformQuantizer, bit_penalty, rectified_sigmoid, soft_bit_logits
+from qplug.quantizers.base import clamp_ste, fake_quantize, round_ste
+
+
+@given(st.lists(st.floats(0.0, 1.0, width=32), min_size=1, max_size=20))
+def test_logits_are_the_inverse_of_the_rectified_sigmoid(bits):
+    bits = torch.tensor(bits)
+    assert torch.allclose(rectified_sigmoid(soft_bit_logits(bits)), bits, atol=1e-6)
+
+
+def test_the_rectified_sigmoid_is_that_of_the_paper():
+    v = np.linspace(-6, 6, 101)
+    expected = np.clip(1 / (1 + np.exp(-v)) * (1.1 + 0.1) - 0.1, 0, 1)
+    assert np.allclose(rectified_sigmoid(torch.tensor(v)).numpy(), expected)
+    assert {0.0, 1.0} <= set(expected.tolist())
+
+
+@pytest.mark.parametrize("beta", [2.0, 20.0])
+def test_the_penalty_vanishes_at_hard_bits_alone(beta):
+    assert float(bit_penalty(torch.tensor([0.0, 1.0, 1.0]), beta)) == 0.0
+    assert float(bit_penalty(torch.tensor([0.5, 0.5]), beta)) == 2.0
+    assert 0.0 < float(bit_penalty(torch.tensor([0.9]), beta)) < 1.0
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("shape", [(), (5, 1)])
+def test_gradients_are_those_of_passing_straight_through(symmetric, shape):
+    torch.manual_seed(0)
+    x = torch.randn(5, 40, dtype=torch.float64) * 3
+    low, high = (-8, 7) if symmetric else (0, 15)
+    zero = torch.zeros(shape, dtype=torch.float64) if symmetric else torch.full(shape, 6.0, dtype=torch.float64)
+    scale = torch.rand(shape, dtype=torch.float64) * 0.3 + 0.2
+    upstream = torch.randn_like(x)
+    found = []
+    for function in (
+        lambda x, s: (clamp_ste(round_ste(x / s + zero), low, high) - zero) * s,
+        lambda x, s: fake_quantize(x, s, zero, low, high),
+    ):
+        leaf, step = x.clone().requires_grad_(True), scale.clone().requires_grad_(True)
+        out = function(leaf, step)
+        out.backward(upstream)
+        found.append((out.detach(), leaf.grad, step.grad))
+    for composed, fused in zip(*found, strict=True):
+        assert composed.shape == fused.shape
+        assert torch.allclose(composed, fused, atol=1e-12)
+    assert 0 < int((found[0][1] == 0).sum()) < x.numel()
+
+
+def test_a_learned_step_starts_where_it_was_and_finds_the_step_that_loses_least():
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    start = UniformQuantizer.from_range(x.min() * 1.5, x.max() * 1.5, QuantSpec(3))
+    learner = LearnedStep(start)
+    assert torch.equal(learner(x), start(x))
+    optimizer = torch.optim.Adam([p for group in learner.learned().values() for p in group], lr=0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (learner(x) - x).square().mean().backward()
+        optimizer.step()
+    quantizer, values = learner.harden()
+    assert values is None
+    factors = np.geomspace(0.2, 1.2, 200)
+    errors = [float((start.scaled(f).infer(x) - x).square().mean()) for f in factors]
+    assert float((quantizer.infer(x) - x).square().mean()) <= 1.02 * min(errors)
+    assert (quantizer.bits, quantizer.signed) == (3, True)
