@@ -16,6 +16,11 @@ CONFIGS = {
     ),
     "mptq_vit.opt_m": ({}, {"split": "paper", "s0_grid": "paper", "candidates": 10}),
     "mptq_vit.sq_b": ({}, {"range": "before_shift"}, {"match": ["*.norm1"], "strength": 0.3}),
+    "brecq.adaround": ({"iterations": 3, "batch_size": 4},),
+    "brecq.brecq": (
+        {"iterations": 3, "batch_size": 4},
+        {"iterations": 3, "batch_size": 4, "scales": True, "keep": 0.5, "loss": "fisher"},
+    ),
     "mr_biq.binary_coding": ({}, {"uniform": True}, {"group_size": 8}, {"refine": False}),
     "mr_biq.reconstruct": ({"iterations": 3}, {"iterations": 2, "learn": "codes", "keep": 0.5}),
     "noisyquant.noisy_bias": ({}, {"kinds": ["post_gelu"], "means": 3, "ranges": 4}),

@@ -12,20 +12,8 @@ from qplug_brecq.rounding import EDGE, LearnedRounding
 
 from qplug import Block, LearnedStep, QuantSpec, Site, SiteKind, UniformQuantizer, load_recipe, run
 from qplug.plan import Decision
-from qplug.testing.technique import TechniqueContract
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "brecq.yaml"
-QUICK = {"iterations": 3, "batch_size": 4}
-
-
-class TestAdaRound(TechniqueContract):
-    technique = AdaRound
-    configs = (QUICK,)
-
-
-class TestBrecq(TechniqueContract):
-    technique = Brecq
-    configs = (QUICK, {**QUICK, "scales": True, "keep": 0.5, "loss": "fisher"})
 
 
 def grid(weight, bits=3, symmetric=True):
