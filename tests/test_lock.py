@@ -38,7 +38,7 @@ def recipe(tmp_path: Path):
 def test_lock(recipe) -> None:
     value = lock(recipe("seed=3"), known_by="cd", device="cpu", hashes={"model": "ab"})
     assert json.loads(json.dumps(value, allow_nan=False)) == value
-    assert (value["format"], value["seed"], value["hashes"]) == (2, 3, {"model": "ab"})
+    assert (value["format"], value["seed"], value["hashes"]) == (3, 3, {"model": "ab"})
     assert all(value["packages"].values())
     assert value["content"] == "cd"
     assert sorted(value["code"]) == ["qplug", "qplug_baseline"]
