@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from qplug import Learner, UniformQuantizer, bit_penalty, rectified_sigmoid, soft_bit_logits
+from qplug import Learner, UniformQuantizer, rectified_sigmoid, soft_bit_logits
 
 EDGE = 1e-4
 
@@ -21,17 +21,20 @@ class LearnedRounding(Learner):
     Args:
         weight: float32, any shape.
         start: the grid, whose bits, scale and zero point stay; symmetric or not.
-        learn_scale: BRECQ-B (Mr.BiQ's comparison, Table A4): the scale is learned too. w/s is floored once, at the
-            first scale, so that the neighbours stay the same and no straight-through gradient is needed [ours].
+        learn_scale: BRECQ-B (Mr.BiQ's comparison, Table A4, appendix C): the scale is learned too, by gradients that
+            pass straight through ⌊w/s⌋.
     """
+
+    weight: Tensor
 
     def __init__(self, weight: Tensor, start: UniformQuantizer, learn_scale: bool = False) -> None:
         super().__init__()
         self.bits, self.start = start.bits, start
-        place = weight.detach() / start.scale
-        self.register_buffer("floor", place.floor())
+        self.register_buffer("weight", weight.detach())
+        place = self.weight / start.scale
         self.logits = nn.Parameter(soft_bit_logits((place - place.floor()).clamp(EDGE, 1.0 - EDGE)))
         self.log_factor = nn.Parameter(torch.zeros_like(start.scale)) if learn_scale else None
+        self.register_buffer("floor", None if learn_scale else place.floor())
 
     def learned(self) -> Mapping[str, Sequence[nn.Parameter]]:
         """``codes``, and ``scales`` where the scale is learned too."""
@@ -42,22 +45,23 @@ class LearnedRounding(Learner):
 
     def forward(self, x: Tensor) -> Tensor:
         """The soft weight, whatever ``x`` is."""
-        return self._values(rectified_sigmoid(self.logits))
+        return self._values(self.soft_bits())
 
-    def penalty(self, beta: float) -> Tensor:
-        """Eq. 24."""
-        return bit_penalty(rectified_sigmoid(self.logits), beta)
+    def soft_bits(self) -> Tensor:
+        """h(V), in the weight's shape."""
+        return rectified_sigmoid(self.logits)
 
     @torch.no_grad()
     def harden(self) -> tuple[UniformQuantizer, Tensor]:
         """The grid, and each weight at the neighbour that its bit is nearer to."""
         grid = self.start if self.log_factor is None else self.start.scaled(self.log_factor.exp())
-        values = self._values((rectified_sigmoid(self.logits) >= 0.5).to(self.logits.dtype))
-        return grid, grid.infer(values)
+        return grid, grid.infer(self._values((self.soft_bits() >= 0.5).to(self.logits.dtype)))
 
     def _values(self, bits: Tensor) -> Tensor:
-        zero = self.start.zero_point
-        scale = self.start.scale if self.log_factor is None else self.start.scale * self.log_factor.exp()
-        assert isinstance(self.floor, Tensor)
-        codes = torch.clamp(self.floor + bits + zero, self.start.low, self.start.high) - zero
-        return codes * scale
+        zero, scale, floor = self.start.zero_point, self.start.scale, self.floor
+        if self.log_factor is not None:
+            scale = scale * self.log_factor.exp()
+            place = self.weight / scale
+            floor = place + (place.floor() - place).detach()
+        assert isinstance(floor, Tensor)
+        return (torch.clamp(floor + bits + zero, self.start.low, self.start.high) - zero) * scale

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from qplug import Learner, bit_penalty, rectified_sigmoid, soft_bit_logits
+from qplug import Learner, rectified_sigmoid, soft_bit_logits
 from qplug_mr_biq.coding import nearest, powers
 from qplug_mr_biq.quantizer import BinaryCodingQuantizer, level_sums
 
@@ -51,7 +51,7 @@ class SoftBinaryCoding(Learner):
         kept, scaled = alphas[:, -1:] if self.uniform else alphas, learn != "codes"
         self.scales = nn.Parameter(kept.clone(), requires_grad=scaled)
         self.offset = None if offset is None else nn.Parameter(offset.clone(), requires_grad=scaled)
-        bits = soft_bits(start.rows(weight.detach()).to(alphas), alphas, offset)
+        bits = starting_bits(start.rows(weight.detach()).to(alphas), alphas, offset)
         self.logits = None if learn == "scales" else nn.Parameter(soft_bit_logits(bits))
         self.register_buffer("hard", (bits > 0.5).to(torch.int8) if learn == "scales" else None)
 
@@ -72,9 +72,9 @@ class SoftBinaryCoding(Learner):
             total = total + alphas[:, i : i + 1] * (2.0 * bits[i] - 1.0)
         return (total if self.offset is None else total + self.offset).view(self.shape)
 
-    def penalty(self, beta: float) -> Tensor:
-        """() Σ (1 − |2·b̃ − 1|^beta); 0 where codes are not learned."""
-        return super().penalty(beta) if self.logits is None else bit_penalty(self._bits(), beta)
+    def soft_bits(self) -> Tensor | None:
+        """(q, rows, n) b̃; ``None`` where codes are not learned."""
+        return None if self.logits is None else rectified_sigmoid(self.logits)
 
     @torch.no_grad()
     def harden(self) -> tuple[BinaryCodingQuantizer, Tensor]:
@@ -92,13 +92,14 @@ class SoftBinaryCoding(Learner):
 
     def _bits(self) -> Tensor:
         """(q, rows, n) soft bits, or hard ones where codes are not learned."""
-        if self.logits is None:
+        soft = self.soft_bits()
+        if soft is None:
             assert self.hard is not None
             return self.hard
-        return rectified_sigmoid(self.logits)
+        return soft
 
 
-def soft_bits(w: Tensor, alphas: Tensor, offset: Tensor | None) -> Tensor:
+def starting_bits(w: Tensor, alphas: Tensor, offset: Tensor | None) -> Tensor:
     """The soft bits that ``SoftBinaryCoding`` starts from.
 
     Args:

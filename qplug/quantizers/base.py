@@ -29,35 +29,51 @@ def clamp_ste(x: Tensor, low: float, high: float) -> Tensor:
     return torch.where(x < low, float(low), x)
 
 
+HALF = 0.5 + 1e-6
+"""How far a value within the range lies from its code at most; a tie counts as within."""
+
+
 class _FakeQuantize(torch.autograd.Function):
     """x̂ = (clamp(round(x/s + z), l, h) − z)·s with straight-through gradients, in few passes over memory."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, low: int, high: int) -> Tensor:
         """Fake-quantise, and keep what the gradients need."""
-        place = (x / scale).add_(zero_point)
-        rounded = place.round()
-        codes = rounded.clamp(low, high)
-        inside = torch.eq(rounded, codes, out=rounded)  # whatever rounds to an end passes too
-        codes.sub_(zero_point)
-        slope = None
-        if ctx.needs_input_grad[1]:  # codes, less x/s where it is inside: LSQ's Eq. 3
-            slope = codes - place.sub_(zero_point).mul_(inside)
-        ctx.save_for_backward(inside, slope)
-        ctx.shape = scale.shape
-        return codes.mul_(scale)
+        place = x.contiguous() / scale  # a view's strides would make every operation from here on copy
+        if zero_point is not None:
+            place.add_(zero_point)
+        codes = place.round().clamp_(low, high)
+        beside = place.sub_(codes)  # beyond HALF where the range ends
+        if zero_point is not None:
+            codes.sub_(zero_point)
+        values = codes.mul_(scale)
+        ctx.save_for_backward(beside, *((values, scale) if ctx.needs_input_grad[1] else ()))
+        return values
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Of x and of the scale."""
-        inside, slope = ctx.saved_tensors
-        of_x = gradient * inside if ctx.needs_input_grad[0] else None
-        of_scale = (gradient * slope).sum_to_size(ctx.shape) if slope is not None else None
-        return of_x, of_scale, None, None, None
+        """Of x: what lies inside passes. Of the scale: the code, less x/s where it is inside (LSQ's Eq. 3)."""
+        beside, *learned = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        inside = torch.ops.aten.hardtanh_backward(gradient, beside, -HALF, HALF)  # one pass; a mask would take three
+        if not learned:
+            return inside, None, None, None, None
+        values, scale = learned
+        of_scale = _sum_of_products(gradient - inside, values, scale) / scale - _sum_of_products(inside, beside, scale)
+        return inside if ctx.needs_input_grad[0] else None, of_scale, None, None, None
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """Σ a·b over all axes along which ``like`` is broadcast, in its shape."""
+    if like.numel() == 1:
+        return torch.dot(a.flatten(), b.flatten()).view(like.shape)
+    return (a * b).sum_to_size(like.shape)
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None, low: int, high: int) -> Tensor:
     """(clamp(round(x/s + z), l, h) − z)·s, in the shape of ``x``, which ``scale`` and ``zero_point`` broadcast to.
+
+    ``zero_point`` is ``None`` where it is 0.
 
     Gradients pass to ``x`` where the rounded value lies in [low, high], and to ``scale`` as in LSQ (Esser et al. 2020,
     Eq. 3, without their factor), which is what passing straight through the rounding gives.

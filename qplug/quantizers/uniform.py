@@ -63,7 +63,7 @@ class UniformQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantise; gradients pass inside the range and stop outside."""
-        return fake_quantize(x, self.scale, self.zero_point, self.low, self.high)
+        return fake_quantize(x, self.scale, None if self.symmetric else self.zero_point, self.low, self.high)
 
     @torch.no_grad()
     def infer(self, x: Tensor) -> Tensor:

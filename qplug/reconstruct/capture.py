@@ -1,10 +1,10 @@
-"""What a block is given and what it gives, on all calibration images, kept on the host for one block at a time."""
+"""What a block is given and what it gives, on all calibration images, kept for one block at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -13,33 +13,40 @@ from qplug.calibrate import batch_loss
 from qplug.errors import InputError
 
 
-@dataclass
+@dataclass(frozen=True)
 class Calls:
-    """The calls of one module over all images, on the CPU.
+    """The calls of one module over all images, on the CPU until they are moved.
 
     Attributes:
         inputs: (images, …) its first argument.
         rest: its other arguments, by place or name: (images, …) where they have an entry for every image, and else what
             they were, the same for every batch.
-        outputs: (images, …), where they were asked for.
-        importance: likewise, the squared gradient of a loss at each output, divided by its mean.
+        outputs: (images, …).
     """
 
     inputs: Tensor
     rest: dict[int | str, Any]
     outputs: Tensor
-    importance: Tensor | None = None
 
     def arguments(self, inputs: Tensor, images: Tensor) -> tuple[list[Any], dict[str, Any]]:
-        """The call's arguments for these ``images`` (int64 on the CPU), the first being ``inputs``."""
-        taken = {
-            key: value[images].to(inputs.device)
-            if isinstance(value, Tensor) and len(value) == len(self.inputs)
-            else value
-            for key, value in self.rest.items()
-        }
+        """The call's arguments for these ``images`` (int64, where the calls are), the first being ``inputs``."""
+        taken = {key: x[images].to(inputs.device) if self._by_image(x) else x for key, x in self.rest.items()}
         places = sorted(key for key in taken if isinstance(key, int))
         return [inputs, *(taken[place] for place in places)], {k: v for k, v in taken.items() if isinstance(k, str)}
+
+    def to(self, device: torch.device) -> Calls:
+        """The same on ``device``."""
+        rest = {key: x.to(device) if self._by_image(x) else x for key, x in self.rest.items()}
+        return Calls(self.inputs.to(device), rest, self.outputs.to(device))
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all that there is for every image."""
+        kept = [self.inputs, self.outputs, *(x for x in self.rest.values() if self._by_image(x))]
+        return sum(x.numel() * x.element_size() for x in kept)
+
+    def _by_image(self, value: object) -> TypeGuard[Tensor]:
+        return _has_rows(value, len(self.inputs))
 
 
 class _Enough(Exception):
@@ -115,5 +122,5 @@ def _check(name: str, call: tuple[tuple[Any, ...], dict[str, Any], Tensor], imag
     )
 
 
-def _has_rows(value: object, count: int) -> bool:
+def _has_rows(value: object, count: int) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.dim() > 0 and len(value) == count

@@ -26,7 +26,7 @@ def soft_bit_logits(bits: Tensor) -> Tensor:
     return torch.logit((bits - GAMMA) / (ZETA - GAMMA))
 
 
-def bit_penalty(bits: Tensor, beta: float) -> Tensor:
+def bit_penalty(bits: Tensor, beta: float | Tensor) -> Tensor:
     """Σ (1 − |2b − 1|^β) over soft ``bits`` in [0, 1], AdaRound's Eq. 24: () float, 0 where every bit is 0 or 1."""
     return (1.0 - (2.0 * bits - 1.0).abs().pow(beta)).sum()
 
@@ -44,9 +44,14 @@ class Learner(Quantizer):
         """What is learned, by the name under which ``Reconstruction.rates`` knows it."""
         raise TypeError(f"{type(self).__name__} does not implement learned()")
 
-    def penalty(self, beta: float) -> Tensor:
-        """() what it costs that soft bits are neither 0 nor 1; nothing by default."""
-        return torch.zeros((), device=next(iter(self.parameters())).device)
+    def soft_bits(self) -> Tensor | None:
+        """Its soft bits in [0, 1], any shape, with gradients; ``None`` where it has none."""
+        return None
+
+    def penalty(self, beta: float | Tensor) -> Tensor:
+        """() what it costs that soft bits are neither 0 nor 1, by the exponent β, which may be a () float tensor."""
+        bits = self.soft_bits()
+        return torch.zeros((), device=next(iter(self.parameters())).device) if bits is None else bit_penalty(bits, beta)
 
     def harden(self) -> tuple[Quantizer, Tensor | None]:
         """What it has become: a quantizer, and for a weight its values, which that quantizer leaves as they are."""
@@ -77,8 +82,8 @@ class LearnedStep(Learner):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantise ``x`` with the present scale."""
-        scale, zero = self.start.scale * self.log_factor.exp(), self.start.zero_point
-        return fake_quantize(x, scale, zero, self.start.low, self.start.high)
+        zero = None if self.start.symmetric else self.start.zero_point
+        return fake_quantize(x, self.start.scale * self.log_factor.exp(), zero, self.start.low, self.start.high)
 
     def harden(self) -> tuple[UniformQuantizer, None]:
         """The uniform quantizer with the present scale."""

@@ -3,95 +3,77 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from qplug.errors import PluginError
 from qplug.reconstruct.capture import Calls
-from qplug.reconstruct.learners import Learner
 from qplug.reconstruct.settings import Reconstruction
+from qplug.reconstruct.step import Graphed, Loss, Step
 
 
-class Dropped(Learner):
-    """QDrop (Wei et al. 2022, Eq. 8): each element is quantised with probability ``keep`` and else passes in float."""
-
-    def __init__(self, quantizer: nn.Module, keep: float) -> None:
-        super().__init__()
-        self.quantizer, self.keep = quantizer, keep
-        self.bits = int(getattr(quantizer, "bits", 0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """A mixture of ``x`` and of ``x`` fake-quantised, drawn anew."""
-        return mix(self.quantizer(x), x, self.keep)
-
-
-def mix(quantized: Tensor, float_: Tensor, keep: float) -> Tensor:
-    """Each element from ``quantized`` with probability ``keep``, and else from ``float_``."""
-    return torch.where(torch.rand_like(float_) < keep, quantized, float_)
-
-
-def learn(
-    block: nn.Module,
-    settings: Reconstruction,
-    float_calls: Calls,
-    quantized_inputs: Tensor,
-    channel_axis: int,
-) -> None:
+def learn(block: nn.Module, settings: Reconstruction, calls: Calls, inputs: Tensor, loss: Loss) -> None:
     """Learn the parameters of ``settings.learners``, which ``block`` holds; everything else of it stands still.
+
+    Where the block is on a CUDA device and so are the calls, iterations are replays of a CUDA graph.
 
     Args:
         block: the lowered block; its weights get no gradient.
         settings: learners, rates and schedule.
-        float_calls: what the float block is given and gives.
-        quantized_inputs: (images, …) what the quantised model before it gives.
-        channel_axis: that of its output.
+        calls: what the float block is given and gives.
+        inputs: (images, …) what the quantised model before it gives, where the calls are.
+        loss: of the block's output.
 
     Raises:
-        PluginError: the error is not finite any more.
+        PluginError: the error is not finite any more, or an iteration cannot be captured.
     """
-    device = next(block.parameters()).device
     block.requires_grad_(False)
-    groups, cosines = [], []
-    for learner in settings.learners.values():
-        for name, parameters in learner.learned().items():
-            rate = settings.rates[name]
-            groups.append({"params": [p.requires_grad_(True) for p in parameters], "lr": rate.start})
-            cosines.append(rate.cosine)
-    optimizer = torch.optim.Adam(groups)
-    whole = settings.iterations
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, [partial(_cosine, whole) if cosine else _constant for cosine in cosines]
-    )
-    draws = _draws(len(quantized_inputs), settings.batch_size)
-    errors: list[Tensor] = []
-    for step in range(whole):
-        images = next(draws)
-        inputs = quantized_inputs[images].to(device)
-        if settings.keep < 1.0:
-            inputs = mix(inputs, float_calls.inputs[images].to(device), settings.keep)
-        args, kwargs = float_calls.arguments(inputs, images)
-        with torch.enable_grad():
-            error = (block(*args, **kwargs) - float_calls.outputs[images].to(device)).square()
-            if float_calls.importance is not None:
-                error = error * float_calls.importance[images].to(device)
-            loss = error.sum(channel_axis).mean()
-            errors.append(loss.detach())
-            beta = _beta(step / whole, settings)
-            if beta is not None:
-                loss = loss + settings.weight * sum(learner.penalty(beta) for learner in settings.learners.values())
-            optimizer.zero_grad()
-            loss.backward()
-        optimizer.step()
+    graphed = settings.graph and inputs.is_cuda
+    optimizer, schedule = _optimizer(settings, inputs.device if graphed else None)
+    batch, whole = min(settings.batch_size, len(inputs)), settings.iterations
+    step = Step(block, settings, calls, inputs, loss, optimizer, batch)
+    iterate: Callable[[bool], None] = Graphed(step) if graphed else step
+    draws = _draws(len(inputs), batch)
+    for done in range(whole):
+        step.images.copy_(next(draws))
+        beta = _beta(done / whole, settings)
+        if beta is not None:
+            step.beta.fill_(beta)
+        iterate(beta is not None)
         schedule.step()
-    broken = (~torch.isfinite(torch.stack(errors))).nonzero()
-    if len(broken):
+    finite = int(step.finite)
+    if finite < whole:
         raise PluginError(
-            f"the reconstruction error is not finite from iteration {int(broken[0])} of {whole} on",
+            f"the reconstruction error is not finite from iteration {finite} of {whole} on",
             fix="lower the learning rates",
         )
+
+
+def _optimizer(
+    settings: Reconstruction, graphed_on: torch.device | None
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Adam with a rate for each name of what is learned; a graph reads the rates from its device."""
+    parameters: dict[str, list[nn.Parameter]] = defaultdict(list)
+    for learner in settings.learners.values():
+        for name, learned in learner.learned().items():
+            parameters[name] += learned
+    for parameter in chain.from_iterable(parameters.values()):
+        parameter.requires_grad_(True)
+    rates = [settings.rates[name] for name in parameters]
+    groups = [
+        {"params": found, "lr": rate.start if graphed_on is None else torch.tensor(rate.start, device=graphed_on)}
+        for found, rate in zip(parameters.values(), rates, strict=True)
+    ]
+    optimizer = torch.optim.Adam(groups, fused=True, capturable=graphed_on is not None)
+    factors: list[Callable[[int], float]] = [
+        partial(_cosine, settings.iterations) if rate.cosine else _constant for rate in rates
+    ]
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
 
 
 def _cosine(whole: int, step: int) -> float:
@@ -111,7 +93,6 @@ def _beta(done: float, settings: Reconstruction) -> float | None:
 
 
 def _draws(images: int, batch: int) -> Iterator[Tensor]:
-    """Batches of image numbers: every image once before any comes again."""
-    batch = min(batch, images)
+    """Batches of image numbers, on the CPU: every image once before any comes again."""
     while True:
         yield from torch.split(torch.randperm(images)[: images // batch * batch], batch)

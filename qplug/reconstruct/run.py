@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from qplug.backends.base import Backend
 from qplug.errors import PluginError
+from qplug.memory import fits
 from qplug.plan import Decision, Plan
 from qplug.quantizers import Quantizer
 from qplug.reconstruct.blocks import called, find_blocks, lower_block, within
 from qplug.reconstruct.capture import Calls, capture, importance
 from qplug.reconstruct.learners import Learner
-from qplug.reconstruct.loop import Dropped, learn
+from qplug.reconstruct.loop import learn
 from qplug.reconstruct.settings import Block, Reconstruction
+from qplug.reconstruct.step import Dropped, Loss
 from qplug.seeding import seeded
 from qplug.types import SiteKind
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from qplug.techniques import Technique
 
 HOOK = "qplug_reconstruct"
+SOFT = 0.05
+"""How far a soft bit may be from 0 and from 1 to count as decided."""
 
 
 @dataclass
@@ -112,27 +116,40 @@ class Reconstructor:
         if not mine:
             return
         calls = capture(float_model, unit, self.batches)
-        if settings.loss == "fisher":
-            calls.importance = importance(float_model, unit, self.batches, self.loss, self.seed)
-        with self.backend.inference(quantized):
-            inputs = capture(quantized, unit, self.batches).inputs
         axis = (
             1 if all(d.site.kind is not SiteKind.LINEAR_WEIGHT for d in decisions) and calls.outputs.dim() == 4 else -1
         )
-        before = self._error(unit, calls, inputs, axis)
-        learned = replace(settings, learners=mine)
+        with self.backend.inference(quantized):
+            inputs = capture(quantized, unit, self.batches).inputs
+        weights = None
+        if settings.loss == "fisher":
+            weights = importance(float_model, unit, self.batches, self.loss, self.seed)
         device = self.batches[0].device
+        if fits(2 * calls.bytes, device):
+            calls, inputs = calls.to(device), inputs.to(device)
+            weights = None if weights is None else weights.to(device)
+        loss = _loss(axis, weights)
+        before = self._error(unit, calls, inputs, loss)
+        start = {d.site.name: (d, self._weight(d).clone() if d.site.kind.is_weight else None) for d in decisions}
+        learned = replace(settings, learners=mine)
         block = lower_block(self.backend, self.model, unit, _with_learners(self.plan, decisions, learned)).to(device)
         with seeded(self.seed, technique.name(), unit), self.steps.blame(technique, HOOK, unit):
-            learn(block, learned, calls, inputs, axis)
+            learn(block, learned, calls, inputs, loss)
+        note = _undecided(mine.values())
         for decision in decisions:
             if decision.site.name in mine:
                 self._take(decision, mine[decision.site.name], technique)
-        after = self._error(unit, calls, inputs, axis)
+        after = self._error(unit, calls, inputs, loss)
+        note = f"{technique.name()}: error of {unit} {before:.4g} → {after:.4g}{note}"
+        if not after <= before:
+            note += ", so the start was kept"
+            for decision, weight in start.values():
+                self.plan.decisions[decision.site.name] = decision
+                if weight is not None:
+                    self._weight(decision).copy_(weight)
         for decision in decisions:
             now = self.plan.decisions[decision.site.name]
-            reason = f"{now.reason}; {technique.name()}: error of {unit} {before:.4g} → {after:.4g}"
-            self.plan.decisions[decision.site.name] = replace(now, reason=reason)
+            self.plan.decisions[decision.site.name] = replace(now, reason=f"{now.reason}; {note}")
         _put(quantized, unit, lower_block(self.backend, self.model, unit, self.plan))
 
     def _take(self, decision: Decision, learner: Learner, technique: Technique) -> None:
@@ -148,17 +165,15 @@ class Reconstructor:
         self.plan.decisions[decision.site.name] = replace(decision, quantizer=quantizer)
 
     @torch.no_grad()
-    def _error(self, unit: str, calls: Calls, inputs: Tensor, axis: int) -> float:
+    def _error(self, unit: str, calls: Calls, inputs: Tensor, loss: Loss) -> float:
         """The error of the unit as the plan and the model have it now, on all images."""
         block = lower_block(self.backend, self.model, unit, self.plan)
-        total = 0.0
+        device, total = self.batches[0].device, 0.0
         with self.backend.inference(block):
-            for images in torch.split(torch.arange(len(inputs)), len(self.batches[0])):
-                args, kwargs = calls.arguments(inputs[images].to(self.batches[0].device), images)
-                error = (block(*args, **kwargs).cpu() - calls.outputs[images]).square()
-                if calls.importance is not None:
-                    error *= calls.importance[images]
-                total += float(error.sum(axis).mean()) * len(images) / len(inputs)
+            for images in torch.split(torch.arange(len(inputs), device=inputs.device), len(self.batches[0])):
+                args, kwargs = calls.arguments(inputs[images].to(device), images)
+                difference = block(*args, **kwargs) - calls.outputs[images].to(device)
+                total += float(loss(difference, images)) * len(images) / len(inputs)
         return total
 
     def _check(self, technique: Technique, settings: object, block: str) -> None:
@@ -203,6 +218,29 @@ def _with_learners(plan: Plan, decisions: Sequence[Decision], settings: Reconstr
             quantizer = Dropped(quantizer, settings.keep)
         found[decision.site.name] = replace(decision, quantizer=quantizer)
     return Plan(found)
+
+
+def _loss(axis: int, importance: Tensor | None) -> Loss:
+    """Σ of squares over the channels (``axis``), each weighed where there is an importance; its mean over the rest."""
+
+    def loss(difference: Tensor, images: Tensor) -> Tensor:
+        error = difference.square()
+        if importance is not None:
+            error = error * importance[images].to(error.device)
+        return error.sum(axis).mean()
+
+    return loss
+
+
+def _undecided(learners: Iterable[Learner]) -> str:
+    """The share of soft bits farther than ``SOFT`` from 0 and from 1, in words; nothing where there are none."""
+    with torch.no_grad():
+        soft = [bits.flatten() for bits in (learner.soft_bits() for learner in learners) if bits is not None]
+    if not soft:
+        return ""
+    bits = torch.cat(soft)
+    share = float(((bits > SOFT) & (bits < 1.0 - SOFT)).double().mean())
+    return f", {share:.1%} of the bits still soft" if share else ""
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

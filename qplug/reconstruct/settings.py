@@ -53,6 +53,7 @@ class Reconstruction:
         loss: ``mse``, Σ(y − ŷ)² over the channels, its mean over everything else; ``fisher``, each output weighed by
             its squared gradient of the recipe's ``calibration.loss`` at the float model, of mean 1 (BRECQ's Eq. 10).
         each_operation: reconstruct the block's operations one after the other, as AdaRound does, not the block.
+        graph: on a CUDA device, replay the iteration as a CUDA graph; not where a learner waits for the host.
     """
 
     learners: Mapping[str, Learner]
@@ -65,3 +66,4 @@ class Reconstruction:
     keep: float = 1.0
     loss: Literal["mse", "fisher"] = "mse"
     each_operation: bool = False
+    graph: bool = True

@@ -9,7 +9,8 @@ from torch import nn
 
 from qplug import PluginError, QuantSpec, Rate, Reconstruction, UniformQuantizer
 from qplug.reconstruct.capture import Calls
-from qplug.reconstruct.loop import _beta, _draws, learn, mix
+from qplug.reconstruct.loop import _beta, _draws, learn
+from qplug.reconstruct.step import mix
 
 RATES = {"codes": Rate(0.01), "scales": Rate(1e-3, cosine=True)}
 
@@ -37,6 +38,10 @@ def problem(outputs=3, inputs=6, seed=0):
     return weight, x, grid
 
 
+def square(difference, images):
+    return difference.square().sum(-1).mean()
+
+
 def error(weight, moved, x):
     return float((x @ (moved - weight).T).square().sum(-1).mean())
 
@@ -45,7 +50,7 @@ def learned(original, x, grid, **more):
     learner = LearnedRounding(original, grid, learn_scale=more.pop("learn_scale", False))
     settings = {"iterations": 1000, "batch_size": 64, "weight": 1.0, "warmup": 0.0, **more}
     torch.manual_seed(0)
-    learn(Layer(learner), Reconstruction({"w": learner}, RATES, **settings), Calls(x, {}, x @ original.T), x, -1)
+    learn(Layer(learner), Reconstruction({"w": learner}, RATES, **settings), Calls(x, {}, x @ original.T), x, square)
     return learner
 
 
@@ -118,7 +123,12 @@ def test_every_image_comes_once_before_any_comes_again():
     draws = _draws(12, 4)
     for _ in range(3):
         assert sorted(torch.cat([next(draws) for _ in range(3)]).tolist()) == list(range(12))
-    assert len(next(_draws(3, 32))) == 3
+
+
+def test_more_images_a_step_than_there_are_is_all_of_them():
+    weight, x, grid = problem()
+    many, all_of_them = (learned(weight, x, grid, batch_size=size) for size in (1000, 256))
+    assert torch.equal(many.logits, all_of_them.logits)
 
 
 def test_dropping_mixes_elements():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from typing import Literal
 
 import pytest
@@ -29,8 +30,8 @@ def errors(plan):
     found = {}
     for decision in plan:
         if "error of" in decision.reason:
-            name, _, rest = decision.reason.rpartition("error of ")[2].partition(" ")
-            found[name] = tuple(float(x) for x in rest.split(" → "))
+            name, before, after = re.search(r"error of (\S+) (\S+) → ([^\s,]+)", decision.reason).groups()
+            found[name] = (float(before), float(after))
     return found
 
 
@@ -138,6 +139,30 @@ class Liar(Learner):
 
     def harden(self):
         return self.start, self.weight.detach() + 0.01234
+
+
+class Spoiled(LearnedStep):
+    """Becomes something far worse than it was, and had bits that it could not decide."""
+
+    def soft_bits(self):
+        return torch.tensor([0.0, 0.5, 1.0, 0.9])
+
+    def harden(self):
+        return self.start.scaled(10.0), None
+
+
+def spoil(block):
+    grid = next(d.quantizer for d in block.decisions if d.site.role == "input")
+    return Reconstruction({"head.input": Spoiled(grid)}, {"steps": Rate(1e-3)}, iterations=1)
+
+
+def test_a_block_that_learning_made_worse_stays_as_it_was_and_the_plan_says_so():
+    spoiling = type("Answer", (Answer,), {"answer": staticmethod(spoil)})
+    start, kept = (reconstructed(t, bits=4).plan.decisions["head.input"] for t in (Answer, spoiling))
+    assert kept.quantizer.to_dict() == start.quantizer.to_dict()
+    before, after = errors([kept])["head"]
+    assert after > before
+    assert kept.reason.endswith("50.0% of the bits still soft, so the start was kept")
 
 
 def steps_of(block):

@@ -1,0 +1,125 @@
+"""One iteration of the reconstruction of a block, on tensors that stay in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from qplug.errors import PluginError
+from qplug.reconstruct.capture import Calls
+from qplug.reconstruct.learners import Learner
+from qplug.reconstruct.settings import Reconstruction
+
+EAGER = 3
+"""Iterations before a CUDA graph is captured, in which libraries allocate and choose kernels, as torch advises."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(ŷ − y (B, …), numbers of the images (B,) int64) → () what the block's error costs."""
+
+
+class Step:
+    """Called for every iteration, with ``images`` and ``beta`` written before.
+
+    Args:
+        block: the lowered block, whose learners alone have gradients.
+        settings: learners, λ, and QDrop's share.
+        calls: what the float block is given and gives.
+        inputs: (images, …) what the quantised model before it gives, where ``calls`` are.
+        loss: of the block's output.
+        optimizer: of the learners' parameters.
+        batch: images of an iteration.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        settings: Reconstruction,
+        calls: Calls,
+        inputs: Tensor,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        batch: int,
+    ) -> None:
+        self._block, self._settings, self._calls, self._inputs = block, settings, calls, inputs
+        self._loss, self._optimizer = loss, optimizer
+        self.device = next(block.parameters()).device
+        self.images = torch.zeros(batch, dtype=torch.int64, device=inputs.device)
+        self.beta = torch.zeros((), device=self.device)
+        self.finite = torch.zeros((), dtype=torch.int64, device=self.device)
+        """Iterations whose error was finite."""
+
+    def __call__(self, penalised: bool) -> None:
+        """One iteration of Adam, on the block's error and, where ``penalised``, on its soft bits."""
+        settings, images = self._settings, self.images
+        given = self._inputs[images].to(self.device)
+        if settings.keep < 1.0:
+            given = mix(given, self._calls.inputs[images].to(self.device), settings.keep)
+        args, kwargs = self._calls.arguments(given, images)
+        with torch.enable_grad():
+            loss = self._loss(self._block(*args, **kwargs) - self._calls.outputs[images].to(self.device), images)
+            self.finite += torch.isfinite(loss.detach())
+            if penalised:
+                penalties = [learner.penalty(self.beta) for learner in settings.learners.values()]
+                loss = loss + settings.weight * torch.stack(penalties).sum()
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+
+
+class Graphed:
+    """The iterations of a ``Step`` as replays of a CUDA graph: a block's kernels take longer to launch than to run.
+
+    The first ``EAGER`` iterations of each kind are computed as they come. Raises ``PluginError`` where a learner, a
+    quantizer or the block waits for the host, which a graph cannot hold.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._stream = torch.cuda.Stream(step.device)  # type: ignore[no-untyped-call]
+        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        self._seen = {False: 0, True: 0}
+
+    def __call__(self, penalised: bool) -> None:
+        """One iteration."""
+        self._seen[penalised] += 1
+        if self._seen[penalised] <= EAGER:
+            self._stream.wait_stream(torch.cuda.current_stream(self._step.device))
+            with torch.cuda.stream(self._stream):
+                self._step(penalised)
+            torch.cuda.current_stream(self._step.device).wait_stream(self._stream)
+            return
+        if penalised not in self._graphs:
+            self._graphs[penalised] = self._capture(penalised)
+        self._graphs[penalised].replay()
+
+    def _capture(self, penalised: bool) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._step(penalised)
+        except RuntimeError as error:
+            raise PluginError(
+                f"an iteration cannot be captured in a CUDA graph: {str(error).splitlines()[0]}",
+                fix="let no learner or quantizer ask the device for a number, or answer with graph=False",
+            ) from error
+        return graph
+
+
+class Dropped(Learner):
+    """QDrop (Wei et al. 2022, Eq. 8): each element is quantised with probability ``keep`` and else passes in float."""
+
+    def __init__(self, quantizer: nn.Module, keep: float) -> None:
+        super().__init__()
+        self.quantizer, self.keep = quantizer, keep
+        self.bits = int(getattr(quantizer, "bits", 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A mixture of ``x`` and of ``x`` fake-quantised, drawn anew."""
+        return mix(self.quantizer(x), x, self.keep)
+
+
+def mix(quantized: Tensor, float_: Tensor, keep: float) -> Tensor:
+    """Each element from ``quantized`` with probability ``keep``, and else from ``float_``."""
+    return torch.where(torch.rand_like(float_) < keep, quantized, float_)
