@@ -18,14 +18,14 @@ def round_ste(x: Tensor) -> Tensor:
     return x + (torch.round(x) - x).detach() if x.requires_grad else torch.round(x)
 
 
-def clamp_ste(x: Tensor, low: float, high: float) -> Tensor:
-    """Clamp to [low, high]; the gradient passes there, both ends included.
+def clamp_ste(x: Tensor, low: float, high: float | Tensor) -> Tensor:
+    """Clamp to [low, high]; the gradient passes there, both ends included. ``high`` may be a () tensor.
 
     That of torch.clamp at the ends depends on torch's version, and whatever rounds to an end lies exactly there.
     """
     if not x.requires_grad:
-        return torch.clamp(x, low, high)
-    x = torch.where(x > high, float(high), x)
+        return torch.clamp(x, low).clamp(max=high)
+    x = torch.where(x > high, high if isinstance(high, Tensor) else float(high), x)
     return torch.where(x < low, float(low), x)
 
 

@@ -37,7 +37,7 @@ class LogQuantizer(Quantizer):
         values = self.infer(x)
         if not x.requires_grad:
             return values
-        inside = clamp_ste(x, 0.0, float(self.scale))
+        inside = clamp_ste(x, 0.0, self.scale)
         return inside + (values - inside).detach()
 
     @torch.no_grad()

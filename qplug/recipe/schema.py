@@ -97,7 +97,9 @@ class Published(Config):
     weights: float = Field(gt=0, le=32, description="bits of weights, on average")
     activations: float = Field(gt=0, le=32, description="bits of activations, on average")
     top1: float = Field(ge=0, le=100, description="top-1 of the quantised model, percent")
-    float_top1: float = Field(ge=0, le=100, description="top-1 of its float model, percent")
+    float_top1: float | None = Field(
+        None, ge=0, le=100, description="top-1 of its float model, percent; null where the paper does not print it"
+    )
 
 
 class Paper(Config):

@@ -1,0 +1,58 @@
+"""Iterations as replays of a CUDA graph: the same learning as without one. These need a CUDA device."""
+
+import pytest
+import torch
+from qplug_brecq import Brecq
+from qplug_brecq.rounding import LearnedRounding
+from test_loop import RATES, Layer, problem, square
+
+from qplug import PluginError, Reconstruction
+from qplug.pipeline import run
+from qplug.reconstruct.capture import Calls
+from qplug.reconstruct.loop import learn
+from qplug.testing.run import toy_recipe, toy_registry
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICE = torch.device("cuda")
+
+
+class Waiting(LearnedRounding):
+    """Asks the device for a number in every forward."""
+
+    def forward(self, x):
+        return super().forward(x) * (1.0 if float(self.logits.detach().sum()) < 1e9 else 2.0)
+
+
+def learned(learner=LearnedRounding, iterations=200, **more):
+    weight, x, grid = problem()
+    found = learner(weight.to(DEVICE), grid.to(DEVICE), learn_scale=True)
+    settings = Reconstruction({"w": found}, RATES, iterations=iterations, batch_size=64, weight=1.0, **more)
+    torch.manual_seed(0)
+    learn(Layer(found).to(DEVICE), settings, Calls(x, {}, x @ weight.T).to(DEVICE), x.to(DEVICE), square)
+    return found
+
+
+def test_replays_learn_what_eager_iterations_learn():
+    graphed, eager = learned(), learned(graph=False)
+    assert torch.allclose(graphed.logits, eager.logits, atol=1e-3)
+    assert torch.allclose(graphed.log_factor, eager.log_factor, atol=1e-4)
+    assert float(graphed.log_factor.detach().abs().max()) > 1e-3
+
+
+def test_the_same_seed_learns_the_same_and_every_replay_drops_anew():
+    assert torch.equal(learned(keep=0.5).logits, learned(keep=0.5).logits)
+    assert not torch.allclose(learned(keep=0.5).logits, learned().logits, atol=1e-3)
+
+
+def test_a_learner_that_waits_for_the_host_is_told_what_to_do():
+    with pytest.raises(PluginError, match="graph=False"):
+        learned(Waiting)
+    assert torch.allclose(learned(Waiting, graph=False).logits, learned(graph=False).logits)
+
+
+@pytest.mark.parametrize("more", [{}, {"keep": 0.5}, {"loss": "fisher"}])
+def test_a_run_on_the_device_reconstructs_as_on_the_cpu(more):
+    registry = toy_registry(Brecq)
+    recipe = toy_recipe(Brecq, registry=registry, bits=3, iterations=100, batch_size=4, rounding_rate=0.02, **more)
+    here, there = (run(recipe, registry=registry, device=device).metrics for device in ("cpu", "cuda"))
+    assert there["quantized.logit_sqnr_db"] == pytest.approx(here["quantized.logit_sqnr_db"], abs=1.5)
