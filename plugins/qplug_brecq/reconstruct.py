@@ -18,7 +18,9 @@ class _Settings(qplug.Config):
 
     iterations: int = Field(20_000, ge=1, le=1_000_000, description="steps of Adam for each block or operation")
     batch_size: int = Field(32, ge=1, le=4096, description="images of each step")
-    rounding_rate: float = Field(1e-3, gt=0.0, le=1.0, description="Adam's learning rate of the soft bits")
+    rounding_rate: float | None = Field(
+        None, gt=0.0, le=1.0, description="Adam's learning rate of the soft bits; null: 1e-3 × 20,000/iterations"
+    )
     weight: float = Field(0.01, ge=0.0, description="λ, what a soft bit's penalty weighs against the output's error")
     beta: tuple[float, float] = Field((20.0, 2.0), description="the penalty's exponent, at first and at last")
     warmup: float = Field(0.2, ge=0.0, lt=1.0, description="share of the iterations before the penalty sets in")
@@ -65,7 +67,7 @@ class AdaRound(Technique):
         learners = roundings(block)
         if not learners:
             return None
-        rates = {"codes": Rate(self.config.rounding_rate)}
+        rates = {"codes": Rate.suited(self.config.rounding_rate, 1e-3, self.config.iterations)}
         return Reconstruction(learners, rates, each_operation=True, **self.config.common())
 
 
@@ -85,9 +87,13 @@ class Brecq(Technique):
 
         use: Literal["brecq.brecq"] = Field("brecq.brecq", description="which technique this step is")
         steps: bool = Field(True, description="learn the steps of uniform activations")
-        step_rate: float = Field(4e-5, gt=0.0, le=1.0, description="Adam's learning rate of steps, relative to them")
+        step_rate: float | None = Field(
+            None, gt=0.0, le=1.0, description="Adam's rate of steps, relative to them; null: 4e-5 × 20,000/iterations"
+        )
         scales: bool = Field(False, description="learn the weights' scales too (BRECQ-B)")
-        scale_rate: float = Field(4e-5, gt=0.0, le=1.0, description="Adam's learning rate of scales, relative to them")
+        scale_rate: float | None = Field(
+            None, gt=0.0, le=1.0, description="Adam's rate of scales, relative to them; null: 4e-5 × 20,000/iterations"
+        )
         keep: float = Field(1.0, gt=0.0, le=1.0, description="share of activations that are quantised (QDrop: 0.5)")
         loss: Literal["mse", "fisher"] = Field("mse", description="what weighs the errors of the block's output")
 
@@ -104,8 +110,8 @@ class Brecq(Technique):
             grids = {d.site.name: d.quantizer for d in block.decisions if d.site.name not in block.weights}
             learners |= {name: LearnedStep(grid) for name, grid in grids.items() if isinstance(grid, UniformQuantizer)}
         rates = {
-            "codes": Rate(config.rounding_rate),
-            "scales": Rate(config.scale_rate, cosine=True),
-            "steps": Rate(config.step_rate, cosine=True),
+            "codes": Rate.suited(config.rounding_rate, 1e-3, config.iterations),
+            "scales": Rate.suited(config.scale_rate, 4e-5, config.iterations, cosine=True),
+            "steps": Rate.suited(config.step_rate, 4e-5, config.iterations, cosine=True),
         }
         return Reconstruction(learners, rates, keep=config.keep, loss=config.loss, **config.common())

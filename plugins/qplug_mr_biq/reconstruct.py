@@ -21,10 +21,11 @@ class Reconstruct(Technique):
     Takes blocks with weights that ``mr_biq.binary_coding`` coded, and in them every activation with a uniform
     quantizer. The loss is ‖y − ŷ‖² of the block's output + λ·Σ(1 − |2·b̃ − 1|^β) [ours, after secondary sources: the
     paper's Eq. 9 is not to be had]. Learning rates, Adam, the cosine for all but the codes, λ and the batch of 32 are
-    those of the paper's appendix A, which takes 12 images a batch for transformers, and λ = 0.7 for MobileNetV2 and
-    MnasNet. Iterations and β's schedule are not printed; they follow secondary sources. The steps are learned as
-    logarithms (``qplug.LearnedStep``), so their rate is relative [ours]. ``learn`` is the ablation of learning scales
-    or codes alone; activation steps are learned with either. ``keep`` is QDrop's, which the paper does not have.
+    those of the paper's appendix A; where there are fewer than 20,000 iterations the rates of codes and steps grow
+    [ours]. The paper takes 12 images a batch for transformers, and λ = 0.7 for MobileNetV2 and MnasNet. Iterations and
+    β's schedule are not printed; they follow secondary sources. The steps are learned as logarithms
+    (``qplug.LearnedStep``), so their rate is relative [ours]. ``learn`` is the ablation of learning scales or codes
+    alone; activation steps are learned with either. ``keep`` is QDrop's, which the paper does not have.
     """
 
     paper = (
@@ -46,9 +47,17 @@ class Reconstruct(Technique):
         scales_rate: float = Field(
             3.5e-4, gt=0.0, le=1.0, description="learning rate of alphas and offsets, in units of the weight; cosine"
         )
-        codes_rate: float = Field(1e-3, gt=0.0, le=1.0, description="learning rate of the codes' logits; constant")
-        steps_rate: float = Field(
-            4e-5, gt=0.0, le=1.0, description="learning rate of activation steps, as a share of the step; cosine"
+        codes_rate: float | None = Field(
+            None,
+            gt=0.0,
+            le=1.0,
+            description="learning rate of the codes' logits, constant; null: 1e-3 × 20,000/iterations",
+        )
+        steps_rate: float | None = Field(
+            None,
+            gt=0.0,
+            le=1.0,
+            description="learning rate of activation steps, relative to them, cosine; null: 4e-5 × 20,000/iterations",
         )
         keep: float = Field(
             1.0, gt=0.0, le=1.0, description="share of activations that are quantised in a step (QDrop); 1: all of them"
@@ -75,8 +84,8 @@ class Reconstruct(Technique):
             learners,
             {
                 "scales": Rate(config.scales_rate, cosine=True),
-                "codes": Rate(config.codes_rate),
-                "steps": Rate(config.steps_rate, cosine=True),
+                "codes": Rate.suited(config.codes_rate, 1e-3, config.iterations),
+                "steps": Rate.suited(config.steps_rate, 4e-5, config.iterations, cosine=True),
             },
             iterations=config.iterations,
             batch_size=config.batch_size,

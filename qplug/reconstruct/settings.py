@@ -28,12 +28,26 @@ class Block:
     weights: Mapping[str, Tensor]
 
 
+ITERATIONS = 20_000
+"""For which the papers' learning rates are meant."""
+LARGEST = 0.1
+
+
 @dataclass(frozen=True)
 class Rate:
     """Adam's learning rate, and whether a cosine takes it to 0 over the iterations."""
 
     start: float
     cosine: bool = False
+
+    @classmethod
+    def suited(cls, given: float | None, usual: float, iterations: int, cosine: bool = False) -> Rate:
+        """The rate ``given``; or one, 0.1 at most, that moves a parameter as far as ``usual`` does in 20,000 [ours].
+
+        A step of Adam is about as long as the rate, and a soft bit has some way to go until it is another one: 1,000
+        iterations at AdaRound's 1e-3 turn hardly any.
+        """
+        return cls(min(usual * ITERATIONS / iterations, LARGEST) if given is None else given, cosine)
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,7 @@ class Reconstruction:
 
     learners: Mapping[str, Learner]
     rates: Mapping[str, Rate]
-    iterations: int = 20_000
+    iterations: int = ITERATIONS
     batch_size: int = 32
     weight: float = 0.01
     beta: tuple[float, float] = (20.0, 2.0)

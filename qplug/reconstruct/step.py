@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +72,9 @@ class Step:
 class Graphed:
     """The iterations of a ``Step`` as replays of a CUDA graph: a block's kernels take longer to launch than to run.
 
-    The first ``EAGER`` iterations of each kind are computed as they come. Raises ``PluginError`` where a learner, a
-    quantizer or the block waits for the host, which a graph cannot hold.
+    The first ``EAGER`` iterations of each kind are computed as they come. The last of them tells whether a learner, a
+    quantizer or the block waits for the host, which a graph cannot hold: a capture that breaks off would leave the
+    device's random generator broken. Raises ``PluginError`` then.
     """
 
     def __init__(self, step: Step) -> None:
@@ -86,7 +88,7 @@ class Graphed:
         self._seen[penalised] += 1
         if self._seen[penalised] <= EAGER:
             self._stream.wait_stream(torch.cuda.current_stream(self._step.device))
-            with torch.cuda.stream(self._stream):
+            with torch.cuda.stream(self._stream), _refuse_waiting(self._seen[penalised] == EAGER):
                 self._step(penalised)
             torch.cuda.current_stream(self._step.device).wait_stream(self._stream)
             return
@@ -96,15 +98,27 @@ class Graphed:
 
     def _capture(self, penalised: bool) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, stream=self._stream):
-                self._step(penalised)
-        except RuntimeError as error:
-            raise PluginError(
-                f"an iteration cannot be captured in a CUDA graph: {str(error).splitlines()[0]}",
-                fix="let no learner or quantizer ask the device for a number, or answer with graph=False",
-            ) from error
+        with torch.cuda.graph(graph, stream=self._stream):
+            self._step(penalised)
         return graph
+
+
+@contextmanager
+def _refuse_waiting(refuse: bool) -> Iterator[None]:
+    """Within it, whatever waits for the device raises ``PluginError``, if it shall."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error" if refuse else before)
+    try:
+        yield
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        raise PluginError(
+            "an iteration waits for the device, and cannot be replayed as a CUDA graph",
+            fix="let no learner or quantizer ask the device for a number, or answer with graph=False",
+        ) from error
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class Dropped(Learner):

@@ -28,7 +28,8 @@ def learned(learner=LearnedRounding, iterations=200, **more):
     found = learner(weight.to(DEVICE), grid.to(DEVICE), learn_scale=True)
     settings = Reconstruction({"w": found}, RATES, iterations=iterations, batch_size=64, weight=1.0, **more)
     torch.manual_seed(0)
-    learn(Layer(found).to(DEVICE), settings, Calls(x, {}, x @ weight.T).to(DEVICE), x.to(DEVICE), square)
+    inputs = (x * 4).round().to(DEVICE) / 4
+    learn(Layer(found).to(DEVICE), settings, Calls(x, {}, x @ weight.T).to(DEVICE), inputs, square)
     return found
 
 
@@ -47,6 +48,7 @@ def test_the_same_seed_learns_the_same_and_every_replay_drops_anew():
 def test_a_learner_that_waits_for_the_host_is_told_what_to_do():
     with pytest.raises(PluginError, match="graph=False"):
         learned(Waiting)
+    assert torch.rand(1, device=DEVICE) < 1.0  # what is random still works, as it would not after a broken capture
     assert torch.allclose(learned(Waiting, graph=False).logits, learned(graph=False).logits)
 
 
