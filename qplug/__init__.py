@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Rate,
         Reconstruction,
         bit_penalty,
+        learned_steps,
         rectified_sigmoid,
         soft_bit_logits,
     )
@@ -60,7 +61,7 @@ _PUBLIC = {
     "qplug.recipe": ("Recipe", "load_recipe"),
     "qplug.reconstruct": (
         *("Block", "LearnedStep", "Learner", "Rate", "Reconstruction"),
-        *("bit_penalty", "rectified_sigmoid", "soft_bit_logits"),
+        *("bit_penalty", "learned_steps", "rectified_sigmoid", "soft_bit_logits"),
     ),
     "qplug.sensitivity": ("SqnrTable",),
     "qplug.stats": ("SiteStats",),
@@ -116,6 +117,7 @@ __all__ = [
     "evenly",
     "grid_search",
     "hookimpl",
+    "learned_steps",
     "line_search",
     "load_quantized",
     "load_recipe",

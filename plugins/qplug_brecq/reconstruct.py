@@ -77,7 +77,8 @@ class Brecq(Technique):
     Deviations from BRECQ's released code: weights and steps are learned together instead of one after the other [ours];
     the error of the output is the plain square unless ``loss: fisher`` asks for Eq. 10, with the gradients of the
     recipe's ``calibration.loss`` [ours]. ``keep: 0.5`` is QDrop. ``scales: true`` learns the weights' scales too, the
-    BRECQ-B that Mr.BiQ compares with. Uniform quantizers alone are learned, others stay as they are.
+    BRECQ-B that Mr.BiQ compares with. Weights with other than uniform quantizers stay as they are, and so do
+    activations whose quantizer cannot be scaled.
     """
 
     paper = "Li et al. 2021, BRECQ, Algorithm 1, Eq. 10; Wei et al. 2022, QDrop, Eq. 8; BRECQ-B: Mr.BiQ, Table A4"
@@ -100,15 +101,14 @@ class Brecq(Technique):
     @hookimpl
     def qplug_reconstruct(self, block: Block) -> Reconstruction | None:
         """Take every block that has weights on a uniform grid."""
-        from qplug import LearnedStep, Rate, Reconstruction, UniformQuantizer
+        from qplug import Rate, Reconstruction, learned_steps
 
         config = self.config
         learners = roundings(block, config.scales)
         if not learners:
             return None
         if config.steps:
-            grids = {d.site.name: d.quantizer for d in block.decisions if d.site.name not in block.weights}
-            learners |= {name: LearnedStep(grid) for name, grid in grids.items() if isinstance(grid, UniformQuantizer)}
+            learners |= learned_steps(block.decisions)
         rates = {
             "codes": Rate.suited(config.rounding_rate, 1e-3, config.iterations),
             "scales": Rate.suited(config.scale_rate, 4e-5, config.iterations, cosine=True),

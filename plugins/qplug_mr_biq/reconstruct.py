@@ -10,7 +10,7 @@ import qplug
 from qplug import Technique, hookimpl
 
 if TYPE_CHECKING:
-    from qplug import Block, Learner, Reconstruction
+    from qplug import Block, Reconstruction
 
 Exponent = Annotated[float, Field(ge=1.0, le=100.0)]
 
@@ -66,18 +66,16 @@ class Reconstruct(Technique):
     @hookimpl
     def qplug_reconstruct(self, block: Block) -> Reconstruction | None:
         """Take blocks that have a binary-coded weight."""
-        from qplug import LearnedStep, Rate, Reconstruction, UniformQuantizer
+        from qplug import Rate, Reconstruction, learned_steps
         from qplug_mr_biq.learner import SoftBinaryCoding
         from qplug_mr_biq.quantizer import BinaryCodingQuantizer
 
         config = self.config
-        learners: dict[str, Learner] = {}
+        learners = learned_steps(block.decisions)
         for decision in block.decisions:
             site, quantizer = decision.site, decision.quantizer
             if site.kind.is_weight and isinstance(quantizer, BinaryCodingQuantizer):
                 learners[site.name] = SoftBinaryCoding(block.weights[site.name], quantizer, config.learn)
-            elif not site.kind.is_weight and isinstance(quantizer, UniformQuantizer):
-                learners[site.name] = LearnedStep(quantizer)
         if not any(isinstance(learner, SoftBinaryCoding) for learner in learners.values()):
             return None
         return Reconstruction(

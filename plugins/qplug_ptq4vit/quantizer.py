@@ -31,6 +31,10 @@ class TwinQuantizer(Quantizer):
         for name, step in (("negative", negative), ("positive", positive)):
             self.register_buffer(name, torch.as_tensor(step, dtype=torch.float32).detach().clone())
 
+    def scaled(self, factor: Tensor | float) -> TwinQuantizer:
+        """Both steps ``factor`` times as long."""
+        return TwinQuantizer(self.negative * factor, self.positive * factor, self.bits)
+
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantise; gradients pass inside the range and stop outside."""
         values = self.infer(x)

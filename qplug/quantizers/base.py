@@ -114,6 +114,13 @@ class Quantizer(nn.Module):
         """The values, float32, of what ``encode`` made: ``decode(encode(x))`` is ``infer(x)``, bit for bit."""
         raise NotImplementedError(f"{type(self).__name__} does not implement decode()")
 
+    def scaled(self, factor: Tensor | float) -> Quantizer:
+        """The same codes over a range ``factor`` times as wide; () or, where there are several scales, of their shape.
+
+        Not required: where it is implemented, and gradients pass straight through, reconstruction learns the step.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement scaled()")
+
     def storage_bits(self, shape: tuple[int, ...]) -> int:
         """Bits that a tensor of ``shape`` takes when stored in this format, scales included at 32 bits each."""
         count = 1

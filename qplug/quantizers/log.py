@@ -32,6 +32,10 @@ class LogQuantizer(Quantizer):
         self.last = (1 << bits) - 1
         self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32).detach().clone())
 
+    def scaled(self, factor: Tensor | float) -> LogQuantizer:
+        """The same codes of a largest value ``factor`` times as large."""
+        return LogQuantizer(self.scale * factor, self.rate, self.bits)
+
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantise; the gradient passes between 0 and the scale, and stops outside."""
         values = self.infer(x)

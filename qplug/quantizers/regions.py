@@ -59,6 +59,10 @@ class RegionQuantizer(Quantizer):
         self.register_buffer("_table", None, persistent=False)
         self.register_buffer("_pairs", None, persistent=False)
 
+    def scaled(self, factor: Tensor | float) -> RegionQuantizer:
+        """The same regions of a base step ``factor`` times as long."""
+        return RegionQuantizer(self.step * factor, self.regions, self.bits)
+
     def codes(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """For base integers ``q`` (float): the stored code of each and its region's shift, both as float."""
         code = shift = torch.zeros_like(q)

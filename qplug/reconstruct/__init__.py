@@ -1,6 +1,13 @@
 """Reconstruction: blocks of the quantised model learn to give what the float ones give, on the calibration images."""
 
-from qplug.reconstruct.learners import LearnedStep, Learner, bit_penalty, rectified_sigmoid, soft_bit_logits
+from qplug.reconstruct.learners import (
+    LearnedStep,
+    Learner,
+    bit_penalty,
+    learned_steps,
+    rectified_sigmoid,
+    soft_bit_logits,
+)
 from qplug.reconstruct.settings import Block, Rate, Reconstruction
 
 __all__ = [
@@ -10,6 +17,7 @@ __all__ = [
     "Rate",
     "Reconstruction",
     "bit_penalty",
+    "learned_steps",
     "rectified_sigmoid",
     "soft_bit_logits",
 ]

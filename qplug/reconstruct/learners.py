@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from qplug.quantizers import Quantizer, UniformQuantizer
 from qplug.quantizers.base import fake_quantize
+
+if TYPE_CHECKING:
+    from qplug.plan import Decision
 
 GAMMA, ZETA = -0.1, 1.1
 """Where AdaRound stretches the sigmoid to, so that soft bits reach 0 and 1 (Nagel et al. 2020, Eq. 23)."""
@@ -63,18 +66,27 @@ class Learner(Quantizer):
 
 
 class LearnedStep(Learner):
-    """A uniform quantizer of activations whose scale is learned by straight-through gradients (LSQ).
+    """A quantizer of activations whose scale is learned by straight-through gradients (LSQ).
 
     Esser et al. 2020, Eq. 3, whose gradient is that of ``forward`` with rounding passed straight through. It is not
     divided by √(N·h) as theirs is: reconstruction optimises by Adam, which does not see a constant factor. The scale is
     learned as its logarithm relative to where it starts, ``scale·exp(u)``, so that it stays positive and one rate suits
-    every layer; near the start that is their scale in units of itself [ours].
+    every layer; near the start that is their scale in units of itself [ours]. What is not uniform is learned as
+    f·Q(x/f) with f = exp(u), whose gradient is the same where Q passes gradients straight through [ours]. Channels that
+    share a scale and a zero point go on sharing them.
+
+    Args:
+        start: a quantizer that implements ``scaled``.
     """
 
-    def __init__(self, start: UniformQuantizer) -> None:
+    members: Tensor | None
+
+    def __init__(self, start: Quantizer) -> None:
         super().__init__()
         self.start, self.bits = start, start.bits
-        self.log_factor = nn.Parameter(torch.zeros_like(start.scale))
+        self.register_buffer("members", _members(start))
+        scale = start.scale if isinstance(start, UniformQuantizer) else next(start.buffers()).new_zeros(())
+        self.log_factor = nn.Parameter(torch.zeros_like(scale if self.members is None else self.members[0]))
 
     def learned(self) -> Mapping[str, Sequence[nn.Parameter]]:
         """``steps``."""
@@ -82,10 +94,40 @@ class LearnedStep(Learner):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantise ``x`` with the present scale."""
+        factor = self._log_factor().exp()
+        if not isinstance(self.start, UniformQuantizer):
+            values: Tensor = self.start(x / factor) * factor
+            return values
         zero = None if self.start.symmetric else self.start.zero_point
-        return fake_quantize(x, self.start.scale * self.log_factor.exp(), zero, self.start.low, self.start.high)
+        return fake_quantize(x, self.start.scale * factor, zero, self.start.low, self.start.high)
 
-    def harden(self) -> tuple[UniformQuantizer, None]:
-        """The uniform quantizer with the present scale."""
-        factor = self.log_factor.detach().exp().clamp(math.exp(-5.0), math.exp(5.0))
+    def harden(self) -> tuple[Quantizer, None]:
+        """The quantizer with the present scale."""
+        factor = self._log_factor().detach().exp().clamp(math.exp(-5.0), math.exp(5.0))
         return self.start.scaled(factor), None
+
+    def _log_factor(self) -> Tensor:
+        if self.members is None:
+            return self.log_factor
+        assert isinstance(self.start, UniformQuantizer)
+        return (self.members @ self.log_factor).view(self.start.scale.shape)
+
+
+def _members(start: Quantizer) -> Tensor | None:
+    """(scales, distinct ones) 1 where a scale with its zero point is that one; ``None`` where all are distinct."""
+    if not isinstance(start, UniformQuantizer):
+        return None
+    pairs = torch.stack([start.scale.flatten(), start.zero_point.expand_as(start.scale).flatten()])
+    distinct, place = torch.unique(pairs, dim=1, return_inverse=True)
+    if distinct.shape[1] == pairs.shape[1]:
+        return None
+    return torch.nn.functional.one_hot(place).to(start.scale.dtype)
+
+
+def learned_steps(decisions: Iterable[Decision]) -> dict[str, Learner]:
+    """A ``LearnedStep`` for every activation whose quantizer can be scaled, by the site's name."""
+    return {
+        d.site.name: LearnedStep(d.quantizer)
+        for d in decisions
+        if not d.site.kind.is_weight and type(d.quantizer).scaled is not Quantizer.scaled
+    }

@@ -28,6 +28,7 @@ def check_quantizer(quantizer: Quantizer, x: Tensor) -> None:
     _check_serialisation(quantizer, x, out, what)
     _check_gradient(quantizer, x, out, what)
     _check_codes(quantizer, x, inferred, what)
+    _check_scaled(quantizer, x, inferred, what)
 
 
 def _check_serialisation(quantizer: Quantizer, x: Tensor, out: Tensor, what: str) -> None:
@@ -66,6 +67,15 @@ def _check_codes(quantizer: Quantizer, x: Tensor, inferred: Tensor, what: str) -
     inside = bool(((codes >= 0) & (codes < 1 << quantizer.bits)).all())
     assert inside, f"{what}: encode makes codes outside of 0 … 2^{quantizer.bits} − 1"
     assert torch.equal(quantizer.decode(codes), inferred), f"{what}: decode(encode(x)) and infer(x) differ"
+
+
+def _check_scaled(quantizer: Quantizer, x: Tensor, inferred: Tensor, what: str) -> None:
+    try:
+        twice = quantizer.scaled(2.0)
+    except NotImplementedError:
+        return
+    assert type(twice) is type(quantizer), f"{what}: scaled makes a {type(twice).__name__}"
+    assert torch.equal(twice.infer(2.0 * x), 2.0 * inferred), f"{what}: scaled(2) does not quantise 2·x to 2·x̂"
 
 
 class QuantizerContract:

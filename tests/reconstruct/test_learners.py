@@ -6,8 +6,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qplug import LearnedStep, QuantSpec, UniformQuantizer, bit_penalty, rectified_sigmoid, soft_bit_logits
+from qplug import (
+    LearnedStep,
+    LogQuantizer,
+    Quantizer,
+    QuantSpec,
+    Region,
+    RegionQuantizer,
+    Site,
+    SiteKind,
+    UniformQuantizer,
+    bit_penalty,
+    learned_steps,
+    rectified_sigmoid,
+    soft_bit_logits,
+)
+from qplug.plan import Decision
 from qplug.quantizers.base import clamp_ste, fake_quantize, round_ste
+
+THREE = (Region(-1000, 0, -3, 0), Region(0, 0, 0, 3), Region(4, 2, 1, 7))
 
 
 @given(st.lists(st.floats(0.0, 1.0, width=32), min_size=1, max_size=20))
@@ -70,3 +87,51 @@ def test_a_learned_step_starts_where_it_was_and_finds_the_step_that_loses_least(
     errors = [float((start.scaled(f).infer(x) - x).square().mean()) for f in factors]
     assert float((quantizer.infer(x) - x).square().mean()) <= 1.02 * min(errors)
     assert (quantizer.bits, quantizer.signed) == (3, True)
+
+
+@pytest.mark.parametrize("start", [LogQuantizer(1.0, 2, 4), RegionQuantizer(0.05, THREE, 4)], ids=["log", "regions"])
+def test_the_step_of_any_quantizer_that_can_be_scaled_has_lsqs_gradient(start):
+    """x̂ − x inside the range and x̂ outside, in units of the step."""
+    top = float(start(torch.tensor([1e6])))
+    x = torch.rand(500, generator=torch.Generator().manual_seed(0)) * 1.5 * top
+    learner = LearnedStep(start)
+    values = learner(x)
+    assert torch.equal(values, start(x))
+    values.sum().backward()
+    leaf = x.clone().requires_grad_(True)
+    start(leaf).sum().backward()
+    assert 0 < int(leaf.grad.sum()) < len(x)
+    assert float(learner.log_factor.grad) == pytest.approx(float((values.detach() - x * leaf.grad).sum()), rel=1e-3)
+    with torch.no_grad():
+        learner.log_factor.fill_(0.3)
+    hardened, _ = learner.harden()
+    assert type(hardened) is type(start)
+    assert torch.allclose(hardened(x), learner(x), rtol=1e-5)
+
+
+def test_channels_that_share_a_scale_go_on_sharing_it():
+    start = UniformQuantizer(torch.tensor([0.1, 0.2, 0.1, 0.3]), torch.tensor([3.0, 3.0, 3.0, 5.0]), 4, False)
+    learner = LearnedStep(start)
+    assert learner.log_factor.shape == (3,)
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(learner(x), start(x))
+    with torch.no_grad():
+        learner.log_factor.copy_(torch.tensor([0.1, 0.2, 0.3]))
+    scale = learner.harden()[0].scale
+    assert scale[0] == scale[2]
+    assert len(scale.unique()) == 3
+
+
+def test_steps_are_learned_of_activations_whose_quantizer_can_be_scaled():
+    grid = UniformQuantizer(torch.tensor(0.1), None, 4, True)
+
+    class Fixed(UniformQuantizer):
+        scaled = Quantizer.scaled
+
+    fixed = Fixed(torch.tensor(0.1), None, 4, True)
+    made = {"a": (SiteKind.LINEAR_INPUT, grid), "b": (SiteKind.KEY, fixed), "c": (SiteKind.LINEAR_WEIGHT, grid)}
+    decisions = [
+        Decision(Site(name, kind, "m", "input", (2, 2)), QuantSpec(4), quantizer, "", "", "")
+        for name, (kind, quantizer) in made.items()
+    ]
+    assert list(learned_steps(decisions)) == ["a"]
