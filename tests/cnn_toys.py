@@ -50,10 +50,11 @@ def family(name: str) -> nn.Module:
         return lively(timm.create_model(architecture, num_classes=7, **more))
 
 
-def small_mobilenet() -> nn.Module:
-    """A MobileNetV1 of eight channels at most times four, with TensorFlow's padding as its real weights have it.
+def small_mobilenet(*stages: str) -> nn.Module:
+    """A MobileNetV1 of at most 32 channels, with TensorFlow's padding as its real weights have it.
 
-    For recipes: ``model: {source: import, target: "cnn_toys:small_mobilenet"}``.
+    Args:
+        stages: in timm's notation, in the place of its own.
     """
     from timm.models._efficientnet_builder import decode_arch_def
     from timm.models.efficientnet import EfficientNet
@@ -61,7 +62,7 @@ def small_mobilenet() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = EfficientNet(
-            block_args=decode_arch_def([["dsa_r1_k3_s1_c16"], ["dsa_r2_k3_s2_c32"]]),
+            block_args=decode_arch_def([[stage] for stage in stages or ("dsa_r1_k3_s1_c16", "dsa_r2_k3_s2_c32")]),
             num_features=0,
             stem_size=8,
             num_classes=5,

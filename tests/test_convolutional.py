@@ -1,11 +1,13 @@
 """Convolutional networks through the whole house: folded, quantised, reconstructed, loaded again."""
 
 import json
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
-from cnn_toys import lively, small_mobilenet
+from cnn_toys import FAMILIES, family, lively, small_mobilenet
+from qplug_brecq import Brecq
 from torch import nn
 
 import qplug
@@ -20,8 +22,6 @@ from qplug.runtime import backend_of
 from qplug.sensitivity.measure import Request, measure
 from qplug.testing.run import ToyModel, toy_recipe, toy_registry
 from qplug.types import SiteKind
-
-SIZE = (3, 16, 16)
 
 
 class Quiet(Technique):
@@ -70,21 +70,21 @@ class PreActivation(nn.Module):
         return self.head(self.sum_norm(self.second(x) + x).relu().mean((2, 3)))
 
 
-def registry(build, *techniques):
+def registry(build, *techniques, size=(3, 16, 16)):
     """The toys with another model."""
 
     class Model(ToyModel):
         def load(self):
-            return FloatModel.of(build(), "toy", Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3, "nearest", 1.0))
+            return FloatModel.of(build(), "toy", Preprocessing(size, (0.5,) * 3, (0.25,) * 3, "nearest", 1.0))
 
     found = toy_registry(*techniques)
     found.models = {**found.models, "toy": Model}
     return found
 
 
-def quantized(build, technique=Quiet, bits=8, out=None, **more):
-    """The result of a run, and the logits of its quantised model."""
-    kept, toys = {}, registry(build, technique)
+def quantized(build, technique=Quiet, bits=8, out=None, size=(3, 16, 16), **more):
+    """The result of a run, the logits of its quantised model, and the registry."""
+    kept, toys = {}, registry(build, technique, size=size)
     toys.metrics = {"trial.keep": Metric("keep", lambda f, q, y: kept.update(logits=q) or 0.0)}
     recipe = toy_recipe(technique, registry=toys, bits=bits, **more)
     return run(recipe, registry=toys, out=out), kept["logits"], toys
@@ -203,3 +203,47 @@ def test_grids_after_activations_hold_what_they_give_and_no_more(activation, sym
         if activation is nn.ReLU6:
             assert high == pytest.approx(6.0, rel=1e-6) if "conv_dw.input" in name else high <= 6.0 + 1e-5
     assert plan.decisions["conv_stem.conv.input"].quantizer.signed == symmetric
+
+
+def is_reconstructed_and_comes_back(build, out, size):
+    result, logits, toys = quantized(build, Brecq, out=out, size=size, iterations=2, loss="fisher")
+    assert result.metrics["coverage.macs"] == 1.0
+    assert result.float_macs == result.plan.float_sites == {}
+    weights = [decision for decision in result.plan if decision.site.kind.is_weight]
+    assert [d.site.name for d in weights if "brecq.brecq: error of" not in d.reason] == []
+    assert torch.equal(loaded(result, toys), logits)
+    return result
+
+
+def test_squeeze_and_excite_multiplies_in_float_and_its_convolutions_are_quantised(tmp_path):
+    result = is_reconstructed_and_comes_back(
+        lambda: small_mobilenet("ir_r1_k3_s2_e2_c16_se0.25_nhs"), tmp_path / "run", (3, 16, 16)
+    )
+    assert {f"blocks.0.0.se.{name}" for name in ("conv_reduce", "conv_expand")} < set(result.plan.modules())
+    assert not result.plan.decisions["blocks.0.0.se.conv_expand.input"].quantizer.signed  # behind a ReLU
+    assert result.plan.decisions["blocks.0.0.conv_pwl.input"].quantizer.signed  # behind Hardswish and a product
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_reconstructed_and_comes_back(name, tmp_path):
+    is_reconstructed_and_comes_back(lambda: family(name), tmp_path / "run", (3, 32, 32))
+
+
+@pytest.mark.slow
+def test_the_real_mobilenet_at_eight_bits(shared, tmp_path):
+    sample = shared / "data" / "imagenet_sample"
+    values = {"model.checkpoint_path": shared / "weights" / "mobilenetv1_025.safetensors"}
+    for part, folder in (("calibration", "calib"), ("evaluation", "dev")):
+        values[f"data.{part}.path"] = sample / folder
+        values[f"data.{part}.class_map"] = sample / "class_map.txt"
+    values |= {"data.calibration.images": 250, "quantize.weights.bits": 8, "techniques.0.use": "baseline.minmax"}
+    recipe = Path(__file__).parents[1] / "recipes" / "imagenet" / "mobilenetv1.yaml"
+    result = run(qplug.load_recipe(recipe, [f"{key}={value}" for key, value in values.items()]), out=tmp_path / "run")
+    metrics = result.metrics
+    assert metrics["images.evaluation"] == 250
+    assert metrics["float.top1"] == pytest.approx(0.512, abs=0.005)  # what timm's model says of these images
+    assert metrics["quantized.agreement"] > 0.7  # measured: 0.78
+    assert metrics["coverage.macs"] == 1.0
+    assert len(result.plan.changes) == 27
+    assert torch.isfinite(qplug.load_quantized(tmp_path / "run")(torch.zeros(1, 3, 224, 224))).all()
