@@ -96,7 +96,7 @@ class _Reads:
     def __init__(self, model: nn.Module, norms: dict[str, nn.Module], image: Tensor) -> None:
         self.operation: dict[str, str | None] = dict.fromkeys(norms)
         self.calls: Counter[str] = Counter()
-        self._dims: dict[str, int] = {}
+        self._tokens: set[str] = set()  # linears whose outputs have more axes than images and features
         self._readers: dict[str, list[str]] = defaultdict(list)
         self._outputs: dict[str, Tensor] = {}
         self._tracer = Tracer(lambda origin, function: self._readers[origin].append(function))
@@ -127,14 +127,16 @@ class _Reads:
             return f"reads {operation}, which is called {self.calls[operation]} times"
         if len(self._readers[operation]) > 1:
             return f"is not alone in reading {operation}: {', '.join(self._readers[operation])}"
-        if self._dims[norm] == 3:
+        if operation in self._tokens:
             return f"normalises another axis than the outputs of {operation}"
         hooked = [name for name in (norm, operation) if name in self._hooked]
         return f"is computed with the help of hooks of {hooked[0]}" if hooked else ""
 
     def _made(self, name: str) -> Any:
-        def hook(_: nn.Module, __: Any, out: Tensor) -> None:
+        def hook(module: nn.Module, _: Any, out: Tensor) -> None:
             self.calls[name] += 1
+            if isinstance(module, nn.Linear) and out.dim() != 2:
+                self._tokens.add(name)
             self._outputs[name] = out
             self._tracer.label(out, name)
 
@@ -145,7 +147,7 @@ class _Reads:
             self.calls[name] += 1
             before = self._tracer.origin(args[0]) if args else None
             if before is not None and self._outputs[before] is args[0]:
-                self.operation[name], self._dims[name] = before, args[0].dim()
+                self.operation[name] = before
 
         return hook
 

@@ -250,9 +250,9 @@ def test_what_cannot_be_folded_stays_and_is_named(case):
     assert note.startswith(f"BatchNorms that could not be folded stay in float: norm {reason}")
 
 
-def test_a_batchnorm_over_the_tokens_of_a_linear_stays():
-    image = torch.randn(1, 4, 4)
-    _, folding = folded(lambda m, x: m.norm(m.fc(x)), image, fc=nn.Linear(4, 4), norm=nn.BatchNorm1d(4))
+@pytest.mark.parametrize(("shape", "kind"), [((1, 4, 4), nn.BatchNorm1d), ((1, 4, 4, 4), nn.BatchNorm2d)])
+def test_a_batchnorm_over_the_tokens_of_a_linear_stays(shape, kind):
+    _, folding = folded(lambda m, x: m.norm(m.fc(x)), torch.randn(shape), fc=nn.Linear(4, 4), norm=kind(4))
     assert folding.left == {"norm": "normalises another axis than the outputs of fc"}
 
 
