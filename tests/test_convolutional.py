@@ -224,6 +224,14 @@ def test_squeeze_and_excite_multiplies_in_float_and_its_convolutions_are_quantis
     assert result.plan.decisions["blocks.0.0.conv_pwl.input"].quantizer.signed  # behind Hardswish and a product
 
 
+def test_blocks_are_those_that_plugins_declare():
+    toys = registry(small_mobilenet, Brecq)
+    toys.blocks = ["torch.nn.modules.container:Sequential"]
+    plan = run(toy_recipe(Brecq, registry=toys, iterations=2), registry=toys).plan
+    blocks = [d.reason.rpartition("error of ")[2].split()[0] for d in plan if d.site.kind.is_weight]
+    assert list(dict.fromkeys(blocks)) == ["conv_stem", "blocks", "classifier"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_reconstructed_and_comes_back(name, tmp_path):
