@@ -9,6 +9,7 @@ from qplug.data.folder import Folder
 from qplug.data.hf import HuggingFace
 from qplug.hooks import hookimpl
 from qplug.models.adapters import ADAPTERS
+from qplug.models.blocks import BLOCKS
 from qplug.models.sources import ImportedModel, TimmModel, ZooModel
 from qplug.techniques import DataSource, ModelSource
 from qplug.types import Adapter
@@ -44,5 +45,11 @@ def qplug_quantizers() -> Mapping[str, str]:
 
 @hookimpl
 def qplug_adapters() -> Iterable[Adapter]:
-    """timm's attention of ViT and DeiT, and Swin's window attention."""
+    """timm's attention of ViT and DeiT, Swin's window attention, and timm's own convolution and linear."""
     return ADAPTERS
+
+
+@hookimpl
+def qplug_blocks() -> Iterable[str]:
+    """Those of timm, torchvision and transformers."""
+    return BLOCKS

@@ -61,7 +61,25 @@ class DiscoverySpecs:
 
     @hookspec
     def qplug_adapters(self) -> Iterable[Adapter]:  # type: ignore[empty-body]
-        """Adapters that make a type of attention explicit. Each replacement is checked against the original."""
+        """Adapters that make a type of attention explicit, or a convolution or linear of one's own a plain one.
+
+        Each replacement is checked against the original.
+        """
+
+    @hookspec
+    def qplug_blocks(self) -> Iterable[str]:  # type: ignore[empty-body]
+        """Classes whose instances are reconstructed as a whole, each as ``module:Class``, without importing them.
+
+        These are transformer and residual blocks, called with a tensor with an entry for every image first, and giving
+        such a tensor. What derives from one is a block too, and a block within a block belongs to it. Operations
+        outside of all blocks are reconstructed one by one (see ``qplug_reconstruct``).
+
+        Example::
+
+            @hookimpl
+            def qplug_blocks():
+                return ["my_models.net:ResidualBlock"]
+        """
 
     @hookspec
     def qplug_quantizers(self) -> Mapping[str, str]:  # type: ignore[empty-body]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qplug.errors import InputError
 from qplug.models.adapters import make_explicit
+from qplug.models.folding import BY, fold_batchnorms
 from qplug.plan import Plan
 from qplug.recipe import load_recipe
 from qplug.record import AGAIN, Run, read_run
@@ -19,7 +20,7 @@ from qplug.steps import Steps
 from qplug.weights import FILE, load_weights
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from qplug.recipe import Recipe
 
@@ -29,7 +30,8 @@ def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Regist
 
     The recipe's model is built without its weights (see ``ModelSource.architecture``), so the original checkpoint need
     not exist. Techniques that rewrote modules are asked again; what they make of weights must lie in their modules'
-    state, which comes from the folder. The backend's ``inference`` gives the same values faster.
+    state, which comes from the folder. BatchNorms are folded again too. The backend's ``inference`` gives the same
+    values faster.
 
     Args:
         run_folder: that ``qplug run`` or ``qplug.run`` wrote.
@@ -53,7 +55,7 @@ def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Regist
     model: nn.Module = source.module
     image = image_of(source.preprocessing.input_size)
     make_explicit(model, registry.adapters, image)
-    _rewrite(model, recipe, registry, plan, run.folder)
+    _rewrite(model, image, recipe, registry, plan, run.folder)
     load_weights(model, run.folder / FILE, plan)
     known = {site.name: (site.kind, site.shape) for site in find_sites(model, image).sites}
     for site in (decision.site for decision in plan):
@@ -73,13 +75,16 @@ def _plan(run: Run, registry: Registry) -> Plan:
         raise InputError(f"holds no plan: {type(error).__name__}: {error}", where=where, fix=AGAIN) from error
 
 
-def _rewrite(model: nn.Module, recipe: Recipe, registry: Registry, plan: Plan, folder: Path) -> None:
-    """Ask the recipe's techniques for the rewrites of the run, which come first among its changes."""
+def _rewrite(model: nn.Module, image: Tensor, recipe: Recipe, registry: Registry, plan: Plan, folder: Path) -> None:
+    """Ask the recipe's techniques for the rewrites of the run, which come first among its changes, and fold."""
     techniques = [component(registry.techniques, step) for step in recipe.techniques]
     steps = Steps(techniques, registry, recipe.seed)
     made = rewrite(model, steps, None)
+    make_explicit(model, registry.adapters, image)
+    made += fold_batchnorms(model, image).changes
     rewriters = {technique.name() for hook in HOOKS for technique, _ in steps.each_technique(hook)}
     rewriters -= {technique.name() for technique, _ in steps.each_technique("qplug_smooth")}
+    rewriters.add(BY)
     rest = [change for change in plan.changes[len(made) :] if change.technique in rewriters]
     pairs = zip_longest(made, plan.changes[: len(made)] + rest)
     other = next((now or then for now, then in pairs if now != then), None)

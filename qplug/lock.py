@@ -85,6 +85,7 @@ def content(recipe: Recipe, registry: Registry, device: str) -> str:
         data={key: value for key, value in data.items() if key not in ("calibration", "evaluation")},
         code=code_of(_parts(recipe, registry)),
         packages=versions(),
+        blocks=sorted(registry.blocks),
         device=device.partition(":")[0],
     )
 

@@ -20,6 +20,7 @@ from qplug.lock import EVALUATION_SEED, content_if_known, lock
 from qplug.metrics import BOPS_CONVENTION, Logits, account, compare, evaluate
 from qplug.models import FloatModel, fingerprint
 from qplug.models.adapters import make_explicit
+from qplug.models.folding import Folding, fold_batchnorms
 from qplug.plan import Change, Plan
 from qplug.recall import Recall, source_key
 from qplug.recipe import Recipe
@@ -28,7 +29,7 @@ from qplug.record import RunFolder, check_target
 from qplug.registry import Registry, component, installed
 from qplug.rewrite import rewrite
 from qplug.runtime import Clock, backend_of, forget_peak_memory, forward_seconds, parse_device, peak_memory_mb
-from qplug.sites import SiteMap, find_sites, image_of
+from qplug.sites import find_sites, image_of
 from qplug.smoothing import smooth
 from qplug.steps import Steps
 from qplug.techniques import ModelSource
@@ -118,9 +119,12 @@ def run(
             for c in changes
             if not c.preserves
         ]
+        folding = _prepare(model, registry, image)  # behind them: they may bring attention or BatchNorms, or take one
+        guard.check(folding.changes)
+        changes += folding.changes
 
     with clock.stage("sites"):
-        site_map = _sites(model, registry, image)
+        site_map = find_sites(model, image)
         specs = resolve(recipe.quantize, site_map.sites)
         scope = recipe.quantize.scope
         sites = watched_sites(site_map.sites, scope.softmax, scope.layernorm)
@@ -145,15 +149,17 @@ def run(
     with clock.stage("ranges", len(fitter.sites)) as advance:
         plan = Plan(fitter.decide(allocation, advance), changes)
         outside = {site.name: OUT_OF_SCOPE for site in site_map.sites if site not in sites}
-        plan.float_sites = {**specs.skipped, **outside}
+        plan.float_sites = {**specs.skipped, **outside, **folding.left}
         plan.total_macs, plan.float_macs = site_map.total_macs, site_map.float_macs(plan.decisions)
 
     if steps.implements("qplug_reconstruct"):
         shown = [images for images, _ in batches(calibration_images, transform, size, where)]
         found = Reconstructor(steps, backend, model, plan, shown, recall, recipe.calibration.loss, recipe.seed)
-        with clock.stage("reconstruction", len(found.blocks())) as advance:
+        blocks = found.blocks()
+        with clock.stage("reconstruction", len(blocks)) as advance:
             found.run(
                 lambda: {
+                    "blocks": blocks,
                     "model": [repr(model), fingerprint(model.state_dict())],
                     "plan": plan.to_dict(),
                     "images": images_digest(calibration_images),
@@ -199,7 +205,7 @@ def run(
     if out is not None and known_by != content_if_known(recipe, registry, device):
         known_by = None
         warnings.append("weights, images or code changed during the run, so it answers for no other run")
-    warnings += steps.idle() + _notes(source, plan) + (cache.warnings if cache else [])
+    warnings += steps.idle() + _notes(source, plan) + folding.note() + (cache.warnings if cache else [])
     result = RunResult(recipe, metrics, plan, table.measured() if table else {}, warnings, out)
     if out is not None:
         digests = [calibration_images.digest(i) for i in range(len(calibration_images))]
@@ -217,11 +223,13 @@ class Inspection:
         sites: all of them, the inputs of Softmax and LayerNorm included.
         total_macs: of one image.
         float_macs: module → multiply-accumulates that no site covers.
+        float_norms: BatchNorms that could not be folded, each with the reason.
     """
 
     sites: list[Site]
     total_macs: int
     float_macs: dict[str, int]
+    float_norms: dict[str, str] = field(default_factory=dict)
 
     @property
     def coverage(self) -> float:
@@ -230,15 +238,18 @@ class Inspection:
 
 
 def inspect(model_source: ModelSource, registry: Registry | None = None) -> Inspection:
-    """Load a model, make its attention explicit, and list its sites."""
+    """Load a model, make its attention explicit, fold its BatchNorms, and list its sites."""
     source = model_source.load()
-    site_map = _sites(source.module, registry or installed(), image_of(source.preprocessing.input_size))
-    return Inspection(site_map.sites, site_map.total_macs, site_map.uncovered_macs)
+    image = image_of(source.preprocessing.input_size)
+    folding = _prepare(source.module, registry or installed(), image)
+    site_map = find_sites(source.module, image)
+    return Inspection(site_map.sites, site_map.total_macs, site_map.uncovered_macs, folding.left)
 
 
-def _sites(model: torch.nn.Module, registry: Registry, image: torch.Tensor) -> SiteMap:
+def _prepare(model: torch.nn.Module, registry: Registry, image: torch.Tensor) -> Folding:
+    """What every model becomes before its sites are found."""
     make_explicit(model, registry.adapters, image)
-    return find_sites(model, image)
+    return fold_batchnorms(model, image)
 
 
 def _notes(source: FloatModel, plan: Plan) -> list[str]:

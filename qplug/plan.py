@@ -28,7 +28,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the float model before quantisation: a smoothing or a rewrite."""
+    """A change of the float model before quantisation: a rewrite, a folded BatchNorm, or a smoothing."""
 
     where: str
     technique: str
@@ -42,8 +42,8 @@ class Plan:
 
     Attributes:
         decisions: by site name, in model order.
-        changes: smoothings and rewrites, in the order in which they were applied.
-        float_sites: names of sites that stay in float, each with the reason.
+        changes: rewrites, folded BatchNorms and smoothings, in the order in which they were applied.
+        float_sites: names of sites, and of BatchNorms that could not be folded, that stay in float, with the reason.
         float_macs: module → multiply-accumulates of one image that are not fully quantised.
         total_macs: multiply-accumulates of one image.
     """

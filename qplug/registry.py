@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from qplug.techniques import Component, Config, DataSource, ModelSource, Techniq
 from qplug.types import Adapter, Metric
 
 GROUP = "qplug"
+BLOCK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 C = TypeVar("C", bound=Component)
 
 
@@ -46,6 +48,7 @@ class Registry:
     backends: dict[str, str] = field(default_factory=dict)
     quantizers: dict[str, str] = field(default_factory=dict)
     adapters: list[Adapter] = field(default_factory=list)
+    blocks: list[str] = field(default_factory=list)
     metrics: dict[str, Metric] = field(default_factory=dict)
     owners: dict[str, Plugin] = field(default_factory=dict)
     """Who offers what: keys are ``technique:NAME``, ``model:NAME``, ``dataset:NAME``, ``backend:NAME``, …"""
@@ -148,6 +151,10 @@ def _collect(registry: Registry, plugin: Plugin, manager: pluggy.PluginManager) 
         ("quantizer", registry.quantizers, hook.qplug_quantizers()),
     ):
         found += [(kind, table, name, path) for offer in offers for name, path in offer.items()]
+    blocks = _flat(hook.qplug_blocks())
+    for path in blocks:
+        if not (isinstance(path, str) and BLOCK.fullmatch(path)):
+            raise PluginError(f"qplug_blocks: expected the path of a class as 'module:Class', got {path!r}")
     seen: set[str] = set()
     for kind, table, name, _ in found:
         if name in table:
@@ -159,6 +166,7 @@ def _collect(registry: Registry, plugin: Plugin, manager: pluggy.PluginManager) 
         table[name] = value
         registry.owners[f"{kind}:{name}"] = plugin
     registry.adapters += _flat(hook.qplug_adapters())
+    registry.blocks += blocks
 
 
 def _flat(results: list[Iterable[Any]]) -> list[Any]:

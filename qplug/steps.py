@@ -40,6 +40,11 @@ class Steps:
         self._order: dict[str, list[tuple[Technique, Any]]] = {}
         self._answered: set[int] = set()
 
+    @property
+    def blocks(self) -> Sequence[str]:
+        """``module:Class`` of what is reconstructed as a whole, as the installed plugins declare it."""
+        return self._registry.blocks
+
     def need_gradients(self) -> bool:
         """Whether any step's statistics must hold gradients."""
         return any(technique.gradients for technique in self.techniques)

@@ -168,12 +168,13 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Adapter:
-    """How to make the matmuls of one type of attention into modules.
+    """How to make one type of module into modules that sites, statistics and backends know: an attention's matmuls,
+    or a convolution that pads by itself.
 
     Attributes:
         path: the type, as ``module:Class``; named by path so that nothing is imported before a model needs it.
-        build: takes the original module and returns an equivalent one built from ``qplug.models.explicit``'s modules,
-            or ``None`` where this variant of the type is not known to it.
+        build: takes the original module and returns an equivalent one built from ``nn.Linear``, ``nn.Conv2d`` and
+            ``qplug.models.explicit``'s modules, or ``None`` where this variant of the type is not known to it.
     """
 
     path: str

@@ -16,6 +16,7 @@ def test_it_offers_its_sources() -> None:
     assert sorted(registry.datasets) == ["digits", "folder", "hf"]
     assert sorted(registry.quantizers) == ["log", "regions", "uniform"]
     assert list(registry.backends) == ["brevitas"]
+    assert "timm.models.vision_transformer:Block" in registry.blocks
 
 
 def test_it_imports_nothing_heavy() -> None:

@@ -78,7 +78,8 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     def inspect(source: Any) -> Any:
         fake.asked = {"source": source}
         sites = [Site("a.weight", SiteKind.LINEAR_WEIGHT, "a", "weight", (2, 3), 6)]
-        return types.SimpleNamespace(sites=sites, total_macs=12, float_macs={"mystery": 6}, coverage=0.5)
+        left = {"float_macs": {"mystery": 6}, "float_norms": {"n": "is called 2 times"}}
+        return types.SimpleNamespace(sites=sites, total_macs=12, coverage=0.5, **left)
 
     fake: Any = types.ModuleType("qplug.pipeline")
     fake.run, fake.inspect = run, inspect
@@ -125,7 +126,7 @@ def test_run_shows_a_summary(pipeline: Any, capsys: Output) -> None:
         "statistics     0.25             2.5",
         "linear_weight      2   4–6  uniform    toy.ranges",
         "3 × toy.split: eps",
-        "protocol: linear_weight 4–6 bits; inputs of Softmax and LayerNorm in float; sites in float: stem.weight; ",
+        "protocol: linear_weight 4–6 bits; inputs of Softmax and LayerNorm in float; in float: stem.weight; ",
         "10.00 % of the MACs in float: head",
         "toy.extra",
         "run folder            here",
@@ -260,6 +261,7 @@ def test_inspect(pipeline: Any, capsys: Output, monkeypatch: pytest.MonkeyPatch,
     text = capsys.readouterr().out
     assert "a.weight  linear_weight    2×3     6" in text
     assert "both operands have sites in 50.0% of them\nstays in float: mystery, 6 MACs" in text
+    assert "stays in float: n, a BatchNorm that is called 2 times" in text
     assert call("inspect", model, "--json") == 0
     assert json.loads(capsys.readouterr().out)["sites"][0]["macs"] == 6
 

@@ -11,6 +11,9 @@ from qplug.recipe.sweep import load_sweep
 RECIPES = Path(__file__).parents[1] / "recipes"
 SWEEPS = sorted((RECIPES / "sweeps").glob("*.yaml"))
 ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml") if path not in SWEEPS)
+IMAGENET = [name for name in ALL if name.startswith("imagenet")]
+IMPORTED = ("mobilenetv1",)
+"""Recipes and sweeps of a model that timm builds by a function of its own, not by name."""
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -30,7 +33,7 @@ def test_it_says_its_protocol(name):
         assert word in comment
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name.startswith("imagenet")])
+@pytest.mark.parametrize("name", [name for name in IMAGENET if Path(name).stem not in IMPORTED])
 def test_it_can_be_pointed_at_other_models_and_folders(name):
     recipe = load_recipe(
         RECIPES / name,
@@ -49,26 +52,37 @@ def test_it_can_be_pointed_at_other_models_and_folders(name):
     assert recipe.data.calibration.class_map == recipe.data.evaluation.class_map == "/map.txt"
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name.startswith("imagenet")])
+@pytest.mark.parametrize("name", IMAGENET)
 def test_the_paths_that_it_ships_with_are_refused_by_name(name):
-    from qplug.registry import installed
+    from qplug.registry import component, installed
 
     recipe = load_recipe(RECIPES / name)
     with pytest.raises(InputError, match="path/to/"):
-        installed().models["timm"](recipe.model).load()
+        component(installed().models, recipe.model).load()
     with pytest.raises(InputError, match="path/to/"):
         installed().datasets["folder"](recipe.data.calibration).open(seed=0)
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_sweep_is_a_table_that_can_be_run(path):
-    title, recipes = load_sweep(path, ["model.name=vit_tiny_patch16_224"])
+    key, value = ("target", "timm:create_model") if path.stem in IMPORTED else ("name", "vit_tiny_patch16_224")
+    title, recipes = load_sweep(path, [f"model.{key}={value}"])
     assert title
     assert {recipe.seed for recipe in recipes} == {0, 1, 2}
-    assert {recipe.model.name for recipe in recipes} == {"vit_tiny_patch16_224"}
+    assert {getattr(recipe.model, key) for recipe in recipes} == {value}
     rows = {(recipe.name, recipe.quantize.model_dump_json()) for recipe in recipes}
     assert len(rows) == len(recipes) / 3
     assert all(recipe.paper for recipe in recipes)
+
+
+def test_the_sweep_of_mobilenet_has_every_method_at_both_widths():
+    _, recipes = load_sweep(RECIPES / "sweeps" / "mobilenetv1.yaml", seeds=[0])
+    methods = ["Round to nearest", "AdaRound", "BRECQ", "BRECQ-B", "Mr.BiQ-U", "Mr.BiQ"]
+    assert [(r.name, r.quantize.weights.bits) for r in recipes] == [(name, b) for b in (4, 2) for name in methods]
+    assert {(r.quantize.activations.bits, r.quantize.overrides[0].bits) for r in recipes} == {(8, 8)}
+    steps = {(r.name, tuple(step.use for step in r.techniques)) for r in recipes}
+    assert len(steps) == len(methods)
+    assert [r.techniques[0].weight for r in recipes if len(r.techniques) > 1] == [0.7] * 10
 
 
 def test_published_figures_are_those_of_the_papers_table():

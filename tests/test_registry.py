@@ -202,3 +202,19 @@ def test_metrics_and_adapters_are_collected(install):
     registry = install.found(install("extras", source))
     assert list(registry.metrics) == ["extras.distance"]
     assert [adapter.path for adapter in registry.adapters] == ["module:Attention"]
+
+
+def test_blocks_are_collected_as_paths_and_nothing_else(install):
+    source = """
+        import qplug
+
+        @qplug.hookimpl
+        def qplug_blocks():
+            return ["mine.net:ResidualBlock", "mine:Other"]
+    """
+    assert install.found(install("mine", source)).blocks == ["mine.net:ResidualBlock", "mine:Other"]
+    for wrong, shown in (("dict", "<class 'dict'>"), ("'ResidualBlock'", "'ResidualBlock'")):
+        broken = source.replace('["mine.net:ResidualBlock", "mine:Other"]', f"[{wrong}]")
+        registry = install.found(install(f"wrong_{wrong.strip(chr(39)).lower()}", broken))
+        assert registry.blocks == []
+        assert f"qplug_blocks: expected the path of a class as 'module:Class', got {shown}" in registry.plugins[0].error

@@ -1,4 +1,4 @@
-"""Attention adapters: the table from module type to equivalent module, and the check that each is equivalent."""
+"""Adapters: the table from module type to an equivalent that sites and backends know, and the check that it is one."""
 
 from __future__ import annotations
 
@@ -26,9 +26,29 @@ def _window_attention(module: nn.Module) -> nn.Module:
     return ExplicitWindowAttention(module).eval()
 
 
+def _padded_conv(module: nn.Module) -> nn.Module:
+    from torch.nn import Conv2d
+
+    from qplug.models.plain import padded_conv
+
+    assert isinstance(module, Conv2d)
+    return padded_conv(module).eval()
+
+
+def _linear(module: nn.Module) -> nn.Module:
+    from torch.nn import Linear
+
+    from qplug.models.plain import linear
+
+    assert isinstance(module, Linear)
+    return linear(module).eval()
+
+
 ADAPTERS = [
     Adapter("timm.layers.attention:Attention", _attention),
     Adapter("timm.models.swin_transformer:WindowAttention", _window_attention),
+    Adapter("timm.layers.conv2d_same:Conv2dSame", _padded_conv),
+    Adapter("timm.layers.linear:Linear", _linear),
 ]
 
 
@@ -56,7 +76,7 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
 
     def remember(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-            seen[name] = (args, kwargs, out)
+            seen[name] = (tuple(map(_copy, args)), {key: _copy(value) for key, value in kwargs.items()}, out.clone())
 
         return hook
 
@@ -86,9 +106,16 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
             raise GuardError(
                 f"the adapter for {adapter.path} changes the output by {error:.1e} of its norm, beyond {TOLERANCE:.0e}",
                 where=name,
-                fix="the installed timm may compute this attention in another way: report it, or remove the adapter",
+                fix="the installed timm may compute this module in another way: report it, or remove the adapter",
             )
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, explicit)
         replaced.append(name)
     return replaced
+
+
+def _copy(value: Any) -> Any:
+    """Another tensor of the same values, which no operation in place that follows reaches; or what it is."""
+    from torch import Tensor
+
+    return value.clone() if isinstance(value, Tensor) else value

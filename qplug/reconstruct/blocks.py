@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,26 +11,26 @@ from torch import Tensor, nn
 from qplug.backends.base import Backend
 from qplug.plan import Plan
 
-BLOCKS = frozenset(
-    (
-        *("Block", "LayerScaleBlock", "ResPostBlock", "ParallelThingsBlock"),  # timm: ViT, DeiT, BEiT
-        *("SwinTransformerBlock", "SwinTransformerV2Block", "MixerBlock", "ResBlock", "SpatialGatingBlock"),
-        *("BasicBlock", "Bottleneck", "InvertedResidual", "DepthwiseSeparableConv", "EdgeResidual", "ConvNeXtBlock"),
-        *("BertLayer", "TransformerBlock"),  # transformers: BERT, DistilBERT
-    )
-)
-"""Names of the classes whose instances are one block each."""
 
-
-def find_blocks(model: nn.Module, operations: Iterable[str], image: Tensor) -> list[str]:
+def find_blocks(model: nn.Module, operations: Iterable[str], image: Tensor, classes: Container[str]) -> list[str]:
     """Paths of the blocks that hold ``operations``, in the order in which a forward of ``image`` enters them.
 
-    An operation outside of every instance of ``BLOCKS`` is a block by itself. A block within a block belongs to it.
+    An operation outside of all of them is a block by itself. A block within a block belongs to it.
+
+    Args:
+        model: the float model.
+        operations: paths of modules.
+        image: (1, C, H, W) float32.
+        classes: ``module:Class`` of what is one block, as ``qplug_blocks`` declares it; what derives from it is too.
     """
-    tops = [name for name, module in model.named_modules() if name and type(module).__name__ in BLOCKS]
+    tops = [name for name, module in model.named_modules() if name and _is_block(module, classes)]
     tops = [name for name in tops if not any(name.startswith(f"{top}.") for top in tops)]
     blocks = dict.fromkeys(next((t for t in tops if op.startswith(f"{t}.")), op) for op in operations)
     return called(model, blocks, image)
+
+
+def _is_block(module: nn.Module, classes: Container[str]) -> bool:
+    return any(f"{base.__module__}:{base.__name__}" in classes for base in type(module).__mro__)
 
 
 def called(model: nn.Module, names: Iterable[str], image: Tensor) -> list[str]:

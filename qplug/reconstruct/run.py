@@ -86,7 +86,7 @@ class Reconstructor:
 
     def blocks(self) -> list[str]:
         """The paths of all blocks, in the order of execution."""
-        return find_blocks(self.model, self.plan.modules(), self.batches[0][:1])
+        return find_blocks(self.model, self.plan.modules(), self.batches[0][:1], self.steps.blocks)
 
     def _block(self, name: str) -> Block:
         decisions = self._decisions(name)

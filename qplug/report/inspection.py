@@ -29,6 +29,7 @@ def inspection(found: Inspection, model: str) -> dict[str, Any]:
         "total_macs": found.total_macs,
         "coverage": found.coverage,
         "float_macs": dict(found.float_macs),
+        "float_norms": dict(found.float_norms),
     }
 
 
@@ -44,6 +45,7 @@ def inspection_tables(found: Inspection, model: str) -> list[Table]:
     notes = [
         f"MACs of one image: {found.total_macs:,}; both operands have sites in {found.coverage:.1%} of them",
         *(f"stays in float: {name}, {macs:,} MACs" for name, macs in found.float_macs.items()),
+        *(f"stays in float: {name}, a BatchNorm that {reason}" for name, reason in found.float_norms.items()),
     ]
     return [
         Table(f"Sites of {model}", ("site", "kind", "shape", "MACs"), rows, right=("shape", "MACs")),

@@ -97,7 +97,7 @@ def protocol_parts(groups: Iterable[Mapping[str, Any]], result: RunResult) -> li
         parts.append(f"inputs of {' and '.join(inputs)} in float")
     skipped = [name for name, reason in result.plan.float_sites.items() if reason != OUT_OF_SCOPE]
     if skipped:
-        parts.append(f"sites in float: {_first(skipped)}")
+        parts.append(f"in float: {_first(skipped)}")
     if not result.float_macs:
         return [*parts, "every MAC has both operands quantised"]
     share = sum(result.float_macs.values()) / result.plan.total_macs if result.plan.total_macs else 0.0

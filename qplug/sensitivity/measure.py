@@ -17,6 +17,7 @@ from qplug.errors import InputError
 from qplug.fit import RECIPE, Fitter, resolve
 from qplug.models import Preprocessing
 from qplug.models.adapters import make_explicit
+from qplug.models.folding import fold_batchnorms
 from qplug.plan import Decision
 from qplug.recall import Recall
 from qplug.recipe.schema import Bits, Override, Quantize, Scope, TensorConfig, WeightConfig
@@ -163,6 +164,7 @@ def measure(
     with clock.stage("sites"):
         image = image_of(source.preprocessing.input_size, where)
         make_explicit(model, registry.adapters, image)
+        folding = fold_batchnorms(model, image)
         site_map = find_sites(model, image)
         sites = chosen(site_map.sites, request)
         specs = resolve(request.quantize(), sites)
@@ -208,7 +210,7 @@ def measure(
         sites=measured,
         correlations=correlated(measured),
         seconds={**clock.seconds, "total": clock.total},
-        warnings=[*_notes(source.note, site_map, reasons), *steps.idle()],
+        warnings=[*_notes(source.note, site_map, reasons), *folding.note(), *steps.idle()],
     )
 
 

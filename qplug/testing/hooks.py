@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qplug.hooks import PROJECT, RunSpecs
 from qplug.models import fingerprint
+from qplug.models.blocks import BLOCKS
 from qplug.models.provenance import is_gelu, is_norm
 from qplug.plan import Decision
 from qplug.quantizers import UniformQuantizer
@@ -106,7 +107,7 @@ def reconstructions(technique: Technique) -> Iterator[tuple[Block, Reconstructio
         choice = _hooks(technique).qplug_estimate_range(site=site, spec=spec, stats=stats)
         quantizer = choice.quantizer if choice else UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
         decisions.append(Decision(site, spec, quantizer, "", "", ""))
-    for name in find_blocks(model, dict.fromkeys(site.module for site in known), toy_images(1)):
+    for name in find_blocks(model, dict.fromkeys(site.module for site in known), toy_images(1), BLOCKS):
         inside = [decision for decision in decisions if within(name, decision.site.module)]
         weights = {d.site.name: known[d.site].sample for d in inside if d.site.kind.is_weight}
         block = Block(name, inside, weights)

@@ -3,14 +3,17 @@
 import copy
 
 import pytest
+import timm
 import torch
 from timm.layers.attention import Attention
+from timm.layers.conv2d_same import Conv2dSame
 from timm.models.swin_transformer import SwinTransformer, WindowAttention
 from torch import nn
 
 from qplug import Adapter, GuardError
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.models.explicit import ExplicitAttention, ExplicitWindowAttention, MatMul
+from qplug.models.plain import SamePad2d, padded_conv
 from qplug.testing import toy_images, toy_vit
 
 
@@ -128,3 +131,41 @@ def test_a_subclass_may_compute_something_else_and_is_left_alone():
     model = toy_vit()
     model.blocks[1].attn = Mine(16, num_heads=2).eval()
     assert make_explicit(model, ADAPTERS, toy_images(1)) == ["blocks.0.attn"]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "groups", "bias"), [(3, 1, 1, False), (5, 2, 2, True), ((2, 4), 1, 4, True)]
+)
+def test_tensorflows_padding_at_every_size(stride, kernel, dilation, groups, bias):
+    torch.manual_seed(0)
+    original = Conv2dSame(4, 8, kernel, stride=stride, dilation=dilation, groups=groups, bias=bias).eval()
+    explicit = padded_conv(original)
+    assert [(name, type(module)) for name, module in explicit.named_children()] == [
+        ("pad", SamePad2d),
+        ("conv", nn.Conv2d),
+    ]
+    assert explicit.conv.weight is original.weight
+    for height in (7, 8, 9):
+        for width in (10, 11, 12):
+            x = torch.randn(2, 4, height, width)
+            assert torch.equal(explicit(x), original(x))
+
+
+def test_a_mobilenet_is_made_of_plain_convolutions_and_linears():
+    torch.manual_seed(0)
+    model = timm.create_model("tf_mobilenetv3_small_minimal_100", num_classes=5).eval()
+    image = torch.randn(1, 3, 33, 32)
+    with torch.no_grad():
+        expected = model(image)
+        replaced = make_explicit(model, ADAPTERS, image)
+        assert close(model(image), expected)
+    assert replaced[0] == "conv_stem"
+    assert replaced[-1] == "classifier"
+    assert len(replaced) == 6
+    assert {type(m) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))} == {nn.Conv2d, nn.Linear}
+
+
+def test_what_comes_in_place_behind_a_module_does_not_disturb_its_check():
+    model = nn.Sequential(Conv2dSame(3, 4, 3, stride=2), nn.ReLU(inplace=True)).eval()
+    assert make_explicit(model, ADAPTERS, toy_images(1)) == ["0"]

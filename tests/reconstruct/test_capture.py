@@ -1,5 +1,7 @@
 """What a block is given and gives: equal to what a forward computes, in the order of the images."""
 
+import importlib
+
 import pytest
 import torch
 from numeric_toys import Sequence, mixer, sited
@@ -8,6 +10,7 @@ from torch import nn
 
 from qplug import InputError
 from qplug.calibrate import batch_loss
+from qplug.models.blocks import BLOCKS
 from qplug.reconstruct.blocks import find_blocks, within
 from qplug.reconstruct.capture import capture, importance
 from qplug.testing.toys import toy_images, toy_vit
@@ -27,12 +30,12 @@ def operations(found):
 def test_blocks_in_the_order_of_execution(build, size, blocks):
     image = torch.randn(1, 3, size, size)
     model, found = sited(build(), image)
-    assert find_blocks(model, operations(found), image) == blocks
+    assert find_blocks(model, operations(found), image, BLOCKS) == blocks
 
 
 def test_every_operation_lies_in_one_block_of_a_swin():
     model, found = sited(toy_swin(), toy_images(1))
-    blocks = find_blocks(model, operations(found), toy_images(1))
+    blocks = find_blocks(model, operations(found), toy_images(1), BLOCKS)
     for operation in operations(found):
         assert sum(within(block, operation) for block in blocks) == 1
     assert blocks[0] == "patch_embed.proj"
@@ -46,11 +49,31 @@ def test_a_residual_network_and_a_block_that_is_never_called():
     model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3, channels=(8, 8, 8, 8)).eval()
     convolutions = [n for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     image = torch.randn(1, 3, 32, 32)
-    assert find_blocks(model, convolutions, image) == ["conv1", *(f"layer{i}.0" for i in (1, 2, 3, 4)), "fc"]
+    assert find_blocks(model, convolutions, image, BLOCKS) == ["conv1", *(f"layer{i}.0" for i in (1, 2, 3, 4)), "fc"]
     model.unused = nn.Linear(2, 2)
-    assert "unused" not in find_blocks(model, [*convolutions, "unused"], image)
+    assert "unused" not in find_blocks(model, [*convolutions, "unused"], image, BLOCKS)
     with pytest.raises(InputError, match="does not call this block"):
         capture(model, "unused", [image])
+
+
+@pytest.mark.parametrize("path", BLOCKS)
+def test_what_is_declared_to_be_a_block_exists(path):
+    module, _, name = path.partition(":")
+    if module.startswith("transformers."):
+        pytest.importorskip("transformers", reason="transformers is not installed, so its blocks cannot be looked at")
+    assert issubclass(getattr(importlib.import_module(module), name), nn.Module)
+
+
+class Block(nn.Sequential):
+    """Named as timm's are, and another class."""
+
+
+def test_a_block_is_what_is_declared_and_not_what_is_named_so():
+    image = torch.randn(1, 4)
+    model = nn.Sequential(Block(nn.Linear(4, 4), nn.Linear(4, 4)), type("Derived", (Block,), {})(nn.Linear(4, 4)))
+    operations = ["0.0", "0.1", "1.0"]
+    assert find_blocks(model, operations, image, BLOCKS) == operations
+    assert find_blocks(model, operations, image, [f"{__name__}:Block"]) == ["0", "1"]
 
 
 def test_calls_are_those_of_the_forward():

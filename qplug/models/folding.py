@@ -1,0 +1,204 @@
+"""Folding BatchNorm into the convolution or linear before it: found by what a forward reads, not by names."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from qplug.models.provenance import Tracer, no_grad_forward
+from qplug.plan import Change
+
+BY = "core.fold_batchnorm"
+"""Who changed the model, in the plan."""
+REASON = "BatchNorm folded into the convolution or linear before it"
+AFTER = {
+    "torch.nn.modules.batchnorm:BatchNorm1d": (),
+    "torch.nn.modules.batchnorm:BatchNorm2d": (),
+    "timm.layers.norm_act:BatchNormAct2d": ("drop", "act"),
+    "timm.layers.norm_act:FrozenBatchNormAct2d": ("drop", "act"),
+    "torchvision.ops.misc:FrozenBatchNorm2d": (),
+}
+"""Types of BatchNorm that can be folded → the children that each calls, in this order, on what it has normalised."""
+
+
+@dataclass
+class Folding:
+    """What was folded, and what was not.
+
+    Attributes:
+        changes: one a pair.
+        left: paths of the BatchNorms that stay in float, each with the reason.
+    """
+
+    changes: list[Change] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def note(self) -> list[str]:
+        """A sentence for the readers of results, where a BatchNorm was left."""
+        if not self.left:
+            return []
+        some = "; ".join(f"{name} {reason}" for name, reason in list(self.left.items())[:3])
+        more = f"; and {len(self.left) - 3} more" if len(self.left) > 3 else ""
+        return [f"BatchNorms that could not be folded stay in float: {some}{more}"]
+
+
+@torch.no_grad()
+def fold_batchnorms(model: nn.Module, image: Tensor) -> Folding:
+    """Fold, in place, every BatchNorm of ``model`` whose input is the output of one operation that nothing else reads.
+
+    W' = W·γ/√(σ² + ε) and b' = (b − μ)·γ/√(σ² + ε) + β, computed in float64 by torch's own fusion and written back in
+    the parameters' dtype (Jacob et al. 2018, section 3.2, Eq. 14). A missing bias is made. Where the BatchNorm was
+    stay the dropout and the activation function that it called, under their names, or an identity.
+
+    Activation functions that write into their input no longer do so: it is now the output of an operation, and
+    gradients are taken and values kept there.
+
+    Args:
+        model: float, in eval mode, on the device of ``image``; convolutions of other types than ``nn.Conv2d`` and
+            linears of others than ``nn.Linear`` are left alone, as nobody knows what becomes of their weights.
+        image: (1, C, H, W) float32; one forward tells what reads what.
+    """
+    folding = Folding()
+    norms = {name: module for name, module in model.named_modules() if _is_batchnorm(module)}
+    if norms:
+        reads = _Reads(model, norms, image)
+        for name, norm in norms.items():
+            if not reads.calls[name]:
+                continue
+            operation = reads.operation[name]
+            problem = _unknown(norm) or reads.problem(name)
+            if problem or operation is None:
+                folding.left[name] = problem
+                continue
+            _fuse(model.get_submodule(operation), norm)
+            _replace(model, norm, _rest(norm))
+            folding.changes.append(Change(f"{name} → {operation}", BY, True, REASON))
+    for module in model.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]
+    return folding
+
+
+class _Reads:
+    """One traced forward: which operation each BatchNorm reads, how often each is called, and who else reads.
+
+    Attributes:
+        operation: BatchNorm → the operation whose output is its input; ``None`` where it is something else.
+        calls: of each BatchNorm and operation.
+    """
+
+    def __init__(self, model: nn.Module, norms: dict[str, nn.Module], image: Tensor) -> None:
+        self.operation: dict[str, str | None] = dict.fromkeys(norms)
+        self.calls: Counter[str] = Counter()
+        self._tokens: set[str] = set()  # linears whose outputs have more axes than images and features
+        self._readers: dict[str, list[str]] = defaultdict(list)
+        self._outputs: dict[str, Tensor] = {}
+        self._tracer = Tracer(lambda origin, function: self._readers[origin].append(function))
+        self._hooked = {n for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks}
+        handles = []
+        for name, module in model.named_modules():
+            if type(module) in (nn.Conv2d, nn.Linear):
+                handles.append(module.register_forward_hook(self._made(name)))
+            elif name in norms:
+                handles.append(module.register_forward_pre_hook(self._reads(name)))
+        try:
+            with self._tracer:
+                out = no_grad_forward(model, image)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for value in _tensors(out):
+            self._readers[self._tracer.origin(value) or ""].append("the model's output")
+
+    def problem(self, norm: str) -> str:
+        """Why ``norm`` cannot be folded, or nothing."""
+        operation = self.operation[norm]
+        if operation is None:
+            return "does not read the output of an nn.Conv2d or nn.Linear as it is"
+        if self.calls[norm] > 1:
+            return f"is called {self.calls[norm]} times"
+        if self.calls[operation] > 1:
+            return f"reads {operation}, which is called {self.calls[operation]} times"
+        if len(self._readers[operation]) > 1:
+            return f"is not alone in reading {operation}: {', '.join(self._readers[operation])}"
+        if operation in self._tokens:
+            return f"normalises another axis than the outputs of {operation}"
+        hooked = [name for name in (norm, operation) if name in self._hooked]
+        return f"is computed with the help of hooks of {hooked[0]}" if hooked else ""
+
+    def _made(self, name: str) -> Any:
+        def hook(module: nn.Module, _: Any, out: Tensor) -> None:
+            self.calls[name] += 1
+            if isinstance(module, nn.Linear) and out.dim() != 2:
+                self._tokens.add(name)
+            self._outputs[name] = out
+            self._tracer.label(out, name)
+
+        return hook
+
+    def _reads(self, name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            self.calls[name] += 1
+            before = self._tracer.origin(args[0]) if args else None
+            if before is not None and self._outputs[before] is args[0]:
+                self.operation[name] = before
+
+        return hook
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(one)
+
+
+def _path(module: nn.Module) -> str:
+    return f"{type(module).__module__}:{type(module).__name__}"
+
+
+def _is_batchnorm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) or _path(module) in AFTER
+
+
+def _unknown(norm: Any) -> str:
+    """What of the BatchNorm itself keeps it from being folded, or nothing."""
+    if _path(norm) not in AFTER:
+        return f"is a {type(norm).__name__}, of which nobody knows what else it computes"
+    if norm.training:
+        return "is in training mode"
+    if norm.running_mean is None or norm.running_var is None:
+        return "has no running statistics: it takes those of the batch"
+    return ""
+
+
+def _fuse(operation: Any, norm: Any) -> None:
+    tensors = (operation.weight, operation.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    weight, bias, mean, variance, gain, offset = (None if t is None else t.double() for t in tensors)
+    assert weight is not None
+    assert mean is not None
+    assert variance is not None
+    fused = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, gain, offset)
+    like = operation.weight
+    operation.weight, operation.bias = (nn.Parameter(t.to(like.dtype), requires_grad=like.requires_grad) for t in fused)
+
+
+def _rest(norm: nn.Module) -> nn.Module:
+    """What the BatchNorm did beside normalising."""
+    calls = [(name, getattr(norm, name)) for name in AFTER[_path(norm)]]
+    rest = OrderedDict((name, module) for name, module in calls if not isinstance(module, nn.Identity))
+    return nn.Sequential(rest).eval() if rest else nn.Identity().eval()
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Wherever the model holds ``old``: a module may bear several names."""
+    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, new)

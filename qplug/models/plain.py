@@ -1,0 +1,63 @@
+"""timm's variants of convolutions and linears as plain modules, which sites, statistics and backends know."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SamePad2d(nn.Module):
+    """Zeros around an image, as TensorFlow's ``SAME`` has them: they depend on its size, and the larger half is last.
+
+    Along each axis of n pixels max((⌈n/stride⌉ − 1)·stride + (kernel − 1)·dilation + 1 − n, 0) are added.
+
+    Args:
+        kernel_size, stride, dilation: of the convolution that follows, (height, width) in pixels.
+    """
+
+    def __init__(self, kernel_size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
+
+    def extra_repr(self) -> str:
+        """The three sizes."""
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) → (B, C, H + rows, W + columns)."""
+        axes = zip(x.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True)
+        rows, columns = (max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0) for n, k, s, d in axes)
+        return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+
+
+def padded_conv(original: nn.Conv2d) -> nn.Sequential:
+    """``pad`` and ``conv`` in the place of timm's ``Conv2dSame``, with its parameters."""
+    conv = nn.Conv2d(
+        original.in_channels,
+        original.out_channels,
+        (original.kernel_size[0], original.kernel_size[1]),
+        (original.stride[0], original.stride[1]),
+        dilation=(original.dilation[0], original.dilation[1]),
+        groups=original.groups,
+        bias=original.bias is not None,
+        device="meta",
+    )
+    pad = SamePad2d(original.kernel_size, original.stride, original.dilation)
+    return nn.Sequential(OrderedDict(pad=pad, conv=_with_parameters(conv, original)))
+
+
+def linear(original: nn.Linear) -> nn.Linear:
+    """A ``nn.Linear`` in the place of a subclass that computes the same, with its parameters."""
+    plain = nn.Linear(original.in_features, original.out_features, original.bias is not None, device="meta")
+    _with_parameters(plain, original)
+    return plain
+
+
+def _with_parameters(module: Any, original: Any) -> nn.Module:
+    """``module``, which was made without memory for parameters, with those of ``original``."""
+    module.weight, module.bias = original.weight, original.bias
+    made: nn.Module = module
+    return made

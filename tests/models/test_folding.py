@@ -1,0 +1,271 @@
+"""BatchNorms are folded where nothing else reads what they read, and named with the reason where they stay."""
+
+import copy
+import re
+
+import pytest
+import torch
+from cnn_toys import FAMILIES, family, lively
+from numeric_toys import Sequence
+from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d
+from torch import nn
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from qplug.guard import TOLERANCE
+from qplug.models.adapters import ADAPTERS, make_explicit
+from qplug.models.blocks import BLOCKS
+from qplug.models.folding import BY, fold_batchnorms
+from qplug.reconstruct.blocks import find_blocks
+from qplug.sites import find_sites
+
+IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+OTHERS = torch.randn(3, 3, 45, 38, generator=torch.Generator().manual_seed(1))
+
+
+def distance(one, other):
+    return float((one - other).norm() / other.norm())
+
+
+def batchnorms(model):
+    return [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def prepared(request):
+    """A model as it was, as it is prepared for its sites, and what was folded."""
+    model = family(request.param)
+    before = copy.deepcopy(model)
+    make_explicit(model, ADAPTERS, IMAGE)
+    return request.param, before, model, fold_batchnorms(model, IMAGE)
+
+
+def test_every_family_computes_the_same_without_a_batchnorm(prepared):
+    _, before, model, folding = prepared
+    assert batchnorms(model) == []
+    assert folding.left == {}
+    assert folding.note() == []
+    assert len(folding.changes) == len(batchnorms(before))
+    assert {(change.technique, change.preserves) for change in folding.changes} == {(BY, True)}
+    assert distance(model(IMAGE), before(IMAGE)) < TOLERANCE / 10
+    assert distance(model(OTHERS), before(OTHERS)) < TOLERANCE / 10  # sizes at which SAME pads otherwise
+
+
+def test_every_mac_of_every_family_has_sites(prepared):
+    _, _, model, _ = prepared
+    found = find_sites(model, IMAGE)
+    assert found.uncovered_macs == {}
+    assert sum(site.macs for site in found.sites if site.kind.is_weight) == found.total_macs > 0
+    operations = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    assert {site.module for site in found.sites if site.kind.is_weight} == set(operations)
+    assert {type(model.get_submodule(name)) for name in operations} == {nn.Conv2d, nn.Linear}
+
+
+MOBILE = r"blocks\.\d\.\d"
+CUTS = {
+    "resnet": (["conv1.0", "conv1.3", "conv1.6"], r"layer\d\.\d", ["fc"]),
+    "resnet_bottleneck": (["conv1"], r"layer\d\.\d", ["fc"]),
+    "mobilenetv1": (["conv_stem"], MOBILE, ["classifier"]),
+    "mobilenetv2": (["conv_stem"], MOBILE, ["conv_head", "classifier"]),
+    "mobilenetv3": (["conv_stem"], MOBILE, ["conv_head", "classifier"]),
+    "mobilenetv3_same": (["conv_stem.conv"], MOBILE, ["conv_head", "classifier"]),
+    "mnasnet": (["conv_stem"], MOBILE, ["conv_head", "classifier"]),
+    "regnetx": (["stem.conv"], r"s\d\.b\d", ["head.fc"]),
+}
+
+
+def test_every_family_is_cut_into_its_blocks_and_what_stands_alone(prepared):
+    name, _, model, _ = prepared
+    operations = dict.fromkeys(site.module for site in find_sites(model, IMAGE).sites)
+    first, pattern, last = CUTS[name]
+    inner = [path for path, _ in model.named_modules() if re.fullmatch(pattern, path)]
+    assert len(inner) >= 4
+    assert find_blocks(model, operations, IMAGE, BLOCKS) == [*first, *inner, *last]
+
+
+# pairs are found by what is computed
+
+
+def conv(**more):
+    return nn.Conv2d(3, 4, 3, bias=False, **more)
+
+
+def norm(**more):
+    return nn.BatchNorm2d(4, **more)
+
+
+def folded(function, image=IMAGE, **modules):
+    """(the model, what was folded) of ``function(self, x)``, after the check that it computes the same."""
+    torch.manual_seed(0)
+    model = lively(Sequence(function, **modules))
+    before = copy.deepcopy(model)
+    folding = fold_batchnorms(model, image)
+    now, then = model(image), before(image)
+    for one, other in zip(*[x if isinstance(x, tuple) else (x,) for x in (now, then)], strict=True):
+        assert distance(one, other) < 1e-6
+    return model, folding
+
+
+def test_names_and_the_order_of_definition_do_not_matter():
+    model, folding = folded(
+        lambda m, x: m.b(m.a(x)) + m.d(m.c(x)), d=norm(), a=conv(), b=norm(affine=False), c=nn.Conv2d(3, 4, 3)
+    )
+    assert [change.where for change in folding.changes] == ["d → c", "b → a"]
+    assert model.a.bias.shape == (4,)
+    assert [type(m) for m in (model.b, model.d)] == [nn.Identity, nn.Identity]
+
+
+def test_the_bias_and_weight_are_those_of_the_equation():
+    model = lively(nn.Sequential(nn.Conv2d(3, 4, 3), norm(eps=0.1)))
+    (c, n), weight, bias = model, model[0].weight.double(), model[0].bias.double()
+    factor = n.weight.double() / (n.running_var.double() + 0.1).sqrt()
+    fold_batchnorms(model, IMAGE)
+    assert torch.equal(c.weight, (weight * factor.view(-1, 1, 1, 1)).float())
+    assert torch.allclose(c.bias, ((bias - n.running_mean) * factor + n.bias).float(), rtol=1e-6)
+    assert not c.weight.requires_grad
+    assert not c.bias.requires_grad
+
+
+def test_a_linear_takes_one_too():
+    image = torch.randn(1, 6)
+    model, folding = folded(lambda m, x: m.norm(m.fc(x)), image, fc=nn.Linear(6, 4), norm=nn.BatchNorm1d(4))
+    assert [change.where for change in folding.changes] == ["norm → fc"]
+    assert type(model.norm) is nn.Identity
+
+
+def test_grouped_convolutions_and_frozen_batchnorms():
+    _, folding = folded(
+        lambda m, x: m.b(m.a(m.n(m.c(x)))),
+        c=conv(),
+        n=FrozenBatchNorm2d(4),
+        a=nn.Conv2d(4, 8, 3, groups=4),
+        b=nn.BatchNorm2d(8),
+    )
+    assert [change.where for change in folding.changes] == ["n → c", "b → a"]
+
+
+@pytest.mark.parametrize("kind", [BatchNormAct2d, FrozenBatchNormAct2d])
+def test_an_activation_stays_under_its_name_and_no_longer_writes_in_place(kind):
+    model, _ = folded(lambda m, x: m.norm(m.conv(x)), conv=conv(), norm=kind(4, act_layer=nn.Hardswish))
+    assert [(name, type(module)) for name, module in model.norm.named_children()] == [("act", nn.Hardswish)]
+    assert model.norm.act.inplace is False
+    plain, _ = folded(lambda m, x: m.norm(m.conv(x)), conv=conv(), norm=kind(4, apply_act=False))
+    assert type(plain.norm) is nn.Identity
+
+
+def test_a_module_with_two_names_is_replaced_under_both():
+    shared = norm()
+    model, folding = folded(lambda m, x: m.b(m.conv(x)), conv=conv(), a=shared, b=shared)
+    assert len(folding.changes) == 1
+    assert model.a is model.b
+    assert type(model.b) is nn.Identity
+
+
+class Mine(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class Weighted(nn.Conv2d):
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight * 2)
+
+
+LEFT = {
+    "an addition reads it too": (
+        lambda m, x: (lambda y: m.norm(y) + y)(m.conv(x)),
+        {},
+        "is not alone in reading conv: batch_norm, add",
+    ),
+    "the output is it too": (
+        lambda m, x: (lambda y: (m.norm(y), y.flatten(1)))(m.conv(x)),
+        {},
+        "is not alone in reading conv: batch_norm, the model's output",
+    ),
+    "a view of it is read": (
+        lambda m, x: (lambda y: m.norm(y) + y.view(y.shape).mean())(m.conv(x)),
+        {},
+        "is not alone in reading conv: batch_norm, mean",
+    ),
+    "it is changed in place before": (
+        lambda m, x: m.norm(m.conv(x).add_(1)),
+        {},
+        "is not alone in reading conv: add_, batch_norm",
+    ),
+    "it is moved before": (
+        lambda m, x: m.norm(m.conv(x).transpose(2, 3)),
+        {},
+        "does not read the output of an nn.Conv2d or nn.Linear as it is",
+    ),
+    "a BatchNorm before the convolution": (
+        lambda m, x: m.conv(m.norm(x)),
+        {"norm": nn.BatchNorm2d(3)},
+        "does not read the output of an nn.Conv2d or nn.Linear as it is",
+    ),
+    "two read it": (
+        lambda m, x: (lambda y: m.norm(y) + m.other(y))(m.conv(x)),
+        {"other": nn.BatchNorm2d(4)},
+        "is not alone in reading conv: batch_norm, batch_norm",
+    ),
+    "it is called twice": (
+        lambda m, x: m.norm(m.conv(x)) + m.norm(m.second(x)),
+        {"second": nn.Conv2d(3, 4, 3)},
+        "is called 2 times",
+    ),
+    "the convolution is called twice": (
+        lambda m, x: m.norm(m.conv(x)) + m.conv(x + 1),
+        {},
+        "reads conv, which is called 2 times",
+    ),
+    "statistics of the batch": (
+        lambda m, x: m.norm(m.conv(x)),
+        {"norm": nn.BatchNorm2d(4, track_running_stats=False)},
+        "has no running statistics: it takes those of the batch",
+    ),
+    "another type": (
+        lambda m, x: m.norm(m.conv(x)),
+        {"norm": Mine(4)},
+        "is a Mine, of which nobody knows what else it computes",
+    ),
+    "a convolution of another type": (
+        lambda m, x: m.norm(m.conv(x)),
+        {"conv": Weighted(3, 4, 3)},
+        "does not read the output of an nn.Conv2d or nn.Linear as it is",
+    ),
+    "a weight that a hook makes": (
+        lambda m, x: m.norm(m.conv(x)),
+        {"conv": nn.utils.spectral_norm(nn.Conv2d(3, 4, 3))},
+        "is computed with the help of hooks of conv",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_what_cannot_be_folded_stays_and_is_named(case):
+    function, more, reason = LEFT[case]
+    model, folding = folded(function, **{"conv": conv(), "norm": norm(), **more})
+    assert folding.changes == []
+    assert folding.left["norm"] == reason
+    assert "norm" in batchnorms(model)
+    (note,) = folding.note()
+    assert note.startswith(f"BatchNorms that could not be folded stay in float: norm {reason}")
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((1, 4, 4), nn.BatchNorm1d), ((1, 4, 4, 4), nn.BatchNorm2d)])
+def test_a_batchnorm_over_the_tokens_of_a_linear_stays(shape, kind):
+    _, folding = folded(lambda m, x: m.norm(m.fc(x)), torch.randn(shape), fc=nn.Linear(4, 4), norm=kind(4))
+    assert folding.left == {"norm": "normalises another axis than the outputs of fc"}
+
+
+def test_one_in_training_mode_stays_and_one_that_is_not_called_is_not_mentioned():
+    model = lively(Sequence(lambda m, x: m.norm(m.conv(x)), conv=conv(), norm=norm(), aside=norm()))
+    model.norm.train()
+    assert fold_batchnorms(model, IMAGE).left == {"norm": "is in training mode"}
+
+
+def test_a_model_without_any_is_left_alone_but_for_operations_in_place():
+    model = Sequence(lambda m, x: m.act(m.conv(x)), conv=conv(), act=nn.ReLU(inplace=True))
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    folding = fold_batchnorms(model, IMAGE)
+    assert (folding.changes, folding.left, calls) == ([], {}, [])
+    assert model.act.inplace is False
