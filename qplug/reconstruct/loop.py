@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qplug.errors import PluginError
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.learners import Learner
+from qplug.reconstruct.losses import OutputLoss
 from qplug.reconstruct.settings import Reconstruction
 
 
@@ -38,7 +39,7 @@ def learn(
     settings: Reconstruction,
     float_calls: Calls,
     quantized_inputs: Tensor,
-    channel_axis: int,
+    loss: OutputLoss,
 ) -> None:
     """Learn the parameters of ``settings.learners``, which ``block`` holds; everything else of it stands still.
 
@@ -47,7 +48,7 @@ def learn(
         settings: learners, rates and schedule.
         float_calls: what the float block is given and gives.
         quantized_inputs: (images, …) what the quantised model before it gives.
-        channel_axis: that of its output.
+        loss: that of its output's error, prepared.
 
     Raises:
         PluginError: the error is not finite any more.
@@ -74,16 +75,13 @@ def learn(
             inputs = mix(inputs, float_calls.inputs[images].to(device), settings.keep)
         args, kwargs = float_calls.arguments(inputs, images)
         with torch.enable_grad():
-            error = (block(*args, **kwargs) - float_calls.outputs[images].to(device)).square()
-            if float_calls.importance is not None:
-                error = error * float_calls.importance[images].to(device)
-            loss = error.sum(channel_axis).mean()
-            errors.append(loss.detach())
+            error = loss(block(*args, **kwargs) - float_calls.outputs[images].to(device), images)
+            errors.append(error.detach())
             beta = _beta(step / whole, settings)
             if beta is not None:
-                loss = loss + settings.weight * sum(learner.penalty(beta) for learner in settings.learners.values())
+                error = error + settings.weight * sum(learner.penalty(beta) for learner in settings.learners.values())
             optimizer.zero_grad()
-            loss.backward()
+            error.backward()
         optimizer.step()
         schedule.step()
     broken = (~torch.isfinite(torch.stack(errors))).nonzero()

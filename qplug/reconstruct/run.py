@@ -15,9 +15,10 @@ from qplug.errors import PluginError
 from qplug.plan import Decision, Plan
 from qplug.quantizers import Quantizer
 from qplug.reconstruct.blocks import called, find_blocks, lower_block, within
-from qplug.reconstruct.capture import Calls, capture, importance
+from qplug.reconstruct.capture import Calls, capture
 from qplug.reconstruct.learners import Learner
 from qplug.reconstruct.loop import Dropped, learn
+from qplug.reconstruct.losses import LOSSES, OutputLoss, Unit
 from qplug.reconstruct.settings import Block, Reconstruction
 from qplug.seeding import seeded
 from qplug.types import SiteKind
@@ -41,7 +42,7 @@ class Reconstructor:
         plan: its decisions become those that were learned.
         batches: the calibration images, (B, C, H, W) each on the model's device.
         recall: what need not be learned again, so that a run that was stopped goes on at the block where it was.
-        loss: the recipe's ``calibration.loss``, for ``fisher``.
+        loss: the recipe's ``calibration.loss``, for losses that weigh by its gradients.
         seed: the recipe's.
     """
 
@@ -112,23 +113,23 @@ class Reconstructor:
         if not mine:
             return
         calls = capture(float_model, unit, self.batches)
-        if settings.loss == "fisher":
-            calls.importance = importance(float_model, unit, self.batches, self.loss, self.seed)
         with self.backend.inference(quantized):
             inputs = capture(quantized, unit, self.batches).inputs
         axis = (
             1 if all(d.site.kind is not SiteKind.LINEAR_WEIGHT for d in decisions) and calls.outputs.dim() == 4 else -1
         )
-        before = self._error(unit, calls, inputs, axis)
+        with self.steps.blame(technique, HOOK, unit):
+            loss = self._loss(unit, technique, settings, float_model, axis)
+        before = self._error(unit, calls, inputs, loss)
         learned = replace(settings, learners=mine)
         device = self.batches[0].device
         block = lower_block(self.backend, self.model, unit, _with_learners(self.plan, decisions, learned)).to(device)
         with seeded(self.seed, technique.name(), unit), self.steps.blame(technique, HOOK, unit):
-            learn(block, learned, calls, inputs, axis)
+            learn(block, learned, calls, inputs, loss)
         for decision in decisions:
             if decision.site.name in mine:
                 self._take(decision, mine[decision.site.name], technique)
-        after = self._error(unit, calls, inputs, axis)
+        after = self._error(unit, calls, inputs, loss)
         for decision in decisions:
             now = self.plan.decisions[decision.site.name]
             reason = f"{now.reason}; {technique.name()}: error of {unit} {before:.4g} → {after:.4g}"
@@ -147,18 +148,26 @@ class Reconstructor:
                 )
         self.plan.decisions[decision.site.name] = replace(decision, quantizer=quantizer)
 
+    def _loss(
+        self, unit: str, technique: Technique, settings: Reconstruction, float_model: nn.Module, axis: int
+    ) -> OutputLoss:
+        """The loss that ``settings`` ask for, prepared for the unit as the plan and the model have it now."""
+        loss = LOSSES[settings.loss]() if isinstance(settings.loss, str) else settings.loss
+        block = lower_block(self.backend, self.model, unit, self.plan)
+        with self.backend.inference(block), seeded(self.seed, technique.name(), unit, "loss"):
+            loss.prepare(Unit(unit, float_model, block, self.batches, axis, self.loss, self.seed))
+        return loss
+
     @torch.no_grad()
-    def _error(self, unit: str, calls: Calls, inputs: Tensor, axis: int) -> float:
+    def _error(self, unit: str, calls: Calls, inputs: Tensor, loss: OutputLoss) -> float:
         """The error of the unit as the plan and the model have it now, on all images."""
         block = lower_block(self.backend, self.model, unit, self.plan)
         total = 0.0
         with self.backend.inference(block):
             for images in torch.split(torch.arange(len(inputs)), len(self.batches[0])):
                 args, kwargs = calls.arguments(inputs[images].to(self.batches[0].device), images)
-                error = (block(*args, **kwargs).cpu() - calls.outputs[images]).square()
-                if calls.importance is not None:
-                    error *= calls.importance[images]
-                total += float(error.sum(axis).mean()) * len(images) / len(inputs)
+                error = loss(block(*args, **kwargs).cpu() - calls.outputs[images], images)
+                total += float(error) * len(images) / len(inputs)
         return total
 
     def _check(self, technique: Technique, settings: object, block: str) -> None:
@@ -166,6 +175,9 @@ class Reconstructor:
         where = self.steps.where(technique, HOOK, block)
         if not isinstance(settings, Reconstruction):
             raise PluginError(f"expected a Reconstruction, got {type(settings).__name__}", where=where)
+        if not isinstance(settings.loss, OutputLoss) and settings.loss not in LOSSES:
+            what = f"one of {', '.join(LOSSES)} or an OutputLoss was expected as loss, got {settings.loss!r}"
+            raise PluginError(what, where=where)
         known = {d.site.name: d for d in self._decisions(block)}
         for name, learner in settings.learners.items():
             if name not in known or not isinstance(learner, Learner):

@@ -10,6 +10,7 @@ from torch import nn
 from qplug import PluginError, QuantSpec, Rate, Reconstruction, UniformQuantizer
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.loop import _beta, _draws, learn, mix
+from qplug.reconstruct.losses import MeanSquared
 
 RATES = {"codes": Rate(0.01), "scales": Rate(1e-3, cosine=True)}
 
@@ -45,7 +46,8 @@ def learned(original, x, grid, **more):
     learner = LearnedRounding(original, grid, learn_scale=more.pop("learn_scale", False))
     settings = {"iterations": 1000, "batch_size": 64, "weight": 1.0, "warmup": 0.0, **more}
     torch.manual_seed(0)
-    learn(Layer(learner), Reconstruction({"w": learner}, RATES, **settings), Calls(x, {}, x @ original.T), x, -1)
+    calls = Calls(x, {}, x @ original.T)
+    learn(Layer(learner), Reconstruction({"w": learner}, RATES, **settings), calls, x, MeanSquared())
     return learner
 
 
