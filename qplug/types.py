@@ -49,6 +49,9 @@ OUT_OF_SCOPE = "quantize.scope"
 
 Role = Literal["weight", "input", "lhs", "rhs"]
 
+LossName = Literal["mse", "fisher", "perturbation", "low_rank"]
+"""What judges a reconstructed block's output; ``qplug.reconstruct.losses`` says what each is."""
+
 
 @dataclass(frozen=True)
 class Site:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 import qplug
-from qplug import Technique, hookimpl
+from qplug import LossName, Technique, hookimpl
 
 if TYPE_CHECKING:
     from qplug import Block, Learner, Reconstruction
@@ -24,10 +24,11 @@ class _Settings(qplug.Config):
     weight: float = Field(0.01, ge=0.0, description="λ, what a soft bit's penalty weighs against the output's error")
     beta: tuple[float, float] = Field((20.0, 2.0), description="the penalty's exponent, at first and at last")
     warmup: float = Field(0.2, ge=0.0, lt=1.0, description="share of the iterations before the penalty sets in")
+    loss: LossName = Field("mse", description="what an error of the output costs; AdaRound's and QDrop's is mse")
 
     def common(self) -> dict[str, Any]:
         """The fields of ``Reconstruction`` that bear the same names."""
-        names = ("iterations", "batch_size", "weight", "beta", "warmup")
+        names = ("iterations", "batch_size", "weight", "beta", "warmup", "loss")
         return {name: getattr(self, name) for name in names}
 
 
@@ -75,10 +76,10 @@ class Brecq(Technique):
     """Each block learns which neighbours its weights take, and the steps of its activations.
 
     Deviations from BRECQ's released code: weights and steps are learned together instead of one after the other [ours];
-    the error of the output is the plain square unless ``loss: fisher`` asks for Eq. 10, with the gradients of the
-    recipe's ``calibration.loss`` [ours]. ``keep: 0.5`` is QDrop. ``scales: true`` learns the weights' scales too, the
-    BRECQ-B that Mr.BiQ compares with. Weights with other than uniform quantizers stay as they are, and so do
-    activations whose quantizer cannot be scaled.
+    the error of the output is the plain square unless ``loss`` asks for another: ``fisher`` is Eq. 10, with the
+    gradients of the recipe's ``calibration.loss`` [ours]. ``keep: 0.5`` is QDrop. ``scales: true`` learns the weights'
+    scales too, the BRECQ-B that Mr.BiQ compares with. Weights with other than uniform quantizers stay as they are, and
+    so do activations whose quantizer cannot be scaled.
     """
 
     paper = "Li et al. 2021, BRECQ, Algorithm 1, Eq. 10; Wei et al. 2022, QDrop, Eq. 8; BRECQ-B: Mr.BiQ, Table A4"
@@ -96,7 +97,6 @@ class Brecq(Technique):
             None, gt=0.0, le=1.0, description="Adam's rate of scales, relative to them; null: 4e-5 × 20,000/iterations"
         )
         keep: float = Field(1.0, gt=0.0, le=1.0, description="share of activations that are quantised (QDrop: 0.5)")
-        loss: Literal["mse", "fisher"] = Field("mse", description="what weighs the errors of the block's output")
 
     @hookimpl
     def qplug_reconstruct(self, block: Block) -> Reconstruction | None:
@@ -114,4 +114,4 @@ class Brecq(Technique):
             "scales": Rate.suited(config.scale_rate, 4e-5, config.iterations, cosine=True),
             "steps": Rate.suited(config.step_rate, 4e-5, config.iterations, cosine=True),
         }
-        return Reconstruction(learners, rates, keep=config.keep, loss=config.loss, **config.common())
+        return Reconstruction(learners, rates, keep=config.keep, **config.common())

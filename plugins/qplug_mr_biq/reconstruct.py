@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 import qplug
-from qplug import Technique, hookimpl
+from qplug import LossName, Technique, hookimpl
 
 if TYPE_CHECKING:
     from qplug import Block, Reconstruction
@@ -62,6 +62,7 @@ class Reconstruct(Technique):
         keep: float = Field(
             1.0, gt=0.0, le=1.0, description="share of activations that are quantised in a step (QDrop); 1: all of them"
         )
+        loss: LossName = Field("mse", description="what an error of the block's output costs; the paper's is mse")
 
     @hookimpl
     def qplug_reconstruct(self, block: Block) -> Reconstruction | None:
@@ -91,4 +92,5 @@ class Reconstruct(Technique):
             beta=config.beta,
             warmup=config.warmup,
             keep=config.keep,
+            loss=config.loss,
         )

@@ -8,14 +8,17 @@ from qplug.reconstruct.learners import (
     rectified_sigmoid,
     soft_bit_logits,
 )
+from qplug.reconstruct.losses import OutputLoss, Unit
 from qplug.reconstruct.settings import Block, Rate, Reconstruction
 
 __all__ = [
     "Block",
     "LearnedStep",
     "Learner",
+    "OutputLoss",
     "Rate",
     "Reconstruction",
+    "Unit",
     "bit_penalty",
     "learned_steps",
     "rectified_sigmoid",

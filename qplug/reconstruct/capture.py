@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from qplug.calibrate import batch_loss
 from qplug.errors import InputError
 
 
@@ -84,30 +83,6 @@ def capture(model: nn.Module, name: str, batches: Sequence[Tensor]) -> Calls:
         each = all(_has_rows(value, len(a[0])) for value, (a, _, _) in zip(values, seen, strict=True))
         rest[key] = torch.cat(values).cpu() if each else values[0]
     return Calls(torch.cat([a[0].cpu() for a, _, _ in seen]), rest, torch.cat([out.cpu() for _, _, out in seen]))
-
-
-def importance(model: nn.Module, name: str, batches: Iterable[Tensor], loss: str, seed: int) -> Tensor:
-    """(images, …) (dL/dy)² of every output y of the module ``name``, over its mean; L is one of ``LOSSES``."""
-    outputs: list[Tensor] = []
-    squares: list[Tensor] = []
-
-    def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-        outputs.append(out.detach().requires_grad_(True))
-        return outputs[-1]
-
-    handle = model.get_submodule(name).register_forward_hook(hook)
-    first = 0
-    try:
-        for batch in batches:
-            with torch.enable_grad():
-                value = batch_loss(loss, model(batch), first, seed)
-                (gradient,) = torch.autograd.grad(value, outputs[-1])
-            squares.append(gradient.square().cpu())
-            first += len(batch)
-    finally:
-        handle.remove()
-    found = torch.cat(squares)
-    return found / found.mean().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _check(name: str, call: tuple[tuple[Any, ...], dict[str, Any], Tensor], images: int) -> None:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from qplug.errors import PluginError
 from qplug.reconstruct.capture import Calls
+from qplug.reconstruct.losses import OutputLoss
 from qplug.reconstruct.settings import Reconstruction
-from qplug.reconstruct.step import Graphed, Loss, Step
+from qplug.reconstruct.step import Graphed, Step
 
 
-def learn(block: nn.Module, settings: Reconstruction, calls: Calls, inputs: Tensor, loss: Loss) -> None:
+def learn(block: nn.Module, settings: Reconstruction, calls: Calls, inputs: Tensor, loss: OutputLoss) -> None:
     """Learn the parameters of ``settings.learners``, which ``block`` holds; everything else of it stands still.
 
     Where the block is on a CUDA device and so are the calls, iterations are replays of a CUDA graph.
@@ -27,7 +28,7 @@ def learn(block: nn.Module, settings: Reconstruction, calls: Calls, inputs: Tens
         settings: learners, rates and schedule.
         calls: what the float block is given and gives.
         inputs: (images, …) what the quantised model before it gives, where the calls are.
-        loss: of the block's output.
+        loss: of the block's output, prepared, where the calls are.
 
     Raises:
         PluginError: the error is not finite any more, or an iteration cannot be captured.

@@ -16,11 +16,12 @@ from qplug.memory import fits
 from qplug.plan import Decision, Plan
 from qplug.quantizers import Quantizer
 from qplug.reconstruct.blocks import called, find_blocks, lower_block, within
-from qplug.reconstruct.capture import Calls, capture, importance
+from qplug.reconstruct.capture import Calls, capture
 from qplug.reconstruct.learners import Learner
 from qplug.reconstruct.loop import learn
+from qplug.reconstruct.losses import LOSSES, OutputLoss, Unit
 from qplug.reconstruct.settings import Block, Reconstruction
-from qplug.reconstruct.step import Dropped, Loss
+from qplug.reconstruct.step import Dropped
 from qplug.seeding import seeded
 from qplug.types import SiteKind
 
@@ -45,7 +46,7 @@ class Reconstructor:
         plan: its decisions become those that were learned.
         batches: the calibration images, (B, C, H, W) each on the model's device.
         recall: what need not be learned again, so that a run that was stopped goes on at the block where it was.
-        loss: the recipe's ``calibration.loss``, for ``fisher``.
+        loss: the recipe's ``calibration.loss``, for losses that weigh by its gradients.
         seed: the recipe's.
     """
 
@@ -57,6 +58,11 @@ class Reconstructor:
     recall: Recall
     loss: str
     seed: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.batches[0].device
 
     def run(self, depends_on: Callable[[], dict[str, Any]], advance: Callable[[int], None]) -> None:
         """Reconstruct every block that a technique takes.
@@ -115,32 +121,19 @@ class Reconstructor:
         mine = {d.site.name: settings.learners[d.site.name] for d in decisions if d.site.name in settings.learners}
         if not mine:
             return
-        calls = capture(float_model, unit, self.batches)
-        axis = (
-            1 if all(d.site.kind is not SiteKind.LINEAR_WEIGHT for d in decisions) and calls.outputs.dim() == 4 else -1
-        )
-        with self.backend.inference(quantized):
-            inputs = capture(quantized, unit, self.batches).inputs
-        weights = None
-        if settings.loss == "fisher":
-            weights = importance(float_model, unit, self.batches, self.loss, self.seed)
-        device = self.batches[0].device
-        if fits(2 * calls.bytes, device):
-            calls, inputs = calls.to(device), inputs.to(device)
-            weights = None if weights is None else weights.to(device)
-        loss = _loss(axis, weights)
+        calls, inputs, loss = self._observe(unit, technique, settings, float_model, quantized)
         before = self._error(unit, calls, inputs, loss)
         start = {d.site.name: (d, self._weight(d).clone() if d.site.kind.is_weight else None) for d in decisions}
         learned = replace(settings, learners=mine)
-        block = lower_block(self.backend, self.model, unit, _with_learners(self.plan, decisions, learned)).to(device)
+        block = lower_block(self.backend, self.model, unit, _with_learners(self.plan, decisions, learned))
         with seeded(self.seed, technique.name(), unit), self.steps.blame(technique, HOOK, unit):
-            learn(block, learned, calls, inputs, loss)
-        note = _undecided(mine.values())
+            learn(block.to(self.device), learned, calls, inputs, loss)
+        undecided = _undecided(mine.values())
         for decision in decisions:
             if decision.site.name in mine:
                 self._take(decision, mine[decision.site.name], technique)
         after = self._error(unit, calls, inputs, loss)
-        note = f"{technique.name()}: error of {unit} {before:.4g} → {after:.4g}{note}"
+        note = f"{technique.name()}: error of {unit} {before:.4g} → {after:.4g}{undecided}"
         if not after <= before:
             note += ", so the start was kept"
             for decision, weight in start.values():
@@ -151,6 +144,28 @@ class Reconstructor:
             now = self.plan.decisions[decision.site.name]
             self.plan.decisions[decision.site.name] = replace(now, reason=f"{now.reason}; {note}")
         _put(quantized, unit, lower_block(self.backend, self.model, unit, self.plan))
+
+    def _observe(
+        self, unit: str, technique: Technique, settings: Reconstruction, float_model: nn.Module, quantized: nn.Module
+    ) -> tuple[Calls, Tensor, OutputLoss]:
+        """What the float unit is given and gives, what the quantised one is given, and the loss that is asked for."""
+        calls = capture(float_model, unit, self.batches)
+        with self.backend.inference(quantized):
+            inputs = capture(quantized, unit, self.batches).inputs
+        linear = any(d.site.kind is SiteKind.LINEAR_WEIGHT for d in self._decisions(unit))
+        axis = 1 if calls.outputs.dim() == 4 and not linear else -1
+        loss = LOSSES[settings.loss]() if isinstance(settings.loss, str) else settings.loss
+        block = lower_block(self.backend, self.model, unit, self.plan)
+        with (
+            self.steps.blame(technique, HOOK, unit),
+            self.backend.inference(block),
+            seeded(self.seed, technique.name(), unit, "loss"),
+        ):
+            loss.prepare(Unit(unit, float_model, block, self.batches, axis, self.loss, self.seed))
+        needed = 2 * calls.bytes + sum(kept.numel() * kept.element_size() for kept in loss.buffers())
+        if fits(needed, self.device):
+            return calls.to(self.device), inputs.to(self.device), loss.to(self.device)
+        return calls, inputs, loss
 
     def _take(self, decision: Decision, learner: Learner, technique: Technique) -> None:
         quantizer, values = learner.harden()
@@ -165,14 +180,13 @@ class Reconstructor:
         self.plan.decisions[decision.site.name] = replace(decision, quantizer=quantizer)
 
     @torch.no_grad()
-    def _error(self, unit: str, calls: Calls, inputs: Tensor, loss: Loss) -> float:
+    def _error(self, unit: str, calls: Calls, inputs: Tensor, loss: OutputLoss) -> float:
         """The error of the unit as the plan and the model have it now, on all images."""
-        block = lower_block(self.backend, self.model, unit, self.plan)
-        device, total = self.batches[0].device, 0.0
+        block, total = lower_block(self.backend, self.model, unit, self.plan), 0.0
         with self.backend.inference(block):
             for images in torch.split(torch.arange(len(inputs), device=inputs.device), len(self.batches[0])):
-                args, kwargs = calls.arguments(inputs[images].to(device), images)
-                difference = block(*args, **kwargs) - calls.outputs[images].to(device)
+                args, kwargs = calls.arguments(inputs[images].to(self.device), images)
+                difference = block(*args, **kwargs) - calls.outputs[images].to(self.device)
                 total += float(loss(difference, images)) * len(images) / len(inputs)
         return total
 
@@ -181,6 +195,9 @@ class Reconstructor:
         where = self.steps.where(technique, HOOK, block)
         if not isinstance(settings, Reconstruction):
             raise PluginError(f"expected a Reconstruction, got {type(settings).__name__}", where=where)
+        if not isinstance(settings.loss, OutputLoss) and settings.loss not in LOSSES:
+            what = f"one of {', '.join(LOSSES)} or an OutputLoss was expected as loss, got {settings.loss!r}"
+            raise PluginError(what, where=where)
         known = {d.site.name: d for d in self._decisions(block)}
         for name, learner in settings.learners.items():
             if name not in known or not isinstance(learner, Learner):
@@ -218,18 +235,6 @@ def _with_learners(plan: Plan, decisions: Sequence[Decision], settings: Reconstr
             quantizer = Dropped(quantizer, settings.keep)
         found[decision.site.name] = replace(decision, quantizer=quantizer)
     return Plan(found)
-
-
-def _loss(axis: int, importance: Tensor | None) -> Loss:
-    """Σ of squares over the channels (``axis``), each weighed where there is an importance; its mean over the rest."""
-
-    def loss(difference: Tensor, images: Tensor) -> Tensor:
-        error = difference.square()
-        if importance is not None:
-            error = error * importance[images].to(error.device)
-        return error.sum(axis).mean()
-
-    return loss
 
 
 def _undecided(learners: Iterable[Learner]) -> str:

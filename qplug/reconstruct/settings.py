@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from qplug.plan import Decision
     from qplug.reconstruct.learners import Learner
+    from qplug.reconstruct.losses import OutputLoss
+    from qplug.types import LossName
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,7 @@ class Reconstruction:
         warmup: share of the iterations before the penalty sets in.
         keep: share of elements that are quantised where activations are, QDrop's 1 − p: the others pass in float, and
             so do those of the block's input, drawn anew in each step. 1 drops nothing.
-        loss: ``mse``, Σ(y − ŷ)² over the channels, its mean over everything else; ``fisher``, each output weighed by
-            its squared gradient of the recipe's ``calibration.loss`` at the float model, of mean 1 (BRECQ's Eq. 10).
+        loss: what an error of the output costs: one of ``qplug.reconstruct.losses`` by name, or an object of one's own.
         each_operation: reconstruct the block's operations one after the other, as AdaRound does, not the block.
         graph: on a CUDA device, replay the iteration as a CUDA graph; not where a learner waits for the host.
     """
@@ -78,6 +79,6 @@ class Reconstruction:
     beta: tuple[float, float] = (20.0, 2.0)
     warmup: float = 0.2
     keep: float = 1.0
-    loss: Literal["mse", "fisher"] = "mse"
+    loss: LossName | OutputLoss = "mse"
     each_operation: bool = False
     graph: bool = True

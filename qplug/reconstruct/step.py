@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,13 +11,11 @@ from torch import Tensor, nn
 from qplug.errors import PluginError
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.learners import Learner
+from qplug.reconstruct.losses import OutputLoss
 from qplug.reconstruct.settings import Reconstruction
 
 EAGER = 3
 """Iterations before a CUDA graph is captured, in which libraries allocate and choose kernels, as torch advises."""
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(ŷ − y (B, …), numbers of the images (B,) int64) → () what the block's error costs."""
 
 
 class Step:
@@ -28,7 +26,7 @@ class Step:
         settings: learners, λ, and QDrop's share.
         calls: what the float block is given and gives.
         inputs: (images, …) what the quantised model before it gives, where ``calls`` are.
-        loss: of the block's output.
+        loss: of the block's output, prepared, where ``calls`` are.
         optimizer: of the learners' parameters.
         batch: images of an iteration.
     """
@@ -39,7 +37,7 @@ class Step:
         settings: Reconstruction,
         calls: Calls,
         inputs: Tensor,
-        loss: Loss,
+        loss: OutputLoss,
         optimizer: torch.optim.Optimizer,
         batch: int,
     ) -> None:
@@ -65,7 +63,7 @@ class Step:
                 penalties = [learner.penalty(self.beta) for learner in settings.learners.values()]
                 loss = loss + settings.weight * torch.stack(penalties).sum()
             self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         self._optimizer.step()
 
 

@@ -9,10 +9,9 @@ from plugin_toys import toy_swin
 from torch import nn
 
 from qplug import InputError
-from qplug.calibrate import batch_loss
 from qplug.models.blocks import BLOCKS
 from qplug.reconstruct.blocks import find_blocks, within
-from qplug.reconstruct.capture import capture, importance
+from qplug.reconstruct.capture import capture
 from qplug.testing.toys import toy_images, toy_vit
 
 
@@ -114,22 +113,3 @@ def test_a_block_without_a_batch_first_is_refused():
     with pytest.raises(InputError, match="an entry for every image") as refused:
         capture(model, "block", [torch.randn(3, 4)])
     assert refused.value.where == "block"
-
-
-def test_importance_is_the_squared_gradient_whatever_the_batches():
-    model, _ = sited(toy_vit(), toy_images(1))
-    images = toy_images(4)
-    found = importance(model, "blocks.0", images.split(3), "kl", seed=0)
-    assert torch.allclose(found, importance(model, "blocks.0", [images], "kl", seed=0), rtol=1e-3, atol=1e-6)
-    assert float(found.mean()) == pytest.approx(1.0)
-    kept = []
-
-    def hook(module, args, out):
-        out.retain_grad()
-        kept.append(out)
-
-    handle = model.blocks[0].register_forward_hook(hook)
-    batch_loss("kl", model(images.clone().requires_grad_(True)), 0, 0).backward()
-    handle.remove()
-    expected = kept[0].grad.square()
-    assert torch.allclose(found, expected / expected.mean(), rtol=1e-3, atol=1e-6)

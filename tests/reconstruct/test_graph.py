@@ -4,12 +4,13 @@ import pytest
 import torch
 from qplug_brecq import Brecq
 from qplug_brecq.rounding import LearnedRounding
-from test_loop import RATES, Layer, problem, square
+from test_loop import RATES, Layer, problem
 
 from qplug import PluginError, Reconstruction
 from qplug.pipeline import run
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.loop import learn
+from qplug.reconstruct.losses import MeanSquared
 from qplug.testing.run import toy_recipe, toy_registry
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -29,7 +30,7 @@ def learned(learner=LearnedRounding, iterations=200, **more):
     settings = Reconstruction({"w": found}, RATES, iterations=iterations, batch_size=64, weight=1.0, **more)
     torch.manual_seed(0)
     inputs = (x * 4).round().to(DEVICE) / 4
-    learn(Layer(found).to(DEVICE), settings, Calls(x, {}, x @ weight.T).to(DEVICE), inputs, square)
+    learn(Layer(found).to(DEVICE), settings, Calls(x, {}, x @ weight.T).to(DEVICE), inputs, MeanSquared())
     return found
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from qplug import PluginError, QuantSpec, Rate, Reconstruction, UniformQuantizer
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.loop import _beta, _draws, learn
+from qplug.reconstruct.losses import MeanSquared
 from qplug.reconstruct.step import mix
 
 RATES = {"codes": Rate(0.01), "scales": Rate(1e-3, cosine=True)}
@@ -38,10 +39,6 @@ def problem(outputs=3, inputs=6, seed=0):
     return weight, x, grid
 
 
-def square(difference, images):
-    return difference.square().sum(-1).mean()
-
-
 def error(weight, moved, x):
     return float((x @ (moved - weight).T).square().sum(-1).mean())
 
@@ -50,7 +47,8 @@ def learned(original, x, grid, **more):
     learner = LearnedRounding(original, grid, learn_scale=more.pop("learn_scale", False))
     settings = {"iterations": 1000, "batch_size": 64, "weight": 1.0, "warmup": 0.0, **more}
     torch.manual_seed(0)
-    learn(Layer(learner), Reconstruction({"w": learner}, RATES, **settings), Calls(x, {}, x @ original.T), x, square)
+    calls = Calls(x, {}, x @ original.T)
+    learn(Layer(learner), Reconstruction({"w": learner}, RATES, **settings), calls, x, MeanSquared())
     return learner
 
 

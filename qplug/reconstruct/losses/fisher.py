@@ -1,0 +1,36 @@
+"""BRECQ's weights: the squared gradient at every output of every image."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from qplug.calibrate import LOSSES, batch_loss
+from qplug.errors import InputError
+from qplug.reconstruct.losses.base import Unit, Weighted
+from qplug.reconstruct.losses.gradients import gradient
+
+
+class Fisher(Weighted):
+    """Σ (dL/dy)²·(ŷ − y)², the diagonal of the Fisher information in the place of the Hessian (BRECQ, Eq. 10).
+
+    L is the recipe's ``calibration.loss`` at the float model, where theirs is the cross-entropy of the labels; with
+    ``kl`` the squares are on average the diagonal of the KL divergence's Hessian itself [ours]. Each image has its own.
+    """
+
+    def prepare(self, unit: Unit) -> None:
+        """One forward and one backward over the images; (images, …) float32 is kept."""
+        super().prepare(unit)
+        if unit.loss not in LOSSES:
+            raise InputError(
+                f"loss: fisher takes gradients of calibration.loss, one of {', '.join(LOSSES)}; it is '{unit.loss}'",
+                where=unit.name,
+                fix="set calibration.loss, or reconstruct by another loss",
+            )
+        squares, first = [], 0
+        for batch in unit.batches:
+            loss = partial(batch_loss, unit.loss, first=first, seed=unit.seed)
+            squares.append(gradient(unit.model, unit.name, batch, loss).square().cpu())
+            first += len(batch)
+        self.weigh(torch.cat(squares), unit)
