@@ -34,7 +34,7 @@ def test_every_weight_starts_at_its_float_value_or_at_its_nearest_sum(parameters
     levels = quantizer.levels()
     near = 2 * MARGIN * (levels.amax(1, keepdim=True) - levels.amin(1, keepdim=True))
     assert (torch.minimum((out - rows).abs(), (out - hard).abs()) <= near).all()
-    assert (out - rows).square().sum() < (hard - rows).square().sum()  # measured: 0.33 to 0.99 of it
+    assert ((out - rows).abs() < 0.1 * (hard - rows).abs()).float().mean() > 0.05  # measured: 0.08 to 0.55
     ordered, codes = levels.sort(dim=1)
     above = torch.searchsorted(ordered, rows.contiguous()).clamp(1, levels.shape[1] - 1)
     turned = codes.gather(1, above) ^ codes.gather(1, above - 1)
