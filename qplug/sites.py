@@ -93,7 +93,9 @@ def _count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
     own = dict(totals)
     for name, macs in totals.items():
         parent = name.rpartition(".")[0]
-        if parent in own:
+        while parent and parent not in own:  # lists of modules are no callers
+            parent = parent.rpartition(".")[0]
+        if parent:
             own[parent] -= macs
     own.pop("Global", None)
     return {
