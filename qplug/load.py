@@ -14,7 +14,7 @@ from qplug.record import AGAIN, Run, read_run
 from qplug.registry import Registry, component, installed
 from qplug.rewrite import HOOKS, rewrite
 from qplug.runtime import backend_of, parse_device
-from qplug.sites import find_sites, image_of
+from qplug.sites import find_sites
 from qplug.steps import Steps
 from qplug.weights import FILE, load_weights
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Registry | None = None) -> nn.Module:
-    """The quantised model of a run: (B, C, H, W) float32, prepared as the recipe's model wants it → (B, classes).
+    """The quantised model of a run, which takes and gives what ``qplug.models.FloatModel.module`` does.
 
     The recipe's model is built without its weights (see ``ModelSource.architecture``), so the original checkpoint need
     not exist. Techniques that rewrote modules are asked again; what they make of weights must lie in their modules'
@@ -51,7 +51,7 @@ def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Regist
     plan = _plan(run, registry)
     source = component(registry.models, recipe.model).architecture()
     model: nn.Module = source.module
-    image = image_of(source.preprocessing.input_size)
+    image = source.preprocessing.example()
     make_explicit(model, registry.adapters, image)
     _rewrite(model, recipe, registry, plan, run.folder)
     load_weights(model, run.folder / FILE, plan)

@@ -13,7 +13,7 @@ import torch
 from qplug.cache import Cache
 from qplug.calibrate import Calibration, watched_sites
 from qplug.content import images_digest
-from qplug.data import batches, check_disjoint
+from qplug.data import LabelTransform, batches, check_disjoint
 from qplug.fit import Fitter, allocate, resolve
 from qplug.guard import Guard
 from qplug.lock import EVALUATION_SEED, content_if_known, lock
@@ -28,7 +28,7 @@ from qplug.record import RunFolder, check_target
 from qplug.registry import Registry, component, installed
 from qplug.rewrite import rewrite
 from qplug.runtime import Clock, backend_of, forget_peak_memory, forward_seconds, parse_device, peak_memory_mb
-from qplug.sites import SiteMap, find_sites, image_of
+from qplug.sites import SiteMap, find_sites
 from qplug.smoothing import smooth
 from qplug.steps import Steps
 from qplug.techniques import ModelSource
@@ -108,7 +108,7 @@ def run(
         model = copy.deepcopy(float_model)
         probe, _ = next(batches(calibration_images, transform, min(8, size), where))
 
-    image = image_of(source.preprocessing.input_size, where)
+    image = source.preprocessing.example().to(where)
     with clock.stage("rewrite"):
         make_explicit(model, registry.adapters, image)  # before, so that attention's Softmax can be rewritten too
         guard = Guard(model, probe)
@@ -170,7 +170,8 @@ def run(
         seen = images_digest(evaluation_images)
         slot = recall.slot("logits", lambda: {"model": source_key(source), "images": seen})
         models = [quantized] if slot.tensors else [quantized, float_model]
-        said, labels = evaluate(models, batches(evaluation_images, transform, size, where), advance)
+        judge = source.preprocessing.transform()  # its own, to know what of the evaluation examples it lost
+        said, labels = evaluate(models, batches(evaluation_images, judge, size, where), advance)
         if slot.tensors is None:
             slot.keep({"logits": said[1].logits}, said[1].seconds)
         logits = Logits(slot.tensors["logits"] if slot.tensors else said[1].logits, said[0].logits, labels)
@@ -199,7 +200,8 @@ def run(
     if out is not None and known_by != content_if_known(recipe, registry, device):
         known_by = None
         warnings.append("weights, images or code changed during the run, so it answers for no other run")
-    warnings += steps.idle() + _notes(source, plan) + (cache.warnings if cache else [])
+    lost = [f"of the evaluation's, {loss}" for loss in judge.losses()] if isinstance(judge, LabelTransform) else []
+    warnings += steps.idle() + _notes(source, plan) + lost + (cache.warnings if cache else [])
     result = RunResult(recipe, metrics, plan, table.measured() if table else {}, warnings, out)
     if out is not None:
         digests = [calibration_images.digest(i) for i in range(len(calibration_images))]
@@ -232,7 +234,7 @@ class Inspection:
 def inspect(model_source: ModelSource, registry: Registry | None = None) -> Inspection:
     """Load a model, make its attention explicit, and list its sites."""
     source = model_source.load()
-    site_map = _sites(source.module, registry or installed(), image_of(source.preprocessing.input_size))
+    site_map = _sites(source.module, registry or installed(), source.preprocessing.example())
     return Inspection(site_map.sites, site_map.total_macs, site_map.uncovered_macs)
 
 

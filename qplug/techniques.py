@@ -80,7 +80,7 @@ class ModelSource(Component):
 
 
 class DataSource(Component):
-    """Where images come from, tagged by ``source``; ``open`` returns a ``qplug.data.ImageSet``."""
+    """Where images come from, tagged by ``source``; ``open`` returns a ``qplug.data.Examples``."""
 
     tag = "source"
 
