@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from qplug.data.digits import Digits
 from qplug.data.folder import Folder
 from qplug.data.hf import HuggingFace
+from qplug.data.text import Text
 from qplug.hooks import hookimpl
 from qplug.models.adapters import ADAPTERS
 from qplug.models.sources import ImportedModel, TimmModel, ZooModel
@@ -22,8 +23,8 @@ def qplug_models() -> Iterable[type[ModelSource]]:
 
 @hookimpl
 def qplug_datasets() -> Iterable[type[DataSource]]:
-    """``digits``, ``folder``, ``hf``."""
-    return [Digits, Folder, HuggingFace]
+    """``digits``, ``folder``, ``hf``, ``text``."""
+    return [Digits, Folder, HuggingFace, Text]
 
 
 @hookimpl
@@ -44,5 +45,5 @@ def qplug_quantizers() -> Mapping[str, str]:
 
 @hookimpl
 def qplug_adapters() -> Iterable[Adapter]:
-    """timm's attention of ViT and DeiT, and Swin's window attention."""
+    """The attention of timm's ViT and DeiT, of Swin, and of transformers' BERT and DistilBERT."""
     return ADAPTERS
