@@ -11,14 +11,15 @@ from qplug.data.text import Text
 from qplug.hooks import hookimpl
 from qplug.models.adapters import ADAPTERS
 from qplug.models.sources import ImportedModel, TimmModel, ZooModel
+from qplug.models.transformers import TransformersModel
 from qplug.techniques import DataSource, ModelSource
 from qplug.types import Adapter
 
 
 @hookimpl
 def qplug_models() -> Iterable[type[ModelSource]]:
-    """``timm``, ``zoo``, ``import``."""
-    return [TimmModel, ZooModel, ImportedModel]
+    """``timm``, ``zoo``, ``import``, ``transformers``."""
+    return [TimmModel, ZooModel, ImportedModel, TransformersModel]
 
 
 @hookimpl

@@ -49,7 +49,7 @@ def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Regist
     run = read_run(run_folder)
     recipe = load_recipe(run.folder / "recipe.yaml", registry=registry)
     plan = _plan(run, registry)
-    source = component(registry.models, recipe.model).architecture()
+    source = component(registry.models, recipe.model).kept_in(run.folder).architecture()
     model: nn.Module = source.module
     image = source.preprocessing.example()
     make_explicit(model, registry.adapters, image)

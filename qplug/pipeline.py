@@ -100,6 +100,7 @@ def run(
         known_by = content_if_known(recipe, registry, device) if out is not None else None
         origin = component(registry.models, recipe.model)
         source = origin.load()
+        kept = origin.files() if out is not None else {}
         calibration_images = component(registry.datasets, recipe.data.calibration).open(recipe.seed)
         evaluation_images = component(registry.datasets, recipe.data.evaluation).open(EVALUATION_SEED)
         check_disjoint(calibration_images, evaluation_images)
@@ -207,7 +208,7 @@ def run(
         digests = [calibration_images.digest(i) for i in range(len(calibration_images))]
         hashes = {"model": source.fingerprint, "calibration_images": digests, "evaluation_images": seen}
         locked = lock(recipe, known_by=known_by, device=device, hashes=hashes, registry=registry)
-        _write(out, result, model, logits, locked)
+        _write(out, result, model, logits, locked, kept)
     return result
 
 
@@ -245,6 +246,10 @@ def _sites(model: torch.nn.Module, registry: Registry, image: torch.Tensor) -> S
 
 def _notes(source: FloatModel, plan: Plan) -> list[str]:
     notes = [source.note] if source.note else []
+    tables = [module.weight for module in source.module.modules() if isinstance(module, torch.nn.Embedding)]
+    if tables:
+        size = sum(table.numel() for table in tables) * 4 / 1e6
+        notes.append(f"{len(tables)} embedding tables stay in float32, {size:.1f} MB: they are looked up, without MACs")
     if plan.float_macs:
         share = sum(plan.float_macs.values()) / plan.total_macs
         some = ", ".join(list(plan.float_macs)[:3]) + (", …" if len(plan.float_macs) > 3 else "")
@@ -252,8 +257,17 @@ def _notes(source: FloatModel, plan: Plan) -> list[str]:
     return notes
 
 
-def _write(out: Path, result: RunResult, model: torch.nn.Module, logits: Logits, locked: dict[str, Any]) -> None:
+def _write(
+    out: Path,
+    result: RunResult,
+    model: torch.nn.Module,
+    logits: Logits,
+    locked: dict[str, Any],
+    kept: dict[str, str],
+) -> None:
     with RunFolder(out) as folder:
+        for name, text in kept.items():
+            folder.write_text(name, text)
         result.warnings += write_weights(folder, model, result.plan)  # first: metrics.json holds the warnings
         folder.write_text("recipe.yaml", result.recipe.yaml())
         folder.write_json("lock.json", locked)

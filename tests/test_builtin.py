@@ -12,7 +12,7 @@ from qplug.registry import build
 def test_it_offers_its_sources() -> None:
     registry = build([EntryPoint("core", "qplug.builtin", "qplug")])
     assert not registry.broken()
-    assert sorted(registry.models) == ["import", "timm", "zoo"]
+    assert sorted(registry.models) == ["import", "timm", "transformers", "zoo"]
     assert sorted(registry.datasets) == ["digits", "folder", "hf", "text"]
     assert sorted(registry.quantizers) == ["log", "regions", "uniform"]
     assert list(registry.backends) == ["brevitas"]

@@ -26,9 +26,25 @@ def _window_attention(module: nn.Module) -> nn.Module:
     return ExplicitWindowAttention(module).eval()
 
 
+def _bert(module: nn.Module) -> nn.Module | None:
+    from qplug.models.explicit import ExplicitSelfAttention
+
+    if module.is_decoder:
+        return None
+    return ExplicitSelfAttention(module, ("query", "key", "value")).eval()
+
+
+def _distilbert(module: nn.Module) -> nn.Module:
+    from qplug.models.explicit import ExplicitSelfAttention
+
+    return ExplicitSelfAttention(module, ("q_lin", "k_lin", "v_lin", "out_lin")).eval()
+
+
 ADAPTERS = [
     Adapter("timm.layers.attention:Attention", _attention),
     Adapter("timm.models.swin_transformer:WindowAttention", _window_attention),
+    Adapter("transformers.models.bert.modeling_bert:BertSelfAttention", _bert),
+    Adapter("transformers.models.distilbert.modeling_distilbert:DistilBertSelfAttention", _distilbert),
 ]
 
 
@@ -38,7 +54,8 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
     Args:
         model: the float model in eval mode.
         adapters: first match wins.
-        image: (1, C, H, W) float32; one forward gives each replacement the input that it is checked on.
+        image: a batch of one; its forward gives each replacement the input that it is checked on. Of a module that
+            returns a tuple, the first tensor is checked: the others are weights to look at, which may be left out.
 
     Raises:
         GuardError: a replacement's output differs from the original's by more than 1e-5 of its norm.
@@ -55,8 +72,8 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
     seen: dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {}
 
     def remember(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-            seen[name] = (args, kwargs, out)
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            seen[name] = (args, kwargs, _first(out))
 
         return hook
 
@@ -76,19 +93,24 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
         args, kwargs, expected = seen[name]
         if not torch.isfinite(expected).all():
             raise InputError(
-                "the output is NaN or infinite on a random image",
+                "the output is NaN or infinite on a random input",
                 where=name,
                 fix="look for weights that do not belong to this model, or for a model that overflows float32",
             )
         with torch.inference_mode():
-            error = float((explicit(*args, **kwargs) - expected).norm() / expected.norm().clamp_min(1e-12))
+            error = float((_first(explicit(*args, **kwargs)) - expected).norm() / expected.norm().clamp_min(1e-12))
         if not error <= TOLERANCE:
             raise GuardError(
                 f"the adapter for {adapter.path} changes the output by {error:.1e} of its norm, beyond {TOLERANCE:.0e}",
                 where=name,
-                fix="the installed timm may compute this attention in another way: report it, or remove the adapter",
+                fix="the installed library may compute this attention in another way: report it, or remove the adapter",
             )
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, explicit)
         replaced.append(name)
     return replaced
+
+
+def _first(out: Any) -> Tensor:
+    tensor: Tensor = out[0] if isinstance(out, tuple) else out
+    return tensor
