@@ -199,3 +199,44 @@ def test_what_cannot_be_used_is_named(small_language: Path, tmp_path: Path, monk
     with pytest.raises(InputError, match="needs the package 'transformers'") as error:
         source(folder).load()
     assert error.value.fix == "pip install 'qplug[nlp]'"
+
+
+def test_a_name_is_fetched_from_the_hub_without_code_or_pickles(
+    small_language: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[tuple[str, Any, list[str]]] = []
+
+    def snapshot(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        if name == "someone/nothing":
+            raise OSError("no such model")
+        asked.append((name, revision, allow_patterns))
+        return str(small_language / "bert-sequence_classification")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert (
+        source("someone/bert").load().fingerprint
+        == source(small_language / "bert-sequence_classification").load().fingerprint
+    )
+    assert {name for name, _, _ in asked} == {"someone/bert"}
+    wanted = {pattern for _, _, patterns in asked for pattern in patterns}
+    assert "*.safetensors" in wanted
+    assert not any(pattern.endswith((".bin", ".py", ".pt", "*")) for pattern in wanted)
+    with pytest.raises(InputError, match=r"no model of this name could be fetched \(OSError: no such model\)"):
+        source("someone/nothing").load()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_are_captured_with_their_masks(small_language: Path, kind: str) -> None:
+    from qplug.reconstruct.capture import capture
+
+    model = source(small_language / f"{kind}-sequence_classification").load()
+    make_explicit(model.module, ADAPTERS, model.preprocessing.example())
+    block = {"bert": "model.bert.encoder.layer.1", "distilbert": "model.distilbert.transformer.layer.1"}[kind]
+    calls = capture(model.module, block, list(batch(model).split(2)))
+    images = torch.tensor([2, 0])
+    args, kwargs = calls.arguments(calls.inputs[images], images)
+    with torch.no_grad():
+        again = model.module.get_submodule(block)(*args, **kwargs)
+    torch.testing.assert_close(again, calls.outputs[images], rtol=1e-5, atol=1e-6)
