@@ -70,9 +70,7 @@ class TransformersModel(ModelSource):
                     dtype="float32",
                     output_loading_info=True,
                 )
-            except (
-                Exception
-            ) as error:  # files that are missing, cut short, or of other shapes each fail in their own way
+            except Exception as error:  # files that are missing, cut short or of other shapes fail in several ways
                 raise InputError(
                     f"the weights cannot be read: {' '.join(str(error).split())[:300]}",
                     where=self.config.path,
