@@ -7,24 +7,26 @@ from collections.abc import Iterable, Mapping
 from qplug.data.digits import Digits
 from qplug.data.folder import Folder
 from qplug.data.hf import HuggingFace
+from qplug.data.text import Text
 from qplug.hooks import hookimpl
 from qplug.models.adapters import ADAPTERS
 from qplug.models.blocks import BLOCKS
 from qplug.models.sources import ImportedModel, TimmModel, ZooModel
+from qplug.models.transformers import TransformersModel
 from qplug.techniques import DataSource, ModelSource
 from qplug.types import Adapter
 
 
 @hookimpl
 def qplug_models() -> Iterable[type[ModelSource]]:
-    """``timm``, ``zoo``, ``import``."""
-    return [TimmModel, ZooModel, ImportedModel]
+    """``timm``, ``zoo``, ``import``, ``transformers``."""
+    return [TimmModel, ZooModel, ImportedModel, TransformersModel]
 
 
 @hookimpl
 def qplug_datasets() -> Iterable[type[DataSource]]:
-    """``digits``, ``folder``, ``hf``."""
-    return [Digits, Folder, HuggingFace]
+    """``digits``, ``folder``, ``hf``, ``text``."""
+    return [Digits, Folder, HuggingFace, Text]
 
 
 @hookimpl
@@ -45,7 +47,7 @@ def qplug_quantizers() -> Mapping[str, str]:
 
 @hookimpl
 def qplug_adapters() -> Iterable[Adapter]:
-    """timm's attention of ViT and DeiT, Swin's window attention, and timm's own convolution and linear."""
+    """The attention of timm's ViT, DeiT and Swin, of BERT and DistilBERT; timm's own convolution and linear."""
     return ADAPTERS
 
 

@@ -14,16 +14,18 @@ from qplug.models.explicit import MatMul
 from qplug.operations import Operation, Rows, SampleSize, Shape, operation_of
 from qplug.seeding import seeded
 from qplug.stats import Product, SiteStats
-from qplug.types import Site, SiteKind, Smoothing
+from qplug.types import MASKED, Site, SiteKind, Smoothing
 
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "kl": lambda logits: (_kl_probe(logits.detach()) * logits).sum(),
-    "logits": lambda logits: (_centred(torch.randint_like(logits, 2) * 2 - 1) * logits).sum(),
-    "cross_entropy": lambda logits: F.cross_entropy(logits, logits.detach().argmax(-1), reduction="sum"),
+    "logits": lambda logits: (_centred_signs(logits.detach()) * logits).sum(),
+    "cross_entropy": lambda logits: F.cross_entropy(
+        logits.flatten(0, -2), logits.detach().argmax(-1).flatten(), reduction="sum"
+    ),
     "kl_zero": lambda logits: F.kl_div(logits.log_softmax(-1), logits.detach().softmax(-1), reduction="sum"),
 }
 """What the importance of an output O is made of: functions of the float logits z (B, classes), summed over images,
-whose squared gradient (dL/dO)² weighs errors.
+whose squared gradient (dL/dO)² weighs errors. Starts and ends of answers, (B, 2, L), are two choices among L tokens.
 
 ``kl``: that divergence's *Hessian* instead, Jᵀ(diag p − ppᵀ)J with J = dz/dO. L = vᵀz with a random v of covariance
 diag p − ppᵀ has E[(dL/dO)²] = its diagonal (Hutchinson's estimate), so one backward is enough [ours].
@@ -34,8 +36,11 @@ rounding of float32; it is here for that difference to be seen.
 """
 
 
-def _centred(v: Tensor) -> Tensor:
-    return v - v.mean(-1, keepdim=True)
+def _centred_signs(logits: Tensor) -> Tensor:
+    """Random signs less their mean; padding has none."""
+    shown = logits != MASKED
+    signs = (torch.randint_like(logits, 2) * 2 - 1) * shown
+    return (signs - signs.sum(-1, keepdim=True) / shown.sum(-1, keepdim=True)) * shown
 
 
 def _kl_probe(logits: Tensor) -> Tensor:
@@ -89,7 +94,9 @@ class Calibration:
         loss: str | None = None,
         advance: Callable[[int], None] | None = None,
     ) -> None:
-        """Show the images, (B, C, H, W) float32 each; with ``loss`` also take its gradient at every sampled output.
+        """Show the batches: images (B, C, H, W) float32, or texts (B, 3, L) int64.
+
+        With ``loss`` also take its gradient at every sampled output.
 
         Raises:
             InputError: an activation that is not finite, with the site where it first appears.
@@ -98,6 +105,9 @@ class Calibration:
             self.model.get_submodule(name).register_forward_hook(self._hook(name, operation))
             for name, operation in self._operations.items()
         ]
+        if loss is not None:
+            tables = (module for module in self.model.modules() if isinstance(module, nn.Embedding))
+            handles += [table.register_forward_hook(_trace_output) for table in tables]
         frozen = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(False)
@@ -112,7 +122,7 @@ class Calibration:
                 else:
                     with torch.enable_grad():
                         # nothing of a batch's graph may be left, by a name either, when the next one comes
-                        batch_loss(loss, self.model(batch.detach().requires_grad_(True)), done, self._seed).backward()  # type: ignore[no-untyped-call]
+                        batch_loss(loss, self.model(_traced(batch)), done, self._seed).backward()  # type: ignore[no-untyped-call]
                 done += len(batch)
                 self._check_finite()
                 if advance is not None:
@@ -208,6 +218,15 @@ class Calibration:
                     where=name,
                     fix="look for NaN in the checkpoint and in the images, or for a model that overflows float32",
                 )
+
+
+def _traced(batch: Tensor) -> Tensor:
+    """The batch, from which a graph grows although every parameter is frozen; of tokens it grows from embeddings."""
+    return batch.detach().requires_grad_(True) if batch.is_floating_point() else batch
+
+
+def _trace_output(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    return out.requires_grad_(True)
 
 
 class _Ranges:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from qplug.errors import InputError
 
 if TYPE_CHECKING:
-    from qplug.data import ImageSet
+    from qplug.data import Examples
 
 WITHOUT_INFLUENCE = {"qplug": ("cli", "compare", "report", "testing")}
 """Folders of a package whose code changes no result."""
@@ -68,7 +68,7 @@ def _digest(path: Path, changed_ns: int, size: int) -> str:
     return digest.hexdigest()
 
 
-def images_digest(images: ImageSet) -> str:
+def images_digest(images: Examples) -> str:
     """SHA-256 over every image's content and label, in order. Nothing is decoded."""
     return content_key(images=[[images.digest(index), images.label(index)] for index in range(len(images))])
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qplug.errors import GuardError
 from qplug.plan import Change
+from qplug.types import MASKED
 
 TOLERANCE = 1e-4
 
@@ -18,7 +19,7 @@ class Guard:
 
     Args:
         model: the float model, which is watched by reference.
-        images: (B, C, H, W) float32, real ones.
+        images: a batch of real ones, or of texts.
     """
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
@@ -31,10 +32,11 @@ class Guard:
             self._expected: Tensor = self._model(self._images)
 
     def error(self) -> float:
-        """‖now − before‖ / ‖before‖ of the logits."""
+        """‖now − before‖ / ‖before‖ of the logits, without those of padding."""
         with torch.no_grad():
             difference = self._model(self._images) - self._expected
-        return float(difference.norm() / self._expected.norm().clamp_min(1e-12))
+        expected = self._expected.masked_fill(self._expected == MASKED, 0.0)
+        return float(difference.norm() / expected.norm().clamp_min(1e-12))
 
     def check(self, changes: Sequence[Change]) -> None:
         """Compare, and start again from here.

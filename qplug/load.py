@@ -15,7 +15,7 @@ from qplug.record import AGAIN, Run, read_run
 from qplug.registry import Registry, component, installed
 from qplug.rewrite import HOOKS, rewrite
 from qplug.runtime import backend_of, parse_device
-from qplug.sites import find_sites, image_of
+from qplug.sites import find_sites
 from qplug.steps import Steps
 from qplug.weights import FILE, load_weights
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Registry | None = None) -> nn.Module:
-    """The quantised model of a run: (B, C, H, W) float32, prepared as the recipe's model wants it → (B, classes).
+    """The quantised model of a run, which takes and gives what ``qplug.models.FloatModel.module`` does.
 
     The recipe's model is built without its weights (see ``ModelSource.architecture``), so the original checkpoint need
     not exist. Techniques that rewrote modules are asked again; what they make of weights must lie in their modules'
@@ -51,9 +51,9 @@ def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Regist
     run = read_run(run_folder)
     recipe = load_recipe(run.folder / "recipe.yaml", registry=registry)
     plan = _plan(run, registry)
-    source = component(registry.models, recipe.model).architecture()
+    source = component(registry.models, recipe.model).kept_in(run.folder).architecture()
     model: nn.Module = source.module
-    image = image_of(source.preprocessing.input_size)
+    image = source.preprocessing.example()
     make_explicit(model, registry.adapters, image)
     _rewrite(model, image, recipe, registry, plan, run.folder)
     load_weights(model, run.folder / FILE, plan)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     *("torch", "torchvision", "timm", "brevitas", "numpy", "scipy", "scikit-learn", "pillow"),
-    *("pydantic", "pluggy", "safetensors"),
+    *("pydantic", "pluggy", "safetensors", "transformers", "tokenizers"),
 )
 """Those whose versions say what they compute: their code is not read."""
 WITHOUT_INFLUENCE = ("name", "paper")

@@ -13,7 +13,7 @@ import torch
 from qplug.cache import Cache
 from qplug.calibrate import Calibration, watched_sites
 from qplug.content import images_digest
-from qplug.data import batches, check_disjoint
+from qplug.data import LabelTransform, batches, check_disjoint
 from qplug.fit import Fitter, allocate, resolve
 from qplug.guard import Guard
 from qplug.lock import EVALUATION_SEED, content_if_known, lock
@@ -29,7 +29,7 @@ from qplug.record import RunFolder, check_target
 from qplug.registry import Registry, component, installed
 from qplug.rewrite import rewrite
 from qplug.runtime import Clock, backend_of, forget_peak_memory, forward_seconds, parse_device, peak_memory_mb
-from qplug.sites import find_sites, image_of
+from qplug.sites import find_sites
 from qplug.smoothing import smooth
 from qplug.steps import Steps
 from qplug.techniques import ModelSource
@@ -101,6 +101,7 @@ def run(
         known_by = content_if_known(recipe, registry, device) if out is not None else None
         origin = component(registry.models, recipe.model)
         source = origin.load()
+        kept = origin.files() if out is not None else {}
         calibration_images = component(registry.datasets, recipe.data.calibration).open(recipe.seed)
         evaluation_images = component(registry.datasets, recipe.data.evaluation).open(EVALUATION_SEED)
         check_disjoint(calibration_images, evaluation_images)
@@ -109,7 +110,7 @@ def run(
         model = copy.deepcopy(float_model)
         probe, _ = next(batches(calibration_images, transform, min(8, size), where))
 
-    image = image_of(source.preprocessing.input_size, where)
+    image = source.preprocessing.example().to(where)
     with clock.stage("rewrite"):
         make_explicit(model, registry.adapters, image)  # before, so that attention's Softmax can be rewritten too
         guard = Guard(model, probe)
@@ -176,7 +177,8 @@ def run(
         seen = images_digest(evaluation_images)
         slot = recall.slot("logits", lambda: {"model": source_key(source), "images": seen})
         models = [quantized] if slot.tensors else [quantized, float_model]
-        said, labels = evaluate(models, batches(evaluation_images, transform, size, where), advance)
+        judge = source.preprocessing.transform()  # its own, to know what of the evaluation examples it lost
+        said, labels = evaluate(models, batches(evaluation_images, judge, size, where), advance)
         if slot.tensors is None:
             slot.keep({"logits": said[1].logits}, said[1].seconds)
         logits = Logits(slot.tensors["logits"] if slot.tensors else said[1].logits, said[0].logits, labels)
@@ -205,13 +207,14 @@ def run(
     if out is not None and known_by != content_if_known(recipe, registry, device):
         known_by = None
         warnings.append("weights, images or code changed during the run, so it answers for no other run")
-    warnings += steps.idle() + _notes(source, plan) + folding.note() + (cache.warnings if cache else [])
+    lost = [f"of the evaluation's, {loss}" for loss in judge.losses()] if isinstance(judge, LabelTransform) else []
+    warnings += steps.idle() + _notes(source, plan) + folding.note() + lost + (cache.warnings if cache else [])
     result = RunResult(recipe, metrics, plan, table.measured() if table else {}, warnings, out)
     if out is not None:
         digests = [calibration_images.digest(i) for i in range(len(calibration_images))]
         hashes = {"model": source.fingerprint, "calibration_images": digests, "evaluation_images": seen}
         locked = lock(recipe, known_by=known_by, device=device, hashes=hashes, registry=registry)
-        _write(out, result, model, logits, locked)
+        _write(out, result, model, logits, locked, kept)
     return result
 
 
@@ -240,9 +243,9 @@ class Inspection:
 def inspect(model_source: ModelSource, registry: Registry | None = None) -> Inspection:
     """Load a model, make its attention explicit, fold its BatchNorms, and list its sites."""
     source = model_source.load()
-    image = image_of(source.preprocessing.input_size)
-    folding = _prepare(source.module, registry or installed(), image)
-    site_map = find_sites(source.module, image)
+    example = source.preprocessing.example()
+    folding = _prepare(source.module, registry or installed(), example)
+    site_map = find_sites(source.module, example)
     return Inspection(site_map.sites, site_map.total_macs, site_map.uncovered_macs, folding.left)
 
 
@@ -254,6 +257,10 @@ def _prepare(model: torch.nn.Module, registry: Registry, image: torch.Tensor) ->
 
 def _notes(source: FloatModel, plan: Plan) -> list[str]:
     notes = [source.note] if source.note else []
+    tables = [module.weight for module in source.module.modules() if isinstance(module, torch.nn.Embedding)]
+    if tables:
+        size = sum(table.numel() for table in tables) * 4 / 1e6
+        notes.append(f"{len(tables)} embedding tables stay in float32, {size:.1f} MB: they are looked up, without MACs")
     if plan.float_macs:
         share = sum(plan.float_macs.values()) / plan.total_macs
         some = ", ".join(list(plan.float_macs)[:3]) + (", …" if len(plan.float_macs) > 3 else "")
@@ -261,8 +268,17 @@ def _notes(source: FloatModel, plan: Plan) -> list[str]:
     return notes
 
 
-def _write(out: Path, result: RunResult, model: torch.nn.Module, logits: Logits, locked: dict[str, Any]) -> None:
+def _write(
+    out: Path,
+    result: RunResult,
+    model: torch.nn.Module,
+    logits: Logits,
+    locked: dict[str, Any],
+    kept: dict[str, str],
+) -> None:
     with RunFolder(out) as folder:
+        for name, text in kept.items():
+            folder.write_text(name, text)
         result.warnings += write_weights(folder, model, result.plan)  # first: metrics.json holds the warnings
         folder.write_text("recipe.yaml", result.recipe.yaml())
         folder.write_json("lock.json", locked)

@@ -21,8 +21,8 @@ from qplug.types import Choice, QuantSpec, Site
 if TYPE_CHECKING:
     from qplug.cache import Cache, Entry
     from qplug.calibrate import Calibration
-    from qplug.data import ImageSet
-    from qplug.models import FloatModel, Preprocessing
+    from qplug.data import Examples
+    from qplug.models import FloatModel, Preparation
     from qplug.runtime import Clock
     from qplug.stats import SiteStats
     from qplug.techniques import Technique
@@ -98,7 +98,7 @@ class Recall:
         stream: Iterable[Tensor],
         loss: str,
         advance: Callable[[int], None],
-        prepared: tuple[ImageSet, Preprocessing],
+        prepared: tuple[Examples, Preparation],
     ) -> None:
         """Let ``statistics`` collect from ``stream``, ``prepared`` being the images and how they become its batches."""
         images, preprocessing = prepared

@@ -6,14 +6,13 @@ from torch import nn
 
 from qplug.guard import Guard
 from qplug.models.explicit import MatMul
+from qplug.models.provenance import is_gelu
 from qplug.plan import Change
 from qplug.steps import Steps
 
 HOOKS = ("qplug_rewrite_norm", "qplug_bound_activation", "qplug_rewrite_module")
 """In the order in which they are asked."""
-ACTIVATIONS = frozenset(
-    "ReLU ReLU6 LeakyReLU PReLU ELU GELU GELUTanh QuickGELU SiLU Hardswish Mish Tanh Sigmoid".split()
-)
+ACTIVATIONS = frozenset("ReLU ReLU6 LeakyReLU PReLU ELU SiLU Hardswish Mish Tanh Sigmoid".split())
 
 
 def rewrite(model: nn.Module, steps: Steps, guard: Guard | None) -> list[Change]:
@@ -48,7 +47,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _is_activation(module: nn.Module) -> bool:
-    return type(module).__name__ in ACTIVATIONS
+    return type(module).__name__ in ACTIVATIONS or is_gelu(module)
 
 
 def _is_other(module: nn.Module) -> bool:

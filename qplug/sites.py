@@ -68,7 +68,7 @@ def _weight(model: nn.Module, path: str) -> Tensor:
 
 
 def find_sites(model: nn.Module, image: Tensor) -> SiteMap:
-    """Trace one forward of ``model`` (eval mode, attention made explicit) on ``image`` (1, C, H, W) float32."""
+    """Trace one forward of ``model`` (eval mode, attention made explicit) on ``image``, a batch of one."""
     found = _Finder(model)
     found.trace(image)
     result = SiteMap(found.sites, found.groups())
@@ -93,7 +93,9 @@ def _count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
     own = dict(totals)
     for name, macs in totals.items():
         parent = name.rpartition(".")[0]
-        if parent in own:
+        while parent and parent not in own:  # lists of modules are no callers
+            parent = parent.rpartition(".")[0]
+        if parent:
             own[parent] -= macs
     own.pop("Global", None)
     return {
@@ -218,9 +220,3 @@ def _same_channels(x: Tensor, means: Tensor) -> bool:
     """
     here = x.flatten(0, -2).mean(0)
     return here.shape == means.shape and torch.allclose(here, means, rtol=1e-3, atol=1e-5)
-
-
-def image_of(model_input: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-    """A random image (1, C, H, W), the same at every call, to trace a model with."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn((1, *model_input), generator=generator).to(device)

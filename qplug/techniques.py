@@ -67,6 +67,17 @@ class ModelSource(Component):
         known = {name: value for name, value in without.items() if name in type(self.config).model_fields}
         return type(self)(self.config.model_copy(update=known)).load()
 
+    def files(self) -> dict[str, str]:
+        """Text files by name that a run folder keeps, for ``architecture`` to need nothing else; none by default.
+
+        They lie beside the run's own files, so ``config.json`` may be one, and ``plan.json`` not.
+        """
+        return {}
+
+    def kept_in(self, folder: Path) -> ModelSource:
+        """The source whose ``architecture`` reads what ``files`` gave from ``folder``; by default this one."""
+        return self
+
     def key(self) -> dict[str, Any]:
         """JSON values that are others whenever ``load`` could return another model, found without loading one.
 
@@ -80,7 +91,7 @@ class ModelSource(Component):
 
 
 class DataSource(Component):
-    """Where images come from, tagged by ``source``; ``open`` returns a ``qplug.data.ImageSet``."""
+    """Where images come from, tagged by ``source``; ``open`` returns a ``qplug.data.Examples``."""
 
     tag = "source"
 

@@ -44,6 +44,9 @@ class Granularity(str, Enum):
     PER_HEAD = "per_head"
 
 
+MASKED = -3.4028234663852886e38
+"""The lowest float32: the logit of a token that cannot be part of an answer, and what attention adds for padding."""
+
 OUT_OF_SCOPE = "quantize.scope"
 """Why the inputs of Softmax and LayerNorm stay in float where a recipe does not ask for them."""
 
@@ -205,7 +208,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Metric:
-    """A measurement that a plugin adds: called with float and quantised logits (N, classes) and labels (N,)."""
+    """A measurement that a plugin adds: called with float and quantised logits (N, classes) and labels (N,).
+
+    Where the model answers questions these are (N, 2, L), ``MASKED`` where there is padding, and (N, 2).
+    """
 
     name: str
     compute: Callable[[Any, Any, Any], float]

@@ -20,3 +20,21 @@ def shared() -> Path:
     if not (folder / "weights").is_dir() or not (folder / "data").is_dir():
         pytest.skip(f"real images and weights are not on this machine (sought in {folder}; set QPLUG_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models of random weights, in ``<kind>-<task>``, and random texts with labels and answers, in ``texts``."""
+    pytest.importorskip("transformers", reason="pip install 'qplug[nlp]'")
+    from text_toys import random_language
+
+    return random_language(tmp_path_factory.mktemp("language"))
+
+
+@pytest.fixture(scope="session")
+def trained_language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, trained on docstrings of installed libraries, which takes minutes."""
+    pytest.importorskip("transformers", reason="pip install 'qplug[nlp]'")
+    from text_toys import trained_language
+
+    return trained_language(tmp_path_factory.mktemp("language"))

@@ -14,7 +14,7 @@ from qplug.calibrate import Calibration
 from qplug.data import batches
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.registry import installed
-from qplug.sites import SiteMap, find_sites, image_of
+from qplug.sites import SiteMap, find_sites
 from qplug.stats import Product, SiteStats
 from qplug.types import Choice, QuantSpec, Site, SiteKind
 
@@ -138,8 +138,8 @@ def real_calibration(shared: Path, name: str) -> tuple[nn.Module, SiteMap, Calib
     source = real_model(shared, name)
     transform = source.preprocessing.transform()
     model = source.module
-    make_explicit(model, ADAPTERS, image_of(source.preprocessing.input_size))
-    found = find_sites(model, image_of(source.preprocessing.input_size))
+    make_explicit(model, ADAPTERS, source.preprocessing.example())
+    found = find_sites(model, source.preprocessing.example())
     images = real_images(shared, "calib", 32, transform)
     calibration = Calibration(model, found.sites, len(images), seed=0)
     calibration.collect(images.split(8), "cross_entropy")

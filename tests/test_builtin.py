@@ -12,15 +12,26 @@ from qplug.registry import build
 def test_it_offers_its_sources() -> None:
     registry = build([EntryPoint("core", "qplug.builtin", "qplug")])
     assert not registry.broken()
-    assert sorted(registry.models) == ["import", "timm", "zoo"]
-    assert sorted(registry.datasets) == ["digits", "folder", "hf"]
+    assert sorted(registry.models) == ["import", "timm", "transformers", "zoo"]
+    assert sorted(registry.datasets) == ["digits", "folder", "hf", "text"]
     assert sorted(registry.quantizers) == ["log", "regions", "uniform"]
     assert list(registry.backends) == ["brevitas"]
     assert "timm.models.vision_transformer:Block" in registry.blocks
 
 
 def test_it_imports_nothing_heavy() -> None:
-    heavy = ("torch", "timm", "numpy", "sklearn", "brevitas", "PIL", "datasets", "pyarrow")
+    heavy = (
+        "torch",
+        "timm",
+        "numpy",
+        "sklearn",
+        "brevitas",
+        "PIL",
+        "datasets",
+        "pyarrow",
+        "transformers",
+        "tokenizers",
+    )
     code = f"import sys, qplug.builtin; print([name for name in {heavy} if name in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -14,6 +14,7 @@ from qplug.operations import Rows, SampleSize
 from qplug.sites import find_sites
 from qplug.smoothing import fold
 from qplug.testing import toy_images, toy_vit
+from qplug.types import MASKED
 
 SMALL = {"img_size": 16, "embed_dim": 16, "num_heads": 2}
 PARTS = (
@@ -441,3 +442,33 @@ def test_the_scope_decides_on_softmax_and_norms():
     assert kinds[3] - kinds[0] == {"softmax_input", "layernorm_input"}
     assert kinds[1] - kinds[0] == {"softmax_input"}
     assert kinds[2] - kinds[0] == {"layernorm_input"}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_take_starts_and_ends_of_answers_over_all_tokens_but_padding(loss):
+    """(B, 2, L): the loss is that of the starts and that of the ends."""
+    torch.manual_seed(0)
+    logits = torch.randn(1, 2, 6)
+    logits[:, :, 4:] = MASKED
+    logits.requires_grad_(True)
+    LOSSES[loss](logits).backward()
+    assert logits.grad[:, :, 4:].abs().max() == 0
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad.sum(-1).abs().max() < 1e-5  # what all tokens have in common changes no answer
+    if loss == "cross_entropy":
+        shown = logits.detach()[0, :, :4].requires_grad_(True)
+        F.cross_entropy(shown, shown.argmax(1), reduction="sum").backward()
+        torch.testing.assert_close(logits.grad[0, :, :4], shown.grad)
+
+
+def test_gradients_of_tokens_grow_from_what_they_are_embedded_as():
+    torch.manual_seed(0)
+    model = Sequence(lambda m, x: m.a(m.e(x)).mean(1), e=nn.Embedding(5, 8), a=nn.Linear(8, 3)).eval()
+    tokens = torch.randint(5, (6, 4))
+    found = find_sites(model, tokens[:1])
+    calibration = Calibration(model, found.sites, 6, seed=0)
+    calibration.collect(tokens.split(2), "kl")
+    product = calibration.stats(found.sites[0]).product
+    assert product.importance.shape == (1, 6 * 4, 3)
+    assert float(product.importance.sum()) > 0
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())

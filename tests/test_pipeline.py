@@ -332,7 +332,7 @@ def test_calibration_and_evaluation_may_not_overlap(registry, tmp_path):
     values = recipe(registry, "toy.minmax").dump()
     values["data"]["evaluation"]["split"] = "train"
     error = refused(registry, recipe_type(registry).model_validate(values), tmp_path)
-    assert "share 6 images" in str(error)
+    assert "share 6 examples" in str(error)
     assert "toy/train/0" in str(error)
 
 

@@ -29,7 +29,8 @@ def test_it_validates_and_survives_a_round_trip(name, tmp_path):
 def test_it_says_its_protocol(name):
     comment = " ".join(line.lstrip("# ") for line in (RECIPES / name).read_text().splitlines() if line.startswith("#"))
     assert "Protocol:" in comment
-    for word in ("calibration images", "linear", "matmul", "Softmax", "LayerNorm"):
+    examples = "calibration examples" if name.startswith("nlp") else "calibration images"
+    for word in (examples, "linear", "matmul", "Softmax", "LayerNorm"):
         assert word in comment
 
 
@@ -50,6 +51,43 @@ def test_it_can_be_pointed_at_other_models_and_folders(name):
     assert recipe.model.name == "swin_tiny_patch4_window7_224"
     assert recipe.model.pretrained
     assert recipe.data.calibration.class_map == recipe.data.evaluation.class_map == "/map.txt"
+
+
+LANGUAGE = [name for name in ALL if name.startswith("nlp")]
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+@pytest.mark.parametrize("task", ["sequence_classification", "question_answering"])
+def test_it_runs_on_other_models_tasks_and_texts(name, kind, task, small_language):
+    """As its first lines say, with few iterations."""
+    from qplug import run
+
+    texts = str(small_language / "texts")
+    settings = [f"model.path={small_language / f'{kind}-{task}'}", f"model.task={task}", "model.max_length=16"]
+    columns = {"text_column": "text", "pair_column": "null"}
+    if task == "question_answering":
+        columns = {"text_column": "word", "pair_column": "text", "answer_column": "answers"}
+    for data in ("data.calibration", "data.evaluation"):
+        settings += [f"{data}.path={texts}", *(f"{data}.{key}={value}" for key, value in columns.items())]
+    settings += ["data.calibration.examples=12", "data.evaluation.split=test", "techniques.0.iterations=2"]
+    result = run(load_recipe(RECIPES / name, settings))
+    assert result.metrics["coverage.macs"] == 1.0
+    heads = {"sequence_classification": "model.classifier.weight", "question_answering": "model.qa_outputs.weight"}
+    bits = {decision.site.name: decision.quantizer.bits for decision in result.plan if decision.site.kind.is_weight}
+    assert [site for site, width in bits.items() if width == 8] == [heads[task]]
+    assert set(bits.values()) == {2, 8}
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_the_folders_that_it_ships_with_are_refused_by_name(name):
+    from qplug.registry import installed
+
+    recipe = load_recipe(RECIPES / name)
+    with pytest.raises(InputError, match="path/to/"):
+        installed().models["transformers"](recipe.model).load()
+    with pytest.raises(InputError, match="path/to/"):
+        installed().datasets["text"](recipe.data.calibration).open(seed=0)
 
 
 @pytest.mark.parametrize("name", IMAGENET)

@@ -45,9 +45,9 @@ class QuantInput(nn.Module):
         self.input_quant = _identity(quantizer)
         self.operation = original
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The original on its fake-quantised input."""
-        out: Tensor = self.operation(self.input_quant(x))
+    def forward(self, x: Tensor, *others: Any) -> Tensor:
+        """The original on its fake-quantised input; a mask is no value to quantise."""
+        out: Tensor = self.operation(self.input_quant(x), *others)
         return out
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import PurePath
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from qplug.recipe import Recipe
 
-ORIGIN = ("checkpoint_path", "pretrained")
+ORIGIN = ("checkpoint_path", "path", "pretrained", "revision")
 """Keys of a model that say where its weights lie; which weights they are, their hash says."""
 SHOWN = 4
 """Values by which rows of one name are told apart, at most."""
@@ -57,7 +58,8 @@ class Row:
     def model(self) -> str:
         """The model, as a recipe names it."""
         config = self.runs[0].recipe["model"]
-        return str(config.get("name") or config.get("target") or config.get("source"))
+        place = PurePath(config.get("path") or "").name
+        return str(config.get("name") or config.get("target") or place or config.get("source"))
 
     @cached_property
     def correct(self) -> NDArray[np.bool_]:

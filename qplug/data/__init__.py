@@ -1,4 +1,4 @@
-"""Images and labels: what a data source opens, and how a run streams it. Importing this does not import torch."""
+"""Examples and labels: what a data source opens, and how a run streams it. Importing this does not import torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from qplug.errors import InputError
 
@@ -14,23 +14,26 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-__all__ = ["ImageSet", "batches", "check_disjoint", "choose", "decode", "sha256"]
+__all__ = ["Examples", "Label", "LabelTransform", "batches", "check_disjoint", "choose", "decode", "sha256"]
+
+Label = int | tuple[int, int]
+"""A class, or where the answer to a question stands in its context: (first character, the one after the last)."""
 
 
-class ImageSet(Protocol):
-    """Labelled images in a fixed order. Nothing is decoded before ``images[i]`` asks for it."""
+class Examples(Protocol):
+    """Labelled images, or texts (``qplug.data.text.TextItem``), in a fixed order; none is decoded before it is used."""
 
     def __len__(self) -> int:
-        """Number of images, at least 1."""
+        """Number of examples, at least 1."""
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """The decoded image and its label; raises ``InputError`` naming an image that cannot be decoded."""
+    def __getitem__(self, index: int) -> tuple[Any, Label]:
+        """The image, decoded, or the text, and its label; raises ``InputError`` naming one that cannot be decoded."""
 
-    def label(self, index: int) -> int:
-        """The label alone: nothing is decoded. Raises ``InputError`` naming an image that has none."""
+    def label(self, index: int) -> Label:
+        """The label alone: nothing is decoded. Raises ``InputError`` naming an example that has none."""
 
     def key(self, index: int) -> str:
-        """What a person calls this image: its path, or the data set's name with an index. Unique in the set."""
+        """What a person calls this example: its path, or the data set's name with an index. Unique in the set."""
 
     def size_hint(self, index: int) -> int:
         """The content's length in bytes, found without reading the content. Equal contents have equal lengths."""
@@ -39,24 +42,38 @@ class ImageSet(Protocol):
         """SHA-256 of the content's bytes, as 64 hexadecimal digits."""
 
 
+@runtime_checkable
+class LabelTransform(Protocol):
+    """A transform of items on which it depends what their labels are: the tokens of an answer, say."""
+
+    def __call__(self, item: Any) -> torch.Tensor:
+        """The model's input."""
+
+    def label(self, item: Any, label: Label) -> Label:
+        """The label that belongs to the model's output for ``item``; negative where no output can be right."""
+
+    def losses(self) -> list[str]:
+        """What of the items seen so far did not become part of an input, one sentence each."""
+
+
 def sha256(content: bytes) -> str:
-    """The digest that ``ImageSet.digest`` promises."""
+    """The digest that ``Examples.digest`` promises."""
     return hashlib.sha256(content).hexdigest()
 
 
-def choose(available: int, images: int | None, seed: int, where: str) -> Sequence[int]:
+def choose(available: int, images: int | None, seed: int, where: str, noun: str = "images") -> Sequence[int]:
     """Indices of ``images`` out of ``available``, drawn by ``seed`` without replacement; all in order where ``None``.
 
     The draw is a prefix of one permutation, so that 32 images of a seed are among the 64 images of the same seed.
     Raises ``InputError`` where there are none, or fewer than asked for.
     """
     if available == 0:
-        raise InputError("there are no images", where=where, fix="point the recipe's data at a place that has some")
+        raise InputError(f"there are no {noun}", where=where, fix="point the recipe's data at a place that has some")
     if images is None:
         return range(available)
     if not 1 <= images <= available:
         raise InputError(
-            f"images: {images} asked for, and there are {available}", where=where, fix=f"ask for 1 … {available}"
+            f"{noun}: {images} asked for, and there are {available}", where=where, fix=f"ask for 1 … {available}"
         )
     import numpy as np
 
@@ -82,33 +99,36 @@ def decode(source: Path | IO[bytes], where: str) -> Image.Image:
 
 
 def batches(
-    images: ImageSet, transform: Callable[[Any], torch.Tensor], batch_size: int, device: str | torch.device = "cpu"
+    images: Examples, transform: Callable[[Any], torch.Tensor], batch_size: int, device: str | torch.device = "cpu"
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Stream a set in order, one batch in memory at a time; the last batch may be smaller.
 
     Args:
         images: the set.
-        transform: PIL image to (C, H, W) float32, as ``Preprocessing.transform`` returns.
-        batch_size: images in a batch, at least 1.
+        transform: item to the model's input, as ``Preparation.transform`` returns: PIL image to (C, H, W) float32, or
+            text to (3, L) int64. A ``LabelTransform`` has its say on labels too.
+        batch_size: examples in a batch, at least 1.
         device: where the batches go.
 
     Yields:
-        Images (B, C, H, W) float32 and labels (B,) int64.
+        Inputs (B, …) and labels (B,) int64, or (B, 2) for the first and last tokens of answers.
     """
     import torch
+
+    place = transform.label if isinstance(transform, LabelTransform) else lambda _, label: label
 
     # No DataLoader: even without workers it draws a seed from torch's global generator, and so changes what follows.
     for start in range(0, len(images), batch_size):
         pairs = [images[index] for index in range(start, min(start + batch_size, len(images)))]
-        pixels = torch.stack([transform(image) for image, _ in pairs])
-        labels = torch.tensor([label for _, label in pairs], dtype=torch.int64)
-        yield pixels.to(device), labels.to(device)
+        inputs = torch.stack([transform(item) for item, _ in pairs])
+        labels = torch.tensor([place(item, label) for item, label in pairs], dtype=torch.int64)
+        yield inputs.to(device), labels.to(device)
 
 
-def check_disjoint(calibration: ImageSet, evaluation: ImageSet) -> None:
-    """Refuse sets that share an image, by content: a copy under another name is found too.
+def check_disjoint(calibration: Examples, evaluation: Examples) -> None:
+    """Refuse sets that share an example, by content: a copy under another name is found too.
 
-    Only images of equal length in bytes are read and hashed. Raises ``InputError`` naming the first shared images.
+    Only those of equal length in bytes are hashed. Raises ``InputError`` naming the first that are shared.
     """
     by_size: dict[int, list[int]] = defaultdict(list)
     for index in range(len(calibration)):
@@ -132,6 +152,6 @@ def check_disjoint(calibration: ImageSet, evaluation: ImageSet) -> None:
     if count:
         listed = "\n  ".join([*shared, *([f"… and {count - len(shared)} more"] if count > len(shared) else [])])
         raise InputError(
-            f"calibration and evaluation share {count} image{'s' if count > 1 else ''}:\n  {listed}",
-            fix="calibrate on another split or folder; results on images seen in calibration mean nothing",
+            f"calibration and evaluation share {count} example{'s' if count > 1 else ''}:\n  {listed}",
+            fix="calibrate on another split or folder; results on what calibration saw mean nothing",
         )

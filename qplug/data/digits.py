@@ -52,7 +52,7 @@ class Digits(DataSource):
 
 
 class DigitImages:
-    """An ``ImageSet`` over one split."""
+    """``Examples`` over one split."""
 
     def __init__(self, split: Split, chosen: Sequence[int]) -> None:
         self._pixels, self._labels, self._origin = arrays(split)

@@ -69,7 +69,7 @@ class Folder(DataSource):
 
 
 class FolderImages:
-    """An ``ImageSet`` over files; holds paths and labels, never pixels."""
+    """``Examples`` over files; holds paths and labels, never pixels."""
 
     def __init__(self, items: Sequence[tuple[Path, int]]) -> None:
         self._items = items

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
-import importlib.util
 import io
-import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qplug.data import choose, decode, sha256
+from qplug.data.rows import ParquetRows, files_in, folder_of, named, need_datasets
 from qplug.errors import InputError
 from qplug.techniques import Config, DataSource
 
@@ -47,13 +44,9 @@ class HuggingFace(DataSource):
 
     def open(self, seed: int) -> HuggingFaceImages:
         """Choose the images; raises ``InputError`` for files, columns or numbers that do not fit."""
-        if importlib.util.find_spec("datasets") is None:
-            raise InputError("data source 'hf' needs the package 'datasets'", fix="pip install qplug[hf]")
-        folder = Path(self.config.path).expanduser()
-        named = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", self.config.path)
-        if not folder.exists() and not named:
-            raise InputError("the folder does not exist", where=str(folder))
-        rows = self._parquet(folder) if folder.exists() else self._named()
+        need_datasets("hf")
+        folder = folder_of(self.config.path)
+        rows = self._named() if folder is None else self._parquet(folder)
         label = rows.features.get(self.config.label_column)
         missing = [c for c in (self.config.image_column, self.config.label_column) if c not in rows.features]
         if missing:
@@ -71,73 +64,19 @@ class HuggingFace(DataSource):
         return HuggingFaceImages(rows, self.config, sorted(chosen))
 
     def _parquet(self, folder: Path) -> ParquetRows:
-        if not folder.is_dir():
-            raise InputError("is a file, not a folder", where=str(folder), fix="give the folder, and the file as files")
-        every = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
-        if self.config.files is not None:
-            files = [path for path in every if path.relative_to(folder).match(self.config.files)]
-            wanted = f"matches {self.config.files}"
-        else:
-            word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(self.config.split)}(?![A-Za-z0-9])")
-            files = [path for path in every if word.search(path.relative_to(folder).as_posix())]
-            wanted = f"has '{self.config.split}' in its path"
-        if not files:
-            there = ", ".join(path.relative_to(folder).as_posix() for path in every[:5]) or "none"
-            raise InputError(
-                f"no parquet file in it {wanted}; there are: {there}", where=str(folder), fix="set split or files"
-            )
+        files = files_in(folder, self.config.split, self.config.files)
         return ParquetRows(files, (self.config.image_column, self.config.label_column))
 
     def _named(self) -> Any:
         import datasets
 
-        try:
-            rows = datasets.load_dataset(self.config.path, split=self.config.split, data_files=self.config.files)
-        except Exception as error:  # the hub, the network and a data set's own files each fail in their own way
-            raise InputError(
-                f"is no folder, and no data set of this name could be loaded ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:300]})",
-                where=self.config.path,
-                fix="give the path of a folder of parquet files, or fetch the data set once while online",
-            ) from error
+        rows = named(self.config.path, self.config.split, self.config.files)
         column = self.config.image_column
         return rows.cast_column(column, datasets.Image(decode=False)) if column in rows.features else rows
 
 
-class ParquetRows:
-    """Rows of parquet files by index, of two columns; keeps the one row group that was read last."""
-
-    def __init__(self, files: Sequence[Path], columns: tuple[str, str]) -> None:
-        import datasets
-        from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
-
-        try:
-            self._files = [parquet.ParquetFile(path, memory_map=True) for path in files]
-            self.features = datasets.Features.from_arrow_schema(self._files[0].schema_arrow)
-        except (ArrowException, OSError) as error:
-            where = ", ".join(str(path) for path in files)
-            raise InputError(f"not readable as parquet: {str(error).splitlines()[0]}", where=where) from error
-        self._columns = list(columns)
-        self._groups = [(file, group) for file in self._files for group in range(file.metadata.num_row_groups)]
-        sizes = [file.metadata.row_group(group).num_rows for file, group in self._groups]
-        self._ends = list(itertools.accumulate(sizes))
-        self._held: tuple[int, Any] = (-1, None)
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        group = bisect.bisect_right(self._ends, index)
-        if self._held[0] != group:
-            file, number = self._groups[group]
-            self._held = (-1, None)  # let go of the old one first: two would double the memory
-            self._held = (group, file.read_row_group(number, columns=self._columns))
-        start = self._ends[group - 1] if group else 0
-        return {name: self._held[1][name][index - start].as_py() for name in self._columns}
-
-
 class HuggingFaceImages:
-    """An ``ImageSet`` over rows whose images are ``{"bytes": …, "path": …}``."""
+    """``Examples`` over rows whose images are ``{"bytes": …, "path": …}``."""
 
     def __init__(self, rows: Any, config: Any, chosen: Sequence[int]) -> None:
         self._rows, self._config, self._chosen = rows, config, chosen

@@ -1,11 +1,11 @@
-"""Float models as a run receives them, and how their images are prepared. Importing this does not import torch."""
+"""Float models as a run receives them, and how their inputs are prepared. Importing this does not import torch."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qplug.errors import InputError
 
@@ -13,7 +13,24 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-__all__ = ["FloatModel", "Preprocessing", "fingerprint"]
+__all__ = ["FloatModel", "Preparation", "Preprocessing", "fingerprint"]
+
+
+class Preparation(Protocol):
+    """How one item of a data set becomes one input of a model, whatever the items are.
+
+    Its ``repr`` is part of what cached results are known by: it must tell all that changes an input, and be the same in
+    every process.
+    """
+
+    def transform(self) -> Callable[[Any], Tensor]:
+        """A function from an item to the model's input, without the batch axis.
+
+        Where labels depend on how the input is made, it is a ``qplug.data.LabelTransform``.
+        """
+
+    def example(self) -> Tensor:
+        """One input with the batch axis, on the CPU, the same at every call: the model is traced with it."""
 
 
 @dataclass(frozen=True)
@@ -59,27 +76,34 @@ class Preprocessing:
 
         return apply
 
+    def example(self) -> Tensor:
+        """A random image (1, C, H, W) float32."""
+        import torch
+
+        return torch.randn((1, *self.input_size), generator=torch.Generator().manual_seed(0))
+
 
 @dataclass
 class FloatModel:
     """A float model that is ready to run: in eval mode, on the CPU, in float32, every weight finite.
 
     Attributes:
-        module: takes (B, C, H, W) float32 and returns logits (B, classes).
+        module: takes a batch, (B, C, H, W) float32 of images or (B, 3, L) int64 of texts (see ``Tokenization``), and
+            returns logits: (B, classes), or where it answers questions (B, 2, L), starts and ends of answers.
         name: as a person would call it; file names are not part of it.
-        preprocessing: how images become its input.
+        preprocessing: how images, or texts, become its input.
         fingerprint: SHA-256 of the state dict (see ``fingerprint``).
         note: what a reader of the results must know about the weights (for example that they are random), or empty.
     """
 
     module: nn.Module
     name: str
-    preprocessing: Preprocessing
+    preprocessing: Preparation
     fingerprint: str
     note: str = ""
 
     @classmethod
-    def of(cls, module: nn.Module, name: str, preprocessing: Preprocessing, note: str = "") -> FloatModel:
+    def of(cls, module: nn.Module, name: str, preprocessing: Preparation, note: str = "") -> FloatModel:
         """Bring a module into the promised state; raises ``InputError`` naming tensors that are NaN or infinite."""
         module = module.cpu().float().eval().requires_grad_(False)
         state = module.state_dict()

@@ -44,11 +44,27 @@ def _linear(module: nn.Module) -> nn.Module:
     return linear(module).eval()
 
 
+def _bert(module: nn.Module) -> nn.Module | None:
+    from qplug.models.explicit import ExplicitSelfAttention
+
+    if module.is_decoder:
+        return None
+    return ExplicitSelfAttention(module, ("query", "key", "value")).eval()
+
+
+def _distilbert(module: nn.Module) -> nn.Module:
+    from qplug.models.explicit import ExplicitSelfAttention
+
+    return ExplicitSelfAttention(module, ("q_lin", "k_lin", "v_lin", "out_lin")).eval()
+
+
 ADAPTERS = [
     Adapter("timm.layers.attention:Attention", _attention),
     Adapter("timm.models.swin_transformer:WindowAttention", _window_attention),
     Adapter("timm.layers.conv2d_same:Conv2dSame", _padded_conv),
     Adapter("timm.layers.linear:Linear", _linear),
+    Adapter("transformers.models.bert.modeling_bert:BertSelfAttention", _bert),
+    Adapter("transformers.models.distilbert.modeling_distilbert:DistilBertSelfAttention", _distilbert),
 ]
 
 
@@ -58,7 +74,8 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
     Args:
         model: the float model in eval mode.
         adapters: first match wins.
-        image: (1, C, H, W) float32; one forward gives each replacement the input that it is checked on.
+        image: a batch of one; its forward gives each replacement the input that it is checked on. Of a module that
+            returns a tuple, the first tensor is checked: the others are weights to look at, which may be left out.
 
     Raises:
         GuardError: a replacement's output differs from the original's by more than 1e-5 of its norm.
@@ -75,8 +92,9 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
     seen: dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {}
 
     def remember(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-            seen[name] = (tuple(map(_copy, args)), {key: _copy(value) for key, value in kwargs.items()}, out.clone())
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            copies = tuple(map(_copy, args)), {key: _copy(value) for key, value in kwargs.items()}
+            seen[name] = (*copies, _first(out).clone())
 
         return hook
 
@@ -96,17 +114,17 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
         args, kwargs, expected = seen[name]
         if not torch.isfinite(expected).all():
             raise InputError(
-                "the output is NaN or infinite on a random image",
+                "the output is NaN or infinite on a random input",
                 where=name,
                 fix="look for weights that do not belong to this model, or for a model that overflows float32",
             )
         with torch.inference_mode():
-            error = float((explicit(*args, **kwargs) - expected).norm() / expected.norm().clamp_min(1e-12))
+            error = float((_first(explicit(*args, **kwargs)) - expected).norm() / expected.norm().clamp_min(1e-12))
         if not error <= TOLERANCE:
             raise GuardError(
                 f"the adapter for {adapter.path} changes the output by {error:.1e} of its norm, beyond {TOLERANCE:.0e}",
                 where=name,
-                fix="the installed timm may compute this module in another way: report it, or remove the adapter",
+                fix="the installed library may compute this module in another way: report it, or remove the adapter",
             )
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, explicit)
@@ -119,3 +137,8 @@ def _copy(value: Any) -> Any:
     from torch import Tensor
 
     return value.clone() if isinstance(value, Tensor) else value
+
+
+def _first(out: Any) -> Tensor:
+    tensor: Tensor = out[0] if isinstance(out, tuple) else out
+    return tensor

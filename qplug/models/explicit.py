@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from timm.layers.attention import resolve_self_attn_mask
 from torch import Tensor, nn
+
+DECODER = frozenset(("cache", "past_key_values", "encoder_hidden_states", "encoder_attention_mask"))
+"""Arguments of transformers' attention that an encoder leaves ``None``."""
 
 
 class MatMul(nn.Module):
@@ -24,6 +28,14 @@ class MatMul(nn.Module):
     def forward(self, lhs: Tensor, rhs: Tensor) -> Tensor:
         """(B, H, N, K) and (B, H, K, M), or (B, H, M, K) where transposed → (B, H, N, M)."""
         return torch.matmul(lhs, rhs.transpose(-2, -1) if self.transpose_rhs else rhs)
+
+
+class MaskedSoftmax(nn.Softmax):
+    """Softmax of scores to which a mask is added within, so that what quantises scores never sees the mask."""
+
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Scores of any shape, and a mask that broadcasts to it, 0 or ``MASKED``."""
+        return super().forward(input if mask is None else input + mask)
 
 
 class ExplicitAttention(nn.Module):
@@ -109,3 +121,40 @@ class ExplicitWindowAttention(nn.Module):
         out = self.matmul_av(self.attn_drop(self.softmax(scores)), v)
         result: Tensor = self.proj_drop(self.proj(out.transpose(1, 2).reshape(batch, tokens, -1)))
         return result
+
+
+class ExplicitSelfAttention(nn.Module):
+    """transformers' self attention of BERT and DistilBERT, its two matmuls and its Softmax as modules.
+
+    The linears stay under the names that they have there: query, key, value, and output where it is a part.
+    """
+
+    def __init__(self, original: Any, linears: Sequence[str]) -> None:
+        super().__init__()
+        self._linears = tuple(linears)
+        for name in self._linears:
+            self.add_module(name, original.get_submodule(name))
+        self.head_size, self.scale = original.attention_head_size, original.scaling
+        self.dropout = original.dropout
+        self.matmul_qk = MatMul(transpose_rhs=True)
+        self.softmax = MaskedSoftmax(dim=-1)
+        self.matmul_av = MatMul()
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **others: Any
+    ) -> tuple[Tensor, None]:
+        """hidden_states: (B, N, C); attention_mask: 0 or ``MASKED``, broadcasts to (B, H, N, N) → (B, N, C), None.
+
+        Raises ``ValueError`` for the arguments of a decoder.
+        """
+        foreign = [name for name, value in others.items() if name in DECODER and value is not None]
+        if foreign:
+            raise ValueError(f"attention made explicit is an encoder's, and got {', '.join(foreign)}")
+        project, *rest = (self.get_submodule(name) for name in self._linears)
+        shape = (*hidden_states.shape[:-1], -1, self.head_size)
+        q, k, v = (linear(hidden_states).view(shape).transpose(1, 2) for linear in (project, *rest[:2]))
+        weights = self.softmax(self.matmul_qk(q, k) * self.scale, attention_mask)
+        out = self.matmul_av(self.dropout(weights), v).transpose(1, 2).flatten(2)
+        for linear in rest[2:]:
+            out = linear(out)
+        return out, None

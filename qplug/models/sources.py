@@ -95,7 +95,7 @@ class TimmModel(ModelSource):
 
         name, pretrained = self.config.name, self.config.pretrained
         try:
-            module: nn.Module = _seeded(lambda: timm.create_model(name, pretrained=pretrained, **kwargs))
+            module: nn.Module = seeded(lambda: timm.create_model(name, pretrained=pretrained, **kwargs))
         except Exception as error:  # the hub, the network and an architecture's assertions each fail in their own way
             if isinstance(error, TypeError) and "'img_size'" in str(error):
                 # a convolutional architecture: it takes images of any size, and no such argument
@@ -124,7 +124,7 @@ class ZooModel(ModelSource):
         from qplug.models.zoo import ZOO, weights
 
         entry = ZOO[self.config.name]
-        module = _seeded(entry.build)
+        module = seeded(entry.build)
         module.load_state_dict(weights(self.config.name))
         return FloatModel.of(module, self.config.name, entry.preprocessing)
 
@@ -159,7 +159,7 @@ class ImportedModel(ModelSource):
         config = self.config
         make = _resolve(config.target)
         try:
-            module = _seeded(lambda: make(**config.kwargs))
+            module = seeded(lambda: make(**config.kwargs))
         except Exception as error:  # the user's own code
             raise InputError(
                 f"{config.target} failed with {config.kwargs}: {type(error).__name__}: {error}", fix="see kwargs"
@@ -244,7 +244,7 @@ def _resolve(target: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _seeded(make: Callable[[], Any]) -> Any:
+def seeded(make: Callable[[], Any]) -> Any:
     """First weights that are the same in every run, without touching the caller's random numbers."""
     import torch
 

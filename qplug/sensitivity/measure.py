@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Annotated
 
 import torch
@@ -12,10 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from qplug.calibrate import Calibration, watched_sites
-from qplug.data import ImageSet, batches, check_disjoint
+from qplug.data import Examples, batches, check_disjoint
 from qplug.errors import InputError
 from qplug.fit import RECIPE, Fitter, resolve
-from qplug.models import Preprocessing
+from qplug.models import Preparation
 from qplug.models.adapters import make_explicit
 from qplug.models.folding import fold_batchnorms
 from qplug.plan import Decision
@@ -26,7 +25,7 @@ from qplug.runtime import Clock, backend_of, parse_device
 from qplug.sensitivity.correlation import Correlation, correlations
 from qplug.sensitivity.hessian import Trace, hessian_traces
 from qplug.sensitivity.single import Effect, one_at_a_time, refusal
-from qplug.sites import SiteMap, find_sites, image_of
+from qplug.sites import SiteMap, find_sites
 from qplug.steps import Steps
 from qplug.techniques import Config, DataSource, ModelSource, Technique
 from qplug.types import Granularity, Site
@@ -162,7 +161,7 @@ def measure(
         calibration_images = Stream(shown, source.preprocessing, SLICE, where)
 
     with clock.stage("sites"):
-        image = image_of(source.preprocessing.input_size, where)
+        image = source.preprocessing.example().to(where)
         make_explicit(model, registry.adapters, image)
         folding = fold_batchnorms(model, image)
         site_map = find_sites(model, image)
@@ -221,11 +220,11 @@ class Stream:
     """
 
     def __init__(
-        self, images: ImageSet, preprocessing: Preprocessing, batch_size: int, device: torch.device | str = "cpu"
+        self, images: Examples, preprocessing: Preparation, batch_size: int, device: torch.device | str = "cpu"
     ) -> None:
         self._images, self._transform = images, preprocessing.transform()
         self._batch_size, self._device = batch_size, device
-        fits = 4 * len(images) * prod(preprocessing.input_size) <= KEPT
+        fits = len(images) * preprocessing.example().nbytes <= KEPT
         self._kept = list(self._decoded()) if fits else None
 
     def __iter__(self) -> Iterator[Tensor]:

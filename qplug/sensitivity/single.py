@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qplug.backends import Backend
 from qplug.errors import InputError
+from qplug.metrics.accuracy import signal_and_noise, top1
 from qplug.plan import Decision, Plan
 
 
@@ -32,11 +33,12 @@ class Effect:
     noise: float = 0.0
 
     def add(self, float_: Tensor, quantized: Tensor) -> None:
-        """Take in a batch of logits, (B, classes) each."""
+        """Take in a batch of logits, (B, classes) or (B, 2, L) each."""
+        signal, noise = signal_and_noise(float_, quantized)
         self.images += len(float_)
-        self.agreeing += int((float_.argmax(1) == quantized.argmax(1)).sum())
-        self.signal += float(float_.double().square().sum())
-        self.noise += float((quantized - float_).double().square().sum())
+        self.agreeing += int((top1(float_) == top1(quantized)).sum())
+        self.signal += float(signal.sum())
+        self.noise += float(noise.sum())
 
     @property
     def drop(self) -> float:

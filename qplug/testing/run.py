@@ -70,7 +70,7 @@ class ToyData(DataSource):
 
 
 class ToyImages:
-    """An ``ImageSet`` of random pixels."""
+    """``Examples`` of random pixels."""
 
     def __init__(self, split: str, images: int, seed: int) -> None:
         draw = np.random.default_rng([seed, int(split == "test")])

@@ -60,7 +60,7 @@ def test_files_may_be_named_by_a_pattern(folder: Path) -> None:
 
 def test_splits_do_not_overlap_and_seeds_choose(folder: Path) -> None:
     check_disjoint(source(folder, split="train"), source(folder))
-    with pytest.raises(InputError, match="share 3 images"):
+    with pytest.raises(InputError, match="share 3 examples"):
         check_disjoint(source(folder, images=3), source(folder))
     keys = [[images.key(i) for i in range(6)] for images in (source(folder, s, images=6) for s in (0, 0, 1))]
     assert keys[0] == keys[1] != keys[2]

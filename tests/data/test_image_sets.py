@@ -83,14 +83,14 @@ def test_overlap_is_refused_by_content_under_any_name(tmp_path: Path) -> None:
     a, b = folder(tmp_path / "a"), folder(tmp_path / "b")
     check_disjoint(a, b)
     (tmp_path / "b/x/copy.png").write_bytes((tmp_path / "a/x/2.png").read_bytes())
-    with pytest.raises(InputError, match=r"share 1 image:") as error:
+    with pytest.raises(InputError, match=r"share 1 example:") as error:
         check_disjoint(a, folder(tmp_path / "b"))
     assert str(tmp_path / "a/x/2.png") in str(error.value)
     assert str(tmp_path / "b/x/copy.png") in str(error.value)
 
 
 def test_overlap_names_few_of_many() -> None:
-    with pytest.raises(InputError, match="share 40 images") as error:
+    with pytest.raises(InputError, match="share 40 examples") as error:
         check_disjoint(digits("train", 40), digits("train"))
     assert len(str(error.value).splitlines()) < 10
     assert "… and 35 more" in str(error.value)
@@ -110,3 +110,20 @@ def test_image_of_sixteen_bits_is_refused_rather_than_clipped(tmp_path: Path) ->
     Image.new("I;16", (4, 4), 40000).save(tmp_path / "deep.png")
     with pytest.raises(InputError, match="more than 8 bits"):
         decode(tmp_path / "deep.png", "deep.png")
+
+
+def test_a_transform_may_have_its_say_on_labels() -> None:
+    class Places:
+        def __call__(self, item: Image.Image) -> torch.Tensor:
+            return torch.zeros(1)
+
+        def label(self, item: Image.Image, label: int) -> tuple[int, int]:
+            return label, item.size[0]
+
+        def losses(self) -> list[str]:
+            return []
+
+    images = digits("test", 4)
+    (_, labels), *_ = batches(images, Places(), 4)
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [[images.label(i), 8] for i in range(4)]

@@ -7,6 +7,7 @@ from torch import nn
 
 from qplug import InputError
 from qplug.metrics import Logits, compare, evaluate
+from qplug.types import MASKED
 
 
 def logits(*classes):
@@ -57,3 +58,42 @@ def test_what_is_kept_of_every_image_gives_the_same_figures():
     assert (kept["quantized.top1"] == kept["float.top1"]).mean() == pytest.approx(found["quantized.agreement"])
     sqnr = 10 * np.log10(kept["logits.signal"].sum() / kept["logits.noise"].sum())
     assert sqnr == pytest.approx(found["quantized.logit_sqnr_db"], abs=1e-4)
+
+
+def spans(*places, length=6, padded=2):
+    """(N, 2, length) logits whose largest are at these (start, end), the last ``padded`` tokens being padding."""
+    torch.manual_seed(0)
+    found = torch.randn(len(places), 2, length)
+    for row, (start, end) in zip(found, places, strict=True):
+        row[0, start], row[1, end] = 10.0, 10.0
+    found[:, :, length - padded :] = MASKED
+    return found
+
+
+def test_an_answer_counts_where_start_and_end_are_right():
+    float_, quantized = spans((0, 1), (2, 3), (1, 1), (2, 2)), spans((0, 1), (2, 2), (0, 1), (2, 2))
+    labels = torch.tensor([[0, 1], [2, 3], [0, 1], [-1, -1]])
+    found = compare(Logits(float_, quantized, labels))
+    assert (found["float.top1"], found["quantized.top1"], found["quantized.agreement"]) == (0.5, 0.5, 0.5)
+    rows = Logits(float_, quantized, labels).by_image()
+    assert rows["labels"].tolist() == [1, 15, 1, -1]
+    assert rows["float.top1"].tolist() == [1, 15, 7, 14]
+    assert (rows["quantized.top1"] == rows["labels"]).tolist() == [True, False, True, False]
+
+
+def test_padding_is_no_part_of_the_sqnr():
+    float_ = spans((0, 1), (2, 3))
+    quantized = torch.where(float_ == MASKED, float_, float_ + 0.5)
+    rows = Logits(float_, quantized, torch.zeros(2, 2, dtype=torch.int64)).by_image()
+    signal = float_[:, :, :4].double().square().sum((1, 2))
+    assert rows["logits.signal"].tolist() == pytest.approx(signal.tolist())
+    assert rows["logits.noise"].tolist() == pytest.approx([2.0, 2.0])
+    found = compare(Logits(float_, quantized, torch.zeros(2, 2, dtype=torch.int64)))
+    assert found["quantized.logit_sqnr_db"] == pytest.approx(10 * np.log10(float(signal.sum()) / 4.0))
+
+
+def test_labels_of_another_task_are_refused():
+    with pytest.raises(InputError, match="the labels are answers to questions, and the model gives classes"):
+        evaluate([nn.Identity()], [(torch.randn(2, 4), torch.zeros(2, 2, dtype=torch.int64))])
+    with pytest.raises(InputError, match="the labels are classes, and the model gives answers to questions"):
+        evaluate([nn.Identity()], [(torch.randn(2, 2, 4), torch.zeros(2, dtype=torch.int64))])

@@ -203,7 +203,7 @@ def test_images_in_both_sets_are_refused():
     registry = toy_registry()
     same = data(registry, "train", 3)
     toy = registry.models["toy"](None)
-    with pytest.raises(InputError, match="share 3 images"):
+    with pytest.raises(InputError, match="share 3 examples"):
         measure(toy, same, same, [registry.techniques["toy.minmax"](None)], Request(), registry=registry)
 
 

@@ -1,0 +1,174 @@
+"""Texts, pairs of texts and questions, from a folder of files or a Hugging Face data set by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from qplug.data import Label, choose, sha256
+from qplug.data.rows import LINES, TABLES, ParquetRows, PlainRows, Rows, files_in, folder_of, named, need_datasets
+from qplug.errors import InputError
+from qplug.techniques import Config, DataSource
+
+
+@dataclass(frozen=True)
+class TextItem:
+    """A text, and where there is one the second text beside it; of a question, ``pair`` is the context."""
+
+    text: str
+    pair: str | None = None
+
+
+class Text(DataSource):
+    """Texts with integer labels, or questions with the place of their answer in a context (SQuAD's layout).
+
+    A folder's files are read in place: parquet, JSON lines (``.jsonl``, ``.json``) or CSV. Anything else is taken as
+    the name of a data set, which the ``datasets`` library finds in its own cache or fetches.
+    """
+
+    class Config(Config):
+        """``data.*: {source: text, path: …/mnli, split: train, text_column: premise, pair_column: hypothesis}``."""
+
+        source: Literal["text"]
+        path: str = Field(min_length=1, description="a folder of parquet, JSON lines or CSV, or a data set's name")
+        split: str = Field(min_length=1, description="the split; in a folder, the files with this word in their path")
+        text_column: str = Field(default="text", description="the column that holds the texts, or the questions")
+        pair_column: str | None = Field(
+            default=None, description="the column that holds second texts, or the contexts; none if unset"
+        )
+        label_column: str | None = Field(
+            default=None, description="the column that holds the labels, as integers; 'label' if neither is set"
+        )
+        answer_column: str | None = Field(
+            default=None,
+            description="of questions: the column of answers, each {text: […], answer_start: […]}; the first counts",
+        )
+        files: str | None = Field(
+            default=None, min_length=1, description="glob over the folder's files, instead of looking for the split"
+        )
+        examples: int | None = Field(
+            default=None,
+            ge=1,
+            description="number of examples, drawn by the recipe's seed (to evaluate, by no seed); all if unset",
+        )
+
+        @model_validator(mode="after")
+        def _one_truth(self) -> Text.Config:
+            if self.answer_column is not None and self.label_column is not None:
+                raise ValueError("'label_column' and 'answer_column' both say what is right; give one")
+            if self.answer_column is not None and self.pair_column is None:
+                raise ValueError("'answer_column' needs 'pair_column', the contexts that hold the answers")
+            return self
+
+        @property
+        def truth_column(self) -> str:
+            """Where labels or answers are."""
+            return self.answer_column or self.label_column or "label"
+
+    def open(self, seed: int) -> Texts:
+        """Choose the examples; raises ``InputError`` for files, columns or numbers that do not fit."""
+        config = self.config
+        wanted = [c for c in (config.text_column, config.pair_column, config.truth_column) if c is not None]
+        rows = self._rows(wanted)
+        missing = [column for column in wanted if column not in rows.features]
+        if missing:
+            raise InputError(
+                f"there is no column '{missing[0]}'; the columns are {', '.join(rows.features)}",
+                where=config.path,
+                fix="set text_column, pair_column and label_column or answer_column",
+            )
+        where = f"{config.path}, split {config.split}"
+        return Texts(rows, config, sorted(choose(len(rows), config.examples, seed, where, "examples")))
+
+    def _rows(self, columns: Sequence[str]) -> Rows:
+        folder = folder_of(self.config.path)
+        if folder is None:
+            need_datasets("text")
+            rows: Rows = named(self.config.path, self.config.split, self.config.files)
+            return rows
+        files = files_in(folder, self.config.split, self.config.files, (".parquet", *LINES, *TABLES))
+        if files[0].suffix != ".parquet":
+            return PlainRows(files, columns)
+        need_datasets("text")
+        return ParquetRows(files, columns)
+
+
+class Texts:
+    """``Examples`` over rows of text."""
+
+    def __init__(self, rows: Rows, config: Any, chosen: Sequence[int]) -> None:
+        self._rows, self._config, self._chosen = rows, config, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: int) -> tuple[TextItem, Label]:
+        row = self._rows[self._chosen[index]]
+        return self._item(row, index), self._label(row, index)
+
+    def label(self, index: int) -> Label:
+        """The label column's value, or the answer's characters in the context; (0, 0) where there is no answer."""
+        return self._label(self._rows[self._chosen[index]], index)
+
+    def key(self, index: int) -> str:
+        """``<path>:<split>[row]``."""
+        return f"{self._config.path}:{self._config.split}[{self._chosen[index]}]"
+
+    def size_hint(self, index: int) -> int:
+        """Length of both texts in bytes; texts are small enough to be read for it."""
+        return len(self._content(index))
+
+    def digest(self, index: int) -> str:
+        """SHA-256 of both texts."""
+        return sha256(self._content(index))
+
+    def _content(self, index: int) -> bytes:
+        item = self._item(self._rows[self._chosen[index]], index)
+        return json.dumps([item.text, item.pair]).encode()
+
+    def _item(self, row: dict[str, Any], index: int) -> TextItem:
+        def text(column: str) -> str:
+            value = row.get(column)
+            if not isinstance(value, str):
+                raise InputError(f"column '{column}' holds no text", where=self.key(index), fix="set text_column")
+            return value
+
+        pair = self._config.pair_column
+        return TextItem(text(self._config.text_column), None if pair is None else text(pair))
+
+    def _label(self, row: dict[str, Any], index: int) -> Label:
+        value = row.get(self._config.truth_column)
+        if self._config.answer_column is not None:
+            return self._answer(value, row, index)
+        if isinstance(value, str) and value.strip().isdecimal():  # as CSV has it
+            value = int(value)
+        if not isinstance(value, int) or value < 0:
+            raise InputError(
+                f"column '{self._config.truth_column}' must hold an integer from 0 on, not {value!r}",
+                where=self.key(index),
+                fix="use a labelled split, with the classes counted as the model counts them",
+            )
+        return value
+
+    def _answer(self, value: Any, row: dict[str, Any], index: int) -> tuple[int, int]:
+        context = self._item(row, index).pair or ""
+        try:
+            texts, starts = value["text"], value["answer_start"]
+            if not texts and not starts:
+                return (0, 0)
+            start, end = int(starts[0]), int(starts[0]) + len(texts[0])
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"column '{self._config.answer_column}' holds no answers",
+                where=self.key(index),
+                fix="expected is {text: [...], answer_start: [...]}, empty where there is no answer",
+            ) from error
+        if start < 0 or context[start:end] != texts[0] or not texts[0]:
+            raise InputError(
+                f"the answer {texts[0]!r} does not stand at character {start} of its context", where=self.key(index)
+            )
+        return start, end
