@@ -21,7 +21,7 @@ CONFIGS = {
         {"iterations": 3, "batch_size": 4},
         {"iterations": 3, "batch_size": 4, "scales": True, "keep": 0.5, "loss": "fisher"},
     ),
-    "mr_biq.binary_coding": ({}, {"uniform": True, "refine": False}),
+    "mr_biq.binary_coding": ({}, {"uniform": True, "refine": False}, {"offset": True}, {"group_size": 8}),
     "mr_biq.reconstruct": ({"iterations": 3}, {"iterations": 2, "learn": "codes", "keep": 0.5, "loss": "low_rank"}),
     "noisyquant.noisy_bias": ({}, {"kinds": ["post_gelu"], "means": 3, "ranges": 4}),
     "ptq4vit.search": ({}, {"objective": "cosine", "rounds": 0, "fused": []}),

@@ -19,11 +19,13 @@ class BinaryCoding(Technique):
     Greedy residual coding, then alternately alpha = least squares given the codes and codes = the nearest of the 2^q
     sums, until the squared error of the weight no longer improves. The alternation is started from the best uniform
     grid too, and each row keeps the better end [ours]. ``uniform`` is Mr.BiQ-Uniform, alpha_i = 2·alpha_{i+1} with an
-    offset; its start, a search over shares of the range, is not printed [ours].
+    offset; its start, a search over shares of the range, is not printed [ours]. ``offset`` gives non-uniform codes one
+    too [ours]: without it their sums lie symmetrically around 0, so that on lopsided rows they can lose more than the
+    uniform grid, which has one; with it they never do.
 
-    The format alone says which values there are: ``symmetric`` of the recipe changes nothing (without ``uniform`` they
-    are symmetric around 0, with it they are not, as in the paper). The main text of the paper is not to be had; what is
-    not in its appendix follows secondary sources.
+    The format alone says which values there are: ``symmetric`` of the recipe changes nothing (without ``uniform`` and
+    ``offset`` they are symmetric around 0, with ``uniform`` they are not, as in the paper). The main text of the paper
+    is not to be had; what is not in its appendix follows secondary sources.
     """
 
     paper = (
@@ -35,6 +37,9 @@ class BinaryCoding(Technique):
 
         use: Literal["mr_biq.binary_coding"] = Field("mr_biq.binary_coding", description="which technique this step is")
         uniform: bool = Field(False, description="whether each alpha is twice the next, with an offset")
+        offset: bool = Field(
+            False, description="whether a value of each row is added to its sums; with uniform there always is one"
+        )
         group_size: int | None = Field(
             None, ge=1, description="weights that share scales, along the inputs of a channel; null: a whole row"
         )
@@ -50,16 +55,15 @@ class BinaryCoding(Technique):
         if not site.kind.is_weight:
             return None
         check_bits(spec.bits)
-        uniform, size = self.config.uniform, self.config.group_size
+        config, size = self.config, self.config.group_size
         channels = len(stats.sample) if spec.granularity is Granularity.PER_CHANNEL else 1
         w = in_groups(stats.sample, channels, size).cpu().double()  # the same on every device
-        offset = None
-        if uniform:
-            step, offset = fit_grid(w, spec.bits, refine=self.config.refine)
+        if config.uniform:
+            step, offset = fit_grid(w, spec.bits, refine=config.refine)
             alphas = step.float() * powers(spec.bits).float()
         else:
-            alphas = fit_binary(w, spec.bits, self.config.refine)
-        quantizer = BinaryCodingQuantizer(alphas, offset, size, uniform).to(stats.sample.device)
+            alphas, offset = fit_binary(w, spec.bits, config.refine, config.offset)
+        quantizer = BinaryCodingQuantizer(alphas, offset, size, config.uniform).to(stats.sample.device)
         return Choice(quantizer, self._reason())
 
     def _reason(self) -> str:

@@ -1,21 +1,54 @@
-"""Binary coding of the rows of a matrix, w ≈ Σ alpha_i·b_i with b_i in {−1, +1}: codes, levels, and the alternation.
+"""Binary coding of the rows of a matrix, w ≈ Σ alpha_i·b_i with b_i in {−1, +1}: codes, levels, greedy coding.
 
-A code of q bits is the integer 0 … 2^q − 1 whose most significant bit is that of b_1; a set bit is +1. A *basis*,
-(2^q, p), says what each code stands for: code c of row r has the level Σ_j scales[r, j]·basis[c, j]. That of ``signs``
-is Mr.BiQ's, one alpha a bit; that of ``grid`` is Mr.BiQ-Uniform's, alpha_i = 2·alpha_{i+1}.
+A code of q bits is the integer 0 … 2^q − 1 whose most significant bit is that of b_1; a set bit is +1.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from qplug_mr_biq.rows import SortedRows, between, least_squares, sums_by_code
+from qplug_mr_biq.rows import between
 
-ROUNDS = 100
-"""Alternations at most; a few rows of a layer at 4 bits need more than 50."""
-GAIN = 1e-9
-"""Share of its squared error by which a row must improve to be alternated again."""
+
+@dataclass(frozen=True)
+class Format:
+    """What the scales of a row make of a code: its level.
+
+    Attributes:
+        bits: q, at least 1.
+        uniform: alpha_i = 2·alpha_{i+1} (Mr.BiQ-Uniform), so that the last alpha is the only one; else q of them.
+        offset: whether one more scale is added to every level.
+    """
+
+    bits: int
+    uniform: bool = False
+    offset: bool = False
+
+    def basis(self) -> Tensor:
+        """(2^q, p) float64: the level of code c is Σ_j scales[j]·basis[c, j]."""
+        b = signs(self.bits)
+        columns = (b @ powers(self.bits)).unsqueeze(1) if self.uniform else b
+        return torch.cat([columns, torch.ones(len(b), 1, dtype=b.dtype)], 1) if self.offset else columns
+
+    def ordered(self, scales: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(rows, p) → (rows, 2^q) levels from least to most, and the code of each, ``None`` where it is its place.
+
+        The levels of signs lie symmetrically, so that half of them need to be sorted.
+        """
+        alphas = scales[:, :-1] if self.offset else scales
+        if self.uniform:
+            levels, codes = sums(alphas.abs() * powers(self.bits).to(alphas)), None
+        else:
+            half = 1 << (self.bits - 1)
+            upper = sums(alphas)[:, half:]
+            sizes, places = upper.abs().sort(dim=1, stable=True)
+            codes = torch.where(upper.gather(1, places) >= 0.0, half + places, half - 1 - places)
+            levels = torch.cat([-sizes.flip(1), sizes], 1)
+            codes = torch.cat([(2 * half - 1 - codes).flip(1), codes], 1)
+        return (levels + scales[:, -1:] if self.offset else levels), codes
 
 
 def signs(bits: int) -> Tensor:
@@ -29,21 +62,16 @@ def powers(bits: int) -> Tensor:
     return torch.exp2(torch.arange(bits - 1, -1, -1, dtype=torch.float64))
 
 
-def grid(bits: int, offset: bool) -> Tensor:
-    """(2^bits, 1 or 2) float64: Σ 2^(bits − i)·b_i, the odd integers of a uniform grid, and with ``offset`` ones."""
-    odd = signs(bits) @ powers(bits)
-    return torch.stack([odd, torch.ones_like(odd)], 1) if offset else odd.unsqueeze(1)
+def sums(alphas: Tensor) -> Tensor:
+    """(rows, q) → (rows, 2^q) Σ alpha_i·b_i of every code.
 
-
-def level_values(scales: Tensor, basis: Tensor) -> Tensor:
-    """(rows, p) × (2^q, p), one dtype → (rows, 2^q) the level of every code.
-
-    Summed column by column instead of by a matrix product, so that the same scales give the same bits at every batch
-    size and on every device.
+    Summed from the first to the last alpha, without a matrix product, so that the same alphas give the same bits at
+    every batch size and on every device, and the sums of a code and of its complement are each other's negative.
     """
-    values = scales[:, :1] * basis[:, 0]
-    for j in range(1, basis.shape[1]):
-        values = values + scales[:, j : j + 1] * basis[:, j]
+    values = torch.cat([-alphas[:, :1], alphas[:, :1]], 1)
+    for j in range(1, alphas.shape[1]):
+        alpha = alphas[:, j : j + 1]
+        values = torch.stack([values - alpha, values + alpha], 2).flatten(1)
     return values
 
 
@@ -74,36 +102,3 @@ def greedy(w: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         rest = rest - torch.where(positive, alphas[-1], -alphas[-1])
         codes = codes * 2 + positive
     return torch.cat(alphas, 1), codes
-
-
-def alternate(w: Tensor, scales: Tensor, codes: Tensor, basis: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """In turn, scales = least squares given the codes and codes = the nearest levels, until the error stays.
-
-    Where codes make the system singular (every bit the same, bits that coincide, a single weight), the shortest of its
-    solutions is taken. Rows are independent, and each keeps the best scales that it had, those of the start included:
-    none ends above its start. At most ``ROUNDS`` rounds.
-
-    Args:
-        w: (rows, n) float.
-        scales: (rows, p) of the start.
-        codes: (rows, n) int64 of the start.
-        basis: (2^q, p) float64; ``signs(p)``, one alpha a bit, by default.
-
-    Returns:
-        scales (rows, p) in w's dtype, and the codes (rows, n) of their nearest levels.
-    """
-    basis = (signs(scales.shape[1]) if basis is None else basis).to(w.device)
-    rows, best = SortedRows(w), scales.double()
-    error = rows.split(level_values(best, basis))[2]
-    counts, totals = sums_by_code(w.double(), codes, len(basis))
-    active = torch.arange(len(w), device=w.device)
-    for _ in range(ROUNDS):
-        found = least_squares(counts, totals, basis)
-        counts, totals, now = rows.take(active).split(level_values(found, basis))
-        better = now < error[active] * (1.0 - GAIN)
-        active, counts, totals = active[better], counts[better], totals[better]
-        if not len(active):
-            break
-        best[active], error[active] = found[better], now[better]
-    made = best.to(w.dtype)
-    return made, nearest(w, level_values(made, basis.to(w.dtype)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qplug import InputError, Quantizer
-from qplug_mr_biq.coding import level_values, nearest, powers, signs
+from qplug_mr_biq.coding import nearest, powers, sums
 from qplug_mr_biq.fitting import in_groups
 
 MOST_BITS = 8
@@ -16,8 +16,7 @@ MOST_BITS = 8
 
 def level_sums(alphas: Tensor, offset: Tensor | None) -> Tensor:
     """(rows, q) and (rows, 1) → (rows, 2^q) Σ alpha_i·b_i + offset, by code, in one fixed order of summation."""
-    values = level_values(alphas, signs(alphas.shape[1]).to(alphas))
-    return values if offset is None else values + offset
+    return sums(alphas) if offset is None else sums(alphas) + offset
 
 
 class BinaryCodingQuantizer(Quantizer):

@@ -20,24 +20,6 @@ def sums_by_code(w: Tensor, codes: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return empty.scatter_add(1, codes, torch.ones_like(w)), empty.scatter_add(1, codes, w)
 
 
-def least_squares(counts: Tensor, totals: Tensor, basis: Tensor) -> Tensor:
-    """The shortest of the scales that minimise Σ(w − ŵ)² of each row, whose codes are known by their sums alone.
-
-    Args:
-        counts: (rows, 2^q) float64, as ``sums_by_code``.
-        totals: likewise.
-        basis: (2^q, p) float64.
-
-    Returns:
-        (rows, p) float64.
-    """
-    p = basis.shape[1]
-    pairs = (basis.unsqueeze(2) * basis.unsqueeze(1)).view(len(basis), p * p)
-    gram = (counts @ pairs).view(-1, p, p)
-    inverse: Tensor = torch.linalg.pinv(gram, rtol=1e-10, hermitian=True)
-    return (inverse @ (totals @ basis).unsqueeze(2)).squeeze(2)
-
-
 class SortedRows:
     """Any levels cut a sorted row into runs, whose sums are differences of prefix sums.
 
@@ -51,17 +33,36 @@ class SortedRows:
         self.square = self.w.square().sum(1)
 
     def take(self, rows: Tensor) -> SortedRows:
-        """These rows (int64) alone."""
+        """These rows (int64, or bool for each) alone."""
         part = object.__new__(SortedRows)
         part.w, part.prefix, part.square = self.w[rows], self.prefix[rows], self.square[rows]
         return part
 
-    def split(self, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(rows, 2^q) float64 → counts and sums by nearest level, in its order, (rows, 2^q); squared error (rows,)."""
-        ordered, codes = levels.sort(dim=1, stable=True)
+    def split(self, ordered: Tensor, codes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Counts and sums of the values by their nearest level, (rows, 2^q) each, and the squared error, (rows,).
+
+        Args:
+            ordered: (rows, 2^q) float64, levels from least to most.
+            codes: (rows, 2^q) int64, in which column each is counted; its place by default.
+        """
         inner = torch.searchsorted(self.w, between(ordered), right=True)
         cuts = pad(pad(inner, (1, 0)), (0, 1), value=self.w.shape[1])
         counts, totals = cuts.diff(dim=1).double(), self.prefix.gather(1, cuts).diff(dim=1)
-        error = self.square + (counts * ordered.square() - 2.0 * totals * ordered).sum(1)
-        empty = torch.zeros_like(levels)
-        return empty.scatter(1, codes, counts), empty.scatter(1, codes, totals), error.clamp_min(0.0)
+        error = (self.square + ((counts * ordered - 2.0 * totals) * ordered).sum(1)).clamp_min(0.0)
+        if codes is None:
+            return counts, totals, error
+        empty = torch.empty_like(ordered)
+        return empty.scatter(1, codes, counts), empty.scatter(1, codes, totals), error
+
+    def grid_error(self, step: Tensor, middle: Tensor, bits: int) -> Tensor:
+        """(rows,) the squared error of the nearest of middle + step·(odd integers of q bits), (rows, 1) float64 each.
+
+        Rounding each value costs less than cutting the row at every level where there are few values.
+        """
+        top = (1 << bits) - 1
+        if self.w.shape[1] > 4 * top:
+            odd = torch.arange(-top, top + 1, 2, dtype=torch.float64, device=step.device)
+            return self.split(middle + step * odd)[2]
+        width = 2.0 * step
+        places = ((self.w - middle) / width.clamp_min(torch.finfo(torch.float64).tiny)).add_(0.5 * top).round_()
+        return places.clamp_(0.0, top).sub_(0.5 * top).mul_(width).add_(middle).sub_(self.w).square_().sum(1)

@@ -31,7 +31,8 @@ def gradient(
 ) -> Tensor:
     """dL/dy of the output y of the module ``name``, (B, …), for ``loss`` of the model's logits on ``batch``.
 
-    With ``put`` it is the gradient at what that puts in the place of y. Nothing before the module is differentiated.
+    With ``put`` it is the gradient at what that puts in the place of y. Nothing before the module is differentiated; of
+    what lies behind it the graph of one batch is held.
     """
     outputs: list[Tensor] = []
 
