@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,7 @@ class Reconstructor:
                 else:
                     self._restore(slot.tensors, slot.about)
                 _put(quantized, name, lower_block(self.backend, self.model, name, self.plan))
+            gc.collect()  # lowered modules lie in reference cycles: without this those of many blocks are held
             advance(done + 1)
 
     def blocks(self) -> list[str]:
