@@ -28,7 +28,15 @@ from qplug.reconstruct.run import Reconstructor
 from qplug.record import RunFolder, check_target
 from qplug.registry import Registry, component, installed
 from qplug.rewrite import rewrite
-from qplug.runtime import Clock, backend_of, forget_peak_memory, forward_seconds, parse_device, peak_memory_mb
+from qplug.runtime import (
+    Clock,
+    backend_of,
+    forget_peak_memory,
+    forward_seconds,
+    full_float32,
+    parse_device,
+    peak_memory_mb,
+)
 from qplug.sites import find_sites
 from qplug.smoothing import smooth
 from qplug.steps import Steps
@@ -63,6 +71,7 @@ class RunResult:
         return self.plan.float_macs
 
 
+@full_float32()
 def run(
     recipe: Recipe,
     *,

@@ -141,7 +141,8 @@ class Recall:
         entry = self._cache.load("quantizers", key)
         if entry is not None:
             self._clock.save(entry.about["seconds"])
-            return Choice(quantizer_of(entry.about["quantizer"], self._quantizers), entry.about["reason"])
+            made = quantizer_of(entry.about["quantizer"], self._quantizers)
+            return Choice(made.to(stats.sample.device), entry.about["reason"])  # as who computes it would have it
         start = time.perf_counter()
         answer = ask()
         seconds = time.perf_counter() - start

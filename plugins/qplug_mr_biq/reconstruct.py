@@ -37,6 +37,9 @@ class Reconstruct(Technique):
 
         use: Literal["mr_biq.reconstruct"] = Field("mr_biq.reconstruct", description="which technique this step is")
         learn: Literal["both", "scales", "codes"] = Field("both", description="what of the weights is learned")
+        turn: Literal["together", "alone"] = Field(
+            "together", description="whether the bits in which a weight's two nearest sums differ turn together"
+        )
         iterations: int = Field(20_000, ge=1, le=1_000_000, description="steps of Adam for each block")
         batch_size: int = Field(32, ge=1, le=4096, description="images of a step")
         weight: float = Field(0.01, ge=0.0, le=1e3, description="λ, weight of the penalty of soft bits, without unit")
@@ -76,7 +79,7 @@ class Reconstruct(Technique):
         for decision in block.decisions:
             site, quantizer = decision.site, decision.quantizer
             if site.kind.is_weight and isinstance(quantizer, BinaryCodingQuantizer):
-                learners[site.name] = SoftBinaryCoding(block.weights[site.name], quantizer, config.learn)
+                learners[site.name] = SoftBinaryCoding(block.weights[site.name], quantizer, config.learn, config.turn)
         if not any(isinstance(learner, SoftBinaryCoding) for learner in learners.values()):
             return None
         return Reconstruction(

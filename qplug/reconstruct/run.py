@@ -224,7 +224,7 @@ class Reconstructor:
             decision = self.plan.decisions[name]
             if name in weights:
                 self._weight(decision).copy_(weights[name])
-            made = self.recall.quantizer(quantizer)
+            made = self.recall.quantizer(quantizer).to(self.device)
             self.plan.decisions[name] = replace(decision, quantizer=made, reason=reason)
 
 

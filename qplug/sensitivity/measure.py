@@ -21,7 +21,7 @@ from qplug.plan import Decision
 from qplug.recall import Recall
 from qplug.recipe.schema import Bits, Override, Quantize, Scope, TensorConfig, WeightConfig
 from qplug.registry import Registry, installed
-from qplug.runtime import Clock, backend_of, parse_device
+from qplug.runtime import Clock, backend_of, full_float32, parse_device
 from qplug.sensitivity.correlation import Correlation, correlations
 from qplug.sensitivity.hessian import Trace, hessian_traces
 from qplug.sensitivity.single import Effect, one_at_a_time, refusal
@@ -120,6 +120,7 @@ class Sensitivity:
     warnings: list[str] = field(default_factory=list)
 
 
+@full_float32()
 def measure(
     model_source: ModelSource,
     calibration: DataSource,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -19,17 +21,33 @@ from qplug.plan import Decision
 KINDS = [{}, {"uniform": True}, {"offset": True}, {"group_size": 9}, {"uniform": True, "group_size": 12}]
 
 
-def learner(weight=None, bits=3, learn="both", **parameters):
+TURNS = ["together", "alone"]
+
+
+def learner(weight=None, bits=3, learn="both", turn="together", **parameters):
     weight = heavy(6, 4, 3, 3) * 0.1 if weight is None else weight
     quantizer = coded(weight, bits, **parameters).quantizer
-    return weight, quantizer, SoftBinaryCoding(weight, quantizer, learn)
+    return weight, quantizer, SoftBinaryCoding(weight, quantizer, learn, turn)
 
 
 @pytest.mark.parametrize("parameters", KINDS)
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_every_weight_starts_at_its_float_value_or_at_its_nearest_sum(parameters, bits):
-    """To the margin; and what starts at its float value is between two sums that differ in a single bit."""
+def test_where_bits_turn_together_every_weight_starts_at_its_float_value(parameters, bits):
+    """To the margin, and within the sums."""
     weight, quantizer, soft = learner(bits=bits, **parameters)
+    out, rows = (quantizer.rows(t.detach()) for t in (soft(weight), weight))
+    ordered = quantizer.levels().sort(dim=1).values
+    above = torch.searchsorted(ordered, rows.contiguous()).clamp(1, ordered.shape[1] - 1)
+    near = 1.01 * MARGIN * (ordered.gather(1, above) - ordered.gather(1, above - 1))
+    assert ((out - rows.clamp(ordered[:, :1], ordered[:, -1:])).abs() <= near).all()
+    assert soft.logits.shape == rows.shape
+
+
+@pytest.mark.parametrize("parameters", KINDS)
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_where_each_bit_turns_alone_a_weight_starts_at_its_float_value_or_at_its_nearest_sum(parameters, bits):
+    """To the margin; and what starts at its float value is between two sums that differ in a single bit."""
+    weight, quantizer, soft = learner(bits=bits, turn="alone", **parameters)
     out, rows, hard = (quantizer.rows(t.detach()) for t in (soft(weight), weight, quantizer(weight)))
     levels = quantizer.levels()
     near = 2 * MARGIN * (levels.amax(1, keepdim=True) - levels.amin(1, keepdim=True))
@@ -50,8 +68,9 @@ def test_every_weight_starts_at_its_float_value_or_at_its_nearest_sum(parameters
 
 @pytest.mark.parametrize("parameters", KINDS)
 @pytest.mark.parametrize("learn", ["both", "codes", "scales"])
-def test_its_start_hardens_to_what_the_quantizer_makes_of_the_weight(parameters, learn):
-    weight, quantizer, soft = learner(learn=learn, **parameters)
+@pytest.mark.parametrize("turn", TURNS)
+def test_its_start_hardens_to_what_the_quantizer_makes_of_the_weight(parameters, learn, turn):
+    weight, quantizer, soft = learner(learn=learn, turn=turn, **parameters)
     hardened, values = soft.harden()
     assert torch.equal(hardened.levels(), quantizer.levels())
     assert torch.equal(values, quantizer(weight))
@@ -113,10 +132,16 @@ def test_the_penalty_is_zero_at_hard_bits_alone():
     assert torch.equal(quantizer(values), values)
 
 
-@given(st.integers(0, 10_000), st.integers(2, 4), st.sampled_from(KINDS), st.sampled_from([0.0, 1e-8, 0.05, 3.0]))
-def test_hardening_is_exact_whatever_was_learned(seed, bits, parameters, spread):
+@given(
+    st.integers(0, 10_000),
+    st.integers(2, 4),
+    st.sampled_from(KINDS),
+    st.sampled_from([0.0, 1e-8, 0.05, 3.0]),
+    st.sampled_from(TURNS),
+)
+def test_hardening_is_exact_whatever_was_learned(seed, bits, parameters, spread, turn):
     """Alphas of any order and sign, sums that coincide, codes that are not those of the nearest sum."""
-    weight, _, soft = learner(heavy(2, 36, seed=seed), bits, **parameters)
+    weight, _, soft = learner(heavy(2, 36, seed=seed), bits, turn=turn, **parameters)
     with torch.no_grad():
         for parameter in soft.parameters():
             parameter.add_(randn(*parameter.shape, seed=seed + 1) * spread)
@@ -180,14 +205,15 @@ def test_a_block_without_binary_coded_weights_is_left():
     assert make(Reconstruct).qplug_reconstruct(block=other) is None
 
 
+@pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("parameters", [{}, {"uniform": True}])
-def test_learning_both_beats_the_coding_and_either_alone(parameters):
-    """A linear behind correlated inputs: the error of its output after Adam, hardened, as a share of the start's."""
-    weight, mix = randn(8, 24) * 0.1, randn(24, 24, seed=1)
-    x = randn(256, 24, seed=2) @ mix
-    ends, steps = {}, 1000
-    for learn in ("scales", "codes", "both"):
-        _, quantizer, soft = learner(weight, 3, learn, **parameters)
+def test_learning_both_beats_the_coding_and_either_alone(parameters, turn):
+    """Linears behind correlated inputs: the errors of their outputs after Adam, hardened, as shares of the start's."""
+    ends, steps = dict.fromkeys(("scales", "codes", "both"), 0.0), 1000
+    for seed, learn in itertools.product(range(0, 9, 3), ends):
+        weight, mix = randn(8, 24, seed=seed) * 0.1, randn(24, 24, seed=seed + 1)
+        x = randn(256, 24, seed=seed + 2) @ mix
+        _, quantizer, soft = learner(weight, 3, learn, turn=turn, **parameters)
         rates = {"scales": 2e-3, "codes": 1e-2}
         adam = torch.optim.Adam([{"params": list(p), "lr": rates[name]} for name, p in soft.learned().items()])
         for step in range(steps):
@@ -198,8 +224,7 @@ def test_learning_both_beats_the_coding_and_either_alone(parameters):
             loss.backward()
             adam.step()
         moved = [float((x @ (w - weight).T).square().sum()) for w in (soft.harden()[1], quantizer(weight))]
-        ends[learn] = moved[0] / moved[1]
+        ends[learn] += moved[0] / moved[1] / 3
+    print(turn, parameters, {name: round(end, 3) for name, end in ends.items()})
     assert ends["both"] < min(ends["scales"], ends["codes"]) < 1.0
-    assert (
-        ends["both"] < 0.65
-    )  # measured: 0.60 and 0.53 (uniform); codes alone 0.69 and 0.72, scales alone 0.85 and 0.90
+    assert ends["both"] < 0.65

@@ -5,8 +5,10 @@ import torch
 from qplug_brecq import Brecq
 from qplug_brecq.rounding import LearnedRounding
 from test_loop import RATES, Layer, problem
+from test_run import errors
 
 from qplug import PluginError, Reconstruction
+from qplug.cache import Cache
 from qplug.pipeline import run
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.loop import learn
@@ -54,8 +56,16 @@ def test_a_learner_that_waits_for_the_host_is_told_what_to_do():
 
 
 @pytest.mark.parametrize("more", [{}, {"keep": 0.5}, {"loss": "fisher"}])
-def test_a_run_on_the_device_reconstructs_as_on_the_cpu(more):
+def test_a_run_on_the_device_reconstructs_as_on_the_cpu(more, tmp_path):
     registry = toy_registry(Brecq)
     recipe = toy_recipe(Brecq, registry=registry, bits=3, iterations=100, batch_size=4, rounding_rate=0.02, **more)
-    here, there = (run(recipe, registry=registry, device=device).metrics for device in ("cpu", "cuda"))
-    assert there["quantized.logit_sqnr_db"] == pytest.approx(here["quantized.logit_sqnr_db"], abs=1.5)
+    cache = Cache(tmp_path / "cache")
+    run(recipe.model_copy(update={"seed": 1}), registry=registry, device="cuda", cache=cache)
+    here, there = (errors(run(recipe, registry=registry, device=d, cache=cache).plan) for d in ("cpu", "cuda"))
+    first = next(iter(here))
+    assert there[first][0] == pytest.approx(here[first][0], rel=0.02)
+    gains = [
+        sum(after for _, after in found.values()) / sum(before for before, _ in found.values())
+        for found in (here, there)
+    ]
+    assert gains[1] == pytest.approx(gains[0], abs=0.15)
