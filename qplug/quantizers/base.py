@@ -59,7 +59,8 @@ class _FakeQuantize(torch.autograd.Function):
         if not learned:
             return inside, None, None, None, None
         values, scale = learned
-        of_scale = _sum_of_products(gradient - inside, values, scale) / scale - _sum_of_products(inside, beside, scale)
+        outside = _sum_of_products(gradient, values, scale) - _sum_of_products(inside, values, scale)
+        of_scale = outside / scale - _sum_of_products(inside, beside, scale)
         return inside if ctx.needs_input_grad[0] else None, of_scale, None, None, None
 
 
