@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from qplug import Block, Learner, Reconstruction
 
 
+Exponent = Annotated[float, Field(ge=1.0, le=100.0)]
+
+
 class _Settings(qplug.Config):
     """What both take."""
 
@@ -21,8 +24,8 @@ class _Settings(qplug.Config):
     rounding_rate: float | None = Field(
         None, gt=0.0, le=1.0, description="Adam's learning rate of the soft bits; null: 1e-3 × 20,000/iterations"
     )
-    weight: float = Field(0.01, ge=0.0, description="λ, what a soft bit's penalty weighs against the output's error")
-    beta: tuple[float, float] = Field((20.0, 2.0), description="the penalty's exponent, at first and at last")
+    weight: float = Field(0.01, ge=0.0, le=1e3, description="λ, weight of the penalty of soft bits, without unit")
+    beta: tuple[Exponent, Exponent] = Field((20.0, 2.0), description="the penalty's exponent, at first and at last")
     warmup: float = Field(0.2, ge=0.0, lt=1.0, description="share of the iterations before the penalty sets in")
     loss: LossName = Field("mse", description="what an error of the output costs; AdaRound's and QDrop's is mse")
 
@@ -78,7 +81,8 @@ class Brecq(Technique):
     Deviations from BRECQ's released code: weights and steps are learned together instead of one after the other [ours];
     the error of the output is the plain square unless ``loss`` asks for another: ``fisher`` is Eq. 10, with the
     gradients of the recipe's ``calibration.loss`` [ours]. ``keep: 0.5`` is QDrop. ``scales: true`` learns the weights'
-    scales too, the BRECQ-B that Mr.BiQ compares with. Weights with other than uniform quantizers stay as they are, and
+    scales too, the BRECQ-B that Mr.BiQ compares with; its rate is not printed [ours]. Scales and steps are learned as
+    logarithms, at rates relative to them [ours]. Weights with other than uniform quantizers stay as they are, and
     so do activations whose quantizer cannot be scaled.
     """
 
@@ -88,7 +92,7 @@ class Brecq(Technique):
         """The schedule and what is learned."""
 
         use: Literal["brecq.brecq"] = Field("brecq.brecq", description="which technique this step is")
-        steps: bool = Field(True, description="learn the steps of uniform activations")
+        steps: bool = Field(True, description="learn the steps of activations")
         step_rate: float | None = Field(
             None, gt=0.0, le=1.0, description="Adam's rate of steps, relative to them; null: 4e-5 × 20,000/iterations"
         )

@@ -21,7 +21,7 @@ class BinaryCoding(Technique):
     grid too, and each row keeps the better end [ours]. ``uniform`` is Mr.BiQ-Uniform, alpha_i = 2·alpha_{i+1} with an
     offset; its start, a search over shares of the range, is not printed [ours]. ``offset`` gives non-uniform codes one
     too [ours]: without it their sums lie symmetrically around 0, so that on lopsided rows they can lose more than the
-    uniform grid, which has one; with it they never do.
+    grid that ``uniform`` finds, which has one; with it, refined, they never do.
 
     The format alone says which values there are: ``symmetric`` of the recipe changes nothing (without ``uniform`` and
     ``offset`` they are symmetric around 0, with ``uniform`` they are not, as in the paper). The main text of the paper

@@ -58,9 +58,9 @@ class SoftBinaryCoding(Learner):
         self.learn = learn
         alphas = start.alphas.to(weight.device)
         offset = None if start.offset is None else start.offset.to(weight.device)
-        ratios = powers(self.bits) if self.uniform else torch.ones(self.bits)
+        ratios = powers(self.bits) / (1 << (self.bits - 1)) if self.uniform else torch.ones(self.bits)
         self.register_buffer("ratios", ratios.to(alphas))
-        kept, scaled = alphas[:, -1:] if self.uniform else alphas, learn != "codes"
+        kept, scaled = alphas[:, :1] if self.uniform else alphas, learn != "codes"
         self.scales = nn.Parameter(kept.clone(), requires_grad=scaled)
         self.offset = None if offset is None else nn.Parameter(offset.clone(), requires_grad=scaled)
         rows, soft, ends, hard = start.rows(weight.detach()).to(alphas), None, None, None
@@ -75,7 +75,7 @@ class SoftBinaryCoding(Learner):
         self.register_buffer("hard", hard)
 
     def learned(self) -> Mapping[str, Sequence[nn.Parameter]]:
-        """``scales``: alphas (of a uniform coding the last alone) and offsets; ``codes``: the logits."""
+        """``scales``: alphas (of a uniform coding the first alone) and offsets; ``codes``: the logits."""
         found: dict[str, Sequence[nn.Parameter]] = {}
         if self.learn != "codes":
             found["scales"] = [self.scales] if self.offset is None else [self.scales, self.offset]

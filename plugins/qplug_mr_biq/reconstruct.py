@@ -18,14 +18,16 @@ Exponent = Annotated[float, Field(ge=1.0, le=100.0)]
 class Reconstruct(Technique):
     """Learn alphas, codes and activation steps of a block together, so that its output comes near the float one's.
 
-    Takes blocks with weights that ``mr_biq.binary_coding`` coded, and in them every activation with a uniform
-    quantizer. The loss is ‖y − ŷ‖² of the block's output + λ·Σ(1 − |2·b̃ − 1|^β) [ours, after secondary sources: the
-    paper's Eq. 9 is not to be had]. Learning rates, Adam, the cosine for all but the codes, λ and the batch of 32 are
-    those of the paper's appendix A; where there are fewer than 20,000 iterations the rates of codes and steps grow
-    [ours]. The paper takes 12 images a batch for transformers, and λ = 0.7 for MobileNetV2 and MnasNet. Iterations and
-    β's schedule are not printed; they follow secondary sources. The steps are learned as logarithms
-    (``qplug.LearnedStep``), so their rate is relative [ours]. ``learn`` is the ablation of learning scales or codes
-    alone; activation steps are learned with either. ``keep`` is QDrop's, which the paper does not have.
+    Takes blocks with weights that ``mr_biq.binary_coding`` coded, and in them every activation whose quantizer can be
+    scaled. The loss is ‖y − ŷ‖² of the block's output + λ·Σ(1 − |2·b̃ − 1|^β) over the soft bits [ours, after
+    secondary sources: the paper's Eq. 9 is not to be had]. What a soft bit is where several must turn together is not
+    to be had either: ``turn`` [ours], see ``SoftBinaryCoding``. Learning rates, Adam, the cosine for all but the
+    codes, λ and the batch of 32 are those of the paper's appendix A; where there are fewer than 20,000 iterations the
+    rates of codes and steps grow [ours]. The paper takes 12 images a batch for transformers, 2 for ViT-L, and λ = 0.7
+    for MobileNetV2 and MnasNet. Iterations and β's schedule are not printed; they follow secondary sources. The steps
+    are learned as logarithms (``qplug.LearnedStep``), so that the paper's rate, in units of the step, becomes a share
+    of it, which is less for any step below 1 [ours]. ``learn`` is the ablation of learning scales or codes alone;
+    activation steps are learned with either. ``keep`` is QDrop's, which the paper does not have.
     """
 
     paper = (

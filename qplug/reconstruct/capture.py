@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -56,44 +57,53 @@ def capture(model: nn.Module, name: str, batches: Sequence[Tensor]) -> Calls:
     """The calls of the module ``name`` while ``model`` sees ``batches``, (B, C, H, W) each; nothing behind it runs.
 
     Raises:
-        InputError: the module is called more or less than once for a batch, or not with a batch first.
+        InputError: the module is not called, or called again, or not with a batch first.
     """
     seen: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]] = []
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-        seen.append((args, kwargs, out))
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        _check(name, args, out, len(batches[len(seen)]))
+        seen.append(((args[0].cpu(), *args[1:]), kwargs, out.cpu()))  # at once: not all of them need fit on the device
         raise _Enough
 
+    _check_calls(model, name, batches[0][:1])
     handle = model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
     try:
         with torch.no_grad():
             for batch in batches:
-                try:
+                with suppress(_Enough):
                     model(batch)
-                except _Enough:
-                    _check(name, seen[-1], len(batch))
     finally:
         handle.remove()
-    if len(seen) != len(batches):
-        raise InputError("the model does not call this block, so it cannot be reconstructed", where=name)
     args, kwargs, _ = seen[0]
     rest: dict[int | str, Any] = {}
     for key in (*range(1, len(args)), *kwargs):
         values = [kw[key] if isinstance(key, str) else a[key] for a, kw, _ in seen]
         each = all(_has_rows(value, len(a[0])) for value, (a, _, _) in zip(values, seen, strict=True))
         rest[key] = torch.cat(values).cpu() if each else values[0]
-    return Calls(torch.cat([a[0].cpu() for a, _, _ in seen]), rest, torch.cat([out.cpu() for _, _, out in seen]))
+    return Calls(torch.cat([a[0] for a, _, _ in seen]), rest, torch.cat([out for _, _, out in seen]))
 
 
-def _check(name: str, call: tuple[tuple[Any, ...], dict[str, Any], Tensor], images: int) -> None:
-    args, _, out = call
-    batched = [args[0] if args else None, out]
-    if all(_has_rows(x, images) for x in batched):
+def _check_calls(model: nn.Module, name: str, image: Tensor) -> None:
+    calls: list[None] = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda *_: calls.append(None))
+    try:
+        with torch.no_grad():
+            model(image)
+    finally:
+        handle.remove()
+    if len(calls) != 1:
+        how = f"calls this {len(calls)} times" if calls else "does not call this block"
+        raise InputError(f"the model {how}, so it cannot be reconstructed", where=name)
+
+
+def _check(name: str, args: tuple[Any, ...], out: object, images: int) -> None:
+    if args and all(_has_rows(x, images) for x in (args[0], out)):
         return
     raise InputError(
-        "a block is reconstructed whose first argument and whose result are tensors with an entry for every image",
+        "what is reconstructed has a first argument and a result that are tensors with an entry for every image",
         where=name,
-        fix="name its operations instead, by a technique that reconstructs each operation",
+        fix="leave it to no technique that reconstructs it: reconstruct whole blocks, or narrow what they match",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +64,10 @@ class Learner(Quantizer):
         raise TypeError(f"a {type(self).__name__} is still learned; store what harden() gives")
 
 
+FARTHEST = 5.0
+"""A step is learned within e^±5 times where it starts."""
+
+
 class LearnedStep(Learner):
     """A quantizer of activations whose scale is learned by straight-through gradients (LSQ).
 
@@ -103,14 +106,14 @@ class LearnedStep(Learner):
 
     def harden(self) -> tuple[Quantizer, None]:
         """The quantizer with the present scale."""
-        factor = self._log_factor().detach().exp().clamp(math.exp(-5.0), math.exp(5.0))
-        return self.start.scaled(factor), None
+        return self.start.scaled(self._log_factor().detach().exp()), None
 
     def _log_factor(self) -> Tensor:
+        within = self.log_factor.clamp(-FARTHEST, FARTHEST)
         if self.members is None:
-            return self.log_factor
+            return within
         assert isinstance(self.start, UniformQuantizer)
-        return (self.members @ self.log_factor).view(self.start.scale.shape)
+        return (self.members @ within).view(self.start.scale.shape)
 
 
 def _members(start: Quantizer) -> Tensor | None:

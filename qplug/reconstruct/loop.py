@@ -94,6 +94,6 @@ def _beta(done: float, settings: Reconstruction) -> float | None:
 
 
 def _draws(images: int, batch: int) -> Iterator[Tensor]:
-    """Batches of image numbers, on the CPU: every image once before any comes again."""
+    """Batches of image numbers, on the CPU: no image twice in a permutation, whose remainder is dropped."""
     while True:
         yield from torch.split(torch.randperm(images)[: images // batch * batch], batch)

@@ -154,8 +154,7 @@ class Reconstructor:
         calls = capture(float_model, unit, self.batches)
         with self.backend.inference(quantized):
             inputs = capture(quantized, unit, self.batches).inputs
-        linear = any(d.site.kind is SiteKind.LINEAR_WEIGHT for d in self._decisions(unit))
-        axis = 1 if calls.outputs.dim() == 4 and not linear else -1
+        axis = _channel_axis(calls.outputs, [d for d in self._decisions(unit) if d.site.kind.is_weight])
         loss = LOSSES[settings.loss]() if isinstance(settings.loss, str) else settings.loss
         block = lower_block(self.backend, self.model, unit, self.plan)
         with (
@@ -237,6 +236,14 @@ def _with_learners(plan: Plan, decisions: Sequence[Decision], settings: Reconstr
             quantizer = Dropped(quantizer, settings.keep)
         found[decision.site.name] = replace(decision, quantizer=quantizer)
     return Plan(found)
+
+
+def _channel_axis(outputs: Tensor, weights: Sequence[Decision]) -> int:
+    """1 where the output is laid out as a convolution's, else −1; the last weight tells how many channels it has."""
+    if outputs.dim() != 4 or not weights:
+        return -1
+    channels = [axis for axis in (1, -1) if outputs.shape[axis] == weights[-1].site.shape[0]]
+    return channels[0] if len(channels) == 1 else 1 if weights[-1].site.kind is SiteKind.CONV_WEIGHT else -1
 
 
 def _undecided(learners: Iterable[Learner]) -> str:

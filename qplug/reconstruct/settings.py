@@ -60,7 +60,7 @@ class Reconstruction:
         learners: site name → what is learned there; other sites keep their quantizers.
         rates: by the names that the learners use (``codes``, ``scales``, ``steps``, …).
         iterations: steps of Adam for each block.
-        batch_size: images of each step, drawn without replacement until all were seen.
+        batch_size: images of each step, drawn by permutations of all, whose remainders are dropped.
         weight: λ of the penalty.
         beta: the penalty's exponent, which falls linearly from the first to the second value after the warm-up.
         warmup: share of the iterations before the penalty sets in.

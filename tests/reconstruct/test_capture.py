@@ -108,6 +108,12 @@ def test_other_arguments_follow_their_images_or_stay_the_same():
     assert kwargs["bias"] is bias
 
 
+def test_a_block_that_is_called_twice_is_refused():
+    model = Sequence(lambda m, x: m.block(m.block(x)), block=nn.Linear(4, 4))
+    with pytest.raises(InputError, match="calls this 2 times"):
+        capture(model, "block", [torch.randn(3, 4)])
+
+
 def test_a_block_without_a_batch_first_is_refused():
     model = Sequence(lambda m, x: m.block(x.sum(0)), block=nn.Linear(4, 4))
     with pytest.raises(InputError, match="an entry for every image") as refused:
