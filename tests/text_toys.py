@@ -176,15 +176,14 @@ def random_language(folder: Path) -> Path:
 
 
 def trained_language(folder: Path) -> Path:
-    """Trained models in ``<kind>-<task>``, and docstrings in ``texts``."""
+    """A trained model of each kind, each for another task, in ``<kind>-<task>``, and docstrings in ``texts``."""
     write_texts(folder / "texts", train=500, test=100)
     with (folder / "texts" / "train.jsonl").open() as file:
         tokenizer = word_pieces([json.loads(line)["text"] for line in file], 1500)
-    for kind in KINDS:
-        for task, epochs in zip(TASKS, (10, 16), strict=True):
-            place = folder / f"{kind}-{task}"
-            write_model(place, kind, task, tokenizer, width=64, depth=3, classes=len(LIBRARIES))
-            train(place, folder / "texts", task, epochs, rate=2e-3)
+    for kind, task, epochs in zip(KINDS, TASKS, (10, 16), strict=True):
+        place = folder / f"{kind}-{task}"
+        write_model(place, kind, task, tokenizer, width=64, depth=3, classes=len(LIBRARIES))
+        train(place, folder / "texts", task, epochs, rate=2e-3)
     return folder
 
 
