@@ -93,4 +93,4 @@ def test_an_iteration_costs_little_more_than_the_blocks_own_forward_and_backward
         f"\nan iteration at batch {batch}: {multiples['explicit']:.2f} float ones with attention explicit, "
         f"{multiples['fused']:.2f} with attention fused"
     )
-    assert multiples["explicit"] <= 1.5
+    assert multiples["explicit"] <= 2.0
