@@ -30,7 +30,27 @@ def soft_bit_logits(bits: Tensor) -> Tensor:
 
 def bit_penalty(bits: Tensor, beta: float | Tensor) -> Tensor:
     """Σ (1 − |2b − 1|^β) over soft ``bits`` in [0, 1], AdaRound's Eq. 24: () float, 0 where every bit is 0 or 1."""
-    return (1.0 - (2.0 * bits - 1.0).abs().pow(beta)).sum()
+    result: Tensor = _BitPenalty.apply(bits, beta)
+    return result
+
+
+class _BitPenalty(torch.autograd.Function):
+    """``bit_penalty``, with one power and few passes over memory: it is as much work as the soft weight itself."""
+
+    @staticmethod
+    def forward(ctx: Any, bits: Tensor, beta: float | Tensor) -> Tensor:
+        """The sum, and what its gradient needs."""
+        place = (bits * 2.0).sub_(1.0)
+        power = place.abs().pow_(beta)
+        ctx.save_for_backward(place, power)
+        ctx.beta = beta
+        return bits.numel() - power.sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """−2β·|2b − 1|^β/(2b − 1), which is 0 at ½ for β > 1."""
+        place, power = ctx.saved_tensors
+        return (power / (place + torch.finfo(place.dtype).tiny)).mul_(-2.0 * ctx.beta * gradient), None
 
 
 class Learner(Quantizer):

@@ -47,6 +47,22 @@ def test_the_penalty_vanishes_at_hard_bits_alone(beta):
     assert 0.0 < float(bit_penalty(torch.tensor([0.9]), beta)) < 1.0
 
 
+@pytest.mark.parametrize("beta", [1.5, 2.0, 20.0, torch.tensor(7.3, dtype=torch.float64)])
+def test_the_penaltys_gradient_is_that_of_its_formula(beta):
+    bits = torch.cat(
+        [torch.tensor([0.0, 0.5, 1.0]), torch.rand(50, generator=torch.Generator().manual_seed(0))]
+    ).double()
+    found = []
+    for function in (lambda b: (1.0 - (2.0 * b - 1.0).abs().pow(beta)).sum(), lambda b: bit_penalty(b, beta)):
+        leaf = bits.clone().requires_grad_(True)
+        value = function(leaf)
+        (3.0 * value).backward()
+        found.append((value.detach(), leaf.grad))
+    for formula, ours in zip(*found, strict=True):
+        assert torch.allclose(formula, ours, atol=1e-10)
+    assert found[1][1][1] == 0.0
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("shape", [(), (5, 1)])
 def test_gradients_are_those_of_passing_straight_through(symmetric, shape):
