@@ -22,6 +22,7 @@ from qplug.models import FloatModel, fingerprint
 from qplug.models.adapters import make_explicit
 from qplug.models.folding import Folding, fold_batchnorms
 from qplug.plan import Change, Plan
+from qplug.processes import launched
 from qplug.recall import Recall, source_key
 from qplug.recipe import Recipe
 from qplug.reconstruct.run import Reconstructor
@@ -41,6 +42,7 @@ from qplug.sites import find_sites
 from qplug.smoothing import smooth
 from qplug.steps import Steps
 from qplug.techniques import ModelSource
+from qplug.train import History, Trainer
 from qplug.types import OUT_OF_SCOPE, Site
 from qplug.weights import write_weights
 
@@ -55,6 +57,7 @@ class RunResult:
         plan: the whole decision.
         sensitivity: site → bits → SQNR in dB, where an allocator asked.
         warnings: one sentence each.
+        trainings: by stage, how those went that the recipe asks for.
         folder: the run folder, where one was written.
     """
 
@@ -63,6 +66,7 @@ class RunResult:
     plan: Plan
     sensitivity: dict[str, dict[int, float]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    trainings: dict[str, History] = field(default_factory=dict)
     folder: Path | None = None
 
     @property
@@ -83,6 +87,9 @@ def run(
 ) -> RunResult:
     """Quantise and measure by ``recipe``.
 
+    Where a launcher started several processes, all of them go the same way, share the batches of what is trained, and
+    the first one writes.
+
     Args:
         recipe: from ``load_recipe``.
         out: the run folder to write; ``None`` writes nothing.
@@ -96,10 +103,12 @@ def run(
         PluginError: a technique raised, or answered what it may not.
         GuardError: a step that promised to preserve the function did not.
     """
+    processes = launched()
     if out is not None:
         check_target(out)
+    out = out if processes.is_main else None
     registry = registry or installed()
-    where = parse_device(device)
+    where = parse_device(processes.device(device))
     forget_peak_memory(where)
     backend = backend_of(recipe.backend, registry)
     techniques = [component(registry.techniques, step) for step in recipe.techniques]
@@ -114,6 +123,10 @@ def run(
         calibration_images = component(registry.datasets, recipe.data.calibration).open(recipe.seed)
         evaluation_images = component(registry.datasets, recipe.data.evaluation).open(EVALUATION_SEED)
         check_disjoint(calibration_images, evaluation_images)
+        training_images = None
+        if recipe.data.training is not None and (recipe.finetune or recipe.qat):
+            training_images = component(registry.datasets, recipe.data.training).open(recipe.seed)
+            check_disjoint(training_images, evaluation_images, "training")
         transform, size = source.preprocessing.transform(), recipe.data.batch_size
         float_model = source.module.to(where)
         model = copy.deepcopy(float_model)
@@ -124,12 +137,22 @@ def run(
         make_explicit(model, registry.adapters, image)  # before, so that attention's Softmax can be rewritten too
         guard = Guard(model, probe)
         changes = rewrite(model, steps, guard)
-        warnings = [
-            f"{c.technique} changed the function at {c.where}; training may have to make up for it"
-            for c in changes
-            if not c.preserves
-        ]
-        folding = _prepare(model, registry, image)  # behind them: they may bring attention or BatchNorms, or take one
+        make_explicit(model, registry.adapters, image)  # behind, since they may bring attention too
+        warnings = _untrained(changes, recipe)
+
+    rewriters = {change.technique for change in changes}
+    made_by = [origin, *(t for t in techniques if t.name() in rewriters), *(a.build for a in registry.adapters)]
+    made_by += [*float_model.modules(), *model.modules()]
+    recall = Recall(cache, clock, registry.quantizers, made_by, seed=recipe.seed, device=where.type, batch_size=size)
+    trainer = None
+    if training_images is not None:
+        trainer = Trainer(source, float_model, training_images, recipe.seed, processes, recall, techniques)
+    if trainer is not None and recipe.finetune is not None:
+        with clock.stage("finetune", trainer.steps(recipe.finetune)) as advance:
+            changes.append(trainer.finetune(model, recipe.finetune, advance))
+            guard.reset()
+    with clock.stage("fold"):  # BatchNorms that a rewrite brought have their statistics by now
+        folding = fold_batchnorms(model, image)
         guard.check(folding.changes)
         changes += folding.changes
 
@@ -139,10 +162,6 @@ def run(
         scope = recipe.quantize.scope
         sites = watched_sites(site_map.sites, scope.softmax, scope.layernorm)
 
-    rewriters = {change.technique for change in changes}
-    made_by = [origin, *(t for t in techniques if t.name() in rewriters), *(a.build for a in registry.adapters)]
-    made_by += [*float_model.modules(), *model.modules()]
-    recall = Recall(cache, clock, registry.quantizers, made_by, seed=recipe.seed, device=where.type, batch_size=size)
     with clock.stage("statistics", len(calibration_images)) as advance:
         statistics = Calibration(model, sites, len(calibration_images), recipe.seed)
         stream = (images for images, _ in batches(calibration_images, transform, size, where))
@@ -179,6 +198,10 @@ def run(
                 advance,
             )
 
+    if trainer is not None and recipe.qat is not None:
+        with clock.stage("qat", trainer.steps(recipe.qat)) as advance:
+            plan.changes.append(trainer.qat(model, plan, backend, recipe.qat, advance))
+
     with clock.stage("quantise"):
         quantized = backend.apply(copy.deepcopy(model), plan)
 
@@ -195,6 +218,7 @@ def run(
         float_seconds = forward_seconds(float_model, timing) * len(calibration_images) / len(timing)
         quantized_seconds = forward_seconds(quantized, timing) * len(calibration_images) / len(timing)
 
+    trainings = trainer.histories if trainer is not None else {}
     metrics: dict[str, Any] = {
         **compare(logits),
         **{
@@ -202,6 +226,7 @@ def run(
             for name, metric in registry.metrics.items()
         },
         **account(model, plan),
+        **{key: value for history in trainings.values() for key, value in history.metrics().items()},
         "bits.by": allocation[0],
         "bops_convention": BOPS_CONVENTION,
         "images.calibration": len(calibration_images),
@@ -217,11 +242,14 @@ def run(
         known_by = None
         warnings.append("weights, images or code changed during the run, so it answers for no other run")
     lost = [f"of the evaluation's, {loss}" for loss in judge.losses()] if isinstance(judge, LabelTransform) else []
+    warnings += trainer.warnings if trainer is not None else []
     warnings += steps.idle() + _notes(source, plan) + folding.note() + lost + (cache.warnings if cache else [])
-    result = RunResult(recipe, metrics, plan, table.measured() if table else {}, warnings, out)
+    result = RunResult(recipe, metrics, plan, table.measured() if table else {}, warnings, trainings, out)
     if out is not None:
         digests = [calibration_images.digest(i) for i in range(len(calibration_images))]
         hashes = {"model": source.fingerprint, "calibration_images": digests, "evaluation_images": seen}
+        if training_images is not None:
+            hashes["training_images"] = images_digest(training_images)
         locked = lock(recipe, known_by=known_by, device=device, hashes=hashes, registry=registry)
         _write(out, result, model, logits, locked, kept)
     return result
@@ -264,6 +292,20 @@ def _prepare(model: torch.nn.Module, registry: Registry, image: torch.Tensor) ->
     return fold_batchnorms(model, image)
 
 
+def _untrained(changes: list[Change], recipe: Recipe) -> list[str]:
+    """A warning for every technique that changed the function, where no fine-tune makes up for it."""
+    changed: dict[str, list[str]] = {}
+    for change in changes if recipe.finetune is None else ():
+        if not change.preserves:
+            changed.setdefault(change.technique, []).append(change.where)
+    return [
+        f"{technique} changed the function at {where[0]}"
+        + (f" and {len(where) - 1} more" if len(where) > 1 else "")
+        + ", which asks for training, and the recipe has no finetune"
+        for technique, where in changed.items()
+    ]
+
+
 def _notes(source: FloatModel, plan: Plan) -> list[str]:
     notes = [source.note] if source.note else []
     tables = [module.weight for module in source.module.modules() if isinstance(module, torch.nn.Embedding)]
@@ -295,6 +337,8 @@ def _write(
         folder.write_json("metrics.json", {**result.metrics, "warnings": result.warnings})
         if result.sensitivity:
             folder.write_json("sensitivity.json", result.sensitivity)
+        if result.trainings:
+            folder.write_json("training.json", {n: history.to_dict() for n, history in result.trainings.items()})
         folder.write_tensors("evaluation.safetensors", logits.by_image())
 
 

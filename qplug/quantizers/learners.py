@@ -118,7 +118,9 @@ class LearnedStep(Learner):
         self.log_factor = nn.Parameter(distinct)
         moves = zero_point and isinstance(start, UniformQuantizer) and not start.symmetric
         self.shift = nn.Parameter(distinct.clone()) if moves else None
-        self._rounds = moves and bool((start.zero_point == start.zero_point.round()).all())
+        self._rounds = isinstance(start, UniformQuantizer) and bool(
+            (start.zero_point == start.zero_point.round()).all()
+        )
 
     def learned(self) -> Mapping[str, Sequence[nn.Parameter]]:
         """``steps``, and ``zero_points`` where they are learned."""
@@ -138,7 +140,8 @@ class LearnedStep(Learner):
         """The quantizer with the present scale and zero point."""
         made = self.start.scaled(self.factor().detach())
         if self.shift is not None and isinstance(self.start, UniformQuantizer):
-            made = UniformQuantizer(made.scale, self._zero_point(self.start), self.start.bits, self.start.signed)
+            scale = self.start.scaled(self.factor().detach()).scale
+            made = UniformQuantizer(scale, self._zero_point(self.start), self.start.bits, self.start.signed)
         return made, None
 
     def factor(self) -> Tensor:
