@@ -138,7 +138,7 @@ def run(
         guard = Guard(model, probe)
         changes = rewrite(model, steps, guard)
         make_explicit(model, registry.adapters, image)  # behind, since they may bring attention too
-        warnings = _untrained(changes, recipe)
+        warnings = _untrained(changes, recipe) + ([processes.note] if processes.note else [])
 
     rewriters = {change.technique for change in changes}
     made_by = [origin, *(t for t in techniques if t.name() in rewriters), *(a.build for a in registry.adapters)]

@@ -87,7 +87,7 @@ class History:
     def to_dict(self) -> dict[str, Any]:
         """For ``training.json``."""
         return {
-            **{key: value for key, value in self.metrics().items()},
+            **self.metrics(),
             "seconds": self.seconds,
             "curve": {"columns": ["steps", "loss", "top1"], "points": self.curve()},
             "held_out": self.held_out,

@@ -156,7 +156,7 @@ def transform(preparation: Preparation, augment: Augment | None) -> Callable[[An
 
 @contextmanager
 def drawn_from(*key: object) -> Iterator[None]:
-    """Within it, ``random``, NumPy and torch on the CPU draw from a seed made of ``key``; afterwards they are as before."""
+    """Within it, ``random``, NumPy and torch on the CPU draw from a seed made of ``key``; then they are as before."""
     seed = zlib.crc32(":".join(map(str, key)).encode())
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
