@@ -17,10 +17,11 @@ from qplug.data import LabelTransform, batches, check_disjoint
 from qplug.fit import Fitter, allocate, resolve
 from qplug.guard import Guard
 from qplug.lock import EVALUATION_SEED, content_if_known, lock
-from qplug.metrics import BOPS_CONVENTION, Logits, account, compare, evaluate
-from qplug.models import FloatModel, fingerprint
+from qplug.metrics import BOPS_CONVENTION, Logits, account, compare, evaluate, share_right
+from qplug.models import fingerprint
 from qplug.models.adapters import make_explicit
 from qplug.models.folding import Folding, fold_batchnorms
+from qplug.notes import notes, untrained
 from qplug.plan import Change, Plan
 from qplug.processes import launched
 from qplug.recall import Recall, source_key
@@ -138,7 +139,7 @@ def run(
         guard = Guard(model, probe)
         changes = rewrite(model, steps, guard)
         make_explicit(model, registry.adapters, image)  # behind, since they may bring attention too
-        warnings = _untrained(changes, recipe) + ([processes.note] if processes.note else [])
+        warnings = untrained(changes, recipe) + ([processes.note] if processes.note else [])
 
     rewriters = {change.technique for change in changes}
     made_by = [origin, *(t for t in techniques if t.name() in rewriters), *(a.build for a in registry.adapters)]
@@ -147,10 +148,12 @@ def run(
     trainer = None
     if training_images is not None:
         trainer = Trainer(source, float_model, training_images, recipe.seed, processes, recall, techniques)
+    tuned = None
     if trainer is not None and recipe.finetune is not None:
         with clock.stage("finetune", trainer.steps(recipe.finetune)) as advance:
             changes.append(trainer.finetune(model, recipe.finetune, advance))
             guard.reset()
+        tuned = copy.deepcopy(model)
     with clock.stage("fold"):  # BatchNorms that a rewrite brought have their statistics by now
         folding = fold_batchnorms(model, image)
         guard.check(folding.changes)
@@ -209,6 +212,7 @@ def run(
         seen = images_digest(evaluation_images)
         slot = recall.slot("logits", lambda: {"model": source_key(source), "images": seen})
         models = [quantized] if slot.tensors else [quantized, float_model]
+        models += [tuned] if tuned is not None else []
         judge = source.preprocessing.transform()  # its own, to know what of the evaluation examples it lost
         said, labels = evaluate(models, batches(evaluation_images, judge, size, where), advance)
         if slot.tensors is None:
@@ -226,6 +230,7 @@ def run(
             for name, metric in registry.metrics.items()
         },
         **account(model, plan),
+        **({"finetuned.top1": share_right(said[-1].logits, labels)} if tuned is not None else {}),
         **{key: value for history in trainings.values() for key, value in history.metrics().items()},
         "bits.by": allocation[0],
         "bops_convention": BOPS_CONVENTION,
@@ -243,7 +248,7 @@ def run(
         warnings.append("weights, images or code changed during the run, so it answers for no other run")
     lost = [f"of the evaluation's, {loss}" for loss in judge.losses()] if isinstance(judge, LabelTransform) else []
     warnings += trainer.warnings if trainer is not None else []
-    warnings += steps.idle() + _notes(source, plan) + folding.note() + lost + (cache.warnings if cache else [])
+    warnings += steps.idle() + notes(source, plan) + folding.note() + lost + (cache.warnings if cache else [])
     result = RunResult(recipe, metrics, plan, table.measured() if table else {}, warnings, trainings, out)
     if out is not None:
         digests = [calibration_images.digest(i) for i in range(len(calibration_images))]
@@ -290,33 +295,6 @@ def _prepare(model: torch.nn.Module, registry: Registry, image: torch.Tensor) ->
     """What every model becomes before its sites are found."""
     make_explicit(model, registry.adapters, image)
     return fold_batchnorms(model, image)
-
-
-def _untrained(changes: list[Change], recipe: Recipe) -> list[str]:
-    """A warning for every technique that changed the function, where no fine-tune makes up for it."""
-    changed: dict[str, list[str]] = {}
-    for change in changes if recipe.finetune is None else ():
-        if not change.preserves:
-            changed.setdefault(change.technique, []).append(change.where)
-    return [
-        f"{technique} changed the function at {where[0]}"
-        + (f" and {len(where) - 1} more" if len(where) > 1 else "")
-        + ", which asks for training, and the recipe has no finetune"
-        for technique, where in changed.items()
-    ]
-
-
-def _notes(source: FloatModel, plan: Plan) -> list[str]:
-    notes = [source.note] if source.note else []
-    tables = [module.weight for module in source.module.modules() if isinstance(module, torch.nn.Embedding)]
-    if tables:
-        size = sum(table.numel() for table in tables) * 4 / 1e6
-        notes.append(f"{len(tables)} embedding tables stay in float32, {size:.1f} MB: they are looked up, without MACs")
-    if plan.float_macs:
-        share = sum(plan.float_macs.values()) / plan.total_macs
-        some = ", ".join(list(plan.float_macs)[:3]) + (", …" if len(plan.float_macs) > 3 else "")
-        notes.append(f"{share:.1%} of the MACs stay in float: {some}")
-    return notes
 
 
 def _write(

@@ -41,10 +41,12 @@ class Watch:
         return f"the loss went from {first:.3g} to {last:.3g}, and guessing among {classes} classes costs {guess:.3g}"
 
     def error(self, what: str, step: int, steps: int, rate: float, inputs: Tensor) -> QplugError:
-        """The error that says what diverged, and where: of a value that is not finite the first module, and otherwise
-        the parameter that went farthest."""
+        """The error that says what diverged and where: the first module that gives, and the first parameter that holds,
+        what is not finite; else the parameter that grew most."""
         place = _first_broken(self._task.model, inputs)
+        broken = [name for name, p in self._task.parameters().items() if not bool(torch.isfinite(p).all())]
         where = f"the first output that is not finite is that of {place}" if place else self._farthest()
+        where += f"; {broken[0]} is not finite itself" if broken else ""
         return QplugError(
             f"training diverged in step {step + 1} of {steps} (learning rate {rate:.3g}): {what}; {where}",
             where=self._task.name,
@@ -62,15 +64,13 @@ class Watch:
 
 @torch.no_grad()
 def _first_broken(model: nn.Module, inputs: Tensor) -> str:
-    """The first module, in the order in which they finish, whose output is not finite; its own parameters if they are
-    not."""
+    """The first module, in the order in which they finish, whose output is not finite; nothing where all are."""
     found: list[str] = []
 
     def hook(name: str) -> Any:
         def look(module: nn.Module, _: Any, out: Any) -> None:
-            if not found and isinstance(out, Tensor) and not bool(torch.isfinite(out).all()):
-                broken = [n for n, p in module.named_parameters() if not bool(torch.isfinite(p).all())]
-                found.append(f"{name}, whose {broken[0]} is not finite either" if broken else name)
+            if isinstance(out, Tensor) and not bool(torch.isfinite(out).all()):
+                found.append(name)
 
         return look
 

@@ -42,7 +42,7 @@ class Task:
     frozen_norms: bool = False
 
     def __post_init__(self) -> None:
-        self.model.requires_grad_(False)
+        self.model.eval().requires_grad_(False)
         for parameter in self.parameters().values():
             parameter.requires_grad_(True)
 
