@@ -154,12 +154,11 @@ def run(
             changes.append(trainer.finetune(model, recipe.finetune, advance))
             guard.reset()
         tuned = copy.deepcopy(model)
-    with clock.stage("fold"):  # BatchNorms that a rewrite brought have their statistics by now
-        folding = fold_batchnorms(model, image)
-        guard.check(folding.changes)
-        changes += folding.changes
 
     with clock.stage("sites"):
+        folding = fold_batchnorms(model, image)  # those that a rewrite brought have their statistics by now
+        guard.check(folding.changes)
+        changes += folding.changes
         site_map = find_sites(model, image)
         specs = resolve(recipe.quantize, site_map.sites)
         scope = recipe.quantize.scope
