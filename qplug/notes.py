@@ -6,25 +6,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from qplug.plan import Change, Plan
+from qplug.plan import Plan
 
 if TYPE_CHECKING:
     from qplug.models import FloatModel
-    from qplug.recipe import Recipe
-
-
-def untrained(changes: list[Change], recipe: Recipe) -> list[str]:
-    """A warning for every technique that changed the function, where no fine-tune makes up for it."""
-    changed: dict[str, list[str]] = {}
-    for change in changes if recipe.finetune is None else ():
-        if not change.preserves:
-            changed.setdefault(change.technique, []).append(change.where)
-    return [
-        f"{technique} changed the function at {where[0]}"
-        + (f" and {len(where) - 1} more" if len(where) > 1 else "")
-        + ", which asks for training, and the recipe has no finetune"
-        for technique, where in changed.items()
-    ]
 
 
 def notes(source: FloatModel, plan: Plan) -> list[str]:

@@ -17,11 +17,12 @@ from qplug.data import LabelTransform, batches, check_disjoint
 from qplug.fit import Fitter, allocate, resolve
 from qplug.guard import Guard
 from qplug.lock import EVALUATION_SEED, content_if_known, lock
-from qplug.metrics import BOPS_CONVENTION, Logits, account, compare, evaluate, share_right
+from qplug.metrics import BOPS_CONVENTION, Logits, account, compare, evaluate
+from qplug.metrics.accuracy import share_right
 from qplug.models import fingerprint
 from qplug.models.adapters import make_explicit
 from qplug.models.folding import Folding, fold_batchnorms
-from qplug.notes import notes, untrained
+from qplug.notes import notes
 from qplug.plan import Change, Plan
 from qplug.processes import launched
 from qplug.recall import Recall, source_key
@@ -29,7 +30,7 @@ from qplug.recipe import Recipe
 from qplug.reconstruct.run import Reconstructor
 from qplug.record import RunFolder, check_target
 from qplug.registry import Registry, component, installed
-from qplug.rewrite import rewrite
+from qplug.rewrite import ask_for_training, rewrite
 from qplug.runtime import (
     Clock,
     backend_of,
@@ -139,7 +140,8 @@ def run(
         guard = Guard(model, probe)
         changes = rewrite(model, steps, guard)
         make_explicit(model, registry.adapters, image)  # behind, since they may bring attention too
-        warnings = untrained(changes, recipe) + ([processes.note] if processes.note else [])
+        warnings = ask_for_training(changes) if recipe.finetune is None else []
+        warnings += [processes.note] if processes.note else []
 
     rewriters = {change.technique for change in changes}
     made_by = [origin, *(t for t in techniques if t.name() in rewriters), *(a.build for a in registry.adapters)]

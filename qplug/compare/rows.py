@@ -173,10 +173,26 @@ def told_apart(names: Sequence[str], facts: Sequence[Mapping[str, Any]], alike: 
     result = []
     for name, mine, key in zip(names, facts, alike, strict=True):
         others = [other for other, its in zip(facts, alike, strict=True) if its == key]
-        differ = sorted({k for other in others for k in mine.keys() | other.keys() if mine.get(k) != other.get(k)})
-        words = [f"{k}={mine.get(k)}" for k in differ[:SHOWN]] + ["…"] * (len(differ) > SHOWN)
+        absent = _absent(others)
+        differ = sorted(
+            {absent.get(k, k) for other in others for k in mine.keys() | other.keys() if mine.get(k) != other.get(k)}
+        )
+        words = [f"{k}={_value(mine, k)}" for k in differ[:SHOWN]] + ["…"] * (len(differ) > SHOWN)
         result.append(f"{name} ({', '.join(words)})" if words else name)
     return result
+
+
+def _absent(facts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Key of a section → the section, where it is ``None`` in some: whether it is there says more than all its keys."""
+    keys = {key for its in facts for key in its}
+    sections = {key for its in facts for key, value in its.items() if value is None}
+    outermost_last = sorted(sections, key=len, reverse=True)
+    return {key: section for section in outermost_last for key in keys if key.startswith(f"{section}.")}
+
+
+def _value(facts: Mapping[str, Any], key: str) -> str:
+    """A fact, or that a section is given."""
+    return "given" if any(name.startswith(f"{key}.") for name in facts) else str(facts.get(key))
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

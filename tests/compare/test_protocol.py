@@ -24,6 +24,13 @@ def test_protocol(tmp_path):
     }
 
 
+def test_trained_rows_say_so(tmp_path):
+    qat = {"epochs": 12, "batch_size": 64, "optimizer": "adamw", "learning_rate": 2e-5, "distill": None, "ema": 0.99}
+    run = read_run(write_run(tmp_path / "one", resolved(qat=qat, finetune=None), **{"qat.images": 1100}))
+    assert protocol(run)["QAT"] == "12 epochs of 1100 images in batches of 64, adamw at 2e-05, averaged"
+    assert "fine-tuned" not in protocol(run)
+
+
 def figure(tmp_path, **more):
     published = [{"model": "deit_tiny", "weights": 4, "activations": 4, "top1": 55.62, "float_top1": 72.18}]
     paper = {"title": "A paper, Table 1", "protocol": {"evaluation images": 50000, "calibration images": 32}}

@@ -221,3 +221,15 @@ def test_paths_stay_as_they_are_written(write: Write) -> None:
 def test_the_same_technique_may_be_used_twice(write: Write) -> None:
     recipe = load(write("  - use: toy.ranges\n", "  - use: toy.ranges\n  - use: toy.ranges\n"))
     assert len(recipe.techniques) == 3
+
+
+@pytest.mark.parametrize("section", ["finetune", "qat"])
+def test_training_needs_images(section: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{GOOD}{section}: {{epochs: 1}}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, registry=registry())
+    place = f"recipe.yaml:{len(GOOD.splitlines()) + 1}:{len(section) + 3}"
+    assert f"{place}: {section}: there is nothing to train on" in str(caught.value)
+    recipe = load_recipe(path, ["data.training.source=images", "data.training.split=train"], registry=registry())
+    assert getattr(recipe, section).learning_rate == 2e-5

@@ -54,8 +54,8 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path):
 def test_two_processes_train_the_quantised_model_as_one_does(tmp_path):
     """At the rate that a recipe has by default.
 
-    What is rounded is less patient than a float model: where the order of a sum moves a value by 1e-7 over the edge of a
-    code, the value moves by a whole step.
+    What is rounded is less patient than a float model: where the order of a sum moves a value by 1e-7 over the edge of
+    a code, it moves by a whole step.
     """
     settings = {**TRAINING, "optimizer": "adamw", "learning_rate": 2e-5, "augment": None}
     one, two = (losses(tmp_path, count, qat=settings)["qat"] for count in (1, 2))

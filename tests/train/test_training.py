@@ -18,6 +18,7 @@ from qplug.pipeline import run
 from qplug.plan import Plan
 from qplug.recipe.training import Learn
 from qplug.record import read_run
+from qplug.report.run import summary_tables
 from qplug.runtime import backend_of
 from qplug.testing.run import toy_registry
 from qplug.train.task import Task, quantized_task
@@ -37,6 +38,10 @@ def test_qat_learns_weights_and_scales_and_the_folder_gives_back_what_was_measur
     metrics = read_run(tmp_path / "run").metrics
     assert metrics["qat.loss_last"] < 0.75 * metrics["qat.loss_first"]  # 2.2 → 1.1
     assert metrics["qat.held_out_best"] >= metrics["qat.held_out_last"] > metrics["qat.held_out_first"]
+    assert set(read_run(tmp_path / "run").lock["hashes"]) >= {"training_images", "evaluation_images"}
+    rows = dict(table_row for table in summary_tables(trained) for table_row in table.rows if len(table_row) == 2)
+    assert rows["QAT"].startswith("10 epochs of 80 images, 50 steps: loss 2.")
+    assert not any(name.startswith("qat.") for name in rows)
     told = json.loads((tmp_path / "run" / "training.json").read_text())["qat"]
     assert len(told["curve"]["points"]) == 50
     assert [at for at, _ in told["held_out"]] == list(range(0, 51, 5))
@@ -91,7 +96,7 @@ class Bounded(Technique):
 class Pact(nn.Module):
     def __init__(self):
         super().__init__()
-        self.alpha = nn.Parameter(torch.tensor(0.5))
+        self.alpha = nn.Parameter(torch.tensor(0.125))
 
     def forward(self, x):
         return torch.minimum(torch.relu(x), self.alpha)
@@ -103,10 +108,10 @@ def test_bounds_are_learned_where_asked(tmp_path, asked):
     steps = (Bounded.Config(), *given.techniques)
     result = run(given.model_copy(update={"techniques": steps}), registry=toy_registry(Bounded), out=tmp_path / "run")
     model = load_quantized(tmp_path / "run", registry=toy_registry(Bounded))
-    assert (model.act.alpha.item() != 0.5) == asked
-    assert sum("which asks for training, and the recipe has no finetune" in w for w in result.warnings) == 1
+    assert (model.act.alpha.item() != 0.125) == asked
+    assert sum("training has to make up for it" in w for w in result.warnings) == 1
     tuned = given.model_copy(update={"techniques": steps, "finetune": given.qat})
-    assert not any("finetune" in warning for warning in run(tuned, registry=toy_registry(Bounded)).warnings)
+    assert not any("make up for it" in warning for warning in run(tuned, registry=toy_registry(Bounded)).warnings)
 
 
 def test_the_options_of_training_change_it(tmp_path):
