@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qplug.sensitivity import SqnrTable
     from qplug.stats import SiteStats
     from qplug.techniques import DataSource, ModelSource, Technique
-    from qplug.types import Adapter, Choice, Event, Metric, NormGroup, QuantSpec, Rewrite, Site, Smoothing
+    from qplug.types import Adapter, BackendOffer, Choice, Event, Metric, NormGroup, QuantSpec, Rewrite, Site, Smoothing
 
 PROJECT = "qplug"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -56,8 +56,17 @@ class DiscoverySpecs:
         """Further measurements of a run, written to ``metrics.json`` as ``<entry point>.<name>``."""
 
     @hookspec
-    def qplug_backends(self) -> Mapping[str, str]:  # type: ignore[empty-body]
-        """Backends by name, each as ``module:Class`` of a ``qplug.backends.Backend``; imported when it is used."""
+    def qplug_backends(self) -> Mapping[str, BackendOffer]:  # type: ignore[empty-body]
+        """Backends by name; each is imported when it is used.
+
+        An offer also says what the backend cannot execute, so that a recipe that asks for it is refused at its line.
+
+        Example::
+
+            @hookimpl
+            def qplug_backends():
+                return {"mine": BackendOffer("my_backend.lower:MyBackend", bits=(4, 8))}
+        """
 
     @hookspec
     def qplug_adapters(self) -> Iterable[Adapter]:  # type: ignore[empty-body]
