@@ -9,7 +9,7 @@ from qplug.recipe.check import Named, dotted, implements, unknown
 from qplug.recipe.nodes import Node, Place
 from qplug.recipe.schema import Recipe, TensorConfig, WeightConfig
 from qplug.registry import Registry
-from qplug.types import BackendOffer
+from qplug.types import BackendOffer, Granularity
 
 
 def check_backend(root: Node, registry: Registry, named: Named, problems: list[tuple[Place, Problem]]) -> None:
@@ -47,14 +47,14 @@ def _tensors(root: Node, offer: BackendOffer) -> Iterator[tuple[Place, str, str]
             continue
         path = dotted(("quantize", *loc))
         bits = section.child("bits")
-        if bits is not None and type(bits.value) is int and not low <= bits.value <= high:
+        if bits is not None and bits.value in range(2, 17) and not low <= bits.value <= high:  # others are no bits
             what = f"{path}.bits: {{backend}} has {low} to {high} bits, received {bits.value}"
             yield bits.place, what, "change the bits, or the backend"
         defaults = {"weights": WeightConfig, "activations": TensorConfig}.get(str(loc[0]))
         said = section.child("granularity")
         default = defaults.model_fields["granularity"].default.value if defaults else None
         asked, known = default if said is None else said.value, [g.value for g in offer.granularities]
-        if isinstance(asked, str) and asked not in known:
+        if asked in [g.value for g in Granularity] and asked not in known:
             place = section.key if said is None else said.place
             yield place, f"{path}.granularity: {{backend}} has no {asked}", f"it has {', '.join(known)}"
         symmetric = section.child("symmetric")
