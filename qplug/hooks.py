@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from qplug.reconstruct import Block, Reconstruction
     from qplug.sensitivity import SqnrTable
@@ -137,6 +137,24 @@ class RunSpecs:
             def qplug_rewrite_module(self, name, module):
                 if name.endswith("token_mixer"):
                     return Rewrite(GroupedMixer(module, groups=4), preserves=True)
+        """
+
+    @hookspec
+    def qplug_calibrate(self, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]) -> None:
+        """Look at the whole float model and at every calibration image, for what statistics of sites do not tell.
+
+        Called once for each technique that implements it, before its first decision: before its own ``qplug_smooth``
+        where it has that hook, and after all smoothing where it has not, so that the model is as the techniques before
+        left it. ``model`` is a copy (eval mode, attention explicit, BatchNorms folded) that belongs to the technique.
+        ``images`` gives the same batches at every iteration, (B, C, H, W) float32 on the model's device, and has their
+        number as its length. ``specs`` says what the recipe asks of each site that it quantises. What was found is
+        remembered in ``self``; the answer is always ``None``.
+
+        Example::
+
+            @hookimpl
+            def qplug_calibrate(self, model, images, specs):
+                self.norms = torch.cat([model(batch).norm(dim=1) for batch in images])
         """
 
     @hookspec

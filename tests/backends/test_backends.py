@@ -223,6 +223,11 @@ NUMBERS = {
         [0.2, 0.2, 1, -9],
         [0.4, 0.1, 0.8, -4],
     ),
+    "modelopt.scaled": (
+        lambda: made("modelopt.scaled", symmetric(0.5, 4), torch.tensor([1.0, 2.0, 4.0])),
+        [0.3, 0.3, 0.3],
+        [0.5, 0.25, 0.25],
+    ),
     "binary_coding": (
         lambda: made("binary_coding", torch.tensor([[1.0, 0.5], [0.2, 0.1]])),
         [[-2, 0.2], [0.04, 0.25]],
