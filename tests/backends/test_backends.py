@@ -9,12 +9,14 @@ from backend_toys import REGIONS, SETTINGS, lowered, reference, relative
 from numeric_toys import calibrated, swin
 from torch import nn
 
+import qplug
 from qplug import InputError, Plan, QuantSpec, RegionQuantizer, Site, SiteKind, UniformQuantizer
 from qplug.backends.lowering import QuantMatMul
 from qplug.plan import Decision
+from qplug.recipe import recipe_type
 from qplug.registry import installed
 from qplug.runtime import backend_of
-from qplug.testing import toy_images
+from qplug.testing import toy_images, toy_registry
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Computing zero point of output accumulator:UserWarning:brevitas"),
@@ -288,3 +290,36 @@ def test_one_plan_gives_the_same_gradients_on_both(pair, vit):
     for ours, theirs in zip(*found, strict=True):
         assert len(ours) == len(theirs)
     assert max(relative(a, b) for a, b in zip(found[0][0], found[1][0], strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"use": "brecq.brecq", "iterations": 4, "batch_size": 4, "scales": True},
+        {"use": "mr_biq.reconstruct", "iterations": 4, "batch_size": 4},
+    ],
+    ids=lambda step: step["use"],
+)
+def test_reconstruction_learns_the_same_on_both(pair, step, tmp_path):
+    """Roundings, codes and the steps of activations, min-max ones here and binary codings where they are asked for."""
+    coding = [{"use": "mr_biq.binary_coding"}] if step["use"].startswith("mr_biq") else []
+    found = []
+    for backend in ("brevitas", "modelopt"):
+        registry = toy_registry()
+        data = {"source": "toy", "split": "train"}
+        recipe = recipe_type(registry).model_validate(
+            {
+                "version": 1,
+                "model": {"source": "toy"},
+                "data": {"calibration": data, "evaluation": data | {"split": "test"}},
+                "backend": backend,
+                "quantize": {"weights": {"bits": 2}, "activations": {"bits": 8}},
+                "techniques": [step, *coding, {"use": "toy.minmax"}],
+            }
+        )
+        found.append(qplug.run(recipe, out=tmp_path / backend, registry=registry))
+    assert any("error of" in decision.reason or "learned" in decision.reason for decision in found[0].plan)
+    assert found[0].plan.to_dict() == found[1].plan.to_dict()
+    models = [qplug.load_quantized(result.folder, registry=toy_registry()) for result in found]
+    with torch.no_grad():
+        assert torch.equal(*(model(toy_images(3)) for model in models))

@@ -1,13 +1,17 @@
 """ModelOpt's layers and TensorQuantizers hold every quantised operation, and say in its own terms what they are."""
 
+import shutil
+
 import pytest
 import torch
 from backend_toys import lowered
 from numeric_toys import calibrated, swin
 from torch import nn
 
-from qplug import QuantSpec, SiteKind, UniformQuantizer
-from qplug.testing import toy_images
+import qplug
+from qplug import Extra, InputError, QuantSpec, RecipeError, SiteKind, UniformQuantizer
+from qplug.testing import toy_images, toy_registry
+from qplug.testing.run import toy_recipe
 
 pytest.importorskip("modelopt", reason="pip install 'qplug[modelopt]'")
 
@@ -84,3 +88,40 @@ def test_what_uses_the_model_as_modelopts_own_sees_its_quantizers(known, capsys)
     mtq.print_quant_summary(quantized)
     lines = capsys.readouterr().out.splitlines()
     assert sum("4 bit fake" in line for line in lines) == len(plan.decisions)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The run folder of a run on ModelOpt, with what its quantised model said of some images."""
+    registry = toy_registry()
+    recipe = toy_recipe(registry.techniques["mptq_vit.opt_m"], registry=registry).model_copy(
+        update={"backend": "modelopt"}
+    )
+    return qplug.run(recipe, out=tmp_path_factory.mktemp("modelopt") / "run", registry=registry).folder
+
+
+def test_a_run_is_loaded_on_its_backend_bit_for_bit(folder):
+    models = [qplug.load_quantized(folder, registry=toy_registry()) for _ in range(2)]
+    assert isinstance(models[0].blocks[0].mlp.fc1, QuantLinear)
+    with torch.no_grad():
+        plain = models[0](toy_images(3))
+    with BACKEND.inference(models[1]):
+        assert torch.equal(models[1](toy_images(3)), plain)
+
+
+def test_a_run_is_refused_where_modelopt_is_missing(folder, monkeypatch):
+    monkeypatch.setattr(Extra, "missing", property(lambda extra: extra.module == "modelopt"))
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:\d+:10: backend: 'modelopt' needs the package") as caught:
+        qplug.load_quantized(folder, registry=toy_registry())
+    assert caught.value.problems[0].fix == "pip install 'qplug[modelopt]'"
+
+
+def test_a_damaged_run_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
+    path = tmp_path / "run" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged") as caught:
+        qplug.load_quantized(tmp_path / "run", registry=toy_registry())
+    assert caught.value.where == str(path)
