@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qplug.recipe import Recipe
 
 PACKAGES = (
-    *("torch", "torchvision", "timm", "brevitas", "numpy", "scipy", "scikit-learn", "pillow"),
+    *("torch", "torchvision", "timm", "brevitas", "nvidia-modelopt", "numpy", "scipy", "scikit-learn", "pillow"),
     *("pydantic", "pluggy", "safetensors", "transformers", "tokenizers"),
 )
 """Those whose versions say what they compute: their code is not read."""
@@ -60,7 +60,7 @@ def _parts(recipe: Recipe, registry: Registry) -> list[object]:
         *(component(registry.techniques, step) for step in recipe.techniques),
         component(registry.models, recipe.model),
         *(component(registry.datasets, config) for config in data),
-        registry.backends[recipe.backend],
+        registry.backends[recipe.backend].path,
         *(adapter.build for adapter in registry.adapters),
         *(metric.compute for metric in registry.metrics.values()),
     ]
