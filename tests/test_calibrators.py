@@ -10,6 +10,7 @@ from qplug import Choice, Config, PluginError, Smoothing, Technique, UniformQuan
 from qplug.calibrators import Calibrators
 from qplug.fit import resolve
 from qplug.guard import Guard
+from qplug.sensitivity.measure import Request, measure
 from qplug.smoothing import smooth
 from qplug.testing import toy_images, toy_registry
 from qplug.testing.run import toy_recipe
@@ -101,7 +102,7 @@ def test_a_technique_that_raises_is_named(shown):
         shown(Raising)
 
 
-def test_a_run_shows_the_sites_of_its_scope(monkeypatch):
+def test_a_run_shows_the_sites_of_its_scope():
     SEEN.clear()
     registry = toy_registry(Watching)
     run(toy_recipe(Watching, registry=registry), registry=registry)
@@ -109,3 +110,15 @@ def test_a_run_shows_the_sites_of_its_scope(monkeypatch):
     assert (count, sizes) == (1, [4])
     assert "blocks.0.attn.matmul_qk.lhs" in specs
     assert not [name for name in specs if "norm" in name or "softmax" in name]
+
+
+def test_sensitivity_shows_it_too():
+    SEEN.clear()
+    registry = toy_registry(Watching)
+    shown, judged = (
+        registry.datasets["toy"](registry.datasets["toy"].Config(split=split, images=3)) for split in ("train", "test")
+    )
+    model = registry.models["toy"](registry.models["toy"].Config())
+    found = measure(model, shown, judged, [Watching(Watching.Config())], Request(bits=(4,)), registry=registry)
+    assert [len(calls) for calls in SEEN.values()] == [1]
+    assert found.ranges == ["toy.watching"]

@@ -71,22 +71,23 @@ def _search(model: nn.Module, images: Iterable[Tensor], layers: list[str], confi
     def loss(logits: Tensor, _: Tensor) -> Tensor:
         return F.cross_entropy(logits.flatten(0, -2), logits.detach().argmax(-1).flatten())
 
-    batches = list(images)
+    count = sum(1 for _ in images)
     known = [name for name, one in model.named_modules() if isinstance(one, (torch.nn.Linear, torch.nn.Conv2d))]
+    others = [name for name in known if name not in layers]
     formats = [_format(bits) for bits in sorted(set(config.candidates))]
     with quiet(), torch.enable_grad():
         import modelopt.torch.quantization as mtq
 
         model, state = mtq.auto_quantize(
             model.requires_grad_(True),
-            {"effective_bits": config.bits},
+            {"effective_bits": config.bits, "cost": {"excluded_module_name_patterns": others}},
             quantization_formats=formats,
-            data_loader=batches,
+            data_loader=images,
             forward_step=lambda model, batch: model(batch),
             loss_func=loss if config.method == "gradient" else None,
-            disabled_layers=[name for name in known if name not in layers],
-            num_calib_steps=len(batches),
-            num_score_steps=len(batches),
+            disabled_layers=others,
+            num_calib_steps=count,
+            num_score_steps=count,
             method=config.method,
             module_search_spaces=[
                 {"module_name_patterns": layers, "quantization_formats": formats, "allow_no_quant": False}

@@ -73,8 +73,9 @@ def moved(one, other):
     return float((one - other).norm() / other.norm())
 
 
-def test_max_is_the_int8_default():
-    result, own = ran("modelopt.max"), theirs(mtq.INT8_DEFAULT_CFG)
+def test_max_is_the_int8_default(tmp_path):
+    result, own = ran("modelopt.max", out=tmp_path / "run"), theirs(mtq.INT8_DEFAULT_CFG)
+    says_what_modelopts_own_does(tmp_path / "run", own)
     assert len(layers(own)) == 10
     for name, layer in layers(own).items():
         for role in ("weight", "input"):
@@ -94,6 +95,14 @@ def test_max_leaves_what_modelopts_integers_cannot_express():
     assert others == {f"blocks.{block}.mlp.{layer}.input" for block in (0, 1) for layer in ("fc1", "fc2")}
 
 
+def says_what_modelopts_own_does(folder, own):
+    """The run's model and ModelOpt's own, which rounds to the same integers here."""
+    model, shown = qplug.load_quantized(folder, registry=toy_registry()), toy_images(8)
+    with torch.no_grad():
+        assert moved(model(shown), own(shown)) < 1e-5  # measured: 7e-8, where a tie may fall to the other side
+        assert moved(own(shown), calibrated_toy()[0](shown)) > 0.1
+
+
 @pytest.mark.parametrize("backend", ["brevitas", "modelopt"])
 def test_smooth_quant_computes_what_modelopts_own_model_does(backend, tmp_path):
     result, own = (
@@ -110,18 +119,14 @@ def test_smooth_quant_computes_what_modelopts_own_model_does(backend, tmp_path):
     }
     proj = result.plan.of("blocks.1.attn.proj")["input"]
     assert torch.equal(proj.factor, layers(own)["blocks.1.attn.proj"].input_quantizer.pre_quant_scale.flatten())
-    model = qplug.load_quantized(tmp_path / "run", registry=toy_registry())
-    shown = toy_images(8)
-    with torch.no_grad():
-        float_ = calibrated_toy()[0](shown)
-        assert moved(model(shown), own(shown)) < 0.25 * moved(own(shown), float_)  # measured: 0.00
+    says_what_modelopts_own_does(tmp_path / "run", own)
 
 
 def test_smoothing_helps_where_channels_differ():
     plain, smoothed = ran("modelopt.max", bits=4), ran("modelopt.smooth_quant", "modelopt.max", bits=4)
     half = ran({"use": "modelopt.smooth_quant", "alpha": 0.5}, "modelopt.max", bits=4)
     loss = [result.metrics["quantized.logit_sqnr_db"] for result in (plain, smoothed, half)]
-    assert max(loss[1:]) > loss[0]  # measured: 0.0 → 0.0 and 0.0 dB
+    assert min(loss[1:]) > loss[0] + 1.0  # measured: 6.6 → 8.5 and 8.7 dB
 
 
 def test_awq_searches_at_the_recipes_bits_and_its_layers_lose_less():
