@@ -19,11 +19,13 @@ from qplug.data.stream import Stream
 from qplug.fit import Fitter, allocate, resolve
 from qplug.guard import Guard
 from qplug.lock import EVALUATION_SEED, content_if_known, lock
-from qplug.metrics import BOPS_CONVENTION, Logits, account, compare, evaluate
-from qplug.models import FloatModel, fingerprint
+from qplug.metrics import BOPS_CONVENTION, Logits, account, compare, evaluate, share_right
+from qplug.models import fingerprint
 from qplug.models.adapters import make_explicit
 from qplug.models.folding import Folding, fold_batchnorms
+from qplug.notes import notes, untrained
 from qplug.plan import Change, Plan
+from qplug.processes import launched
 from qplug.recall import Recall, source_key
 from qplug.recipe import Recipe
 from qplug.reconstruct.run import Reconstructor
@@ -43,6 +45,7 @@ from qplug.sites import find_sites
 from qplug.smoothing import smooth
 from qplug.steps import Steps
 from qplug.techniques import ModelSource
+from qplug.train import History, Trainer
 from qplug.types import OUT_OF_SCOPE, Site
 from qplug.weights import write_weights
 
@@ -57,6 +60,7 @@ class RunResult:
         plan: the whole decision.
         sensitivity: site → bits → SQNR in dB, where an allocator asked.
         warnings: one sentence each.
+        trainings: by stage, how those went that the recipe asks for.
         folder: the run folder, where one was written.
     """
 
@@ -65,6 +69,7 @@ class RunResult:
     plan: Plan
     sensitivity: dict[str, dict[int, float]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    trainings: dict[str, History] = field(default_factory=dict)
     folder: Path | None = None
 
     @property
@@ -85,6 +90,9 @@ def run(
 ) -> RunResult:
     """Quantise and measure by ``recipe``.
 
+    Where a launcher started several processes, all of them go the same way, share the batches of what is trained, and
+    the first one writes.
+
     Args:
         recipe: from ``load_recipe``.
         out: the run folder to write; ``None`` writes nothing.
@@ -98,10 +106,12 @@ def run(
         PluginError: a technique raised, or answered what it may not.
         GuardError: a step that promised to preserve the function did not.
     """
+    processes = launched()
     if out is not None:
         check_target(out)
+    out = out if processes.is_main else None
     registry = registry or installed()
-    where = parse_device(device)
+    where = parse_device(processes.device(device))
     forget_peak_memory(where)
     backend = backend_of(recipe.backend, registry)
     techniques = [component(registry.techniques, step) for step in recipe.techniques]
@@ -116,6 +126,10 @@ def run(
         calibration_images = component(registry.datasets, recipe.data.calibration).open(recipe.seed)
         evaluation_images = component(registry.datasets, recipe.data.evaluation).open(EVALUATION_SEED)
         check_disjoint(calibration_images, evaluation_images)
+        training_images = None
+        if recipe.data.training is not None and (recipe.finetune or recipe.qat):
+            training_images = component(registry.datasets, recipe.data.training).open(recipe.seed)
+            check_disjoint(training_images, evaluation_images, "training")
         transform, size = source.preprocessing.transform(), recipe.data.batch_size
         float_model = source.module.to(where)
         model = copy.deepcopy(float_model)
@@ -126,25 +140,32 @@ def run(
         make_explicit(model, registry.adapters, image)  # before, so that attention's Softmax can be rewritten too
         guard = Guard(model, probe)
         changes = rewrite(model, steps, guard)
-        warnings = [
-            f"{c.technique} changed the function at {c.where}; training may have to make up for it"
-            for c in changes
-            if not c.preserves
-        ]
-        folding = _prepare(model, registry, image)  # behind them: they may bring attention or BatchNorms, or take one
-        guard.check(folding.changes)
-        changes += folding.changes
-
-    with clock.stage("sites"):
-        site_map = find_sites(model, image)
-        specs = resolve(recipe.quantize, site_map.sites)
-        scope = recipe.quantize.scope
-        sites = watched_sites(site_map.sites, scope.softmax, scope.layernorm)
+        make_explicit(model, registry.adapters, image)  # behind, since they may bring attention too
+        warnings = untrained(changes, recipe) + ([processes.note] if processes.note else [])
 
     rewriters = {change.technique for change in changes}
     made_by = [origin, *(t for t in techniques if t.name() in rewriters), *(a.build for a in registry.adapters)]
     made_by += [*float_model.modules(), *model.modules()]
     recall = Recall(cache, clock, registry.quantizers, made_by, seed=recipe.seed, device=where.type, batch_size=size)
+    trainer = None
+    if training_images is not None:
+        trainer = Trainer(source, float_model, training_images, recipe.seed, processes, recall, techniques)
+    tuned = None
+    if trainer is not None and recipe.finetune is not None:
+        with clock.stage("finetune", trainer.steps(recipe.finetune)) as advance:
+            changes.append(trainer.finetune(model, recipe.finetune, advance))
+            guard.reset()
+        tuned = copy.deepcopy(model)
+
+    with clock.stage("sites"):
+        folding = fold_batchnorms(model, image)  # those that a rewrite brought have their statistics by now
+        guard.check(folding.changes)
+        changes += folding.changes
+        site_map = find_sites(model, image)
+        specs = resolve(recipe.quantize, site_map.sites)
+        scope = recipe.quantize.scope
+        sites = watched_sites(site_map.sites, scope.softmax, scope.layernorm)
+
     with clock.stage("statistics", len(calibration_images)) as advance:
         statistics = Calibration(model, sites, len(calibration_images), recipe.seed)
         stream = (images for images, _ in batches(calibration_images, transform, size, where))
@@ -184,6 +205,10 @@ def run(
                 advance,
             )
 
+    if trainer is not None and recipe.qat is not None:
+        with clock.stage("qat", trainer.steps(recipe.qat)) as advance:
+            plan.changes.append(trainer.qat(model, plan, backend, recipe.qat, advance))
+
     with clock.stage("quantise"):
         quantized = backend.apply(copy.deepcopy(model), plan)
 
@@ -191,6 +216,7 @@ def run(
         seen = images_digest(evaluation_images)
         slot = recall.slot("logits", lambda: {"model": source_key(source), "images": seen})
         models = [quantized] if slot.tensors else [quantized, float_model]
+        models += [tuned] if tuned is not None else []
         judge = source.preprocessing.transform()  # its own, to know what of the evaluation examples it lost
         said, labels = evaluate(models, batches(evaluation_images, judge, size, where), advance)
         if slot.tensors is None:
@@ -200,6 +226,7 @@ def run(
         float_seconds = forward_seconds(float_model, timing) * len(calibration_images) / len(timing)
         quantized_seconds = forward_seconds(quantized, timing) * len(calibration_images) / len(timing)
 
+    trainings = trainer.histories if trainer is not None else {}
     metrics: dict[str, Any] = {
         **compare(logits),
         **{
@@ -207,6 +234,8 @@ def run(
             for name, metric in registry.metrics.items()
         },
         **account(model, plan),
+        **({"finetuned.top1": share_right(said[-1].logits, labels)} if tuned is not None else {}),
+        **{key: value for history in trainings.values() for key, value in history.metrics().items()},
         "bits.by": allocation[0],
         "bops_convention": BOPS_CONVENTION,
         "images.calibration": len(calibration_images),
@@ -222,11 +251,14 @@ def run(
         known_by = None
         warnings.append("weights, images or code changed during the run, so it answers for no other run")
     lost = [f"of the evaluation's, {loss}" for loss in judge.losses()] if isinstance(judge, LabelTransform) else []
-    warnings += steps.idle() + _notes(source, plan) + folding.note() + lost + (cache.warnings if cache else [])
-    result = RunResult(recipe, metrics, plan, table.measured() if table else {}, warnings, out)
+    warnings += trainer.warnings if trainer is not None else []
+    warnings += steps.idle() + notes(source, plan) + folding.note() + lost + (cache.warnings if cache else [])
+    result = RunResult(recipe, metrics, plan, table.measured() if table else {}, warnings, trainings, out)
     if out is not None:
         digests = [calibration_images.digest(i) for i in range(len(calibration_images))]
         hashes = {"model": source.fingerprint, "calibration_images": digests, "evaluation_images": seen}
+        if training_images is not None:
+            hashes["training_images"] = images_digest(training_images)
         locked = lock(recipe, known_by=known_by, device=device, hashes=hashes, registry=registry)
         _write(out, result, model, logits, locked, kept)
     return result
@@ -269,19 +301,6 @@ def _prepare(model: torch.nn.Module, registry: Registry, image: torch.Tensor) ->
     return fold_batchnorms(model, image)
 
 
-def _notes(source: FloatModel, plan: Plan) -> list[str]:
-    notes = [source.note] if source.note else []
-    tables = [module.weight for module in source.module.modules() if isinstance(module, torch.nn.Embedding)]
-    if tables:
-        size = sum(table.numel() for table in tables) * 4 / 1e6
-        notes.append(f"{len(tables)} embedding tables stay in float32, {size:.1f} MB: they are looked up, without MACs")
-    if plan.float_macs:
-        share = sum(plan.float_macs.values()) / plan.total_macs
-        some = ", ".join(list(plan.float_macs)[:3]) + (", …" if len(plan.float_macs) > 3 else "")
-        notes.append(f"{share:.1%} of the MACs stay in float: {some}")
-    return notes
-
-
 def _write(
     out: Path,
     result: RunResult,
@@ -300,6 +319,8 @@ def _write(
         folder.write_json("metrics.json", {**result.metrics, "warnings": result.warnings})
         if result.sensitivity:
             folder.write_json("sensitivity.json", result.sensitivity)
+        if result.trainings:
+            folder.write_json("training.json", {n: history.to_dict() for n, history in result.trainings.items()})
         folder.write_tensors("evaluation.safetensors", logits.by_image())
 
 

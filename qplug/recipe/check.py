@@ -65,7 +65,7 @@ def _places(root: Node) -> Iterator[tuple[Loc, Node, str, str]]:
     if (model := root.child("model")) is not None:
         yield ("model",), model, "source", "model source"
     data = root.child("data")
-    for role in ("calibration", "evaluation"):
+    for role in ("calibration", "evaluation", "training"):
         if data is not None and (node := data.child(role)) is not None:
             yield ("data", role), node, "source", "data source"
     techniques = root.child("techniques")

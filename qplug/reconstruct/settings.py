@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qplug.plan import Decision
-    from qplug.reconstruct.learners import Learner
+    from qplug.quantizers.learners import Learner
     from qplug.reconstruct.losses import OutputLoss
     from qplug.types import LossName
 

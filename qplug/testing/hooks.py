@@ -16,7 +16,8 @@ from qplug.models.blocks import BLOCKS
 from qplug.models.provenance import is_gelu, is_norm
 from qplug.plan import Decision
 from qplug.quantizers import UniformQuantizer
-from qplug.reconstruct import Block, Learner, Reconstruction
+from qplug.quantizers.learners import Learner
+from qplug.reconstruct import Block, Reconstruction
 from qplug.reconstruct.blocks import find_blocks, within
 from qplug.sensitivity import SqnrTable
 from qplug.stats import SiteStats
