@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from qplug.techniques import Config, DataSource, ModelSource, Technique
     from qplug.types import (
         Adapter,
+        BackendOffer,
         Choice,
         Event,
+        Extra,
         Granularity,
         LossName,
         Metric,
@@ -66,7 +68,7 @@ _PUBLIC = {
     "qplug.stats": ("SiteStats",),
     "qplug.techniques": ("Config", "DataSource", "ModelSource", "Technique"),
     "qplug.types": (
-        *("Adapter", "Choice", "Event", "Granularity", "LossName", "Metric", "NormGroup"),
+        *("Adapter", "BackendOffer", "Choice", "Event", "Extra", "Granularity", "LossName", "Metric", "NormGroup"),
         *("QuantSpec", "Rewrite", "Site", "SiteKind", "Smoothing"),
     ),
 }
@@ -75,11 +77,13 @@ _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __version__ = "0.1.0"
 __all__ = [
     "Adapter",
+    "BackendOffer",
     "Block",
     "Choice",
     "Config",
     "DataSource",
     "Event",
+    "Extra",
     "Granularity",
     "GuardError",
     "InputError",

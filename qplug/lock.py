@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qplug.techniques import Config
 
 PACKAGES = (
-    *("torch", "torchvision", "timm", "brevitas", "numpy", "scipy", "scikit-learn", "pillow"),
+    *("torch", "torchvision", "timm", "brevitas", "nvidia-modelopt", "numpy", "scipy", "scikit-learn", "pillow"),
     *("pydantic", "pluggy", "safetensors", "transformers", "tokenizers", "accelerate"),
 )
 """Those whose versions say what they compute: their code is not read."""
@@ -61,7 +61,7 @@ def _parts(recipe: Recipe, registry: Registry) -> list[object]:
         *(component(registry.techniques, step) for step in recipe.techniques),
         component(registry.models, recipe.model),
         *(component(registry.datasets, config) for config in data),
-        registry.backends[recipe.backend],
+        registry.backends[recipe.backend].path,
         *(adapter.build for adapter in registry.adapters),
         *(metric.compute for metric in registry.metrics.values()),
     ]

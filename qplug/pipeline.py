@@ -12,8 +12,10 @@ import torch
 
 from qplug.cache import Cache
 from qplug.calibrate import Calibration, watched_sites
+from qplug.calibrators import Calibrators
 from qplug.content import images_digest
 from qplug.data import LabelTransform, batches, check_disjoint
+from qplug.data.stream import Stream
 from qplug.fit import Fitter, allocate, resolve
 from qplug.guard import Guard
 from qplug.lock import EVALUATION_SEED, content_if_known, lock
@@ -173,7 +175,11 @@ def run(
         recall.collect(statistics, stream, loss, advance, (calibration_images, source.preprocessing))
 
     with clock.stage("smoothing"):
-        changes += smooth(model, steps, statistics, site_map, specs, guard)
+        shown = Stream(calibration_images, source.preprocessing, size, where)
+        asked = {site.name: specs[site.name] for site in sites if site.name in specs}
+        calibrators = Calibrators(steps, model, shown, asked)
+        changes += smooth(model, steps, statistics, site_map, specs, guard, calibrators.show)
+        calibrators.show_rest()
 
     fitter = Fitter(steps, statistics, specs, sites, recall)
     with clock.stage("bits"):
@@ -186,8 +192,7 @@ def run(
         plan.total_macs, plan.float_macs = site_map.total_macs, site_map.float_macs(plan.decisions)
 
     if steps.implements("qplug_reconstruct"):
-        shown = [images for images, _ in batches(calibration_images, transform, size, where)]
-        found = Reconstructor(steps, backend, model, plan, shown, recall, recipe.calibration.loss, recipe.seed)
+        found = Reconstructor(steps, backend, model, plan, list(shown), recall, recipe.calibration.loss, recipe.seed)
         blocks = found.blocks()
         with clock.stage("reconstruction", len(blocks)) as advance:
             found.run(

@@ -93,8 +93,12 @@ def full_float32() -> Iterator[None]:
 
 
 def backend_of(name: str, registry: Registry) -> Backend:
-    """The backend that a recipe names (validated before)."""
-    module, _, cls = registry.backends[name].partition(":")
+    """The backend of that name; raises ``InputError`` where something that it needs is not installed."""
+    offer = registry.backends[name]
+    for extra in offer.needs:
+        if extra.missing:
+            raise InputError(f"backend '{name}' needs the package '{extra.module}'", fix=extra.install)
+    module, _, cls = offer.path.partition(":")
     backend: Backend = getattr(importlib.import_module(module), cls)()
     return backend
 

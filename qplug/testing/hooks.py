@@ -38,6 +38,10 @@ def _hooks(technique: Technique) -> Any:
     manager.add_hookspecs(RunSpecs)
     manager.register(technique)
     torch.manual_seed(0)
+    if manager.hook.qplug_calibrate.get_hookimpls():
+        specs = {site.name: _specs(site)[-1] for site, _ in toy_calibration()}
+        images = [toy_images()]
+        manager.hook.qplug_calibrate(model=copy.deepcopy(calibrated_toy()[0]), images=images, specs=specs)
     return manager.hook
 
 
