@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import random
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -16,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from qplug.data import Examples, LabelTransform
 from qplug.errors import InputError
-from qplug.models import Preparation, Preprocessing
+from qplug.models import Preparation
 from qplug.processes import Processes
-from qplug.recipe.training import Augment, Training
+from qplug.recipe.training import Training
+from qplug.train.augment import drawn_from, transform
 
 HELD = 1 << 30
 """Bytes of decoded images up to which all of them are held in memory: in random order, files are slow to read."""
@@ -111,60 +109,3 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
         if (bands or self._examples.size_hint(0)) * len(self._examples) > HELD:
             return []
         return [self._examples[index] for index in range(len(self._examples))]
-
-
-def transform(preparation: Preparation, augment: Augment | None) -> Callable[[Any], Tensor]:
-    """From an item to an augmented input; texts, and images without ``augment``, are prepared as for evaluation.
-
-    timm's augmentations expect colours: grey images are grey again before they become tensors. Raises ``InputError``
-    for a policy that timm does not know.
-    """
-    if augment is None or not isinstance(preparation, Preprocessing):
-        return preparation.transform()
-    from timm.data import create_transform
-
-    try:
-        crop, distort, finish = create_transform(
-            input_size=preparation.input_size,
-            is_training=True,
-            mean=preparation.mean,
-            std=preparation.std,
-            interpolation=preparation.interpolation,
-            scale=augment.scale,
-            ratio=augment.ratio,
-            hflip=augment.hflip,
-            vflip=augment.vflip,
-            color_jitter=augment.color_jitter or None,
-            auto_augment=augment.auto_augment,
-            re_prob=augment.erase,
-            separate=True,
-        )
-    except (AssertionError, KeyError, ValueError) as error:
-        what = f"timm cannot augment so: {type(error).__name__}: {error}"
-        raise InputError(what, where="augment", fix="see timm.data.auto_augment for the policies") from error
-    grey = preparation.input_size[0] == 1
-
-    def apply(image: Any) -> Tensor:
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # as PIL asks for, or it warns
-        changed = distort(crop(image.convert("RGB")))
-        made: Tensor = finish(changed.convert("L") if grey else changed)
-        return made
-
-    return apply
-
-
-@contextmanager
-def drawn_from(*key: object) -> Iterator[None]:
-    """Within it, ``random``, NumPy and torch on the CPU draw from a seed made of ``key``; then they are as before."""
-    seed = zlib.crc32(":".join(map(str, key)).encode())
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])

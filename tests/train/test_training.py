@@ -177,3 +177,11 @@ def test_a_finished_training_is_known_and_one_with_other_values_is_not(tmp_path)
     assert again.plan.to_dict() == first.plan.to_dict()
     other = run(recipe(tmp_path, qat={"weight_decay": 0.1}), cache=cache)
     assert other.plan.to_dict() != first.plan.to_dict()
+
+
+def test_both_backends_train_alike(tmp_path):
+    pytest.importorskip("modelopt", reason="pip install 'qplug[modelopt]'")
+    given = recipe(tmp_path, qat={"learn": {"zero_points": True}})
+    one, other = (run(given.model_copy(update={"backend": name})) for name in ("brevitas", "modelopt"))
+    assert one.trainings["qat"].loss == other.trainings["qat"].loss
+    assert one.plan.to_dict()["decisions"] == other.plan.to_dict()["decisions"]
