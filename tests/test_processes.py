@@ -2,7 +2,9 @@
 
 import pytest
 
-from qplug import InputError
+from qplug import InputError, QplugError
+from qplug.cli.app import report
+from qplug.compare.answers import answer
 from qplug.processes import COUNT, LOCAL, RANK, Processes, launched
 
 
@@ -30,6 +32,22 @@ def test_each_of_several_knows_its_place_and_its_gpu(monkeypatch, place):
 def test_one_process_where_several_were_meant_says_so(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # as 'accelerate launch --cpu --num_processes 2' does
     assert "started one" in launched().note
+
+
+def test_comparisons_are_made_by_one_process(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="made by one process, and 2 were started"):
+        answer([], tmp_path)
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_a_wrong_input_is_reported_once(monkeypatch, capsys, rank, lines):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    assert report(InputError("is wrong")) == 2
+    assert capsys.readouterr().err.count("is wrong") == lines
+    assert report(QplugError("broke")) == 1
+    assert "broke" in capsys.readouterr().err
 
 
 def test_what_is_no_number_is_refused(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -89,7 +90,15 @@ def describe(error: QplugError) -> dict[str, Any]:
 
 
 def report(error: QplugError) -> int:
-    """Print an error in the invocation's form; returns the exit code."""
+    """Print an error in the invocation's form; returns the exit code.
+
+    A wrong input is wrong for every process of a launch: the first one says so.
+    """
+    from qplug.processes import launched
+
+    with suppress(InputError):  # what a launcher said may itself be wrong
+        if isinstance(error, InputError) and not launched().is_main:
+            return error.exit_code
     screen_of(sys.stderr).error(error)
     if State.json:
         print_json(describe(error))

@@ -57,6 +57,10 @@ def run(
         cache = cache_of(cache_folder, no_cache)
         observers = [progress] if shown else []
         result = run_pipeline(loaded, out=target, device=device, observers=observers, cache=cache)
+    if launched().count > 1:
+        from qplug.train.accelerator import leave_together
+
+        leave_together()
     if not shown:
         return
     if as_json:

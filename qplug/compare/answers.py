@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from qplug.errors import InputError, QplugError
 from qplug.lock import content_if_known
+from qplug.processes import launched
 from qplug.record import FILES, Run, read_run
 from qplug.registry import Registry, installed
 
@@ -83,7 +84,15 @@ def answer(
         runs: the folder that holds finished runs and receives new ones.
         device, registry, cache, observers: as ``qplug.run`` takes them.
         announce: is told what will be run, and before each run which it is.
+
+    Raises:
+        InputError: a launcher started several processes.
     """
+    if launched().count > 1:
+        raise InputError(
+            f"comparisons are made by one process, and {launched().count} were started",
+            fix="start only 'qplug run' by a launcher; 'qplug compare' reads the folders that it wrote",
+        )
     registry = registry or installed()
     known = dict(finished(runs))
     wanted = [(recipe, content_if_known(recipe, registry, device) or _unknown()) for recipe in recipes]

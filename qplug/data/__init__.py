@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -132,25 +131,19 @@ def check_disjoint(calibration: Examples, evaluation: Examples, name: str = "cal
 
     Only those of equal length in bytes are hashed. Raises ``InputError`` naming the first that are shared.
     """
-    by_size: dict[int, list[int]] = defaultdict(list)
-    for index in range(len(calibration)):
-        by_size[calibration.size_hint(index)].append(index)
-    digests: dict[int, dict[str, int]] = {}
+    sizes = [[images.size_hint(index) for index in range(len(images))] for images in (calibration, evaluation)]
+    both = set(sizes[0]) & set(sizes[1])
+    ours = {calibration.digest(index): index for index, size in enumerate(sizes[0]) if size in both}  # in file order
     shared: list[str] = []
     count = 0
-    for index in range(len(evaluation)):
-        size = evaluation.size_hint(index)
-        if size not in by_size:
-            continue
-        if size not in digests:
-            digests[size] = {calibration.digest(i): i for i in by_size[size]}
-        twin = digests[size].get(evaluation.digest(index))
+    for index, size in enumerate(sizes[1]):
+        twin = ours.get(evaluation.digest(index)) if size in both else None
         if twin is None:
             continue
         count += 1
         if len(shared) < 5:
-            ours, theirs = calibration.key(twin), evaluation.key(index)
-            shared.append(ours if ours == theirs else f"{ours} = {theirs}")
+            names = [calibration.key(twin), evaluation.key(index)]
+            shared.append(" = ".join(dict.fromkeys(names)))
     if count:
         listed = "\n  ".join([*shared, *([f"… and {count - len(shared)} more"] if count > len(shared) else [])])
         raise InputError(

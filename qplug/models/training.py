@@ -100,9 +100,11 @@ def _fit(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, progress
     import torch
     from torch.nn import functional as F
 
+    from qplug.train.optimise import rate_factor
+
     steps = epochs * math.ceil(len(images) / BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step / steps, WARMUP))
     model.train()
     for epoch in range(epochs):
         for index in torch.split(torch.randperm(len(images)), BATCH):
@@ -112,13 +114,6 @@ def _fit(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, progress
             optimizer.step()
             schedule.step()
         progress(epoch + 1, epochs)
-
-
-def _rate(done: float) -> float:
-    """The learning rate's factor after the share ``done`` of all steps: linear warm-up, then half a cosine."""
-    if done < WARMUP:
-        return done / WARMUP
-    return 0.5 * (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP)))
 
 
 def augment(images: Tensor) -> Tensor:
