@@ -33,7 +33,9 @@ def protocol(run: Run) -> dict[str, str]:
 
 
 def _tensors(config: Mapping[str, Any]) -> str:
-    return f"{config['granularity'].replace('_', ' ')}, {'symmetric' if config['symmetric'] else 'asymmetric'}"
+    symmetry = "symmetric" if config["symmetric"] else "asymmetric"
+    zero = " with a float zero point" if config.get("zero_point") == "float" else ""
+    return f"{config['granularity'].replace('_', ' ')}, {symmetry}{zero}"
 
 
 def _override(override: Mapping[str, Any]) -> str:
