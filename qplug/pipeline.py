@@ -13,11 +13,12 @@ import torch
 from qplug.cache import Cache
 from qplug.calibrate import Calibration, watched_sites
 from qplug.content import images_digest
+from qplug.conventions import CONVENTIONS, DEFAULT
 from qplug.data import LabelTransform, batches, check_disjoint
 from qplug.fit import Fitter, allocate, resolve
 from qplug.guard import Guard
 from qplug.lock import EVALUATION_SEED, content_if_known, lock
-from qplug.metrics import BOPS_CONVENTION, Logits, account, compare, evaluate
+from qplug.metrics import Logits, account, compare, costs, evaluate, uniform_plan
 from qplug.models import FloatModel, fingerprint
 from qplug.models.adapters import make_explicit
 from qplug.models.folding import Folding, fold_batchnorms
@@ -27,7 +28,7 @@ from qplug.recipe import Recipe
 from qplug.reconstruct.run import Reconstructor
 from qplug.record import RunFolder, check_target
 from qplug.registry import Registry, component, installed
-from qplug.rewrite import rewrite
+from qplug.rewrite import ask_for_training, rewrite
 from qplug.runtime import (
     Clock,
     backend_of,
@@ -124,11 +125,7 @@ def run(
         make_explicit(model, registry.adapters, image)  # before, so that attention's Softmax can be rewritten too
         guard = Guard(model, probe)
         changes = rewrite(model, steps, guard)
-        warnings = [
-            f"{c.technique} changed the function at {c.where}; training may have to make up for it"
-            for c in changes
-            if not c.preserves
-        ]
+        warnings = ask_for_training(changes)
         folding = _prepare(model, registry, image)  # behind them: they may bring attention or BatchNorms, or take one
         guard.check(folding.changes)
         changes += folding.changes
@@ -203,7 +200,7 @@ def run(
         },
         **account(model, plan),
         "bits.by": allocation[0],
-        "bops_convention": BOPS_CONVENTION,
+        "bops_convention": str(CONVENTIONS[DEFAULT]),
         "images.calibration": len(calibration_images),
         "images.evaluation": len(evaluation_images),
         "float.forward_seconds": float_seconds,
@@ -227,6 +224,10 @@ def run(
     return result
 
 
+WIDTHS = ((8, 8), (4, 8), (4, 4))
+"""Bits of weights and activations at which ``inspect`` counts costs."""
+
+
 @dataclass
 class Inspection:
     """What of a model can be quantised.
@@ -236,12 +237,15 @@ class Inspection:
         total_macs: of one image.
         float_macs: module → multiply-accumulates that no site covers.
         float_norms: BatchNorms that could not be folded, each with the reason.
+        costs: convention → bits, as ``W8A8`` → size and bit operations, as ``metrics.costs`` has them, with every
+            operand that has a site quantised.
     """
 
     sites: list[Site]
     total_macs: int
     float_macs: dict[str, int]
     float_norms: dict[str, str] = field(default_factory=dict)
+    costs: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     @property
     def coverage(self) -> float:
@@ -250,12 +254,17 @@ class Inspection:
 
 
 def inspect(model_source: ModelSource, registry: Registry | None = None) -> Inspection:
-    """Load a model, make its attention explicit, fold its BatchNorms, and list its sites."""
+    """Load a model, make its attention explicit, fold its BatchNorms, list its sites, and count what it costs."""
     source = model_source.load()
     example = source.preprocessing.example()
     folding = _prepare(source.module, registry or installed(), example)
     site_map = find_sites(source.module, example)
-    return Inspection(site_map.sites, site_map.total_macs, site_map.uncovered_macs, folding.left)
+    plans = {f"W{weights}A{inputs}": uniform_plan(site_map, weights, inputs) for weights, inputs in WIDTHS}
+    counted = {
+        name: {bits: costs(source.module, plan, convention) for bits, plan in plans.items()}
+        for name, convention in CONVENTIONS.items()
+    }
+    return Inspection(site_map.sites, site_map.total_macs, site_map.uncovered_macs, folding.left, counted)
 
 
 def _prepare(model: torch.nn.Module, registry: Registry, image: torch.Tensor) -> Folding:
