@@ -20,6 +20,9 @@ class TokenMixers(Technique):
     g times less. MACs stay as they are, and the model grows by g − 1 token mixers a block. The paper does not print g;
     4 gives the sizes of its Table 5 and no other number does [ours]. It trains anew, where here every group starts as a
     copy of the trained mixer, so that the function is the same until training moves them apart [ours].
+
+    A group's first linear reads a part of what the norm before it gives: its input is a ``linear_input``, where that of
+    a mixer for all channels is a ``post_layernorm``.
     """
 
     paper = "Zhao et al. 2023, Q-MLP, 'Multiple token-mixing MLPs', Fig. 1, Table 5"
