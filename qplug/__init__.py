@@ -19,28 +19,26 @@ if TYPE_CHECKING:
     from qplug.plan import Plan
     from qplug.quantizers import LogQuantizer, Quantizer, Region, RegionQuantizer, UniformQuantizer
     from qplug.quantizers.grid import evenly, grid_search
-    from qplug.quantizers.search import line_search
-    from qplug.recipe import Recipe, load_recipe
-    from qplug.reconstruct import (
-        Block,
+    from qplug.quantizers.learners import (
         LearnedStep,
         Learner,
-        OutputLoss,
-        Rate,
-        Reconstruction,
-        Unit,
         bit_penalty,
         learned_steps,
         rectified_sigmoid,
         soft_bit_logits,
     )
+    from qplug.quantizers.search import line_search
+    from qplug.recipe import Recipe, load_recipe
+    from qplug.reconstruct import Block, OutputLoss, Rate, Reconstruction, Unit
     from qplug.sensitivity import SqnrTable
     from qplug.stats import SiteStats
     from qplug.techniques import Config, DataSource, ModelSource, Technique
     from qplug.types import (
         Adapter,
+        BackendOffer,
         Choice,
         Event,
+        Extra,
         Granularity,
         LossName,
         Metric,
@@ -63,17 +61,17 @@ _PUBLIC = {
     "qplug.plan": ("Plan",),
     "qplug.quantizers": ("LogQuantizer", "Quantizer", "Region", "RegionQuantizer", "UniformQuantizer"),
     "qplug.quantizers.grid": ("evenly", "grid_search"),
+    "qplug.quantizers.learners": (
+        *("LearnedStep", "Learner", "bit_penalty", "learned_steps", "rectified_sigmoid", "soft_bit_logits"),
+    ),
     "qplug.quantizers.search": ("line_search",),
     "qplug.recipe": ("Recipe", "load_recipe"),
-    "qplug.reconstruct": (
-        *("Block", "LearnedStep", "Learner", "OutputLoss", "Rate", "Reconstruction", "Unit"),
-        *("bit_penalty", "learned_steps", "rectified_sigmoid", "soft_bit_logits"),
-    ),
+    "qplug.reconstruct": ("Block", "OutputLoss", "Rate", "Reconstruction", "Unit"),
     "qplug.sensitivity": ("SqnrTable",),
     "qplug.stats": ("SiteStats",),
     "qplug.techniques": ("Config", "DataSource", "ModelSource", "Technique"),
     "qplug.types": (
-        *("Adapter", "Choice", "Event", "Granularity", "LossName", "Metric", "NormGroup"),
+        *("Adapter", "BackendOffer", "Choice", "Event", "Extra", "Granularity", "LossName", "Metric", "NormGroup"),
         *("QuantSpec", "Rewrite", "Site", "SiteKind", "Smoothing", "matches"),
     ),
 }
@@ -82,11 +80,13 @@ _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __version__ = "0.1.0"
 __all__ = [
     "Adapter",
+    "BackendOffer",
     "Block",
     "Choice",
     "Config",
     "DataSource",
     "Event",
+    "Extra",
     "Granularity",
     "GuardError",
     "InputError",

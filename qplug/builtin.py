@@ -14,7 +14,9 @@ from qplug.models.blocks import BLOCKS
 from qplug.models.sources import ImportedModel, TimmModel, ZooModel
 from qplug.models.transformers import TransformersModel
 from qplug.techniques import DataSource, ModelSource
-from qplug.types import Adapter
+from qplug.types import Adapter, BackendOffer, Extra
+
+MODELOPT = Extra("modelopt", "pip install 'qplug[modelopt]'")
 
 
 @hookimpl
@@ -30,9 +32,12 @@ def qplug_datasets() -> Iterable[type[DataSource]]:
 
 
 @hookimpl
-def qplug_backends() -> Mapping[str, str]:
-    """``brevitas``."""
-    return {"brevitas": "qplug.backends.brevitas:BrevitasBackend"}
+def qplug_backends() -> Mapping[str, BackendOffer]:
+    """``brevitas`` and ``modelopt``; neither refuses anything that a recipe can say."""
+    return {
+        "brevitas": BackendOffer("qplug.backends.brevitas:BrevitasBackend"),
+        "modelopt": BackendOffer("qplug.backends.modelopt:ModelOptBackend", needs=(MODELOPT,)),
+    }
 
 
 @hookimpl

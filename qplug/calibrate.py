@@ -39,14 +39,14 @@ rounding of float32; it is here for that difference to be seen.
 def _centred_signs(logits: Tensor) -> Tensor:
     """Random signs less their mean; padding has none."""
     shown = logits != MASKED
-    signs = (torch.randint_like(logits, 2) * 2 - 1) * shown
+    signs = (torch.randint(2, logits.shape, dtype=logits.dtype).to(logits.device) * 2 - 1) * shown
     return (signs - signs.sum(-1, keepdim=True) / shown.sum(-1, keepdim=True)) * shown
 
 
 def _kl_probe(logits: Tensor) -> Tensor:
     """Random vectors with covariance diag p − ppᵀ, one an image."""
     p = logits.softmax(-1)
-    v = p.sqrt() * torch.randn_like(p)
+    v = p.sqrt() * torch.randn(p.shape, dtype=p.dtype).to(p.device)  # drawn on the CPU: the same on every device
     return v - p * v.sum(-1, keepdim=True)
 
 

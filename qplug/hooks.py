@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from qplug.reconstruct import Block, Reconstruction
     from qplug.sensitivity import SqnrTable
     from qplug.stats import SiteStats
     from qplug.techniques import DataSource, ModelSource, Technique
-    from qplug.types import Adapter, Choice, Event, Metric, NormGroup, QuantSpec, Rewrite, Site, Smoothing
+    from qplug.types import Adapter, BackendOffer, Choice, Event, Metric, NormGroup, QuantSpec, Rewrite, Site, Smoothing
 
 PROJECT = "qplug"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -56,8 +56,17 @@ class DiscoverySpecs:
         """Further measurements of a run, written to ``metrics.json`` as ``<entry point>.<name>``."""
 
     @hookspec
-    def qplug_backends(self) -> Mapping[str, str]:  # type: ignore[empty-body]
-        """Backends by name, each as ``module:Class`` of a ``qplug.backends.Backend``; imported when it is used."""
+    def qplug_backends(self) -> Mapping[str, BackendOffer]:  # type: ignore[empty-body]
+        """Backends by name; each is imported when it is used.
+
+        An offer also says what the backend cannot execute, so that a recipe that asks for it is refused at its line.
+
+        Example::
+
+            @hookimpl
+            def qplug_backends():
+                return {"mine": BackendOffer("my_backend.lower:MyBackend", bits=(4, 8))}
+        """
 
     @hookspec
     def qplug_adapters(self) -> Iterable[Adapter]:  # type: ignore[empty-body]
@@ -128,6 +137,24 @@ class RunSpecs:
             def qplug_rewrite_module(self, name, module):
                 if name.endswith("token_mixer"):
                     return Rewrite(GroupedMixer(module, groups=4), preserves=True)
+        """
+
+    @hookspec
+    def qplug_calibrate(self, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]) -> None:
+        """Look at the whole float model and at every calibration image, for what statistics of sites do not tell.
+
+        Called once for each technique that implements it, before its first decision: before its own ``qplug_smooth``
+        where it has that hook, and after all smoothing where it has not, so that the model is as the techniques before
+        left it. ``model`` is a copy (eval mode, attention explicit, BatchNorms folded) that belongs to the technique.
+        ``images`` gives the same batches at every iteration, (B, C, H, W) float32 on the model's device, and has their
+        number as its length. ``specs`` says what the recipe asks of each site that it quantises. What was found is
+        remembered in ``self``; the answer is always ``None``.
+
+        Example::
+
+            @hookimpl
+            def qplug_calibrate(self, model, images, specs):
+                self.norms = torch.cat([model(batch).norm(dim=1) for batch in images])
         """
 
     @hookspec

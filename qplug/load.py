@@ -17,6 +17,7 @@ from qplug.rewrite import HOOKS, rewrite
 from qplug.runtime import backend_of, parse_device
 from qplug.sites import find_sites
 from qplug.steps import Steps
+from qplug.train.task import BY as BY_TRAINING
 from qplug.weights import FILE, load_weights
 
 if TYPE_CHECKING:
@@ -82,11 +83,12 @@ def _rewrite(model: nn.Module, image: Tensor, recipe: Recipe, registry: Registry
     made = rewrite(model, steps, None)
     make_explicit(model, registry.adapters, image)
     made += fold_batchnorms(model, image).changes
+    changes = [change for change in plan.changes if change.technique not in BY_TRAINING.values()]  # weights, no modules
     rewriters = {technique.name() for hook in HOOKS for technique, _ in steps.each_technique(hook)}
     rewriters -= {technique.name() for technique, _ in steps.each_technique("qplug_smooth")}
     rewriters.add(BY)
-    rest = [change for change in plan.changes[len(made) :] if change.technique in rewriters]
-    pairs = zip_longest(made, plan.changes[: len(made)] + rest)
+    rest = [change for change in changes[len(made) :] if change.technique in rewriters]
+    pairs = zip_longest(made, changes[: len(made)] + rest)
     other = next((now or then for now, then in pairs if now != then), None)
     if other is not None:
         raise InputError(

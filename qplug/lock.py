@@ -19,10 +19,11 @@ from qplug.registry import Registry, component, installed
 
 if TYPE_CHECKING:
     from qplug.recipe import Recipe
+    from qplug.techniques import Config
 
 PACKAGES = (
-    *("torch", "torchvision", "timm", "brevitas", "numpy", "scipy", "scikit-learn", "pillow"),
-    *("pydantic", "pluggy", "safetensors", "transformers", "tokenizers"),
+    *("torch", "torchvision", "timm", "brevitas", "nvidia-modelopt", "numpy", "scipy", "scikit-learn", "pillow"),
+    *("pydantic", "pluggy", "safetensors", "transformers", "tokenizers", "accelerate"),
 )
 """Those whose versions say what they compute: their code is not read."""
 WITHOUT_INFLUENCE = ("name", "paper")
@@ -55,15 +56,21 @@ def _modules(thing: object) -> list[str]:
 
 def _parts(recipe: Recipe, registry: Registry) -> list[object]:
     """All that a run of ``recipe`` calls and that a plugin may have brought."""
-    data = (recipe.data.calibration, recipe.data.evaluation)
+    data = [config for _, config in _data(recipe)]
     return [
         *(component(registry.techniques, step) for step in recipe.techniques),
         component(registry.models, recipe.model),
         *(component(registry.datasets, config) for config in data),
-        registry.backends[recipe.backend],
+        registry.backends[recipe.backend].path,
         *(adapter.build for adapter in registry.adapters),
         *(metric.compute for metric in registry.metrics.values()),
     ]
+
+
+def _data(recipe: Recipe) -> list[tuple[str, Config]]:
+    """What of a recipe's data is a source, by its role."""
+    roles = ((role, getattr(recipe.data, role)) for role in ("calibration", "evaluation", "training"))
+    return [(role, config) for role, config in roles if config is not None]
 
 
 def content(recipe: Recipe, registry: Registry, device: str) -> str:
@@ -80,9 +87,11 @@ def content(recipe: Recipe, registry: Registry, device: str) -> str:
     return content_key(
         recipe=values,
         model=component(registry.models, recipe.model).key(),
-        calibration=component(registry.datasets, recipe.data.calibration).key(recipe.seed),
-        evaluation=component(registry.datasets, recipe.data.evaluation).key(EVALUATION_SEED),
-        data={key: value for key, value in data.items() if key not in ("calibration", "evaluation")},
+        sources={
+            role: component(registry.datasets, config).key(EVALUATION_SEED if role == "evaluation" else recipe.seed)
+            for role, config in _data(recipe)
+        },
+        batch_size=data["batch_size"],
         code=code_of(_parts(recipe, registry)),
         packages=versions(),
         blocks=sorted(registry.blocks),

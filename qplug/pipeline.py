@@ -12,23 +12,27 @@ import torch
 
 from qplug.cache import Cache
 from qplug.calibrate import Calibration, watched_sites
+from qplug.calibrators import Calibrators
 from qplug.content import images_digest
 from qplug.conventions import CONVENTIONS, DEFAULT
 from qplug.data import LabelTransform, batches, check_disjoint
+from qplug.data.stream import Stream
 from qplug.fit import Fitter, allocate, resolve
 from qplug.guard import Guard
 from qplug.lock import EVALUATION_SEED, content_if_known, lock
-from qplug.metrics import Logits, account, compare, costs, evaluate, uniform_plan
-from qplug.models import FloatModel, fingerprint
+from qplug.metrics import Logits, account, compare, costs, evaluate, share_right, uniform_plan
+from qplug.models import fingerprint
 from qplug.models.adapters import make_explicit
 from qplug.models.folding import Folding, fold_batchnorms
+from qplug.notes import notes, untrained
 from qplug.plan import Change, Plan
+from qplug.processes import launched
 from qplug.recall import Recall, source_key
 from qplug.recipe import Recipe
 from qplug.reconstruct.run import Reconstructor
 from qplug.record import RunFolder, check_target
 from qplug.registry import Registry, component, installed
-from qplug.rewrite import ask_for_training, rewrite
+from qplug.rewrite import rewrite
 from qplug.runtime import (
     Clock,
     backend_of,
@@ -42,6 +46,7 @@ from qplug.sites import find_sites
 from qplug.smoothing import smooth
 from qplug.steps import Steps
 from qplug.techniques import ModelSource
+from qplug.train import History, Trainer
 from qplug.types import OUT_OF_SCOPE, Site
 from qplug.weights import write_weights
 
@@ -56,6 +61,7 @@ class RunResult:
         plan: the whole decision.
         sensitivity: site → bits → SQNR in dB, where an allocator asked.
         warnings: one sentence each.
+        trainings: by stage, how those went that the recipe asks for.
         folder: the run folder, where one was written.
     """
 
@@ -64,6 +70,7 @@ class RunResult:
     plan: Plan
     sensitivity: dict[str, dict[int, float]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    trainings: dict[str, History] = field(default_factory=dict)
     folder: Path | None = None
 
     @property
@@ -84,6 +91,9 @@ def run(
 ) -> RunResult:
     """Quantise and measure by ``recipe``.
 
+    Where a launcher started several processes, all of them go the same way, share the batches of what is trained, and
+    the first one writes.
+
     Args:
         recipe: from ``load_recipe``.
         out: the run folder to write; ``None`` writes nothing.
@@ -97,10 +107,12 @@ def run(
         PluginError: a technique raised, or answered what it may not.
         GuardError: a step that promised to preserve the function did not.
     """
+    processes = launched()
     if out is not None:
         check_target(out)
+    out = out if processes.is_main else None
     registry = registry or installed()
-    where = parse_device(device)
+    where = parse_device(processes.device(device))
     forget_peak_memory(where)
     backend = backend_of(recipe.backend, registry)
     techniques = [component(registry.techniques, step) for step in recipe.techniques]
@@ -115,6 +127,10 @@ def run(
         calibration_images = component(registry.datasets, recipe.data.calibration).open(recipe.seed)
         evaluation_images = component(registry.datasets, recipe.data.evaluation).open(EVALUATION_SEED)
         check_disjoint(calibration_images, evaluation_images)
+        training_images = None
+        if recipe.data.training is not None and (recipe.finetune or recipe.qat):
+            training_images = component(registry.datasets, recipe.data.training).open(recipe.seed)
+            check_disjoint(training_images, evaluation_images, "training")
         transform, size = source.preprocessing.transform(), recipe.data.batch_size
         float_model = source.module.to(where)
         model = copy.deepcopy(float_model)
@@ -125,21 +141,32 @@ def run(
         make_explicit(model, registry.adapters, image)  # before, so that attention's Softmax can be rewritten too
         guard = Guard(model, probe)
         changes = rewrite(model, steps, guard)
-        warnings = ask_for_training(changes)
-        folding = _prepare(model, registry, image)  # behind them: they may bring attention or BatchNorms, or take one
-        guard.check(folding.changes)
-        changes += folding.changes
-
-    with clock.stage("sites"):
-        site_map = find_sites(model, image)
-        specs = resolve(recipe.quantize, site_map.sites)
-        scope = recipe.quantize.scope
-        sites = watched_sites(site_map.sites, scope.softmax, scope.layernorm)
+        make_explicit(model, registry.adapters, image)  # behind, since they may bring attention too
+        warnings = untrained(changes, recipe) + ([processes.note] if processes.note else [])
 
     rewriters = {change.technique for change in changes}
     made_by = [origin, *(t for t in techniques if t.name() in rewriters), *(a.build for a in registry.adapters)]
     made_by += [*float_model.modules(), *model.modules()]
     recall = Recall(cache, clock, registry.quantizers, made_by, seed=recipe.seed, device=where.type, batch_size=size)
+    trainer = None
+    if training_images is not None:
+        trainer = Trainer(source, float_model, training_images, recipe.seed, processes, recall, techniques)
+    tuned = None
+    if trainer is not None and recipe.finetune is not None:
+        with clock.stage("finetune", trainer.steps(recipe.finetune)) as advance:
+            changes.append(trainer.finetune(model, recipe.finetune, advance))
+            guard.reset()
+        tuned = copy.deepcopy(model)
+
+    with clock.stage("sites"):
+        folding = fold_batchnorms(model, image)  # those that a rewrite brought have their statistics by now
+        guard.check(folding.changes)
+        changes += folding.changes
+        site_map = find_sites(model, image)
+        specs = resolve(recipe.quantize, site_map.sites)
+        scope = recipe.quantize.scope
+        sites = watched_sites(site_map.sites, scope.softmax, scope.layernorm)
+
     with clock.stage("statistics", len(calibration_images)) as advance:
         statistics = Calibration(model, sites, len(calibration_images), recipe.seed)
         stream = (images for images, _ in batches(calibration_images, transform, size, where))
@@ -147,7 +174,11 @@ def run(
         recall.collect(statistics, stream, loss, advance, (calibration_images, source.preprocessing))
 
     with clock.stage("smoothing"):
-        changes += smooth(model, steps, statistics, site_map, specs, guard)
+        shown = Stream(calibration_images, source.preprocessing, size, where)
+        asked = {site.name: specs[site.name] for site in sites if site.name in specs}
+        calibrators = Calibrators(steps, model, shown, asked)
+        changes += smooth(model, steps, statistics, site_map, specs, guard, calibrators.show)
+        calibrators.show_rest()
 
     fitter = Fitter(steps, statistics, specs, sites, recall)
     with clock.stage("bits"):
@@ -160,8 +191,7 @@ def run(
         plan.total_macs, plan.float_macs = site_map.total_macs, site_map.float_macs(plan.decisions)
 
     if steps.implements("qplug_reconstruct"):
-        shown = [images for images, _ in batches(calibration_images, transform, size, where)]
-        found = Reconstructor(steps, backend, model, plan, shown, recall, recipe.calibration.loss, recipe.seed)
+        found = Reconstructor(steps, backend, model, plan, list(shown), recall, recipe.calibration.loss, recipe.seed)
         blocks = found.blocks()
         with clock.stage("reconstruction", len(blocks)) as advance:
             found.run(
@@ -176,6 +206,10 @@ def run(
                 advance,
             )
 
+    if trainer is not None and recipe.qat is not None:
+        with clock.stage("qat", trainer.steps(recipe.qat)) as advance:
+            plan.changes.append(trainer.qat(model, plan, backend, recipe.qat, advance))
+
     with clock.stage("quantise"):
         quantized = backend.apply(copy.deepcopy(model), plan)
 
@@ -183,6 +217,7 @@ def run(
         seen = images_digest(evaluation_images)
         slot = recall.slot("logits", lambda: {"model": source_key(source), "images": seen})
         models = [quantized] if slot.tensors else [quantized, float_model]
+        models += [tuned] if tuned is not None else []
         judge = source.preprocessing.transform()  # its own, to know what of the evaluation examples it lost
         said, labels = evaluate(models, batches(evaluation_images, judge, size, where), advance)
         if slot.tensors is None:
@@ -192,6 +227,7 @@ def run(
         float_seconds = forward_seconds(float_model, timing) * len(calibration_images) / len(timing)
         quantized_seconds = forward_seconds(quantized, timing) * len(calibration_images) / len(timing)
 
+    trainings = trainer.histories if trainer is not None else {}
     metrics: dict[str, Any] = {
         **compare(logits),
         **{
@@ -199,6 +235,8 @@ def run(
             for name, metric in registry.metrics.items()
         },
         **account(model, plan),
+        **({"finetuned.top1": share_right(said[-1].logits, labels)} if tuned is not None else {}),
+        **{key: value for history in trainings.values() for key, value in history.metrics().items()},
         "bits.by": allocation[0],
         "bops_convention": str(CONVENTIONS[DEFAULT]),
         "images.calibration": len(calibration_images),
@@ -214,11 +252,14 @@ def run(
         known_by = None
         warnings.append("weights, images or code changed during the run, so it answers for no other run")
     lost = [f"of the evaluation's, {loss}" for loss in judge.losses()] if isinstance(judge, LabelTransform) else []
-    warnings += steps.idle() + _notes(source, plan) + folding.note() + lost + (cache.warnings if cache else [])
-    result = RunResult(recipe, metrics, plan, table.measured() if table else {}, warnings, out)
+    warnings += trainer.warnings if trainer is not None else []
+    warnings += steps.idle() + notes(source, plan) + folding.note() + lost + (cache.warnings if cache else [])
+    result = RunResult(recipe, metrics, plan, table.measured() if table else {}, warnings, trainings, out)
     if out is not None:
         digests = [calibration_images.digest(i) for i in range(len(calibration_images))]
         hashes = {"model": source.fingerprint, "calibration_images": digests, "evaluation_images": seen}
+        if training_images is not None:
+            hashes["training_images"] = images_digest(training_images)
         locked = lock(recipe, known_by=known_by, device=device, hashes=hashes, registry=registry)
         _write(out, result, model, logits, locked, kept)
     return result
@@ -273,19 +314,6 @@ def _prepare(model: torch.nn.Module, registry: Registry, image: torch.Tensor) ->
     return fold_batchnorms(model, image)
 
 
-def _notes(source: FloatModel, plan: Plan) -> list[str]:
-    notes = [source.note] if source.note else []
-    tables = [module.weight for module in source.module.modules() if isinstance(module, torch.nn.Embedding)]
-    if tables:
-        size = sum(table.numel() for table in tables) * 4 / 1e6
-        notes.append(f"{len(tables)} embedding tables stay in float32, {size:.1f} MB: they are looked up, without MACs")
-    if plan.float_macs:
-        share = sum(plan.float_macs.values()) / plan.total_macs
-        some = ", ".join(list(plan.float_macs)[:3]) + (", …" if len(plan.float_macs) > 3 else "")
-        notes.append(f"{share:.1%} of the MACs stay in float: {some}")
-    return notes
-
-
 def _write(
     out: Path,
     result: RunResult,
@@ -304,6 +332,8 @@ def _write(
         folder.write_json("metrics.json", {**result.metrics, "warnings": result.warnings})
         if result.sensitivity:
             folder.write_json("sensitivity.json", result.sensitivity)
+        if result.trainings:
+            folder.write_json("training.json", {n: history.to_dict() for n, history in result.trainings.items()})
         folder.write_tensors("evaluation.safetensors", logits.by_image())
 
 

@@ -32,12 +32,13 @@ WORTH = 0.02
 
 
 class Slot:
-    """One result: ``tensors`` (on the CPU) and what is noted ``about`` them, or a place to keep it."""
+    """One result: ``tensors`` (on the CPU) and what is noted ``about`` them, or a place to keep it, if it ``keeps``."""
 
     def __init__(self, cache: Cache | None, kind: str, key: str, entry: Entry | None) -> None:
         self.tensors: Mapping[str, Tensor] | None = entry.tensors if entry else None
         self.about: Mapping[str, Any] = entry.about if entry else {}
         self._place, self._cache, self._start = (kind, key), cache, time.perf_counter()
+        self.keeps = cache is not None
 
     def keep(
         self, tensors: Mapping[str, Tensor], seconds: float | None = None, about: Mapping[str, Any] | None = None

@@ -16,7 +16,7 @@ import pluggy
 from qplug import hooks
 from qplug.errors import PluginError
 from qplug.techniques import Component, Config, DataSource, ModelSource, Technique
-from qplug.types import Adapter, Metric
+from qplug.types import Adapter, BackendOffer, Metric
 
 GROUP = "qplug"
 BLOCK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -45,7 +45,7 @@ class Registry:
     techniques: dict[str, type[Technique]] = field(default_factory=dict)
     models: dict[str, type[ModelSource]] = field(default_factory=dict)
     datasets: dict[str, type[DataSource]] = field(default_factory=dict)
-    backends: dict[str, str] = field(default_factory=dict)
+    backends: dict[str, BackendOffer] = field(default_factory=dict)
     quantizers: dict[str, str] = field(default_factory=dict)
     adapters: list[Adapter] = field(default_factory=list)
     blocks: list[str] = field(default_factory=list)
@@ -150,7 +150,10 @@ def _collect(registry: Registry, plugin: Plugin, manager: pluggy.PluginManager) 
         ("backend", registry.backends, hook.qplug_backends()),
         ("quantizer", registry.quantizers, hook.qplug_quantizers()),
     ):
-        found += [(kind, table, name, path) for offer in offers for name, path in offer.items()]
+        found += [(kind, table, name, value) for offer in offers for name, value in offer.items()]
+    for kind, _, name, offer in found:
+        if kind == "backend" and not isinstance(offer, BackendOffer):
+            raise PluginError(f"qplug_backends: expected a qplug.BackendOffer for '{name}', got {offer!r}")
     blocks = _flat(hook.qplug_blocks())
     for path in blocks:
         if not (isinstance(path, str) and BLOCK.fullmatch(path)):

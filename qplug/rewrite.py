@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import nn
 
 from qplug.guard import Guard
@@ -42,22 +40,6 @@ def rewrite(model: nn.Module, steps: Steps, guard: Guard | None) -> list[Change]
             if guard is not None:
                 guard.check(changes[-1:])  # one by one: the promise of one holds whatever another did
     return changes
-
-
-def ask_for_training(changes: Iterable[Change]) -> list[str]:
-    """A warning for each technique that changed the function: nothing but training makes up for it."""
-    where: dict[str, list[str]] = {}
-    for change in changes:
-        if not change.preserves:
-            where.setdefault(change.technique, []).append(change.where)
-    return [
-        f"{technique} changed the function at {_some(names)}; training has to make up for it"
-        for technique, names in where.items()
-    ]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _is_norm(module: nn.Module) -> bool:

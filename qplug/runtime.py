@@ -6,9 +6,10 @@ import importlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,13 @@ from qplug.backends import Backend
 from qplug.errors import InputError
 from qplug.registry import Registry
 from qplug.steps import Steps
+
+
+class Advance(Protocol):
+    """Told how far a stage is: units done so far, and a few words."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """``done`` units."""
 
 
 class Clock:
@@ -33,12 +41,16 @@ class Clock:
         self.saved = 0.0
 
     @contextmanager
-    def stage(self, name: str, total: int = 0) -> Iterator[Callable[[int], None]]:
+    def stage(self, name: str, total: int = 0) -> Iterator[Advance]:
         """One stage; what it yields is called with the units done so far."""
         self._steps.observe(name, "start", 0, total)
         start, saved = time.perf_counter(), self.saved
+
+        def advance(done: int, note: str = "") -> None:
+            self._steps.observe(name, "advance", done, total, note)
+
         try:
-            yield lambda done: self._steps.observe(name, "advance", done, total)
+            yield advance
         finally:
             self.seconds[name] = time.perf_counter() - start + self.saved - saved
             self._steps.observe(name, "end", total, total)
@@ -81,8 +93,12 @@ def full_float32() -> Iterator[None]:
 
 
 def backend_of(name: str, registry: Registry) -> Backend:
-    """The backend that a recipe names (validated before)."""
-    module, _, cls = registry.backends[name].partition(":")
+    """The backend of that name; raises ``InputError`` where something that it needs is not installed."""
+    offer = registry.backends[name]
+    for extra in offer.needs:
+        if extra.missing:
+            raise InputError(f"backend '{name}' needs the package '{extra.module}'", fix=extra.install)
+    module, _, cls = offer.path.partition(":")
     backend: Backend = getattr(importlib.import_module(module), cls)()
     return backend
 

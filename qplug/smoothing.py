@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qplug.guard import Guard
     from qplug.sites import SiteMap
     from qplug.steps import Steps
+    from qplug.techniques import Technique
 
 
 def smooth(
@@ -26,8 +27,11 @@ def smooth(
     site_map: SiteMap,
     specs: Mapping[str, QuantSpec],
     guard: Guard,
+    before: Callable[[Technique], None] | None = None,
 ) -> list[Change]:
     """Let each technique in turn smooth every group, fold what it returns, and hold it to the model's function.
+
+    ``before`` is called with each technique when it is its turn.
 
     Raises:
         GuardError: the model's output moved by more than 1e-4.
@@ -37,6 +41,8 @@ def smooth(
     changes: list[Change] = []
     for technique, caller in steps.each_technique("qplug_smooth"):
         mine: list[Change] = []
+        if before is not None:
+            before(technique)
         for group in site_map.norm_groups(model, specs):
             stats = statistics.stats(inputs[group.linears[0]])
             smoothing = steps.call(technique, caller, "qplug_smooth", group=group, stats=stats)

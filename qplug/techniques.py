@@ -8,6 +8,7 @@ from typing import Any, ClassVar, get_args
 from pydantic import BaseModel, ConfigDict
 
 from qplug.content import file_digest
+from qplug.types import Extra
 
 
 class Config(BaseModel):
@@ -25,6 +26,9 @@ class Component:
 
     tag: ClassVar[str]
     Config: ClassVar[type[Config]]
+
+    needs: ClassVar[tuple[Extra, ...]] = ()
+    """What must be installed for it beyond qplug; a recipe that names it without that is refused at its line."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

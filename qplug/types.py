@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -196,6 +197,42 @@ class Adapter:
 
     path: str
     build: Callable[[nn.Module], nn.Module | None]
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A package that not every installation has: the module that it brings, and the command that installs it."""
+
+    module: str
+    install: str
+
+    @property
+    def missing(self) -> bool:
+        """Whether it is not installed, found without importing it."""
+        return importlib.util.find_spec(self.module) is None
+
+
+@dataclass(frozen=True)
+class BackendOffer:
+    """A backend, and what of a recipe it cannot execute: read when a recipe is validated, without importing it.
+
+    Attributes:
+        path: ``module:Class`` of a ``qplug.backends.Backend``.
+        needs: what must be installed for it.
+        bits: the smallest and the largest bit width.
+        granularities: how many scales a tensor may have.
+        asymmetric: whether zero may map to another integer than 0.
+        scope: of ``softmax`` and ``layernorm``, those whose inputs it can quantise.
+        without: hooks of techniques that it cannot serve, such as ``qplug_reconstruct`` where it has no gradients.
+    """
+
+    path: str
+    needs: tuple[Extra, ...] = ()
+    bits: tuple[int, int] = (2, 16)
+    granularities: tuple[Granularity, ...] = tuple(Granularity)
+    asymmetric: bool = True
+    scope: tuple[str, ...] = ("softmax", "layernorm")
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import Field
 from qplug.hooks import hookimpl
 from qplug.registry import Plugin, Registry
 from qplug.techniques import Config, DataSource, ModelSource, Technique
-from qplug.types import Granularity
+from qplug.types import BackendOffer, Granularity
 
 
 class Ranges(Technique):
@@ -93,7 +93,9 @@ def registry() -> Registry:
     """Toy components, and a plugin that failed to import."""
     toy = Plugin("toy", "qplug-toy", "1.2.3", "qplug_toy")
     torn = Plugin("torn", "qplug-torn", "0.4", "qplug_torn", error="ModuleNotFoundError: No module named 'scipy'")
-    result = Registry(plugins=[toy, torn], backends={"brevitas": "toy:Backend", "modelopt": "toy:Backend"})
+    result = Registry(
+        plugins=[toy, torn], backends={name: BackendOffer("toy:Backend") for name in ("brevitas", "modelopt")}
+    )
     for technique in (Ranges, Split):
         result.techniques[technique.name()] = technique
         result.owners[f"technique:{technique.name()}"] = toy

@@ -15,7 +15,7 @@ def test_it_offers_its_sources() -> None:
     assert sorted(registry.models) == ["import", "timm", "transformers", "zoo"]
     assert sorted(registry.datasets) == ["digits", "folder", "hf", "text"]
     assert sorted(registry.quantizers) == ["log", "regions", "uniform"]
-    assert list(registry.backends) == ["brevitas"]
+    assert list(registry.backends) == ["brevitas", "modelopt"]
     assert "timm.models.vision_transformer:Block" in registry.blocks
 
 
@@ -26,6 +26,7 @@ def test_it_imports_nothing_heavy() -> None:
         "numpy",
         "sklearn",
         "brevitas",
+        "modelopt",
         "PIL",
         "datasets",
         "pyarrow",

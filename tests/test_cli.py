@@ -334,7 +334,7 @@ def test_usage(capsys: Output) -> None:
         assert call(*wrong) == 2
 
 
-HEAVY = ["torch", "timm", "brevitas", "numpy", "sklearn", "PIL", "scipy", "pandas", "datasets"]
+HEAVY = ["torch", "timm", "brevitas", "modelopt", "numpy", "sklearn", "PIL", "scipy", "pandas", "datasets"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["validate", "recipes/mptq_vit.yaml"], ["techniques"], ["plugins"]])

@@ -118,7 +118,7 @@ def test_two_plugins_of_one_name_are_both_refused_and_both_named(install):
     [
         ("model", "qplug_models", "[type('M', (qplug.ModelSource,), {'Config': Tagged})]"),
         ("dataset", "qplug_datasets", "[type('D', (qplug.DataSource,), {'Config': Tagged})]"),
-        ("backend", "qplug_backends", "{'same': 'module:Class'}"),
+        ("backend", "qplug_backends", "{'same': qplug.BackendOffer('module:Class')}"),
         ("quantizer", "qplug_quantizers", "{'same': 'module:Class'}"),
     ],
 )
@@ -139,6 +139,18 @@ def test_what_two_plugins_offer_under_one_name_belongs_to_the_first(install, kin
     assert str(row) == "bbb (qplug-bbb 1.2.3)"
     assert f"{kind} 'same' is already offered by aaa (qplug-aaa 1.2.3)" in row.error
     assert registry.owners[f"{kind}:same"].name == "aaa"
+
+
+def test_a_backend_is_offered_with_what_it_cannot_execute(install):
+    source = """
+        import qplug
+
+        @qplug.hookimpl
+        def qplug_backends():
+            return {"mine": "module:Class"}
+    """
+    (row,) = install.found(install("aaa", source)).broken()
+    assert row.error == "qplug_backends: expected a qplug.BackendOffer for 'mine', got 'module:Class'"
 
 
 def test_a_refused_plugin_leaves_nothing_behind(install):

@@ -22,7 +22,7 @@ class _Settings(qplug.Config):
     iterations: int = Field(20_000, ge=1, le=1_000_000, description="steps of Adam for each block or operation")
     batch_size: int = Field(32, ge=1, le=4096, description="images of each step")
     rounding_rate: float | None = Field(
-        None, gt=0.0, le=1.0, description="Adam's learning rate of the soft bits; null: 1e-3 × 20,000/iterations"
+        None, gt=0.0, le=1.0, description="Adam's learning rate of the soft bits; null: 1e-3 × (20,000/iterations)^1.25"
     )
     weight: float = Field(0.01, ge=0.0, le=1e3, description="λ, weight of the penalty of soft bits, without unit")
     beta: tuple[Exponent, Exponent] = Field((20.0, 2.0), description="the penalty's exponent, at first and at last")
@@ -94,11 +94,17 @@ class Brecq(Technique):
         use: Literal["brecq.brecq"] = Field("brecq.brecq", description="which technique this step is")
         steps: bool = Field(True, description="learn the steps of activations")
         step_rate: float | None = Field(
-            None, gt=0.0, le=1.0, description="Adam's rate of steps, relative to them; null: 4e-5 × 20,000/iterations"
+            None,
+            gt=0.0,
+            le=1.0,
+            description="Adam's rate of steps, a share of them; null: 4e-5 × (20,000/iterations)^1.25",
         )
         scales: bool = Field(False, description="learn the weights' scales too (BRECQ-B)")
         scale_rate: float | None = Field(
-            None, gt=0.0, le=1.0, description="Adam's rate of scales, relative to them; null: 4e-5 × 20,000/iterations"
+            None,
+            gt=0.0,
+            le=1.0,
+            description="Adam's rate of scales, a share of them; null: 4e-5 × (20,000/iterations)^1.25",
         )
         keep: float = Field(1.0, gt=0.0, le=1.0, description="share of activations that are quantised (QDrop: 0.5)")
 

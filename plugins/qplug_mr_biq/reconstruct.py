@@ -56,13 +56,13 @@ class Reconstruct(Technique):
             None,
             gt=0.0,
             le=1.0,
-            description="learning rate of the codes' logits, constant; null: 1e-3 × 20,000/iterations",
+            description="learning rate of the codes' logits, constant; null: 1e-3 × (20,000/iterations)^1.25",
         )
         steps_rate: float | None = Field(
             None,
             gt=0.0,
             le=1.0,
-            description="learning rate of activation steps, relative to them, cosine; null: 4e-5 × 20,000/iterations",
+            description="rate of activation steps, a share of them, cosine; null: 4e-5 × (20,000/iterations)^1.25",
         )
         keep: float = Field(
             1.0, gt=0.0, le=1.0, description="share of activations that are quantised in a step (QDrop); 1: all of them"

@@ -12,60 +12,25 @@ from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
 from brevitas.proxy.parameter_quant import WeightQuantProxyFromInjector
 from brevitas.proxy.quant_proxy import QuantProxyFromInjector
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
-from torch import Tensor, nn
+from torch import nn
 
 from qplug.backends.brevitas_quant import InferenceHandler, tensor_quant
-from qplug.errors import InputError
-from qplug.models.explicit import MatMul
-from qplug.plan import Plan
+from qplug.backends.lowering import Lowering
 from qplug.quantizers import Quantizer, UniformQuantizer
-from qplug.seeding import seeded
 
 
-class QuantMatMul(nn.Module):
-    """A matmul of attention whose operands pass a ``QuantIdentity`` each (either may be absent)."""
-
-    def __init__(self, original: MatMul, lhs: Quantizer | None, rhs: Quantizer | None) -> None:
-        super().__init__()
-        self.lhs_quant = _identity(lhs) if lhs else nn.Identity()
-        self.rhs_quant = _identity(rhs) if rhs else nn.Identity()
-        self.matmul = original
-
-    def forward(self, lhs: Tensor, rhs: Tensor) -> Tensor:
-        """As ``MatMul``, on fake-quantised operands."""
-        out: Tensor = self.matmul(self.lhs_quant(lhs), self.rhs_quant(rhs))
-        return out
-
-
-class QuantInput(nn.Module):
-    """A norm or Softmax whose input passes a ``QuantIdentity``."""
-
-    def __init__(self, original: nn.Module, quantizer: Quantizer) -> None:
-        super().__init__()
-        self.input_quant = _identity(quantizer)
-        self.operation = original
-
-    def forward(self, x: Tensor, *others: Any) -> Tensor:
-        """The original on its fake-quantised input; a mask is no value to quantise."""
-        out: Tensor = self.operation(self.input_quant(x), *others)
-        return out
-
-
-class BrevitasBackend:
+class BrevitasBackend(Lowering):
     """Uniform quantizers become brevitas's native integer quantizers, any other a custom ``tensor_quant``."""
 
-    def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
-        """See ``Backend.apply``."""
-        device = next(model.parameters()).device
-        for path in plan.modules():
-            parent, _, leaf = path.rpartition(".")
-            original = model.get_submodule(path)
-            with seeded(path):  # brevitas's layers draw weights before they get the model's
-                lowered = _lower(path, original, plan.of(path))
-            for proxy in _proxies(lowered):  # tensors of brevitas's own class would only carry scales that nobody reads
-                proxy.skip_create_quant_tensor = True
-            setattr(model.get_submodule(parent), leaf, lowered.eval().to(device))  # a stored plan is on the CPU
-        return model
+    name = "brevitas"
+
+    def layer(self, original: nn.Linear | nn.Conv2d, quantizers: Mapping[str, Quantizer]) -> nn.Module:
+        """See ``Lowering.layer``."""
+        return _plain(_layer(original, quantizers))
+
+    def activation(self, quantizer: Quantizer) -> nn.Module:
+        """A ``QuantIdentity``."""
+        return _plain(QuantIdentity(act_quant=_act_injector(quantizer), return_quant_tensor=False))
 
     @contextmanager
     def inference(self, model: nn.Module) -> Iterator[None]:
@@ -98,18 +63,11 @@ def _proxies(model: nn.Module) -> list[QuantProxyFromInjector]:
     return [m for m in model.modules() if isinstance(m, QuantProxyFromInjector) and m.is_quant_enabled]
 
 
-def _lower(path: str, original: nn.Module, quantizers: Mapping[str, Quantizer]) -> nn.Module:
-    if isinstance(original, MatMul):
-        return QuantMatMul(original, quantizers.get("lhs"), quantizers.get("rhs"))
-    if type(original) is nn.Linear or type(original) is nn.Conv2d:
-        return _layer(original, quantizers)
-    if isinstance(original, (nn.Linear, nn.Conv2d)):
-        raise InputError(
-            f"brevitas cannot hold a {type(original).__name__}, only the class that it derives from",
-            where=path,
-            fix=f"leave it in float: quantize.overrides: [{{match: '{path}', skip: true}}]",
-        )
-    return QuantInput(original, quantizers["input"])
+def _plain(lowered: nn.Module) -> nn.Module:
+    """Tensors of brevitas's own class would only carry scales that nobody reads."""
+    for proxy in _proxies(lowered):
+        proxy.skip_create_quant_tensor = True
+    return lowered
 
 
 def _layer(original: nn.Linear | nn.Conv2d, quantizers: Mapping[str, Quantizer]) -> nn.Module:
@@ -137,11 +95,6 @@ def _layer(original: nn.Linear | nn.Conv2d, quantizers: Mapping[str, Quantizer])
     layer.bias = original.bias
     quantized: nn.Module = layer
     return quantized
-
-
-def _identity(quantizer: Quantizer) -> nn.Module:
-    identity: nn.Module = QuantIdentity(act_quant=_act_injector(quantizer), return_quant_tensor=False)
-    return identity
 
 
 def _act_injector(quantizer: Quantizer) -> type:

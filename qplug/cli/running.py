@@ -52,12 +52,17 @@ def run(
     check_target(target)
 
     from qplug.pipeline import run as run_pipeline
+    from qplug.processes import launched
     from qplug.report.progress import Progress
     from qplug.report.run import summary, summary_tables
 
+    shown = launched().is_main
     with Progress(sys.stderr) as progress:
         cache = cache_of(cache_folder, no_cache)
-        result = run_pipeline(loaded, out=target, device=device, observers=[progress], cache=cache)
+        observers = [progress] if shown else []
+        result = run_pipeline(loaded, out=target, device=device, observers=observers, cache=cache)
+    if not shown:
+        return
     if as_json:
         print_json(summary(result))
         return

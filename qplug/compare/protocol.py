@@ -10,6 +10,7 @@ from typing import Any
 from qplug.compare.rows import Row
 from qplug.record import Run
 
+TRAININGS = {"finetune": "fine-tuned", "qat": "QAT"}
 NEAR = 0.5
 """Mean bits up to which a run and a published figure count as the same width."""
 
@@ -29,7 +30,22 @@ def protocol(run: Run) -> dict[str, str]:
         "calibration images": str(metrics["images.calibration"]),
         "evaluation images": str(metrics["images.evaluation"]),
         "backend": recipe["backend"],
+        **{title: _training(recipe[stage], metrics[f"{stage}.images"]) for stage, title in _trained(run).items()},
     }
+
+
+def _trained(run: Run) -> dict[str, str]:
+    """The stages that trained, and their names; a run of an earlier version has none."""
+    return {stage: title for stage, title in TRAININGS.items() if run.recipe.get(stage) is not None}
+
+
+def _training(config: Mapping[str, Any], images: int) -> str:
+    """What a trained figure depends on most; what else differs, the rows' names say."""
+    parts = [f"{config['epochs']} epochs of {images} images in batches of {config['batch_size']}"]
+    parts += [f"{config['optimizer']} at {config['learning_rate']:g}"]
+    parts += ["distilled"] if config["distill"] is not None else []
+    parts += ["averaged"] if config["ema"] is not None else []
+    return ", ".join(parts)
 
 
 def _tensors(config: Mapping[str, Any]) -> str:

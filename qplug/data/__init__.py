@@ -125,8 +125,10 @@ def batches(
         yield inputs.to(device), labels.to(device)
 
 
-def check_disjoint(calibration: Examples, evaluation: Examples) -> None:
+def check_disjoint(calibration: Examples, evaluation: Examples, name: str = "calibration") -> None:
     """Refuse sets that share an example, by content: a copy under another name is found too.
+
+    ``name`` is what the first of them is called in the error.
 
     Only those of equal length in bytes are hashed. Raises ``InputError`` naming the first that are shared.
     """
@@ -152,6 +154,6 @@ def check_disjoint(calibration: Examples, evaluation: Examples) -> None:
     if count:
         listed = "\n  ".join([*shared, *([f"… and {count - len(shared)} more"] if count > len(shared) else [])])
         raise InputError(
-            f"calibration and evaluation share {count} example{'s' if count > 1 else ''}:\n  {listed}",
-            fix="calibrate on another split or folder; results on what calibration saw mean nothing",
+            f"{name} and evaluation share {count} example{'s' if count > 1 else ''}:\n  {listed}",
+            fix=f"give another split or folder for {name}; results on what it saw mean nothing",
         )

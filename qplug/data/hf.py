@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qplug.data import choose, decode, sha256
-from qplug.data.rows import ParquetRows, files_in, folder_of, named, need_datasets
+from qplug.data.rows import DATASETS, ParquetRows, files_in, folder_of, named, need_datasets
 from qplug.errors import InputError
 from qplug.techniques import Config, DataSource
 
@@ -24,6 +24,8 @@ class HuggingFace(DataSource):
     A folder is read in place, one row group at a time: nothing is copied, cached or fetched. Anything else is taken as
     the name of a data set, which the ``datasets`` library finds in its own cache or fetches.
     """
+
+    needs = (DATASETS,)
 
     class Config(Config):
         """``data.*: {source: hf, path: …/cifar10, split: test}``."""

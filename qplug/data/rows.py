@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import csv
-import importlib.util
 import itertools
 import json
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qplug.errors import InputError
+from qplug.types import Extra
 
 LINES = (".jsonl", ".json")
 TABLES = (".csv",)
@@ -31,10 +31,13 @@ class Rows(Protocol):
         """One row."""
 
 
+DATASETS = Extra("datasets", "pip install 'qplug[hf]'")
+
+
 def need_datasets(source: str) -> None:
     """Raises ``InputError`` where the package that reads parquet and knows data sets by name is missing."""
-    if importlib.util.find_spec("datasets") is None:
-        raise InputError(f"data source '{source}' needs the package 'datasets'", fix="pip install qplug[hf]")
+    if DATASETS.missing:
+        raise InputError(f"data source '{source}' needs the package '{DATASETS.module}'", fix=DATASETS.install)
 
 
 def folder_of(path: str) -> Path | None:

@@ -66,6 +66,11 @@ def as_one(places: Tensor, logits: Tensor) -> Tensor:
     return torch.where((places < 0).any(1), -1, places[:, 0] * logits.shape[-1] + places[:, 1])
 
 
+def share_right(logits: Tensor, labels: Tensor) -> float:
+    """Share of examples whose top-1 is the label, in 0 … 1."""
+    return float((top1(logits) == as_one(labels, logits)).double().mean())
+
+
 def signal_and_noise(float_: Tensor, quantized: Tensor) -> tuple[Tensor, Tensor]:
     """y² and (y − ŷ)² of every logit, in their shape, float64; 0 where it is ``MASKED``."""
     signal, noise = float_.double().square(), (quantized - float_).double().square()
@@ -126,11 +131,10 @@ def compare(logits: Logits) -> dict[str, float]:
     10·log10(Σy²/Σ(y − ŷ)²) over all images and classes, or all tokens but padding, infinite where nothing was lost.
     """
     ours, theirs = top1(logits.quantized), top1(logits.float_)
-    labels = as_one(logits.labels, logits.float_)
     signal, noise = (energy.sum() for energy in signal_and_noise(logits.float_, logits.quantized))
     return {
-        "float.top1": float((theirs == labels).double().mean()),
-        "quantized.top1": float((ours == labels).double().mean()),
+        "float.top1": share_right(logits.float_, logits.labels),
+        "quantized.top1": share_right(logits.quantized, logits.labels),
         "quantized.agreement": float((ours == theirs).double().mean()),
         "quantized.logit_sqnr_db": float(10 * torch.log10(signal / noise)),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import importlib.util
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from qplug.models import FloatModel
 from qplug.models.sources import seeded
 from qplug.models.tokens import Task, Tokenization
 from qplug.techniques import Config, ModelSource
+from qplug.types import Extra
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +40,8 @@ class TransformersModel(ModelSource):
     The folder is laid out as ``save_pretrained`` writes it. Weights are read from safetensors alone, and no code of the
     folder is run. A run folder keeps configuration and tokenizer, so that it needs the folder no more.
     """
+
+    needs = (Extra("transformers", "pip install 'qplug[nlp]'"),)
 
     class Config(Config):
         """``model: {source: transformers, path: …/bert-mnli, task: sequence_classification, max_length: 128}``."""
@@ -173,10 +175,9 @@ class TransformersModel(ModelSource):
 
     def _folder(self, weights: bool) -> Path:
         """The folder, or that of the hub's snapshot, which is fetched where the cache lacks it."""
-        if importlib.util.find_spec("transformers") is None:
-            raise InputError(
-                "model source 'transformers' needs the package 'transformers'", fix="pip install 'qplug[nlp]'"
-            )
+        for extra in self.needs:
+            if extra.missing:
+                raise InputError(f"model source 'transformers' needs the package '{extra.module}'", fix=extra.install)
         folder = Path(self.config.path).expanduser()
         if folder.is_dir():
             return folder

@@ -47,21 +47,29 @@ class _FakeQuantize(torch.autograd.Function):
         if zero_point is not None:
             codes.sub_(zero_point)
         values = codes.mul_(scale)
-        ctx.save_for_backward(beside, *((values, scale) if ctx.needs_input_grad[1] else ()))
+        ctx.zero_shape = None if zero_point is None else zero_point.shape
+        learned = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        ctx.save_for_backward(beside, *((values, scale) if learned else ()))
         return values
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Of x: what lies inside passes. Of the scale: the code, less x/s where it is inside (LSQ's Eq. 3)."""
+        """Of x: what lies inside passes. Of the scale: the code, less x/s where it is inside (LSQ's Eq. 3).
+
+        Of the zero point: −s outside, for inside it adds and subtracts the same (LSQ+'s Eq. 6 in these terms).
+        """
         beside, *learned = ctx.saved_tensors
         gradient = gradient.contiguous()
         inside = torch.ops.aten.hardtanh_backward(gradient, beside, -HALF, HALF)  # one pass; a mask would take three
-        if not learned:
-            return inside, None, None, None, None
-        values, scale = learned
-        outside = _sum_of_products(gradient, values, scale) - _sum_of_products(inside, values, scale)
-        of_scale = outside / scale - _sum_of_products(inside, beside, scale)
-        return inside if ctx.needs_input_grad[0] else None, of_scale, None, None, None
+        of_scale = of_zero = None
+        if learned:
+            values, scale = learned
+            if ctx.needs_input_grad[1]:
+                outside = _sum_of_products(gradient, values, scale) - _sum_of_products(inside, values, scale)
+                of_scale = outside / scale - _sum_of_products(inside, beside, scale)
+            if ctx.needs_input_grad[2]:
+                of_zero = ((inside - gradient) * scale).sum_to_size(ctx.zero_shape)
+        return inside if ctx.needs_input_grad[0] else None, of_scale, of_zero, None, None
 
 
 def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
@@ -74,11 +82,14 @@ def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None, low: int, high: int) -> Tensor:
     """(clamp(round(x/s + z), l, h) − z)·s, in the shape of ``x``, which ``scale`` and ``zero_point`` broadcast to.
 
-    ``zero_point`` is ``None`` where it is 0.
+    ``zero_point`` is ``None`` where it is 0. What is of 16 bits is rounded in the scale's float32, since a code of 8
+    bits has no room beside it in bfloat16, and comes back in its own type.
 
     Gradients pass to ``x`` where the rounded value lies in [low, high], and to ``scale`` as in LSQ (Esser et al. 2020,
-    Eq. 3, without their factor), which is what passing straight through the rounding gives.
+    Eq. 3, without their factor), which is what passing straight through the rounding gives; likewise to ``zero_point``.
     """
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return fake_quantize(x.to(scale.dtype), scale, zero_point, low, high).to(x.dtype)
     result: Tensor = _FakeQuantize.apply(x, scale, zero_point, low, high)
     return result
 

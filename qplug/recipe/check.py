@@ -31,7 +31,7 @@ class Named:
 
 
 def check_names(root: Node, registry: Registry, problems: list[tuple[Place, Problem]]) -> Named:
-    """Look up every source, technique and the backend; what is not installed is a problem."""
+    """Look up every source and technique; what is not installed is a problem."""
     named = Named()
     for loc, node, tag, kind in _places(root):
         if not isinstance(node.value, dict):
@@ -46,9 +46,7 @@ def check_names(root: Node, registry: Registry, problems: list[tuple[Place, Prob
         elif not isinstance(tag_node.value, str) or tag_node.value not in table:
             word = tag_node.value if isinstance(tag_node.value, str) else ""
             what, fix = (
-                _unknown(kind, word, registry, table)
-                if word
-                else (f"expected text, received {tag_node.describe()}", "")
+                unknown(kind, word, registry, table) if word else (f"expected text, received {tag_node.describe()}", "")
             )
             problems.append(
                 (tag_node.place, tag_node.place.problem(f"{dotted((*loc, tag))}: {what}", fix or f"{kind}s: {known}"))
@@ -57,8 +55,8 @@ def check_names(root: Node, registry: Registry, problems: list[tuple[Place, Prob
         else:
             found[tag_node.value] = table[tag_node.value]
             named.tags[loc] = tag_node.value
-    _check_backend(root, registry, problems)
     _check_ranges(root, registry, named, problems)
+    _check_needs(root, named, problems)
     return named
 
 
@@ -67,7 +65,7 @@ def _places(root: Node) -> Iterator[tuple[Loc, Node, str, str]]:
     if (model := root.child("model")) is not None:
         yield ("model",), model, "source", "model source"
     data = root.child("data")
-    for role in ("calibration", "evaluation"):
+    for role in ("calibration", "evaluation", "training"):
         if data is not None and (node := data.child(role)) is not None:
             yield ("data", role), node, "source", "data source"
     techniques = root.child("techniques")
@@ -84,7 +82,8 @@ def _tables(
     return (registry.models, named.models) if kind == "model source" else (registry.datasets, named.datasets)
 
 
-def _unknown(kind: str, word: str, registry: Registry, known: Mapping[str, object]) -> tuple[str, str]:
+def unknown(kind: str, word: str, registry: Registry, known: Mapping[str, object]) -> tuple[str, str]:
+    """What is wrong with a name that nothing installed has, and what to do."""
     broken = registry.broken()
     prefix = word.partition(".")[0]
     if kind == "technique":
@@ -100,23 +99,6 @@ def _unknown(kind: str, word: str, registry: Registry, known: Mapping[str, objec
     return f"there is no {kind} '{word}'", fix
 
 
-def _check_backend(root: Node, registry: Registry, problems: list[tuple[Place, Problem]]) -> None:
-    node = root.child("backend")
-    word = "brevitas" if node is None else node.value
-    if isinstance(word, str) and word not in registry.backends:
-        place = root.place if node is None else node.place
-        what, fix = _unknown("backend", word, registry, registry.backends)
-        problems.append(
-            (
-                place,
-                place.problem(
-                    f"backend: {what}",
-                    fix or f"backends: {', '.join(sorted(registry.backends)) or 'none is installed'}",
-                ),
-            )
-        )
-
-
 def _check_ranges(root: Node, registry: Registry, named: Named, problems: list[tuple[Place, Problem]]) -> None:
     node = root.child("techniques")
     if node is None or not isinstance(node.value, list) or not node.value:
@@ -130,9 +112,27 @@ def _check_ranges(root: Node, registry: Registry, named: Named, problems: list[t
     problems.append((node.key, node.key.problem(what, f"add one of: {', '.join(able) or 'none is installed'}")))
 
 
+def _check_needs(root: Node, named: Named, problems: list[tuple[Place, Problem]]) -> None:
+    tables: dict[str, Mapping[str, type[Component]]]
+    tables = {"model": named.models, "data": named.datasets, "techniques": named.techniques}
+    for loc, tag in named.tags.items():
+        component, node = tables[str(loc[0])][tag], root
+        for step in (*loc, component.tag):
+            node = node.child(step) or node
+        for extra in component.needs:
+            if extra.missing:
+                what = f"{dotted(loc)}: '{tag}' needs the package '{extra.module}'"
+                problems.append((node.place, node.place.problem(what, extra.install)))
+
+
 def estimates_ranges(technique: type[Component]) -> bool:
     """Whether a technique implements ``qplug_estimate_range``."""
-    return hasattr(getattr(technique, "qplug_estimate_range", None), "qplug_impl")
+    return implements(technique, "qplug_estimate_range")
+
+
+def implements(technique: type[Component], hook: str) -> bool:
+    """Whether a technique implements ``hook``."""
+    return hasattr(getattr(technique, hook, None), "qplug_impl")
 
 
 def dotted(loc: Loc) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qplug.errors import InputError, Problem, RecipeError
 from qplug.recipe.check import check_names
+from qplug.recipe.executable import check_backend
 from qplug.recipe.nodes import Node, Place, Reader, Source
 from qplug.recipe.overrides import Override, apply_override, parse
 from qplug.recipe.schema import Recipe, build_type
@@ -69,6 +70,7 @@ def _validate(root: Node, registry: Registry, problems: list[tuple[Place, Proble
 
     taken = {place.order for place, _ in problems}
     named = check_names(root, registry, problems)
+    check_backend(root, registry, named, problems)
     tables = (named.models, named.datasets, named.techniques)
     recipe = build_type(*(tuple(table[name] for name in sorted(table)) for table in tables))
     try:

@@ -9,8 +9,9 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_validator, model_validator
 
+from qplug.recipe.training import FineTune, Qat, Training
 from qplug.registry import Registry
 from qplug.techniques import Component, Config
 from qplug.types import Granularity, QuantSpec, Site, ZeroPoint
@@ -102,10 +103,11 @@ class Quantize(Config):
 
 
 class DataConfig(Config):
-    """Images to calibrate and to measure with; the two may not overlap."""
+    """Images to calibrate, to train and to measure with; what measures may overlap with neither of the others."""
 
     calibration: SerializeAsAny[Config]
     evaluation: SerializeAsAny[Config]
+    training: SerializeAsAny[Config] | None = None
     batch_size: int = Field(32, ge=1, le=65536, description="images a batch")
 
 
@@ -144,6 +146,16 @@ class Recipe(Config):
     backend: str = Field("brevitas", description="what executes the quantised operations")
     quantize: Quantize
     techniques: tuple[SerializeAsAny[Config], ...] = Field(min_length=1)
+    finetune: FineTune | None = Field(None, description="train the float model after rewrites")
+    qat: Qat | None = Field(None, description="train the quantised model")
+
+    @field_validator("finetune", "qat")
+    @classmethod
+    def _has_images(cls, value: Training | None, info: ValidationInfo) -> Training | None:
+        data = info.data.get("data")  # absent where it is itself wrong
+        if value is not None and data is not None and data.training is None:
+            raise ValueError("there is nothing to train on: give data.training, as data.calibration is given")
+        return value
 
     @field_validator("version", mode="before")
     @classmethod
@@ -186,6 +198,7 @@ def build_type(
         __doc__=DataConfig.__doc__,
         calibration=(source, ...),
         evaluation=(source, ...),
+        training=(source | None, None),
     )
     steps: Any = tuple[_tagged(techniques), ...]  # type: ignore[misc]
     return create_model(

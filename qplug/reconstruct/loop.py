@@ -66,9 +66,10 @@ def _optimizer(
     for parameter in chain.from_iterable(parameters.values()):
         parameter.requires_grad_(True)
     rates = [settings.rates[name] for name in parameters]
+    starts = [float(rate.start) for rate in rates]  # a whole number would become a tensor of integers
     groups = [
-        {"params": found, "lr": rate.start if graphed_on is None else torch.tensor(rate.start, device=graphed_on)}
-        for found, rate in zip(parameters.values(), rates, strict=True)
+        {"params": found, "lr": start if graphed_on is None else torch.tensor(start, device=graphed_on)}
+        for found, start in zip(parameters.values(), starts, strict=True)
     ]
     optimizer = torch.optim.Adam(groups, fused=True, capturable=graphed_on is not None)
     factors: list[Callable[[int], float]] = [

@@ -16,9 +16,9 @@ from qplug.errors import PluginError
 from qplug.memory import fits
 from qplug.plan import Decision, Plan
 from qplug.quantizers import Quantizer
+from qplug.quantizers.learners import Learner
 from qplug.reconstruct.blocks import called, find_blocks, lower_block, within
 from qplug.reconstruct.capture import Calls, capture
-from qplug.reconstruct.learners import Learner
 from qplug.reconstruct.loop import learn
 from qplug.reconstruct.losses import LOSSES, OutputLoss, Unit
 from qplug.reconstruct.settings import Block, Reconstruction

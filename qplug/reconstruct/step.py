@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from qplug.errors import PluginError
+from qplug.quantizers.learners import Learner
 from qplug.reconstruct.capture import Calls
-from qplug.reconstruct.learners import Learner
 from qplug.reconstruct.losses import OutputLoss
 from qplug.reconstruct.settings import Reconstruction
 

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from qplug.plan import Change
 
 Metrics = Mapping[str, Any]
+TRAININGS = {"finetune": "fine-tuning", "qat": "QAT"}
+"""Stages that train, and what tables call them."""
 _OPTIONAL = {"softmax_input": "Softmax", "layernorm_input": "LayerNorm"}
-_OWN = {"float", "quantized", "bits", "coverage", "images", "seconds", "cache"}
+_OWN = {"float", "quantized", "bits", "coverage", "images", "seconds", "cache", "finetune", "finetuned", "qat"}
 _OWN |= {"accounting", "size_mb", "bops_g", "bops_convention", "peak_memory_mb"}
 
 
@@ -57,6 +59,7 @@ def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
     bits = f"weights {number(m.get('bits.weights_mean'))}, activations {number(m.get('bits.activations_mean'))}"
     rows = [
         ("top-1, float", percent(m.get("float.top1"))),
+        *([("top-1, fine-tuned", percent(m["finetuned.top1"]))] if "finetuned.top1" in m else []),
         ("top-1, quantised", percent(m.get("quantized.top1"))),
         ("agreement with float", percent(m.get("quantized.agreement"))),
         ("logit SQNR", number(m.get("quantized.logit_sqnr_db"), "dB")),
@@ -66,6 +69,7 @@ def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
         ("mean bits", bits),
         ("MACs quantised", percent(m.get("coverage.macs"))),
         ("images", f"{m.get('images.calibration', '–')} to calibrate, {m.get('images.evaluation', '–')} to measure"),
+        *((title, _training(m, stage)) for stage, title in TRAININGS.items() if f"{stage}.steps" in m),
         ("time", _seconds(m)),
         ("peak memory", number(m.get("peak_memory_mb"), "MB", 0)),
     ]
@@ -113,6 +117,19 @@ def _first(names: Iterable[str], count: int = 4) -> str:
 
 def _change(change: Change) -> str:
     return f"{change.technique}: {change.reason or 'changed the float model'}"
+
+
+def _training(m: Metrics, stage: str) -> str:
+    """How long one was, and what it did to the loss and to the images that it was not shown."""
+    text = (
+        f"{m[f'{stage}.epochs']} epochs of {m[f'{stage}.images']} images, {m[f'{stage}.steps']} steps: "
+        f"loss {m[f'{stage}.loss_first']:.3f} → {m[f'{stage}.loss_last']:.3f}"
+    )
+    if f"{stage}.held_out_last" in m:
+        first, best, last = (percent(m[f"{stage}.held_out_{which}"], 1) for which in ("first", "best", "last"))
+        text += f"; held out {first} → {last}, best {best}"
+    count = m[f"{stage}.processes"]
+    return text + (f"; {count} processes" if count > 1 else "")
 
 
 def _others(m: Metrics) -> Iterable[tuple[str, float]]:

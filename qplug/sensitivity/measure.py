@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from qplug.calibrate import Calibration, watched_sites
-from qplug.data import Examples, batches, check_disjoint
+from qplug.calibrators import Calibrators
+from qplug.data import batches, check_disjoint
+from qplug.data.stream import Stream
 from qplug.errors import InputError
 from qplug.fit import RECIPE, Fitter, resolve
-from qplug.models import Preparation
 from qplug.models.adapters import make_explicit
 from qplug.models.folding import fold_batchnorms
 from qplug.plan import Decision
@@ -30,8 +29,6 @@ from qplug.steps import Steps
 from qplug.techniques import Config, DataSource, ModelSource, Technique
 from qplug.types import Granularity, Site
 
-KEPT = 2**30
-"""Bytes of prepared calibration images that are kept; more are decoded anew at every pass."""
 SLICE = 8
 """Images at a time where gradients are taken: one of DeiT-Ti takes 0.15 GB for its second derivatives."""
 
@@ -172,6 +169,7 @@ def measure(
     with clock.stage("statistics", len(shown)) as advance:
         statistics = Calibration(model, sites, len(shown), request.seed)
         statistics.collect(calibration_images, "kl" if steps.need_gradients() else None, advance)
+        Calibrators(steps, model, calibration_images, specs).show_rest()
 
     with clock.stage("ranges", len(sites)) as advance:
         fitter = Fitter(steps, statistics, specs, sites, Recall(None, clock, registry.quantizers))
@@ -212,28 +210,6 @@ def measure(
         seconds={**clock.seconds, "total": clock.total},
         warnings=[*_notes(source.note, site_map, reasons), *folding.note(), *steps.idle()],
     )
-
-
-class Stream:
-    """Prepared images that can be iterated any number of times, a batch at a time.
-
-    They are decoded once if all of them take at most ``KEPT`` bytes, and at every pass otherwise.
-    """
-
-    def __init__(
-        self, images: Examples, preprocessing: Preparation, batch_size: int, device: torch.device | str = "cpu"
-    ) -> None:
-        self._images, self._transform = images, preprocessing.transform()
-        self._batch_size, self._device = batch_size, device
-        fits = len(images) * preprocessing.example().nbytes <= KEPT
-        self._kept = list(self._decoded()) if fits else None
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return self._decoded() if self._kept is None else iter(self._kept)
-
-    def _decoded(self) -> Iterator[Tensor]:
-        for images, _ in batches(self._images, self._transform, self._batch_size, self._device):
-            yield images
 
 
 def chosen(sites: Sequence[Site], request: Request) -> list[Site]:

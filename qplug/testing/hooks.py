@@ -16,7 +16,8 @@ from qplug.models.blocks import BLOCKS
 from qplug.models.provenance import is_gelu, is_norm
 from qplug.plan import Decision
 from qplug.quantizers import UniformQuantizer
-from qplug.reconstruct import Block, Learner, Reconstruction
+from qplug.quantizers.learners import Learner
+from qplug.reconstruct import Block, Reconstruction
 from qplug.reconstruct.blocks import find_blocks, within
 from qplug.sensitivity import SqnrTable
 from qplug.stats import SiteStats
@@ -37,6 +38,10 @@ def _hooks(technique: Technique) -> Any:
     manager.add_hookspecs(RunSpecs)
     manager.register(technique)
     torch.manual_seed(0)
+    if manager.hook.qplug_calibrate.get_hookimpls():
+        specs = {site.name: _specs(site)[-1] for site, _ in toy_calibration()}
+        images = [toy_images()]
+        manager.hook.qplug_calibrate(model=copy.deepcopy(calibrated_toy()[0]), images=images, specs=specs)
     return manager.hook
 
 

@@ -17,7 +17,7 @@ from qplug.techniques import Config, Technique
 from qplug.testing import hooks
 from qplug.testing.run import toy_run
 
-HEAVY = ("torch", "timm", "brevitas", "sklearn", "numpy")
+HEAVY = ("torch", "timm", "brevitas", "modelopt", "sklearn", "numpy")
 MACHINE = ("seconds", "memory")
 """Words in the names of measurements that no two runs share."""
 

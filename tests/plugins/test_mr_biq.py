@@ -198,7 +198,11 @@ def test_a_block_learns_its_coded_weights_and_uniform_activations():
     rates = {name: (rate.start, rate.cosine) for name, rate in found.rates.items()}
     assert rates == {"scales": (3.5e-4, True), "codes": (1e-3, False), "steps": (4e-5, True)}
     found = make(Reconstruct, iterations=1000, steps_rate=0.01).qplug_reconstruct(block=block())
-    assert {name: rate.start for name, rate in found.rates.items()} == {"scales": 3.5e-4, "codes": 0.02, "steps": 0.01}
+    assert {name: rate.start for name, rate in found.rates.items()} == {
+        "scales": 3.5e-4,
+        "codes": pytest.approx(1e-3 * 20**1.25),
+        "steps": 0.01,
+    }
 
 
 def test_a_block_without_binary_coded_weights_is_left():

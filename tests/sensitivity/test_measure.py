@@ -13,11 +13,11 @@ from torch import nn
 
 from qplug import Config, InputError, ModelSource
 from qplug.data import batches
+from qplug.data.stream import Stream
 from qplug.models import FloatModel, Preprocessing
 from qplug.recipe.schema import Scope
-from qplug.sensitivity import measure as room
 from qplug.sensitivity.hessian import hessian_traces
-from qplug.sensitivity.measure import Request, Stream, measure
+from qplug.sensitivity.measure import Request, measure
 from qplug.testing import toy_images, toy_registry, toy_vit
 from qplug.testing.toys import SIZE
 
@@ -213,11 +213,12 @@ def test_images_are_decoded_once_if_they_fit_and_anew_at_each_pass_otherwise(mon
     original = type(images).__getitem__
     monkeypatch.setattr(type(images), "__getitem__", lambda self, i: (decoded.append(i), original(self, i))[1])
     kept = Stream(images, PREPROCESSING, 2)
+    assert len(kept) == 3
     first, second = list(kept), list(kept)
     assert decoded == [0, 1, 2, 3, 4]
     assert [len(batch) for batch in first] == [2, 2, 1]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    monkeypatch.setattr(room, "KEPT", 5 * 3 * 16 * 16 * 4 - 1)
+    monkeypatch.setattr("qplug.data.stream.KEPT", 5 * 3 * 16 * 16 * 4 - 1)
     streamed = Stream(images, PREPROCESSING, 2)
     assert decoded == [0, 1, 2, 3, 4]
     assert all(torch.equal(a, b) for a, b in zip([*streamed, *streamed], first + second, strict=True))

@@ -1,4 +1,4 @@
-"""Quantizers while they are learned, and the soft bits that AdaRound, BRECQ and Mr.BiQ share."""
+"""Quantizers while they are learned, by reconstruction or training, and the soft bits of AdaRound, BRECQ and Mr.BiQ."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from qplug.quantizers import Quantizer, UniformQuantizer
-from qplug.quantizers.base import fake_quantize
+from qplug.quantizers.base import Quantizer, clamp_ste, fake_quantize, round_ste
+from qplug.quantizers.uniform import UniformQuantizer
 
 if TYPE_CHECKING:
     from qplug.plan import Decision
@@ -90,51 +90,75 @@ FARTHEST = 5.0
 
 
 class LearnedStep(Learner):
-    """A quantizer of activations whose scale is learned by straight-through gradients (LSQ).
+    """A quantizer whose scale is learned by straight-through gradients (LSQ), and its zero point where that is asked.
 
     Esser et al. 2020, Eq. 3, whose gradient is that of ``forward`` with rounding passed straight through. It is not
-    divided by √(N·h) as theirs is: reconstruction optimises by Adam, which does not see a constant factor. The scale is
-    learned as its logarithm relative to where it starts, ``scale·exp(u)``, so that it stays positive and one rate suits
-    every layer; near the start that is their scale in units of itself [ours]. What is not uniform is learned as
-    f·Q(x/f) with f = exp(u), whose gradient is the same where Q passes gradients straight through [ours]. Channels that
-    share a scale and a zero point go on sharing them.
+    divided by √(N·h) as theirs is: reconstruction and training optimise by Adam, which does not see a constant factor.
+    The scale is learned as its logarithm relative to where it starts, ``scale·exp(u)``, so that it stays positive and
+    one rate suits every layer; near the start that is their scale in units of itself [ours]. What is not uniform is
+    learned as f·Q(x/f) with f = exp(u), whose gradient is the same where Q passes gradients straight through [ours].
+    Channels that share a scale and a zero point go on sharing them.
+
+    A zero point is learned as ``z + v·(h − l)``, as LSQ+ learns its offset (Bhalgat et al. 2020), in units of the range
+    [ours]. One that starts as an integer is rounded to one, straight through, and stays within [l, h].
 
     Args:
         start: a quantizer that implements ``scaled``.
+        zero_point: whether to learn the zero point too, where ``start`` has one.
     """
 
     members: Tensor | None
 
-    def __init__(self, start: Quantizer) -> None:
+    def __init__(self, start: Quantizer, zero_point: bool = False) -> None:
         super().__init__()
         self.start, self.bits = start, start.bits
         self.register_buffer("members", _members(start))
         scale = start.scale if isinstance(start, UniformQuantizer) else next(start.buffers()).new_zeros(())
-        self.log_factor = nn.Parameter(torch.zeros_like(scale if self.members is None else self.members[0]))
+        distinct = torch.zeros_like(scale if self.members is None else self.members[0])
+        self.log_factor = nn.Parameter(distinct)
+        moves = zero_point and isinstance(start, UniformQuantizer) and not start.symmetric
+        self.shift = nn.Parameter(distinct.clone()) if moves else None
+        self._rounds = isinstance(start, UniformQuantizer) and bool(
+            (start.zero_point == start.zero_point.round()).all()
+        )
 
     def learned(self) -> Mapping[str, Sequence[nn.Parameter]]:
-        """``steps``."""
-        return {"steps": [self.log_factor]}
+        """``steps``, and ``zero_points`` where they are learned."""
+        steps = {"steps": [self.log_factor]}
+        return steps if self.shift is None else {**steps, "zero_points": [self.shift]}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantise ``x`` with the present scale."""
-        factor = self._log_factor().exp()
+        """Fake-quantise ``x`` with the present scale and zero point."""
+        factor = self.factor()
         if not isinstance(self.start, UniformQuantizer):
             values: Tensor = self.start(x / factor) * factor
-            return values
-        zero = None if self.start.symmetric else self.start.zero_point
+            return values.to(x.dtype)
+        zero = None if self.start.symmetric else self._zero_point(self.start)
         return fake_quantize(x, self.start.scale * factor, zero, self.start.low, self.start.high)
 
     def harden(self) -> tuple[Quantizer, None]:
-        """The quantizer with the present scale."""
-        return self.start.scaled(self._log_factor().detach().exp()), None
+        """The quantizer with the present scale and zero point."""
+        made = self.start.scaled(self.factor().detach())
+        if self.shift is not None and isinstance(self.start, UniformQuantizer):
+            scale = self.start.scaled(self.factor().detach()).scale
+            made = UniformQuantizer(scale, self._zero_point(self.start), self.start.bits, self.start.signed)
+        return made, None
 
-    def _log_factor(self) -> Tensor:
-        within = self.log_factor.clamp(-FARTHEST, FARTHEST)
+    def factor(self) -> Tensor:
+        """By how much the scale is longer than it was, in its shape, or () where there are several kinds of steps."""
+        return self._of_scales(self.log_factor.clamp(-FARTHEST, FARTHEST)).exp()
+
+    def _zero_point(self, start: UniformQuantizer) -> Tensor:
+        if self.shift is None:
+            return start.zero_point
+        moved = start.zero_point + self._of_scales(self.shift) * (start.high - start.low)
+        return clamp_ste(round_ste(moved), start.low, start.high) if self._rounds else moved
+
+    def _of_scales(self, distinct: Tensor) -> Tensor:
         if self.members is None:
-            return within
+            return distinct
         assert isinstance(self.start, UniformQuantizer)
-        return (self.members @ within).view(self.start.scale.shape)
+        return (self.members @ distinct).view(self.start.scale.shape)
 
 
 def _members(start: Quantizer) -> Tensor | None:

@@ -151,3 +151,60 @@ def test_steps_are_learned_of_activations_whose_quantizer_can_be_scaled():
         for name, (kind, quantizer) in made.items()
     ]
     assert list(learned_steps(decisions)) == ["a"]
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1)])
+def test_the_gradient_of_the_zero_point_is_that_of_composition(shape):
+    x = torch.linspace(-2.0, 3.0, 24, dtype=torch.float64).view(3, 8)
+    weights = torch.linspace(0.5, 1.5, 24, dtype=torch.float64).view(3, 8)
+
+    def grads(quantize):
+        given = x.clone().requires_grad_()
+        scale, zero = (
+            torch.full(shape, 0.21).double().requires_grad_(),
+            torch.full(shape, 4.0).double().requires_grad_(),
+        )
+        (quantize(given, scale, zero) * weights).sum().backward()
+        return given.grad, scale.grad, zero.grad
+
+    def composed(given, scale, zero):
+        return (clamp_ste(round_ste(given / scale + zero), 0, 15) - zero) * scale
+
+    expected = grads(composed)
+    for ours, theirs in zip(grads(lambda g, s, z: fake_quantize(g, s, z, 0, 15)), expected, strict=True):
+        assert torch.allclose(ours, theirs)
+    assert expected[2].abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("zero", "whole"), [(4.0, True), (4.25, False)])
+def test_a_zero_point_is_learned_and_stays_what_it_was(zero, whole):
+    start = UniformQuantizer(torch.tensor(0.1), torch.tensor(zero), 4, False)
+    learner = LearnedStep(start, zero_point=True)
+    assert set(learner.learned()) == {"steps", "zero_points"}
+    x = torch.linspace(-1.5, 0.5, 64)
+    before = (learner(x) - x).square().mean()
+    optimizer = torch.optim.Adam(learner.parameters(), lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        (learner(x) - x).square().mean().backward()
+        optimizer.step()
+    made, _ = learner.harden()
+    assert torch.equal(made.infer(x), learner(x))
+    assert (made.infer(x) - x).square().mean() < 0.05 * before  # 0.125 → 0.0015, the zero point 4 → 11
+    assert (made.zero_point == made.zero_point.round()) == whole
+    assert made.zero_point > 8
+
+
+def test_symmetric_quantizers_have_no_zero_point_to_learn():
+    learner = LearnedStep(UniformQuantizer(torch.tensor(0.1), None, 4, True), zero_point=True)
+    assert set(learner.learned()) == {"steps"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_rounded_in_float32(dtype):
+    x = torch.linspace(-1.0, 1.0, 999).to(dtype)
+    step = torch.tensor(0.0079)
+    expected = UniformQuantizer(step, None, 8, True).infer(x.float())
+    found = fake_quantize(x, step, None, -128, 127)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected.to(dtype))

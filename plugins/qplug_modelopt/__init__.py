@@ -1,0 +1,25 @@
+"""NVIDIA ModelOpt's own algorithms, beside which qplug's can be compared: its code finds ranges, scales and bits.
+
+What they find becomes an ordinary plan, which any backend executes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from qplug import Technique, hookimpl
+from qplug_modelopt.bits import AutoQuantize
+from qplug_modelopt.ranges import Max
+from qplug_modelopt.scales import AwqLite, SmoothQuant
+
+
+@hookimpl
+def qplug_techniques() -> Iterable[type[Technique]]:
+    """Max calibration, SmoothQuant, AWQ (lite) and auto_quantize."""
+    return [Max, SmoothQuant, AwqLite, AutoQuantize]
+
+
+@hookimpl
+def qplug_quantizers() -> Mapping[str, str]:
+    """``modelopt.scaled``."""
+    return {"modelopt.scaled": "qplug_modelopt.quantizer:ScaledQuantizer"}

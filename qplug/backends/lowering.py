@@ -1,0 +1,80 @@
+"""What every backend does alike: it puts a lowered module in the place of each operation of a plan."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from qplug.errors import InputError
+from qplug.models.explicit import MatMul
+from qplug.plan import Plan
+from qplug.quantizers import Quantizer
+from qplug.seeding import seeded
+
+
+class QuantMatMul(nn.Module):
+    """A matmul of attention whose operands pass a quantising module each, or ``nn.Identity``."""
+
+    def __init__(self, original: MatMul, lhs: nn.Module, rhs: nn.Module) -> None:
+        super().__init__()
+        self.lhs_quant, self.rhs_quant, self.matmul = lhs, rhs, original
+
+    def forward(self, lhs: Tensor, rhs: Tensor) -> Tensor:
+        """As ``MatMul``, on fake-quantised operands."""
+        out: Tensor = self.matmul(self.lhs_quant(lhs), self.rhs_quant(rhs))
+        return out
+
+
+class QuantInput(nn.Module):
+    """A norm or Softmax whose input passes a quantising module."""
+
+    def __init__(self, original: nn.Module, quant: nn.Module) -> None:
+        super().__init__()
+        self.input_quant, self.operation = quant, original
+
+    def forward(self, x: Tensor, *others: Any) -> Tensor:
+        """The original on its fake-quantised input; a mask is no value to quantise."""
+        out: Tensor = self.operation(self.input_quant(x), *others)
+        return out
+
+
+class Lowering(ABC):
+    """The half of a ``Backend`` that does not depend on the library, whose ``name`` errors say."""
+
+    name: ClassVar[str]
+
+    def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
+        """See ``Backend.apply``."""
+        device = next(model.parameters()).device
+        for path in plan.modules():
+            parent, _, leaf = path.rpartition(".")
+            original = model.get_submodule(path)
+            with seeded(path):  # a library's layers may draw weights before they get the model's
+                lowered = self._lower(path, original, plan.of(path))
+            setattr(model.get_submodule(parent), leaf, lowered.eval().to(device))  # a stored plan is on the CPU
+        return model
+
+    @abstractmethod
+    def layer(self, original: nn.Linear | nn.Conv2d, quantizers: Mapping[str, Quantizer]) -> nn.Module:
+        """The library's own layer with the parameters of ``original``; ``quantizers`` by role, weight and input."""
+
+    @abstractmethod
+    def activation(self, quantizer: Quantizer) -> nn.Module:
+        """A module that fake-quantises what it is given."""
+
+    def _lower(self, path: str, original: nn.Module, quantizers: Mapping[str, Quantizer]) -> nn.Module:
+        if isinstance(original, MatMul):
+            operands = (quantizers.get(role) for role in ("lhs", "rhs"))
+            return QuantMatMul(original, *(self.activation(one) if one else nn.Identity() for one in operands))
+        if type(original) is nn.Linear or type(original) is nn.Conv2d:
+            return self.layer(original, quantizers)
+        if isinstance(original, (nn.Linear, nn.Conv2d)):
+            raise InputError(
+                f"{self.name} cannot hold a {type(original).__name__}, only the class that it derives from",
+                where=path,
+                fix=f"leave it in float: quantize.overrides: [{{match: '{path}', skip: true}}]",
+            )
+        return QuantInput(original, self.activation(quantizers["input"]))

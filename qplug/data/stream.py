@@ -1,0 +1,44 @@
+"""Prepared examples that can be shown any number of times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from qplug.data import Examples, batches
+
+if TYPE_CHECKING:
+    from qplug.models import Preparation
+
+KEPT = 2**30
+"""Bytes of prepared examples that are kept; more are decoded anew at every pass."""
+
+
+class Stream:
+    """Prepared examples that can be iterated any number of times, a batch at a time; ``len`` counts the batches.
+
+    They are decoded once, at the first pass, if all of them take at most ``KEPT`` bytes, and at every pass otherwise.
+    """
+
+    def __init__(
+        self, images: Examples, preprocessing: Preparation, batch_size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self._images, self._transform = images, preprocessing.transform()
+        self._batch_size, self._device = batch_size, device
+        self._fits = len(images) * preprocessing.example().nbytes <= KEPT
+        self._kept: list[Tensor] | None = None
+
+    def __len__(self) -> int:
+        return -(-len(self._images) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self._fits and self._kept is None:
+            self._kept = list(self._decoded())
+        return self._decoded() if self._kept is None else iter(self._kept)
+
+    def _decoded(self) -> Iterator[Tensor]:
+        for images, _ in batches(self._images, self._transform, self._batch_size, self._device):
+            yield images

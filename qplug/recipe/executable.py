@@ -1,0 +1,84 @@
+"""What a recipe asks, held against what its backend cannot execute; runs on the tree, as ``check`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qplug.errors import Problem
+from qplug.recipe.check import Named, dotted, implements, unknown
+from qplug.recipe.nodes import Node, Place
+from qplug.recipe.schema import Recipe, TensorConfig, WeightConfig
+from qplug.registry import Registry
+from qplug.types import BackendOffer, Granularity
+
+
+def check_backend(root: Node, registry: Registry, named: Named, problems: list[tuple[Place, Problem]]) -> None:
+    """Look up the backend, and add a problem for everything that it does not offer."""
+    node = root.child("backend")
+    name = Recipe.model_fields["backend"].default if node is None else node.value
+    if not isinstance(name, str):
+        return  # the validation says what was expected here
+    place = root.place if node is None else node.place
+    if name not in registry.backends:
+        what, fix = unknown("backend", name, registry, registry.backends)
+        fix = fix or f"backends: {', '.join(sorted(registry.backends)) or 'none is installed'}"
+        problems.append((place, place.problem(f"backend: {what}", fix)))
+        return
+    offer = registry.backends[name]
+    for extra in offer.needs:
+        if extra.missing:
+            what = f"backend: '{name}' needs the package '{extra.module}'"
+            problems.append((place, place.problem(what, extra.install)))
+    for where, what, fix in (*_tensors(root, offer), *_scope(root, offer), *_techniques(root, offer, named)):
+        problems.append((where, where.problem(what.format(backend=f"backend '{name}'"), fix)))
+
+
+def _tensors(root: Node, offer: BackendOffer) -> Iterator[tuple[Place, str, str]]:
+    """Bits, granularity and symmetry of weights, activations and overrides; what is not said is the default."""
+    low, high = offer.bits
+    quantize = root.child("quantize")
+    overrides = quantize.child("overrides") if quantize is not None else None
+    count = len(overrides.value) if overrides is not None and isinstance(overrides.value, list) else 0
+    for loc in ("weights",), ("activations",), *(("overrides", index) for index in range(count)):
+        section = quantize
+        for step in loc:
+            section = section.child(step) if section is not None else None
+        if section is None:
+            continue
+        path = dotted(("quantize", *loc))
+        bits = section.child("bits")
+        if bits is not None and bits.value in range(2, 17) and not low <= bits.value <= high:  # others are no bits
+            what = f"{path}.bits: {{backend}} has {low} to {high} bits, received {bits.value}"
+            yield bits.place, what, "change the bits, or the backend"
+        defaults = {"weights": WeightConfig, "activations": TensorConfig}.get(str(loc[0]))
+        said = section.child("granularity")
+        default = defaults.model_fields["granularity"].default.value if defaults else None
+        asked, known = default if said is None else said.value, [g.value for g in offer.granularities]
+        if asked in [g.value for g in Granularity] and asked not in known:
+            place = section.key if said is None else said.place
+            yield place, f"{path}.granularity: {{backend}} has no {asked}", f"it has {', '.join(known)}"
+        symmetric = section.child("symmetric")
+        if symmetric is not None and symmetric.value is False and not offer.asymmetric:
+            yield symmetric.place, f"{path}.symmetric: {{backend}} has no zero points", "leave the line out"
+
+
+def _scope(root: Node, offer: BackendOffer) -> Iterator[tuple[Place, str, str]]:
+    for name in "softmax", "layernorm":
+        node: Node | None = root
+        for step in ("quantize", "scope", name):
+            node = node.child(step) if node is not None else None
+        if node is not None and node.value is True and name not in offer.scope:
+            what = f"quantize.scope.{name}: {{backend}} cannot quantise these inputs"
+            yield node.place, what, "set it to false, or change the backend"
+
+
+def _techniques(root: Node, offer: BackendOffer, named: Named) -> Iterator[tuple[Place, str, str]]:
+    for loc, tag in named.tags.items():
+        refused = [hook for hook in offer.without if loc[0] == "techniques" and implements(named.techniques[tag], hook)]
+        if not refused:
+            continue
+        node = root
+        for step in (*loc, "use"):
+            node = node.child(step) or node
+        what = f"{dotted(loc)}: {{backend}} cannot serve {refused[0]}, which '{tag}' implements"
+        yield node.place, what, "leave out the technique, or change the backend"

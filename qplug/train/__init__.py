@@ -1,0 +1,11 @@
+"""Training: fine-tuning of the float model after rewrites, and quantisation-aware training of the quantised one.
+
+Whatever is random in it (order, augmentation, dropout) is drawn from a seed made of the recipe's, the step and the
+image, never from what was drawn before. So a checkpoint holds no state of random generators, and a run that was stopped
+ends with the weights of one that was not.
+"""
+
+from qplug.train.history import History
+from qplug.train.stages import Trainer
+
+__all__ = ["History", "Trainer"]

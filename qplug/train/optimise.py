@@ -1,0 +1,80 @@
+"""timm's optimisers, the learning rate of a step, and the moving average of what is learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from qplug.errors import InputError
+from qplug.recipe.training import Training
+from qplug.suggest import did_you_mean
+
+
+def optimizer_of(
+    settings: Training, weights: Mapping[str, nn.Parameter], bounds: set[str], scales: Mapping[str, nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The recipe's optimiser; what has one axis or none does not decay, but bounds do, as PACT's paper has it.
+
+    Args:
+        settings: optimiser, rate and decay.
+        weights: of the model, by name.
+        bounds: names among them that are bounds of activations.
+        scales: of quantizers, whose rate is relative (see ``Learn.rate``).
+
+    Raises:
+        InputError: timm has no such optimiser, or it refuses these values.
+    """
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    decay = [p for name, p in weights.items() if p.dim() > 1 or name in bounds]
+    rest = [p for name, p in weights.items() if not (p.dim() > 1 or name in bounds)]
+    groups = [(decay, settings.weight_decay), (rest, 0.0), (list(scales.values()), 0.0)]
+    name, rate = settings.optimizer, settings.learning_rate
+    given = [{"params": found, "weight_decay": decay, "lr": rate} for found, decay in groups if found]
+    if name not in list_optimizers():
+        fix = did_you_mean(name, list_optimizers()) or "timm.optim.list_optimizers() lists all"
+        raise InputError(f"timm has no optimiser '{name}'", where="optimizer", fix=fix)
+    try:
+        made: torch.optim.Optimizer = create_optimizer_v2(given, opt=name, lr=rate, weight_decay=settings.weight_decay)
+    except (ImportError, TypeError, ValueError) as error:
+        what = f"timm cannot make the optimiser '{name}': {type(error).__name__}: {error}"
+        raise InputError(what, where="optimizer", fix="take another, such as adamw") from error
+    return made
+
+
+def rate_factor(done: float, warmup: float, schedule: Literal["cosine", "constant"] = "cosine") -> float:
+    """The learning rate's factor after the share ``done`` of all steps: linear warm-up, then half a cosine or 1."""
+    if done < warmup:
+        return done / warmup
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+class Average:
+    """An exponential moving average of parameters; its decay grows from 0.1 to ``decay``, so that it starts quickly.
+
+    min(decay, (1 + t)/(10 + t)) after t steps, as TensorFlow's ExponentialMovingAverage and timm's have it.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self._parameters, self._decay = list(parameters.values()), decay
+        self.tensors: dict[str, Tensor] = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After ``step`` steps, from 1."""
+        weight = 1.0 - min(self._decay, (1.0 + step) / (10.0 + step))
+        torch._foreach_lerp_(list(self.tensors.values()), [p.detach() for p in self._parameters], weight)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Put the average where the parameters are, and the parameters where it was."""
+        for mine, parameter in zip(self.tensors.values(), self._parameters, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(mine)
+            mine.copy_(kept)

@@ -1,0 +1,16 @@
+"""Learning rates that suit the number of iterations."""
+
+import pytest
+
+from qplug import Rate
+
+
+@pytest.mark.parametrize(
+    ("iterations", "expected"), [(20_000, 1e-3), (2_000, 1e-3 * 10**1.25), (500, 1e-3 * 40**1.25), (50, 0.2)]
+)
+def test_fewer_iterations_than_the_papers_take_longer_steps(iterations, expected):
+    assert Rate.suited(None, 1e-3, iterations).start == pytest.approx(expected)
+
+
+def test_a_rate_that_is_given_stays():
+    assert Rate.suited(0.5, 1e-3, 10, cosine=True) == Rate(0.5, cosine=True)

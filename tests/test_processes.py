@@ -1,0 +1,38 @@
+"""What launchers say."""
+
+import pytest
+
+from qplug import InputError
+from qplug.processes import COUNT, LOCAL, RANK, Processes, launched
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said(monkeypatch):
+    for name in (*COUNT, *RANK, *LOCAL, "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_without_a_launcher_there_is_one_process():
+    assert launched() == Processes(0, 1, 0, "")
+    assert launched().is_main
+    assert launched().device("cuda") == "cuda"
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_each_of_several_knows_its_place_and_its_gpu(monkeypatch, place):
+    for names, value in ((RANK, "5"), (COUNT, "8"), (LOCAL, "1")):
+        monkeypatch.setenv(names[place], value)
+    found = launched()
+    assert (found.index, found.count, found.local, found.is_main) == (5, 8, 1, False)
+    assert [found.device(name) for name in ("cuda", "cuda:3", "cpu")] == ["cuda:1", "cuda:3", "cpu"]
+
+
+def test_one_process_where_several_were_meant_says_so(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # as 'accelerate launch --cpu --num_processes 2' does
+    assert "started one" in launched().note
+
+
+def test_what_is_no_number_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(InputError, match="WORLD_SIZE=two"):
+        launched()

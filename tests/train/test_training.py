@@ -1,0 +1,174 @@
+"""Fine-tuning and quantisation-aware training inside a run: what is learned, what is not, and what a reader is told."""
+
+import json
+from typing import Literal
+
+import pytest
+import torch
+from torch import nn
+from train_toys import Small, recipe
+
+from qplug import Config, InputError, QplugError, Rewrite, Technique, hookimpl, load_quantized
+from qplug.cache import Cache
+from qplug.data import batches
+from qplug.data.digits import Digits
+from qplug.models import Preprocessing
+from qplug.models.zoo import vit_digits
+from qplug.pipeline import run
+from qplug.plan import Plan
+from qplug.recipe.training import Learn
+from qplug.record import read_run
+from qplug.runtime import backend_of
+from qplug.testing.run import toy_registry
+from qplug.train.task import Task, quantized_task
+
+
+def test_qat_learns_weights_and_scales_and_the_folder_gives_back_what_was_measured(tmp_path):
+    plain = run(recipe(tmp_path))
+    settings = {"epochs": 10, "learning_rate": 0.03, "learn": {"zero_points": True}}
+    trained = run(recipe(tmp_path, qat=settings), out=tmp_path / "run")
+    for name, decision in trained.plan.decisions.items():
+        before, after = plain.plan.decisions[name].quantizer, decision.quantizer
+        assert not torch.equal(before.scale, after.scale), name
+        assert "qat: step" in decision.reason
+        assert torch.equal(after.zero_point, after.zero_point.round())
+    assert trained.plan.changes[-1].technique == "core.qat"
+    assert "10 epochs of 80 images, 50 steps, loss" in trained.plan.changes[-1].reason
+    metrics = read_run(tmp_path / "run").metrics
+    assert metrics["qat.loss_last"] < 0.75 * metrics["qat.loss_first"]  # 2.2 → 1.1
+    assert metrics["qat.held_out_best"] >= metrics["qat.held_out_last"] > metrics["qat.held_out_first"]
+    told = json.loads((tmp_path / "run" / "training.json").read_text())["qat"]
+    assert len(told["curve"]["points"]) == 50
+    assert [at for at, _ in told["held_out"]] == list(range(0, 51, 5))
+    model = load_quantized(tmp_path / "run")
+    images = Digits(Digits.Config(source="digits", split="test", images=50)).open(0)
+    prepare = Preprocessing((1, 8, 8), (0.305,), (0.376,), "bilinear", 1.0).transform()
+    with torch.inference_mode():
+        found = torch.cat([model(x).argmax(1) for x, _ in batches(images, prepare, 32)])
+    assert found.tolist() == read_run(tmp_path / "run").evaluation["quantized.top1"].tolist()
+
+
+@pytest.mark.parametrize("learn", [{"weight_scales": False}, {"activation_scales": False}])
+def test_scales_stand_still_where_nobody_asked(tmp_path, learn):
+    plain = run(recipe(tmp_path)).plan
+    trained = run(recipe(tmp_path, qat={"learn": learn})).plan
+    for name, decision in trained.decisions.items():
+        same = decision.quantizer.to_dict() == plain.decisions[name].quantizer.to_dict()
+        assert same == (decision.site.kind.is_weight == ("weight_scales" in learn)), name
+        assert ("qat" in decision.reason) != same
+
+
+def test_finetuning_comes_before_folding_and_batchnorms_learn_their_statistics(tmp_path):
+    plain = run(recipe(tmp_path), out=tmp_path / "plain")
+    tuned = run(recipe(tmp_path, finetune={"epochs": 10, "learning_rate": 0.03}), out=tmp_path / "tuned")
+    names = [change.technique for change in tuned.plan.changes]
+    assert names == ["core.finetune", "core.fold_batchnorm"]
+    assert tuned.metrics["finetuned.top1"] > plain.metrics["float.top1"] + 0.3  # 0.66 against 0.14
+    assert tuned.metrics["float.top1"] == plain.metrics["float.top1"]
+    assert tuned.metrics["quantized.top1"] > plain.metrics["quantized.top1"] + 0.3
+    load_quantized(tmp_path / "tuned")
+
+
+def test_batchnorms_that_were_not_folded_keep_their_statistics_in_qat():
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5), vit_digits())
+    task = quantized_task(model, Plan(), backend_of("brevitas", toy_registry()), Learn())
+    task.train()
+    assert [module.training for module in task.model[:2]] == [False, True]
+    assert task.buffers() == {}
+
+
+class Bounded(Technique):
+    """PACT: min(relu(x), alpha)."""
+
+    class Config(Config):
+        use: Literal["toy.bounded"] = "toy.bounded"
+
+    @hookimpl
+    def qplug_bound_activation(self, name, module):
+        return Rewrite(Pact(), preserves=False, reason="bounded")
+
+
+class Pact(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        return torch.minimum(torch.relu(x), self.alpha)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_bounds_are_learned_where_asked(tmp_path, asked):
+    given = recipe(tmp_path, qat={"learn": {"bounds": asked}})
+    steps = (Bounded.Config(), *given.techniques)
+    result = run(given.model_copy(update={"techniques": steps}), registry=toy_registry(Bounded), out=tmp_path / "run")
+    model = load_quantized(tmp_path / "run", registry=toy_registry(Bounded))
+    assert (model.act.alpha.item() != 0.5) == asked
+    assert sum("which asks for training, and the recipe has no finetune" in w for w in result.warnings) == 1
+    tuned = given.model_copy(update={"techniques": steps, "finetune": given.qat})
+    assert not any("finetune" in warning for warning in run(tuned, registry=toy_registry(Bounded)).warnings)
+
+
+def test_the_options_of_training_change_it(tmp_path):
+    def loss(**more):
+        return run(recipe(tmp_path, finetune={"augment": None, **more})).trainings["finetune"].loss
+
+    plain = loss()
+    assert loss(distill={"weight": 0.5, "temperature": 2.0})[0] != plain[0]
+    assert loss(label_smoothing=0.0)[0] < plain[0]
+    assert loss(ema=0.5) == plain
+    assert loss(clip=1e-3)[1:] != plain[1:]
+    assert loss(augment={"scale": [0.5, 1.0]})[0] != plain[0]
+    assert loss(accumulate=1, workers=1) == plain
+    assert loss(precision="bfloat16")[0] == pytest.approx(plain[0], rel=0.02)
+
+
+def test_parts_of_a_batch_give_its_gradient(tmp_path, monkeypatch):
+    """Not with BatchNorm or dropout, which see the parts: QAT, without dropout."""
+    monkeypatch.setattr(Small, "train", lambda self, mode=True: nn.Module.train(self, False))
+    settings = {"optimizer": "sgd", "learning_rate": 0.03}
+    whole, parts = (run(recipe(tmp_path, qat={"accumulate": n, **settings})).trainings["qat"] for n in (1, 4))
+    assert whole.loss == pytest.approx(parts.loss, rel=1e-5)
+
+
+def test_what_was_trained_on_may_not_measure(tmp_path):
+    given = recipe(tmp_path, qat={})
+    data = given.data.model_copy(update={"training": given.data.evaluation})
+    with pytest.raises(InputError, match=r"(?s)training and evaluation share 50 examples.*another split"):
+        run(given.model_copy(update={"data": data}))
+
+
+def test_a_training_that_diverges_says_what_and_where(tmp_path):
+    with pytest.raises(QplugError) as caught:
+        run(recipe(tmp_path, finetune={"learning_rate": 10.0, "optimizer": "sgd", "epochs": 30}))
+    text = str(caught.value)
+    assert text.startswith("finetune: training diverged in step ")
+    assert "of 150" in text
+    assert "lower finetune.learning_rate" in text
+
+
+def test_a_value_that_is_not_finite_is_found_where_it_arose(tmp_path, monkeypatch):
+    plain = Task.train
+
+    def broken(self):
+        plain(self)
+        if self.name == "qat":
+            with torch.no_grad():
+                self.model.hidden.bias[0] = float("nan")
+
+    monkeypatch.setattr(Task, "train", broken)
+    told = r"step 1 of 15 .*the loss is nan; .* that of hidden.*; hidden.bias is not finite itself"
+    with pytest.raises(QplugError, match=told):
+        run(recipe(tmp_path, qat={}))
+
+
+def test_a_finished_training_is_known_and_one_with_other_values_is_not(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    first = run(recipe(tmp_path, qat={}), cache=cache)
+    again = run(recipe(tmp_path, qat={"checkpoint_minutes": 3.0}), cache=cache)
+    assert again.trainings["qat"].loss == first.trainings["qat"].loss
+    assert again.trainings["qat"].held_out == first.trainings["qat"].held_out
+    assert again.metrics["cache.seconds_saved"] >= again.trainings["qat"].seconds > 0
+    assert again.plan.to_dict() == first.plan.to_dict()
+    other = run(recipe(tmp_path, qat={"weight_decay": 0.1}), cache=cache)
+    assert other.plan.to_dict() != first.plan.to_dict()
