@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qplug.errors import GuardError, InputError, PluginError, QplugError, RecipeError
     from qplug.hooks import hookimpl
     from qplug.load import load_quantized
+    from qplug.models.provenance import is_gelu
     from qplug.pipeline import RunResult, run
     from qplug.plan import Plan
     from qplug.quantizers import LogQuantizer, Quantizer, Region, RegionQuantizer, UniformQuantizer
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         Site,
         SiteKind,
         Smoothing,
+        matches,
     )
 
 _PUBLIC = {
@@ -54,6 +56,7 @@ _PUBLIC = {
     "qplug.errors": ("GuardError", "InputError", "PluginError", "QplugError", "RecipeError"),
     "qplug.hooks": ("hookimpl",),
     "qplug.load": ("load_quantized",),
+    "qplug.models.provenance": ("is_gelu",),
     "qplug.pipeline": ("RunResult", "run"),
     "qplug.plan": ("Plan",),
     "qplug.quantizers": ("LogQuantizer", "Quantizer", "Region", "RegionQuantizer", "UniformQuantizer"),
@@ -69,7 +72,7 @@ _PUBLIC = {
     "qplug.techniques": ("Config", "DataSource", "ModelSource", "Technique"),
     "qplug.types": (
         *("Adapter", "BackendOffer", "Choice", "Event", "Extra", "Granularity", "LossName", "Metric", "NormGroup"),
-        *("QuantSpec", "Rewrite", "Site", "SiteKind", "Smoothing"),
+        *("QuantSpec", "Rewrite", "Site", "SiteKind", "Smoothing", "matches"),
     ),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -123,10 +126,12 @@ __all__ = [
     "evenly",
     "grid_search",
     "hookimpl",
+    "is_gelu",
     "learned_steps",
     "line_search",
     "load_quantized",
     "load_recipe",
+    "matches",
     "rectified_sigmoid",
     "run",
     "soft_bit_logits",
