@@ -25,6 +25,9 @@ class Format(Protocol):
     def weight(self, decision: Decision, weight: Tensor, transposed: bool) -> nn.Module:
         """A module without inputs that gives the quantised values of ``weight``; of a linear as (I, O)."""
 
+    def operation(self, original: nn.Module, decisions: Mapping[Role, Decision]) -> nn.Module | None:
+        """The whole operation, where the format has a form of its own for it; ``None`` puts its operands together."""
+
 
 class LoweredLinear(nn.Module):
     """x·W + b, W as (I, O): the layout in which runtimes multiply integers without transposing anything."""
@@ -108,6 +111,9 @@ def lower(model: nn.Module, plan: Plan, form: Format) -> nn.Module:
 
 
 def _operation(path: str, original: nn.Module, decisions: Mapping[Role, Decision], form: Format) -> nn.Module:
+    whole = form.operation(original, decisions)
+    if whole is not None:
+        return whole
     swapped = "rhs" if isinstance(original, MatMul) and original.transpose_rhs else ""
     operands: dict[str, nn.Module] = {
         role: form.activation(decision, transposed=role == swapped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.onnx.ops import symbolic
 from qplug.export.plain import DecodedWeight, Traced, plain_weight
 from qplug.plan import Decision
 from qplug.quantizers import UniformQuantizer, integer_range
+from qplug.types import Role
 
 HELD = {(8, True): torch.int8, (8, False): torch.uint8, (16, True): torch.int16, (16, False): torch.uint16}
 """(bits, signed) → the type of torch. Narrower integers are traced in 8 bits: see ``qplug.export.graph.narrow``."""
@@ -129,6 +131,10 @@ class Qdq:
             if affine := Affine.of(quantizer, bits, transposed):
                 return QdqActivation(quantizer, affine, transposed)
         return Traced(quantizer, transposed)
+
+    def operation(self, original: nn.Module, decisions: Mapping[Role, Decision]) -> nn.Module | None:
+        """See ``Format``: none is more than its operands."""
+        return None
 
     def weight(self, decision: Decision, weight: Tensor, transposed: bool) -> nn.Module:
         """See ``Format``."""
