@@ -64,7 +64,7 @@ class Watched(nn.Module):
         def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
             count = operands(module)
             self.calls.of.append((path, count))
-            self.calls.values += [*args[:count], out]
+            self.calls.values += [value.clone() for value in (*args[:count], out)]  # a ReLU may overwrite them
 
         return hook
 
@@ -109,7 +109,8 @@ def build(model: nn.Module, operations: Sequence[str], example: Tensor, opset: i
 
 def only_logits(model: ir.Model) -> None:
     """Let the model give its logits and nothing else."""
-    del model.graph.outputs[1:]
+    while len(model.graph.outputs) > 1:  # a slice would be deleted without the values' knowing
+        model.graph.outputs.pop()
 
 
 def _name(graph: ir.Graph, calls: Sequence[tuple[str, int]]) -> list[Call]:

@@ -44,7 +44,11 @@ class LoweredLinear(nn.Module):
 
 
 class LoweredConv(nn.Module):
-    """A convolution of quantised operands."""
+    """A convolution of quantised operands, and its bias as an addition of its own.
+
+    ONNX Runtime would make an operator's own bias 32-bit integers of the step s_x·s_w: a channel that batch normalisation
+    has all but switched off, whose s_w is tiny, then loses its bias (measured on MobileNetV1: 4 % of the first output).
+    """
 
     def __init__(self, original: nn.Conv2d, operands: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -53,8 +57,8 @@ class LoweredConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, O, H', W')."""
-        out: Tensor = self.original._conv_forward(self.input(x), self.weight(), self.original.bias)
-        return out
+        out: Tensor = self.original._conv_forward(self.input(x), self.weight(), None)
+        return out if self.original.bias is None else out + self.original.bias[:, None, None]
 
 
 class LoweredMatMul(nn.Module):

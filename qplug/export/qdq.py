@@ -38,14 +38,10 @@ class Affine:
     signed: bool
 
     @classmethod
-    def of(cls, quantizer: UniformQuantizer, bits: int, transposed: bool = False) -> Affine | None:
+    def of(cls, quantizer: UniformQuantizer, bits: int) -> Affine | None:
         """In integers of ``bits`` bits; ``None`` for scales along several axes, or zero points beyond the integers."""
         shape = (quantizer.scale + quantizer.zero_point).shape
         scale, zero = quantizer.scale.cpu().expand(shape), quantizer.zero_point.cpu().expand(shape)
-        if transposed and scale.dim() > 1:
-            scale, zero = scale.transpose(-2, -1), zero.transpose(-2, -1)
-        if transposed and scale.dim() == 1:
-            scale, zero = scale.unsqueeze(-1), zero.unsqueeze(-1)
         wide = [i - scale.dim() for i, size in enumerate(scale.shape) if size > 1]
         low, high = integer_range(bits, quantizer.signed)
         if len(wide) > 1 or not bool(((zero >= low) & (zero <= high) & (zero == zero.round())).all()):
@@ -55,23 +51,29 @@ class Affine:
         return cls(scale.reshape(flat), zero.reshape(flat).to(held), axis, bits, quantizer.signed)
 
 
+def attributes(axis: int | None) -> dict[str, Any]:
+    """Of a node whose scales lie along ``axis``."""
+    return {} if axis is None else {"axis": axis}
+
+
 class _Linear(nn.Module):
     """What both operators share: their inputs, and which of them a file holds in fewer bits."""
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, affine: Affine) -> None:
+    def __init__(self, affine: Affine, transposed: bool) -> None:
         super().__init__()
+        self.axis, self.transposed = affine.axis, transposed
         self.register_buffer("scale", affine.scale)
         self.register_buffer("zero_point", affine.zero_point)
-        self.attributes: dict[str, Any] = {} if affine.axis is None else {"axis": affine.axis}
         self.narrow = {"zero_point": (affine.bits, affine.signed)}
 
     def dequantize(self, codes: Tensor) -> Tensor:
-        """(codes − z)·s."""
+        """(codes − z)·s, of codes that are transposed already."""
+        axis = {-1: -2, -2: -1}.get(self.axis or 0, self.axis) if self.transposed else self.axis
         inputs = (codes, self.scale, self.zero_point)
-        return symbolic("DequantizeLinear", inputs, self.attributes, dtype=torch.float32, shape=codes.shape)
+        return symbolic("DequantizeLinear", inputs, attributes(axis), dtype=torch.float32, shape=codes.shape)
 
 
 class QdqActivation(_Linear):
@@ -81,8 +83,7 @@ class QdqActivation(_Linear):
     high: Tensor
 
     def __init__(self, quantizer: UniformQuantizer, affine: Affine, transposed: bool) -> None:
-        super().__init__(affine)
-        self.transposed = transposed
+        super().__init__(affine, transposed)
         self.clips = quantizer.bits < affine.bits
         if self.clips:
             self.register_buffer("low", self.zero_point.new_tensor(quantizer.low))
@@ -90,12 +91,12 @@ class QdqActivation(_Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantise: clamp(round(x/s) + z, l, h), where the quantizer rounds x/s + z."""
-        x = x.transpose(-2, -1) if self.transposed else x
         kind, inputs = self.zero_point.dtype, (x, self.scale, self.zero_point)
-        codes = symbolic("QuantizeLinear", inputs, self.attributes, dtype=kind, shape=x.shape)
+        codes = symbolic("QuantizeLinear", inputs, attributes(self.axis), dtype=kind, shape=x.shape)
         if self.clips:
             codes = symbolic("Clip", (codes, self.low, self.high), dtype=kind, shape=x.shape)
-        return self.dequantize(codes)
+        # Not the values but the integers are transposed: ONNX Runtime fails on, or moves, a Transpose around the pair.
+        return self.dequantize(codes.transpose(-2, -1) if self.transposed else codes)
 
 
 class QdqWeight(_Linear):
@@ -103,9 +104,10 @@ class QdqWeight(_Linear):
 
     codes: Tensor
 
-    def __init__(self, codes: Tensor, affine: Affine) -> None:
-        super().__init__(affine)
-        self.register_buffer("codes", codes.to(affine.zero_point.dtype).contiguous())
+    def __init__(self, codes: Tensor, affine: Affine, transposed: bool) -> None:
+        super().__init__(affine, transposed)
+        codes = codes.to(affine.zero_point.dtype)
+        self.register_buffer("codes", codes.t().contiguous() if transposed else codes)
         self.narrow |= {"codes": (affine.bits, affine.signed)}
 
     def forward(self) -> Tensor:
@@ -127,9 +129,8 @@ class Qdq:
         """See ``Format``. Runtimes clip integers of 8 bits, and of no other width."""
         quantizer = decision.quantizer
         bits = quantizer.bits if quantizer.bits in self.widths else 8
-        if type(quantizer) is UniformQuantizer and quantizer.bits <= bits:
-            if affine := Affine.of(quantizer, bits, transposed):
-                return QdqActivation(quantizer, affine, transposed)
+        if type(quantizer) is UniformQuantizer and quantizer.bits <= bits and (affine := Affine.of(quantizer, bits)):
+            return QdqActivation(quantizer, affine, transposed)
         return Traced(quantizer, transposed)
 
     def operation(self, original: nn.Module, decisions: Mapping[Role, Decision]) -> nn.Module | None:
@@ -140,7 +141,6 @@ class Qdq:
         """See ``Format``."""
         quantizer = decision.quantizer
         bits = next((width for width in self.widths if width >= quantizer.bits), 0)
-        if type(quantizer) is UniformQuantizer and bits and (affine := Affine.of(quantizer, bits, transposed)):
-            codes = quantizer.encode(weight) + quantizer.low
-            return QdqWeight(codes.t() if transposed else codes, affine)
+        if type(quantizer) is UniformQuantizer and bits and (affine := Affine.of(quantizer, bits)):
+            return QdqWeight(quantizer.encode(weight) + quantizer.low, affine, transposed)
         return plain_weight(decision, weight, transposed, DecodedWeight)
