@@ -9,8 +9,10 @@ import typer
 
 from qplug.cli.app import Json, State, app, print_json, screen_of
 from qplug.errors import InputError
+from qplug.export.bench import FORMATS
+from qplug.export.bench import bench as measure
 
-FORMATS = ("onnx-integer", "onnx-qdq")
+KNOWN = " or ".join(FORMATS)
 
 
 @app.command()
@@ -19,16 +21,17 @@ def bench(
     batch: Annotated[str, typer.Option(help="Images a call; several are measured in turn.")] = "1,32",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime, for both models.")] = 1,
     rounds: Annotated[int, typer.Option(min=3, help="How often each model is timed.")] = 15,
-    form: Annotated[str, typer.Option("--format", help=f"Of the quantised file: {' or '.join(FORMATS)}.")] = FORMATS[0],
+    form: Annotated[
+        str, typer.Option("--format", help=f"Of the quantised file: {' or '.join(FORMATS)}.")
+    ] = "onnx-integer",
     profile: Annotated[bool, typer.Option("--profile", help="Show where the quantised model's time goes.")] = False,
     as_json: Json = False,
 ) -> None:
     """Time float and quantised models side by side in ONNX Runtime."""
     State.json = as_json
     if form not in FORMATS:
-        raise InputError(f"expected {' or '.join(FORMATS)}, received {form!r}", where="--format")
+        raise InputError(f"expected {KNOWN}, received {form!r}", where="--format")
     batches = _batches(batch)
-    from qplug.export.bench import bench as measure
     from qplug.report.bench import bench_tables, summary
 
     found = measure(run, batches=batches, threads=threads, rounds=rounds, form=form, profiled=profile)

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qplug.errors import InputError
-from qplug.export.speed import Profile, Race, profile, race
 
 if TYPE_CHECKING:
-    from qplug.export.formats import Exported
-    from qplug.load import Planned
+    from qplug.export.speed import Profile, Race
     from qplug.registry import Registry
 
 PROFILED = 10
 """Calls whose times a profile averages, fewer where a batch is large."""
 INSTALL = "pip install 'qplug[export]'"
-
-
-def _formats() -> Mapping[str, Callable[[Planned], Exported]]:
-    from qplug.export.formats import export_integers, export_onnx
-
-    return {"onnx-integer": export_integers, "onnx-qdq": export_onnx}
-
-
-FORMATS = ("onnx-integer", "onnx-qdq")
+FORMATS = {"onnx-integer": "integer_model", "onnx-qdq": "qdq_model"}
+"""Name → the function of ``qplug.export.integer_file`` that makes such a file."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +71,13 @@ def bench(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"needs {error.name}, which is not installed", where="qplug bench", fix=INSTALL) from error
-    from qplug.export.formats import export_float
+    from qplug.export import integer_file
+    from qplug.export.speed import profile, race
     from qplug.load import load_planned
     from qplug.registry import installed
 
     planned = load_planned(folder, registry or installed())
-    files = [export(planned).model for export in (export_float, _formats()[form])]
+    files = [make(planned)[0] for make in (integer_file.float_model, getattr(integer_file, FORMATS[form]))]
     example = planned.preprocessing.example()
     inputs = [example.repeat(batch, *[1] * (example.dim() - 1)).numpy() for batch in batches]
     races = tuple(race(files[0], files[1], x, threads, rounds) for x in inputs)

@@ -14,7 +14,7 @@ from torch import nn
 import qplug
 from qplug import UniformQuantizer
 from qplug.data import batches
-from qplug.export.formats import export_float, export_integers, export_onnx
+from qplug.export.integer_file import float_model, integer_model, qdq_model
 from qplug.export.integers import Integers, as_signed, eight_bits
 from qplug.export.qdq import Affine
 from qplug.export.speed import profile
@@ -124,12 +124,12 @@ def test_a_run_gives_what_its_simulation_does_in_integers_throughout(folder):
     data = component(registry.datasets, planned.recipe.data.evaluation).open(0)
     images, _ = next(batches(data, planned.preprocessing.transform(), 100, torch.device("cpu")))
     simulated = qplug.load_quantized(folder)(images).detach()
-    for export in (export_integers, export_onnx):
-        found = executed(export(planned).model, images)
+    for export in (integer_model, qdq_model):
+        found = executed(export(planned)[0], images)
         assert (found - simulated).norm() / simulated.norm() < 5e-3  # measured: 0, but for what rounds the other way
         assert torch.equal(found.argmax(1), simulated.argmax(1))
 
-    where = profile(export_integers(planned).model, images.numpy(), 1, 2)
+    where = profile(integer_model(planned)[0], images.numpy(), 1, 2)
     products = {share.operator for share in where.shares if share.integer}
     assert {"MatMulIntegerToFloat", "QLinearMatMul"} <= products
     in_float = {share.operator for share in where.shares if not share.integer}
@@ -138,6 +138,6 @@ def test_a_run_gives_what_its_simulation_does_in_integers_throughout(folder):
 
 @pytest.mark.slow
 def test_a_float_file_has_no_quantizer(folder):
-    operators = {node.op_type for node in export_float(load_planned(folder, installed())).model.graph.node}
+    operators = {node.op_type for node in float_model(load_planned(folder, installed()))[0].graph.node}
     assert operators & {"MatMul", "Gelu", "LayerNormalization"}
     assert not operators & {"QuantizeLinear", "DequantizeLinear", "MatMulInteger"}
