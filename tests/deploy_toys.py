@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from qplug import load_recipe, run
-from qplug.export.graph import INPUT, LOGITS, build, only_logits
+from qplug.export.onnx_file import onnx_file
 from qplug.export.speed import session
+from qplug.export.trace import INPUT, LOGITS
+from qplug.plan import Plan
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "deploy_int8.yaml"
 DIGITS = (
@@ -29,11 +31,7 @@ def digits_run(folder: Path, *more: str) -> Path:
 
 def exported(module: nn.Module, x: Tensor) -> onnx.ModelProto:
     """A lowered module as a file."""
-    import onnx_ir as ir
-
-    model, _ = build(module.eval(), (), x[:1], 20)
-    only_logits(model)
-    return ir.to_proto(model)
+    return onnx_file(module.eval(), Plan(), x[:1], 20).model
 
 
 def executed(model: onnx.ModelProto, x: Tensor) -> Tensor:

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qplug.errors import InputError
-
 if TYPE_CHECKING:
     from qplug.export.speed import Profile, Race
     from qplug.registry import Registry
 
 PROFILED = 10
 """Calls whose times a profile averages, fewer where a batch is large."""
-INSTALL = "pip install 'qplug[export]'"
-FORMATS = {"onnx-integer": "integer_model", "onnx-qdq": "qdq_model"}
-"""Name → the function of ``qplug.export.integer_file`` that makes such a file."""
+FORMATS = ("onnx-integer", "onnx-qdq")
 
 
 @dataclass(frozen=True)
@@ -65,19 +61,20 @@ def bench(
     Raises:
         InputError: the folder holds no run; the plan or the model cannot be exported; the extra ``export`` is missing.
     """
-    try:
-        import onnx_ir  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"needs {error.name}, which is not installed", where="qplug bench", fix=INSTALL) from error
-    from qplug.export import integer_file
+    from qplug.export.run import require_extra
+
+    require_extra()
+    import onnxruntime
+
+    from qplug.export.integer_file import float_file, integer_file
+    from qplug.export.onnx_file import qdq_file
     from qplug.export.speed import profile, race
     from qplug.load import load_planned
     from qplug.registry import installed
 
     planned = load_planned(folder, registry or installed())
-    files = [make(planned)[0] for make in (integer_file.float_model, getattr(integer_file, FORMATS[form]))]
+    quantized = {"onnx-integer": integer_file, "onnx-qdq": qdq_file}[form]
+    files = [make(planned).model for make in (float_file, quantized)]
     example = planned.preprocessing.example()
     inputs = [example.repeat(batch, *[1] * (example.dim() - 1)).numpy() for batch in batches]
     races = tuple(race(files[0], files[1], x, threads, rounds) for x in inputs)

@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
-from torch.export import Dim
 
-from qplug.export.lower import operands
+from qplug.export.trace import INPUT, LOGITS, Call, named, trace
 
-INPUT, LOGITS = "input", "logits"
 WITHIN = "model."
 """What the names of a watched model's parts begin with."""
 INTEGERS = {
@@ -33,49 +29,6 @@ INTEGERS = {
 """(bits, signed) → ONNX's type."""
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of a planned operation: the names of the values that it reads (masks are not among them) and gives."""
-
-    operation: str
-    inputs: tuple[str, ...]
-    output: str
-
-
-@dataclass
-class _Calls:
-    """What a traced forward called; no list of a module's, which torch.export would set back."""
-
-    of: list[tuple[str, int]] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
-
-
-class Watched(nn.Module):
-    """A lowered model that returns, behind its logits, the operands and the output of each operation's calls."""
-
-    def __init__(self, model: nn.Module, operations: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.calls = model, _Calls()
-        for path in operations:
-            model.get_submodule(path).register_forward_hook(self._hook(path))
-        self.eval()
-
-    def _hook(self, path: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-            count = operands(module)
-            self.calls.of.append((path, count))
-            self.calls.values += [value.clone() for value in (*args[:count], out)]  # a ReLU may overwrite them
-
-        return hook
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The logits, then for each call its operands and its output."""
-        self.calls.of.clear()
-        self.calls.values.clear()
-        logits = self.model(x)
-        return (logits, *self.calls.values)
-
-
 def build(model: nn.Module, operations: Sequence[str], example: Tensor, opset: int) -> tuple[ir.Model, list[Call]]:
     """Trace a lowered model.
 
@@ -88,19 +41,12 @@ def build(model: nn.Module, operations: Sequence[str], example: Tensor, opset: i
     Returns:
         The model, with ``logits`` and the values of every call as outputs, and the calls in their order.
     """
-    watched = Watched(model, operations)
-    with torch.no_grad():
-        program = torch.onnx.export(
-            watched,
-            (torch.cat([example, example]),),  # a batch of one would be traced as if it always were one
-            dynamic_shapes=({0: Dim("batch")},),
-            opset_version=opset,
-            optimize=False,  # it would fold weights back to float
-            verbose=False,
-        )
-    assert program is not None
-    traced = program.model
-    calls = _name(traced.graph, watched.calls.of)
+    program, of = trace(model, operations, example)
+    with torch.no_grad():  # without optimisations, which would fold weights back to float
+        exported = torch.onnx.export(program, opset_version=opset, optimize=False, verbose=False)
+    assert exported is not None
+    traced = exported.model
+    calls = _name(traced.graph, of)
     _narrow(traced.graph, model)
     optimize_ir(traced, should_fold=_keep_integers)
     _tidy(traced)
@@ -114,27 +60,12 @@ def only_logits(model: ir.Model) -> None:
 
 
 def _name(graph: ir.Graph, calls: Sequence[tuple[str, int]]) -> list[Call]:
-    """Name the outputs by the calls that they belong to, each once: what one gives another may read."""
+    """Name inputs and outputs, and list every output once."""
     outputs = list(graph.outputs)
-    graph.inputs[0].name = INPUT
-    outputs[0].name = LOGITS
-    named = {id(graph.inputs[0]), id(outputs[0])}
-
-    def name_of(value: ir.Value, name: str) -> str:
-        if id(value) not in named:
-            named.add(id(value))
-            value.name = name
-        assert value.name is not None
-        return value.name
-
-    found: list[Call] = []
-    rest = outputs[1:]
-    for number, (path, count) in enumerate(calls):
-        values, rest = rest[: count + 1], rest[count + 1 :]
-        place = path if path not in [call.operation for call in found] else f"{path}.{number}"
-        roles = ["input"] if count == 1 else ["lhs", "rhs"]
-        inputs = tuple(name_of(value, f"{place}.{role}") for value, role in zip(values, roles, strict=False))
-        found.append(Call(path, inputs, name_of(values[-1], f"{place}.output")))
+    names = {id(graph.inputs[0]): INPUT, id(outputs[0]): LOGITS}
+    found, _ = named(calls, outputs[1:], names)
+    for value in (graph.inputs[0], *outputs):
+        value.name = names[id(value)]
     graph.outputs[:] = [value for value in dict.fromkeys(outputs) if not value.is_graph_input()]
     return found
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qplug.export.integers import Codes, IntegerLinear, Values, eight_bits
+from qplug.export.lower import LoweredMatMul
 from qplug.export.qdq import Affine
 from qplug.models.explicit import ExplicitAttention
 from qplug.plan import Plan
@@ -32,7 +33,7 @@ class IntegerAttention(nn.Module):
 
     qkv: nn.Module
     softmax: nn.Module
-    matmul_av: nn.Module
+    matmul_av: LoweredMatMul
     proj: nn.Module
 
     def __init__(self, original: ExplicitAttention, operands: tuple[Affine, Affine, Affine]) -> None:
@@ -47,14 +48,14 @@ class IntegerAttention(nn.Module):
             for i, (factor, affine) in enumerate(zip(factors, operands, strict=True))
         )
         self.attn_dim = width
-        self.matmul_av.rhs = nn.Identity()
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """x: (B, N, C) → (B, N, C)."""
         assert isinstance(self.qkv, IntegerLinear)
         codes = self.qkv.codes(x)
         q, k, v = (part(codes) for part in self.parts)
-        out = self.matmul_av(self.softmax(torch.matmul(q, k)), v)
+        probabilities = self.matmul_av.lhs(self.softmax(torch.matmul(q, k)))
+        out = torch.matmul(probabilities, v)
         out = out.transpose(1, 2).reshape(*x.shape[:2], self.attn_dim)
         result: Tensor = self.proj(out)
         return result

@@ -46,8 +46,9 @@ class LoweredLinear(nn.Module):
 class LoweredConv(nn.Module):
     """A convolution of quantised operands, and its bias as an addition of its own.
 
-    ONNX Runtime would make an operator's own bias 32-bit integers of the step s_x·s_w: a channel that batch normalisation
-    has all but switched off, whose s_w is tiny, then loses its bias (measured on MobileNetV1: 4 % of the first output).
+    ONNX Runtime would make an operator's own bias 32-bit integers of the step s_x·s_w: a channel that batch
+    normalisation has all but switched off, whose s_w is tiny, then loses its bias (on MobileNetV1: 4 % of the first
+    output).
     """
 
     def __init__(self, original: nn.Conv2d, operands: Mapping[str, nn.Module]) -> None:
@@ -140,3 +141,10 @@ def _operation(path: str, original: nn.Module, decisions: Mapping[Role, Decision
             fix=f"leave it in float: quantize.overrides: [{{match: '{path}', skip: true}}]",
         )
     return LoweredInput(original, operands)
+
+
+def float_weights(lowered: nn.Module, plan: Plan) -> list[str]:
+    """Names of the quantised weights that ``lowered`` holds in float32, because their quantizers have no codes."""
+    names = (decision.site.name for decision in plan if decision.site.kind.is_weight)
+    places = ((name, lowered.get_submodule(name.rpartition(".")[0])) for name in names)
+    return [name for name, operation in places if isinstance(getattr(operation, "weight", None), FloatWeight)]

@@ -14,9 +14,11 @@ from torch import nn
 import qplug
 from qplug import UniformQuantizer
 from qplug.data import batches
-from qplug.export.integer_file import float_model, integer_model, qdq_model
+from qplug.export.integer_file import float_file, integer_file
 from qplug.export.integers import Integers, as_signed, eight_bits
+from qplug.export.onnx_file import qdq_file
 from qplug.export.qdq import Affine
+from qplug.export.run import export_run
 from qplug.export.speed import profile
 from qplug.load import load_planned
 from qplug.registry import component, installed
@@ -124,12 +126,12 @@ def test_a_run_gives_what_its_simulation_does_in_integers_throughout(folder):
     data = component(registry.datasets, planned.recipe.data.evaluation).open(0)
     images, _ = next(batches(data, planned.preprocessing.transform(), 100, torch.device("cpu")))
     simulated = qplug.load_quantized(folder)(images).detach()
-    for export in (integer_model, qdq_model):
-        found = executed(export(planned)[0], images)
+    for export in (integer_file, qdq_file):
+        found = executed(export(planned).model, images)
         assert (found - simulated).norm() / simulated.norm() < 5e-3  # measured: 0, but for what rounds the other way
         assert torch.equal(found.argmax(1), simulated.argmax(1))
 
-    where = profile(integer_model(planned)[0], images.numpy(), 1, 2)
+    where = profile(integer_file(planned).model, images.numpy(), 1, 2)
     products = {share.operator for share in where.shares if share.integer}
     assert {"MatMulIntegerToFloat", "QLinearMatMul"} <= products
     in_float = {share.operator for share in where.shares if not share.integer}
@@ -138,6 +140,16 @@ def test_a_run_gives_what_its_simulation_does_in_integers_throughout(folder):
 
 @pytest.mark.slow
 def test_a_float_file_has_no_quantizer(folder):
-    operators = {node.op_type for node in float_model(load_planned(folder, installed()))[0].graph.node}
+    operators = {node.op_type for node in float_file(load_planned(folder, installed())).model.graph.node}
     assert operators & {"MatMul", "Gelu", "LayerNormalization"}
     assert not operators & {"QuantizeLinear", "DequantizeLinear", "MatMulInteger"}
+
+
+@pytest.mark.slow
+def test_the_gate_lets_it_pass(folder, tmp_path):
+    found = export_run(folder, "onnx-integer", tmp_path / "int8.onnx", images=8)
+    assert found.parity is not None
+    assert (found.parity.first_wrong, found.parity.agreeing) == (None, 8)
+    compared = {operation for operation, _ in found.parity.places}
+    assert {"patch_embed.proj", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "head"} <= compared
+    assert "blocks.0.attn.qkv" not in compared  # judged by what attention gives to proj
