@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import onnx_ir as ir
 
 from qplug.export.graph import build, only_logits
 from qplug.export.lower import Format, float_weights, lower
 from qplug.export.qdq import Qdq
+from qplug.export.qonnx import Qonnx, definition
 from qplug.export.runtimes import OnnxRuntime
 from qplug.export.trace import Call
 
@@ -52,15 +55,24 @@ class OnnxFile:
 
 def qdq_file(planned: Planned) -> OnnxFile:
     """The plan as QuantizeLinear and DequantizeLinear, all else as plain operators; opset 21, or 25 for 2 bits."""
-    two = any(decision.quantizer.bits <= 2 for decision in planned.plan)
-    return _file(planned, Qdq((2, 4, 8, 16) if two else (4, 8, 16)), OPSET_2_BITS if two else OPSET)
+    opset = _opset(planned)
+    return _file(planned, Qdq((2, 4, 8, 16) if opset >= OPSET_2_BITS else (4, 8, 16)), opset)
 
 
-def _file(planned: Planned, form: Format, opset: int) -> OnnxFile:
-    import onnx_ir as ir
+def qonnx_file(planned: Planned) -> OnnxFile:
+    """The plan as QONNX's Quant, which the file defines, all else as plain operators; opset 21, or 25 for 2 bits."""
+    opset = _opset(planned)
+    return _file(planned, Qonnx(), opset, [definition(opset)])
 
+
+def _opset(planned: Planned) -> int:
+    return OPSET_2_BITS if any(decision.quantizer.bits <= 2 for decision in planned.plan) else OPSET
+
+
+def _file(planned: Planned, form: Format, opset: int, functions: Sequence[ir.Function] = ()) -> OnnxFile:
     lowered = lower(planned.model, planned.plan, form)
     model, calls = build(lowered, planned.plan.modules(), planned.preprocessing.example(), opset)
     only_logits(model)
     model.producer_name = "qplug"
+    model.functions.update({function.identifier(): function for function in functions})
     return OnnxFile(ir.to_proto(model), calls, float_weights(lowered, planned.plan))
