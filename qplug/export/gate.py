@@ -35,6 +35,8 @@ LOGITS_MOVE, CHAOS, NOISE = 1e-2, 4.0, 1e-6
 """Free logits may differ by ``LOGITS_MOVE`` of their norm and ``CHAOS`` times what the simulation's own move by
 where every operation's output moves by ``NOISE`` of itself."""
 
+FREE = "free run"
+
 
 @dataclass
 class Parity:
@@ -51,7 +53,7 @@ class Parity:
     """
 
     places: dict[tuple[str, str], Difference] = field(default_factory=dict)
-    free: Difference = field(default_factory=lambda: Difference(inf))
+    free: Difference = field(default_factory=lambda: Difference(inf, share=1.0))
     chaos: float = 0.0
     images: int = 0
     batches: list[int] = field(default_factory=list)
@@ -59,9 +61,9 @@ class Parity:
 
     @property
     def first_wrong(self) -> tuple[str, str] | None:
-        """The first place that does not agree; its operation is "" where it is the logits."""
+        """The first place that does not agree; ("", ``FREE``) where each does and free logits do not."""
         wrong = next((place for place, difference in self.places.items() if not difference.agrees), None)
-        return wrong or (None if self.free.agrees else ("", LOGITS))
+        return wrong or (None if self.free.agrees else ("", FREE))
 
     def summary(self) -> dict[str, Any]:
         """What a file's metadata say of it."""

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from qplug.export.trace import INPUT, LOGITS, Call, named, trace
 
+LARGEST_CONSTANT = 1024
+"""Elements of what is computed beforehand: a table of 2^bits values a row can be larger than its weight's codes."""
 WITHIN = "model."
 """What the names of a watched model's parts begin with."""
 INTEGERS = {
@@ -48,7 +50,7 @@ def build(model: nn.Module, operations: Sequence[str], example: Tensor, opset: i
     traced = exported.model
     calls = _name(traced.graph, of)
     _narrow(traced.graph, model)
-    optimize_ir(traced, should_fold=_keep_integers)
+    optimize_ir(traced, should_fold=_keep_integers, output_size_limit=LARGEST_CONSTANT)
     _tidy(traced)
     return traced, calls
 

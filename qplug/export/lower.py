@@ -27,6 +27,7 @@ class Format(Protocol):
 
     def operation(self, original: nn.Module, decisions: Mapping[Role, Decision]) -> nn.Module | None:
         """The whole operation, where the format has a form of its own for it; ``None`` puts its operands together."""
+        return None
 
 
 class LoweredLinear(nn.Module):

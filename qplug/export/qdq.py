@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
+from qplug.export.lower import Format
 from qplug.export.plain import DecodedWeight, Traced, plain_weight
 from qplug.plan import Decision
 from qplug.quantizers import UniformQuantizer, integer_range
-from qplug.types import Role
 
 HELD = {(8, True): torch.int8, (8, False): torch.uint8, (16, True): torch.int16, (16, False): torch.uint16}
 """(bits, signed) → the type of torch. Narrower integers are traced in 8 bits: see ``qplug.export.graph.narrow``."""
@@ -115,7 +114,7 @@ class QdqWeight(_Linear):
         return self.dequantize(self.codes)
 
 
-class Qdq:
+class Qdq(Format):
     """The format: what is uniform by its own operators, all else as plain ones.
 
     Args:
@@ -132,10 +131,6 @@ class Qdq:
         if type(quantizer) is UniformQuantizer and quantizer.bits <= bits and (affine := Affine.of(quantizer, bits)):
             return QdqActivation(quantizer, affine, transposed)
         return Traced(quantizer, transposed)
-
-    def operation(self, original: nn.Module, decisions: Mapping[Role, Decision]) -> nn.Module | None:
-        """See ``Format``: none is more than its operands."""
-        return None
 
     def weight(self, decision: Decision, weight: Tensor, transposed: bool) -> nn.Module:
         """See ``Format``."""

@@ -125,7 +125,7 @@ def refusal(parity: Parity, planned: Planned) -> ParityError:
     assert place is not None
     operation, what = place
     if place not in parity.places:
-        said = f"those of a free run differ by {parity.free}, and rounding noise alone moves them by {parity.chaos:.1e}"
+        said = f"those of a free run differ by {parity.free}; rounding noise of 1e-6 moves them by {parity.chaos:.1e}"
         return ParityError(said, where="logits", fix=FIX)
     wrong = sum(not difference.agrees for difference in parity.places.values())
     quantizers = ", ".join(f"{role}: {q.describe()}" for role, q in planned.plan.of(operation).items())
@@ -140,10 +140,15 @@ FIX = "nothing was written; --no-verify writes the file all the same and says so
 
 
 def _file(planned: Planned, format: str) -> Any:
-    from qplug.export.integer_file import integer_file
-    from qplug.export.onnx_file import qdq_file
+    if format == "torch":
+        from qplug.export.program import torch_file
 
-    return {"onnx-qdq": qdq_file, "onnx-integer": integer_file}[format](planned)
+        return torch_file(planned)
+    from qplug.export.integer_file import integer_file
+    from qplug.export.onnx_file import qdq_file, qonnx_file
+
+    files = {"onnx-qdq": qdq_file, "onnx-integer": integer_file, "onnx-qonnx": qonnx_file}
+    return files[format](planned)
 
 
 def _parity(file: Any, planned: Planned, images: int, registry: Registry) -> Parity:
