@@ -50,7 +50,9 @@ class IntegerAttention(nn.Module):
         self.attn_dim = width
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """x: (B, N, C) → (B, N, C)."""
+        """x: (B, N, C) → (B, N, C). Raises ``ValueError`` for a mask, which no encoder of images passes."""
+        if attn_mask is not None or is_causal:
+            raise ValueError("attention of integers takes no mask; export to onnx-qdq")
         assert isinstance(self.qkv, IntegerLinear)
         codes = self.qkv.codes(x)
         q, k, v = (part(codes) for part in self.parts)
