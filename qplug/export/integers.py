@@ -199,5 +199,6 @@ def _product(original: nn.Module, decision: Decision | None, affine: Affine) -> 
 
 
 def _side_by_side(conv: nn.Conv2d) -> bool:
+    """Whether it is a patch embedding: a pointwise convolution as a product would transpose more than it multiplies."""
     plain = conv.groups == 1 and set(conv.dilation) == {1} and conv.padding in ((0, 0), "valid")
-    return plain and tuple(conv.kernel_size) == tuple(conv.stride)
+    return plain and tuple(conv.kernel_size) == tuple(conv.stride) != (1, 1)

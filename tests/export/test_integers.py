@@ -102,6 +102,7 @@ EIGHT = UniformQuantizer(torch.tensor(0.1), None, 8, True)
         (nn.Linear(4, 4), EIGHT, ASYMMETRIC),
         (nn.Conv2d(4, 4, 3, padding=1), EIGHT, EIGHT),
         (nn.Conv2d(4, 4, 2, 2, groups=2), EIGHT, EIGHT),
+        (nn.Conv2d(4, 4, 1), EIGHT, EIGHT),
         (nn.LayerNorm(4), EIGHT, EIGHT),
     ],
 )
