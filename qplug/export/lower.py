@@ -22,8 +22,11 @@ class Format(Protocol):
     def activation(self, decision: Decision, transposed: bool) -> nn.Module:
         """A module from an activation to its quantised values, their last two axes swapped where ``transposed``."""
 
-    def weight(self, decision: Decision, weight: Tensor, transposed: bool) -> nn.Module:
-        """A module without inputs that gives the quantised values of ``weight``; of a linear as (I, O)."""
+    def weight(self, decision: Decision, weight: Tensor, transposed: bool, beside: nn.Module | None) -> nn.Module:
+        """A module without inputs that gives the quantised values of ``weight``; of a linear as (I, O).
+
+        ``beside`` is the module of the operation's input, where that is quantised.
+        """
 
     def operation(self, original: nn.Module, decisions: Mapping[Role, Decision]) -> nn.Module | None:
         """The whole operation, where the format has a form of its own for it; ``None`` puts its operands together."""
@@ -131,7 +134,8 @@ def _operation(path: str, original: nn.Module, decisions: Mapping[Role, Decision
     if type(original) is nn.Linear or type(original) is nn.Conv2d:
         linear, weight = isinstance(original, nn.Linear), original.weight.detach()
         if "weight" in decisions:
-            operands["weight"] = form.weight(decisions["weight"], weight, transposed=linear)
+            beside = operands.get("input")
+            operands["weight"] = form.weight(decisions["weight"], weight, transposed=linear, beside=beside)
         else:
             operands["weight"] = FloatWeight(weight.t() if linear else weight)
         return LoweredLinear(original, operands) if isinstance(original, nn.Linear) else LoweredConv(original, operands)

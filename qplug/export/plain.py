@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from qplug.plan import Decision
-from qplug.quantizers import Quantizer, UniformQuantizer
+from qplug.quantizers import Quantizer, RegionQuantizer, UniformQuantizer
+
+LARGEST_TABLE = 1 << 16
+"""Base integers of a region-wise quantizer up to which its values are looked up."""
 
 
 class Traced(nn.Module):
@@ -33,6 +36,33 @@ class Traced(nn.Module):
             return place.round().clamp(self.quantizer.low, self.quantizer.high) * self.quantizer.scale
         codes = (place + self.quantizer.zero_point).round().clamp(self.quantizer.low, self.quantizer.high)
         return (codes - self.quantizer.zero_point) * self.quantizer.scale
+
+
+class Lookup(nn.Module):
+    """A region-wise quantizer by a table over its base integers, in four operators however many regions there are."""
+
+    step: Tensor
+    table: Tensor
+
+    def __init__(self, quantizer: RegionQuantizer, transposed: bool) -> None:
+        super().__init__()
+        self.least, self.most, self.transposed = quantizer.least, quantizer.most, transposed
+        step = quantizer.step.cpu()
+        integers = torch.arange(self.least, self.most + 1, dtype=torch.float32)
+        self.register_buffer("step", step)
+        self.register_buffer("table", copy.deepcopy(quantizer).cpu().infer(integers * step))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantise."""
+        values = self.table[(x / self.step).round().clamp(self.least, self.most).to(torch.int64) - self.least]
+        return values.transpose(-2, -1) if self.transposed else values
+
+
+def traced(quantizer: Quantizer, transposed: bool) -> nn.Module:
+    """A module from an activation to its quantised values, by operators that every format has."""
+    if type(quantizer) is RegionQuantizer and quantizer.most - quantizer.least < LARGEST_TABLE:
+        return Lookup(quantizer, transposed)
+    return Traced(quantizer, transposed)
 
 
 class DecodedWeight(nn.Module):

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_structure
 
 from qplug.export.lower import Format, float_weights, lower
-from qplug.export.plain import Traced, plain_weight
+from qplug.export.plain import plain_weight, traced
 from qplug.export.trace import INPUT, LOGITS, Call, named, trace
 from qplug.packing import pack_bits
 from qplug.plan import Decision
@@ -63,9 +63,9 @@ class Plain(Format):
 
     def activation(self, decision: Decision, transposed: bool) -> nn.Module:
         """See ``Format``."""
-        return Traced(decision.quantizer, transposed)
+        return traced(decision.quantizer, transposed)
 
-    def weight(self, decision: Decision, weight: Tensor, transposed: bool) -> nn.Module:
+    def weight(self, decision: Decision, weight: Tensor, transposed: bool, beside: nn.Module | None) -> nn.Module:
         """See ``Format``."""
         return plain_weight(decision, weight, transposed, PackedWeight)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
 from qplug.export.lower import Format
-from qplug.export.plain import DecodedWeight, Traced, plain_weight
+from qplug.export.plain import DecodedWeight, plain_weight, traced
 from qplug.plan import Decision
 from qplug.quantizers import UniformQuantizer
 
@@ -70,9 +70,9 @@ class Qonnx(Format):
         quantizer = decision.quantizer
         if type(quantizer) is UniformQuantizer:
             return Quant(quantizer, transposed)
-        return Traced(quantizer, transposed)
+        return traced(quantizer, transposed)
 
-    def weight(self, decision: Decision, weight: Tensor, transposed: bool) -> nn.Module:
+    def weight(self, decision: Decision, weight: Tensor, transposed: bool, beside: nn.Module | None) -> nn.Module:
         """See ``Format``."""
         quantizer = decision.quantizer
         if type(quantizer) is UniformQuantizer:

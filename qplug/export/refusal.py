@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from qplug.errors import InputError, QplugError
-from qplug.export.plain import DecodedWeight, Traced, plain_weight
+from qplug.export.plain import DecodedWeight, plain_weight, traced
 from qplug.plan import Decision
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _alone(decision: Decision) -> None:
     if decision.site.kind.is_weight:
         module = plain_weight(decision, torch.zeros(shape), False, DecodedWeight)
     else:
-        module, inputs = Traced(quantizer, False), (torch.zeros((1, *shape)),)
+        module, inputs = traced(quantizer, False), (torch.zeros((1, *shape)),)
     with torch.no_grad():
         program = torch.export.export(module.eval(), inputs, strict=False)
         torch.onnx.export(program, optimize=False, verbose=False)

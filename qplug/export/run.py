@@ -127,10 +127,12 @@ def refusal(parity: Parity, planned: Planned) -> ParityError:
     if place not in parity.places:
         said = f"those of a free run differ by {parity.free}; rounding noise of 1e-6 moves them by {parity.chaos:.1e}"
         return ParityError(said, where="logits", fix=FIX)
-    wrong = sum(not difference.agrees for difference in parity.places.values())
+    wrong = [" ".join(reversed(place)) for place, difference in parity.places.items() if not difference.agrees]
     quantizers = ", ".join(f"{role}: {q.describe()}" for role, q in planned.plan.of(operation).items())
     said = f"the runtime's {what} is not the simulation's, by {parity.places[place]}, for the same operands"
-    more = f"; {wrong} of {len(parity.places)} places differ, this is the first" if wrong > 1 else ""
+    more = (
+        f"; {len(wrong)} of {len(parity.places)} places differ: {', '.join(wrong[:5])}{', …' if len(wrong) > 5 else ''}"
+    )
     return ParityError(
         said + more, where=f"{operation} ({quantizers})" if quantizers else operation or "logits", fix=FIX
     )
