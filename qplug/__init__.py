@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qplug.allocation import Limit, choose_bits
-    from qplug.errors import GuardError, InputError, PluginError, QplugError, RecipeError
+    from qplug.errors import GuardError, InputError, ParityError, PluginError, QplugError, RecipeError
+    from qplug.export.run import Export, export_run
     from qplug.hooks import hookimpl
     from qplug.load import load_quantized
     from qplug.models.provenance import is_gelu
@@ -53,7 +54,8 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "qplug.allocation": ("Limit", "choose_bits"),
-    "qplug.errors": ("GuardError", "InputError", "PluginError", "QplugError", "RecipeError"),
+    "qplug.errors": ("GuardError", "InputError", "ParityError", "PluginError", "QplugError", "RecipeError"),
+    "qplug.export.run": ("Export", "export_run"),
     "qplug.hooks": ("hookimpl",),
     "qplug.load": ("load_quantized",),
     "qplug.models.provenance": ("is_gelu",),
@@ -86,6 +88,7 @@ __all__ = [
     "Config",
     "DataSource",
     "Event",
+    "Export",
     "Extra",
     "Granularity",
     "GuardError",
@@ -99,6 +102,7 @@ __all__ = [
     "ModelSource",
     "NormGroup",
     "OutputLoss",
+    "ParityError",
     "Plan",
     "PluginError",
     "QplugError",
@@ -124,6 +128,7 @@ __all__ = [
     "bit_penalty",
     "choose_bits",
     "evenly",
+    "export_run",
     "grid_search",
     "hookimpl",
     "is_gelu",

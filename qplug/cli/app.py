@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qplug.cache import Cache
     from qplug.report.screen import Screen
 
-ORDER = "run compare validate inspect sensitivity techniques plugins schema zoo new-plugin".split()
+ORDER = "run compare export bench validate inspect sensitivity techniques plugins schema zoo new-plugin".split()
 
 
 class Ordered(TyperGroup):
