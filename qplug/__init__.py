@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qplug.allocation import Limit, choose_bits
-    from qplug.errors import GuardError, InputError, PluginError, QplugError, RecipeError
+    from qplug.errors import GuardError, InputError, ParityError, PluginError, QplugError, RecipeError
+    from qplug.export.run import Export, export_run
     from qplug.hooks import hookimpl
     from qplug.load import load_quantized
+    from qplug.models.provenance import is_gelu
     from qplug.pipeline import RunResult, run
     from qplug.plan import Plan
     from qplug.quantizers import LogQuantizer, Quantizer, Region, RegionQuantizer, UniformQuantizer
@@ -47,13 +49,16 @@ if TYPE_CHECKING:
         Site,
         SiteKind,
         Smoothing,
+        matches,
     )
 
 _PUBLIC = {
     "qplug.allocation": ("Limit", "choose_bits"),
-    "qplug.errors": ("GuardError", "InputError", "PluginError", "QplugError", "RecipeError"),
+    "qplug.errors": ("GuardError", "InputError", "ParityError", "PluginError", "QplugError", "RecipeError"),
+    "qplug.export.run": ("Export", "export_run"),
     "qplug.hooks": ("hookimpl",),
     "qplug.load": ("load_quantized",),
+    "qplug.models.provenance": ("is_gelu",),
     "qplug.pipeline": ("RunResult", "run"),
     "qplug.plan": ("Plan",),
     "qplug.quantizers": ("LogQuantizer", "Quantizer", "Region", "RegionQuantizer", "UniformQuantizer"),
@@ -69,7 +74,7 @@ _PUBLIC = {
     "qplug.techniques": ("Config", "DataSource", "ModelSource", "Technique"),
     "qplug.types": (
         *("Adapter", "BackendOffer", "Choice", "Event", "Extra", "Granularity", "LossName", "Metric", "NormGroup"),
-        *("QuantSpec", "Rewrite", "Site", "SiteKind", "Smoothing"),
+        *("QuantSpec", "Rewrite", "Site", "SiteKind", "Smoothing", "matches"),
     ),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -83,6 +88,7 @@ __all__ = [
     "Config",
     "DataSource",
     "Event",
+    "Export",
     "Extra",
     "Granularity",
     "GuardError",
@@ -96,6 +102,7 @@ __all__ = [
     "ModelSource",
     "NormGroup",
     "OutputLoss",
+    "ParityError",
     "Plan",
     "PluginError",
     "QplugError",
@@ -121,12 +128,15 @@ __all__ = [
     "bit_penalty",
     "choose_bits",
     "evenly",
+    "export_run",
     "grid_search",
     "hookimpl",
+    "is_gelu",
     "learned_steps",
     "line_search",
     "load_quantized",
     "load_recipe",
+    "matches",
     "rectified_sigmoid",
     "run",
     "soft_bit_logits",

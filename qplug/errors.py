@@ -64,5 +64,9 @@ class PluginError(QplugError):
     """A plugin broke its contract or raised while running; names technique, distribution and version."""
 
 
+class ParityError(QplugError):
+    """A runtime does not compute from an exported file what was simulated."""
+
+
 class GuardError(QplugError):
     """A step that promised to preserve the function of the model did not."""

@@ -64,6 +64,8 @@ def resolve(quantize: Quantize, sites: Sequence[Site]) -> Specs:
                 granularity=override.granularity or spec.granularity,
                 symmetric=spec.symmetric if override.symmetric is None else override.symmetric,
             )
+            if spec.symmetric:
+                spec = replace(spec, zero_point="integer")
             if override.bits:
                 specs.fixed.add(site.name)
         if spec.granularity is Granularity.PER_HEAD and site.head_axis is None:

@@ -1,7 +1,8 @@
-"""A run folder → the quantised model that it describes."""
+"""A run folder → the quantised model that it describes, or the model and the plan that a backend makes it from."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,27 @@ from qplug.weights import FILE, load_weights
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from qplug.models import Preparation
     from qplug.recipe import Recipe
+
+
+@dataclass
+class Planned:
+    """What a run folder holds, before any backend.
+
+    Attributes:
+        run: the folder.
+        recipe: as it was resolved.
+        model: rewritten, attention explicit, BatchNorms folded, with the run's weights; eval mode, on the CPU.
+        plan: of that model.
+        preprocessing: how images, or texts, become its input.
+    """
+
+    run: Run
+    recipe: Recipe
+    model: nn.Module
+    plan: Plan
+    preprocessing: Preparation
 
 
 def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Registry | None = None) -> nn.Module:
@@ -49,6 +70,12 @@ def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Regist
     """
     registry = registry or installed()
     where = parse_device(device)
+    planned = load_planned(run_folder, registry)
+    return backend_of(planned.recipe.backend, registry).apply(planned.model.to(where), planned.plan).eval()
+
+
+def load_planned(run_folder: str | Path, registry: Registry) -> Planned:
+    """The model of a run and its plan, which any backend or exporter can lower; see ``load_quantized``."""
     run = read_run(run_folder)
     recipe = load_recipe(run.folder / "recipe.yaml", registry=registry)
     plan = _plan(run, registry)
@@ -63,7 +90,7 @@ def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Regist
         if known.get(site.name) != (site.kind, site.shape):
             what = f"quantises {site.name} ({site.kind.value}, {site.shape}), which the recipe's model lacks"
             raise InputError(what, where=str(run.folder / "plan.json"), fix=AGAIN)
-    return backend_of(recipe.backend, registry).apply(model.to(where), plan).eval()
+    return Planned(run, recipe, model, plan, source.preprocessing)
 
 
 def _plan(run: Run, registry: Registry) -> Plan:

@@ -14,13 +14,13 @@ from qplug.cache import Cache
 from qplug.calibrate import Calibration, watched_sites
 from qplug.calibrators import Calibrators
 from qplug.content import images_digest
+from qplug.conventions import CONVENTIONS, DEFAULT
 from qplug.data import LabelTransform, batches, check_disjoint
 from qplug.data.stream import Stream
 from qplug.fit import Fitter, allocate, resolve
 from qplug.guard import Guard
 from qplug.lock import EVALUATION_SEED, content_if_known, lock
-from qplug.metrics import BOPS_CONVENTION, Logits, account, compare, evaluate
-from qplug.metrics.accuracy import share_right
+from qplug.metrics import Logits, account, compare, costs, evaluate, share_right, uniform_plan
 from qplug.models import fingerprint
 from qplug.models.adapters import make_explicit
 from qplug.models.folding import Folding, fold_batchnorms
@@ -239,7 +239,7 @@ def run(
         **({"finetuned.top1": share_right(said[-1].logits, labels)} if tuned is not None else {}),
         **{key: value for history in trainings.values() for key, value in history.metrics().items()},
         "bits.by": allocation[0],
-        "bops_convention": BOPS_CONVENTION,
+        "bops_convention": str(CONVENTIONS[DEFAULT]),
         "images.calibration": len(calibration_images),
         "images.evaluation": len(evaluation_images),
         "float.forward_seconds": float_seconds,
@@ -266,6 +266,10 @@ def run(
     return result
 
 
+WIDTHS = ((8, 8), (4, 8), (4, 4))
+"""Bits of weights and activations at which ``inspect`` counts costs."""
+
+
 @dataclass
 class Inspection:
     """What of a model can be quantised.
@@ -275,12 +279,15 @@ class Inspection:
         total_macs: of one image.
         float_macs: module → multiply-accumulates that no site covers.
         float_norms: BatchNorms that could not be folded, each with the reason.
+        costs: convention → bits, as ``W8A8`` → size and bit operations, as ``metrics.costs`` has them, with every
+            operand that has a site quantised.
     """
 
     sites: list[Site]
     total_macs: int
     float_macs: dict[str, int]
     float_norms: dict[str, str] = field(default_factory=dict)
+    costs: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     @property
     def coverage(self) -> float:
@@ -289,12 +296,17 @@ class Inspection:
 
 
 def inspect(model_source: ModelSource, registry: Registry | None = None) -> Inspection:
-    """Load a model, make its attention explicit, fold its BatchNorms, and list its sites."""
+    """Load a model, make its attention explicit, fold its BatchNorms, list its sites, and count what it costs."""
     source = model_source.load()
     example = source.preprocessing.example()
     folding = _prepare(source.module, registry or installed(), example)
     site_map = find_sites(source.module, example)
-    return Inspection(site_map.sites, site_map.total_macs, site_map.uncovered_macs, folding.left)
+    plans = {f"W{weights}A{inputs}": uniform_plan(site_map, weights, inputs) for weights, inputs in WIDTHS}
+    counted = {
+        name: {bits: costs(source.module, plan, convention) for bits, plan in plans.items()}
+        for name, convention in CONVENTIONS.items()
+    }
+    return Inspection(site_map.sites, site_map.total_macs, site_map.uncovered_macs, folding.left, counted)
 
 
 def _prepare(model: torch.nn.Module, registry: Registry, image: torch.Tensor) -> Folding:

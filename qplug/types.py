@@ -51,10 +51,18 @@ MASKED = -3.4028234663852886e38
 OUT_OF_SCOPE = "quantize.scope"
 """Why the inputs of Softmax and LayerNorm stay in float where a recipe does not ask for them."""
 
+ZeroPoint = Literal["integer", "float"]
+"""What may stand for zero on the grid of an asymmetric quantizer."""
+
 Role = Literal["weight", "input", "lhs", "rhs"]
 
 LossName = Literal["mse", "fisher", "perturbation", "low_rank"]
 """What judges a reconstructed block's output; ``qplug.reconstruct.losses`` says what each is."""
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a pattern (* ? [..]) is that of ``name``, as recipes match sites and modules."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @dataclass(frozen=True)
@@ -95,11 +103,15 @@ class Site:
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """What the recipe asks of one site: ``bits`` (2 to 16), granularity, and whether zero must map to the integer 0."""
+    """What the recipe asks of one site: ``bits`` (2 to 16), granularity, and whether zero must map to the integer 0.
+
+    Where it need not, ``zero_point`` says what may stand for zero: an ``integer``, or any ``float`` (Q-MLP, Eq. 6).
+    """
 
     bits: int
     granularity: Granularity = Granularity.PER_TENSOR
     symmetric: bool = True
+    zero_point: ZeroPoint = "integer"
 
 
 @dataclass(frozen=True)
@@ -130,8 +142,7 @@ class NormGroup:
 
     def matches(self, patterns: Iterable[str]) -> bool:
         """Whether a pattern (* ? [..]) is that of the norm or of one of its linears."""
-        names = (self.norm, *self.linears)
-        return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+        return any(matches(name, patterns) for name in (self.norm, *self.linears))
 
     def balance(self, largest: Tensor, output: float, weight: float) -> Tensor:
         """(C,) eps_j = largest_j^output / max|W_j|^weight, W_j being column j of all the weights (SmoothQuant, Eq. 4).

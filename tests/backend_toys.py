@@ -16,6 +16,7 @@ SETTINGS = {
     "4 bits": (QuantSpec(4, C), QuantSpec(4)),
     "weights per tensor": (QuantSpec(3, T), QuantSpec(8)),
     "asymmetric": (QuantSpec(4, C, False), QuantSpec(4, T, False)),
+    "float zero point": (QuantSpec(4, C), QuantSpec(4, T, False, "float")),
     "channels of activations": (QuantSpec(6, C), QuantSpec(5, C)),
     "heads": (QuantSpec(4, C), QuantSpec(4, H)),
     "16 bits": (QuantSpec(16, C), QuantSpec(16)),

@@ -31,6 +31,9 @@ METRICS: dict[str, Any] = {
     "float.size_mb": 0.7,
     "bops_g": 0.0468,
     "bops_convention": "full",
+    "accounting.q-mlp.size_mb": 0.08,
+    "accounting.q-mlp.float.size_mb": 0.7,
+    "accounting.q-mlp.bops_g": 0.09,
     "bits.weights_mean": 4.0,
     "bits.activations_mean": 3.9,
     "coverage.macs": 0.9,
@@ -78,8 +81,11 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     def inspect(source: Any) -> Any:
         fake.asked = {"source": source}
         sites = [Site("a.weight", SiteKind.LINEAR_WEIGHT, "a", "weight", (2, 3), 6)]
-        left = {"float_macs": {"mystery": 6}, "float_norms": {"n": "is called 2 times"}}
-        return types.SimpleNamespace(sites=sites, total_macs=12, coverage=0.5, **left)
+        norms = {"n": "is called 2 times", "m": "is in training mode", "o": "is in training mode"}
+        left = {"float_macs": {"mystery": 6}, "float_norms": norms}
+        costs = {"W8A8": {"size_mb": 1.0, "bops_g": 2.0, "float.size_mb": 4.0, "float.bops_g": 32.0}}
+        more = {**left, "costs": {"full": costs, "q-mlp": costs}}
+        return types.SimpleNamespace(sites=sites, total_macs=12, coverage=0.5, **more)
 
     fake: Any = types.ModuleType("qplug.pipeline")
     fake.run, fake.inspect = run, inspect
@@ -120,7 +126,8 @@ def test_run_shows_a_summary(pipeline: Any, capsys: Output) -> None:
         "top-1, quantised      96.00 %",
         "logit SQNR            inf dB",
         "0.100 MB, 7.0 times less than float (0.700 MB)",
-        "bit operations        0.047 G (full)",
+        "bit operations        0.047 G\n",
+        "both counted by       full: MACs × bits × bits, attention's matmuls included",
         "weights 4.00, activations 3.90",
         "1.5 s, 15 float forwards",
         "statistics     0.25             2.5",
@@ -135,7 +142,19 @@ def test_run_shows_a_summary(pipeline: Any, capsys: Output) -> None:
         assert part in text
     assert "\x1b" not in text
     assert "─" not in text
+    assert "accounting" not in text
     assert errors == ""
+
+
+def test_run_counts_by_another_convention(pipeline: Any, capsys: Output) -> None:
+    assert call("run", "good.yaml", "--out", "here", "--accounting", "q-mlp") == 0
+    text = capsys.readouterr().out
+    assert "0.080 MB, 8.8 times less than float (0.700 MB)" in text
+    assert "bit operations        0.090 G\n" in text
+    assert "both counted by       q-mlp: 2 × MACs × bits × bits, no matmuls of attention" in text
+    for command in (["run", "good.yaml"], ["inspect", "vit_digits"], ["compare", "runs"]):
+        assert call(*command, "--accounting", "qmlp") == 2
+        assert "--accounting: no convention is called 'qmlp'\n  → did you mean 'q-mlp'?" in capsys.readouterr().err
 
 
 def test_run_names_the_folder_after_recipe_and_time(pipeline: Any, place: Path) -> None:
@@ -262,6 +281,12 @@ def test_inspect(pipeline: Any, capsys: Output, monkeypatch: pytest.MonkeyPatch,
     assert "a.weight  linear_weight    2×3     6" in text
     assert "both operands have sites in 50.0% of them\nstays in float: mystery, 6 MACs" in text
     assert "stays in float: n, a BatchNorm that is called 2 times" in text
+    assert "stay in float: 2 BatchNorms, each of which is in training mode: m, o" in text
+    assert [line.split() for line in text.splitlines() if line[:1] == "W"] == [
+        ["W32A32", "4.00", "32.0"],
+        ["W8A8", "1.00", "2.0"],
+    ]
+    assert "full: MACs × bits × bits" in text
     assert call("inspect", model, "--json") == 0
     assert json.loads(capsys.readouterr().out)["sites"][0]["macs"] == 6
 

@@ -242,3 +242,17 @@ def test_a_recipe_is_run_once_and_known_afterwards_without_torch(tmp_path):
     assert rows[0][0]["seeds"] == [0, 1]
     assert len(list((tmp_path / "runs").iterdir())) == 2
     assert results[1].stderr.splitlines()[-1] == "[]"
+
+
+def test_costs_are_counted_by_the_convention_that_is_asked_for(tmp_path, capsys):
+    asked = {"accounting.hawq.size_mb": 1.25, "accounting.hawq.bops_g": 70.5, "accounting.hawq.float.size_mb": 21.5}
+    write_run(tmp_path / "runs" / "a", resolved("a"), **asked)
+    code, text, _ = qplug(capsys, tmp_path / "runs")
+    assert code == 0
+    assert "MB and BOPs, full: MACs × bits × bits, attention's matmuls included" in text
+    _, text, _ = qplug(capsys, tmp_path / "runs", "--accounting", "hawq")
+    assert "MB and BOPs, hawq: MACs × bits × bits, no matmuls of attention; MB of 2^20 bytes" in text
+    assert "21.50" in text
+    (row,) = json.loads(qplug(capsys, tmp_path / "runs", "--accounting", "hawq", "--json")[1])["rows"]
+    assert (row["size_mb"], row["bops_g"]) == (1.25, 70.5)
+    assert row["bops_convention"].startswith("hawq: ")

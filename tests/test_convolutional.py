@@ -12,6 +12,7 @@ from torch import nn
 
 import qplug
 from qplug import InputError, Metric, Rewrite, Technique, hookimpl
+from qplug.conventions import CONVENTIONS
 from qplug.data import batches
 from qplug.models import FloatModel, Preprocessing
 from qplug.models.folding import BY, REASON
@@ -108,7 +109,7 @@ def test_a_mobilenet_is_covered_and_says_what_was_folded(tmp_path):
     assert len(changes) == 7
     assert result.plan.float_sites == {}
     assert result.warnings == ["toy.quiet had nothing to do: no site, norm or module was left for it"]
-    (decisions, *_) = summary_tables(result)
+    (decisions, *_) = summary_tables(result, CONVENTIONS["full"])
     assert decisions.notes == [f"7 × {BY}: {REASON}"]
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert [change["where"] for change in plan["changes"]] == [where for where, *_ in changes]

@@ -97,6 +97,14 @@ def test_overrides_match_names_modules_and_kinds_and_the_first_wins(known):
     assert {"blocks.0.attn.qkv.weight", "blocks.1.attn.qkv.input"} <= specs.fixed
 
 
+def test_a_float_zero_point_is_that_of_asymmetric_sites_alone(known):
+    section = quantize(overrides=[{"match": "head", "symmetric": True}])
+    activations = section.activations.model_copy(update={"symmetric": False, "zero_point": "float"})
+    specs = resolve(section.model_copy(update={"activations": activations}), known[1].sites)
+    assert specs["head.input"] == QuantSpec(4, T)
+    assert specs["blocks.0.attn.qkv.input"] == QuantSpec(4, T, False, "float")
+
+
 def test_an_override_that_matches_nothing_is_refused_even_behind_one_that_does(known):
     for overrides in (
         [{"match": "head", "bits": 8}, {"match": "heads", "bits": 8}],

@@ -52,7 +52,11 @@ DESIGNED = {
     *("images.calibration", "images.evaluation", "peak_memory_mb", "float.forward_seconds", "seconds.total"),
     *(f"seconds.{stage}" for stage in STAGES),
 }
-BESIDE = {"float.size_mb", "float.bops_g", "quantized.forward_seconds", "cache.seconds_saved", "bits.by"}
+COSTS = ("size_mb", "bops_g", "float.size_mb", "float.bops_g")
+BESIDE = {
+    *("float.size_mb", "float.bops_g", "quantized.forward_seconds", "cache.seconds_saved", "bits.by"),
+    *(f"accounting.{convention}.{cost}" for convention in ("q-mlp", "hawq") for cost in COSTS),
+}
 """Measured beside what the design lists."""
 
 MPTQ = (

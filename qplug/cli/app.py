@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
+from qplug.conventions import CONVENTIONS
 from qplug.errors import InputError, QplugError, RecipeError
 
 if TYPE_CHECKING:
     from qplug.cache import Cache
     from qplug.report.screen import Screen
 
-ORDER = "run compare validate inspect sensitivity techniques plugins schema zoo new-plugin".split()
+ORDER = "run compare export bench validate inspect sensitivity techniques plugins schema zoo new-plugin".split()
 
 
 class Ordered(TyperGroup):
@@ -47,6 +48,7 @@ CacheFolder = Annotated[
     Path | None, typer.Option("--cache", help="Folder that keeps statistics for other runs.", show_default="the user's")
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Compute everything anew, and keep nothing.")]
+Accounting = Annotated[str, typer.Option(help=f"How MB and BOPs are counted: {', '.join(CONVENTIONS)}.")]
 Device = Annotated[str, typer.Option(help="Where to compute, as torch names it.")]
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from qplug.cli.app import Json, State, app, model_source, print_json, screen_of
+from qplug.cli.app import Accounting, Json, State, app, model_source, print_json, screen_of
+from qplug.conventions import DEFAULT, convention
 
 
 @app.command()
@@ -61,13 +62,15 @@ def schema() -> None:
 def inspect(
     model: Annotated[str, typer.Argument(help="An embedded model, timm's name, or module:function.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Weights to load.", show_default=False)] = None,
+    accounting: Accounting = DEFAULT,
     as_json: Json = False,
 ) -> None:
-    """Show what of a model can be quantised.
+    """Show what of a model can be quantised, and what it would cost.
 
-    Sites, kinds, shapes and MACs, and what stays in float.
+    Sites, kinds, shapes and MACs, what stays in float, size and bit operations.
     """
     State.json = as_json
+    counted_by = convention(accounting)
     source = model_source(model, checkpoint)
     from qplug.pipeline import inspect as inspect_model
     from qplug.report.inspection import inspection, inspection_tables
@@ -77,5 +80,5 @@ def inspect(
         print_json(inspection(found, model))
         return
     screen = screen_of()
-    for table in inspection_tables(found, model):
+    for table in inspection_tables(found, model, counted_by):
         screen.table(table)

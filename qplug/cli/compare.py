@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qplug.cli.app import (
+    Accounting,
     CacheFolder,
     Device,
     Json,
@@ -22,6 +23,7 @@ from qplug.cli.app import (
     print_json,
     screen_of,
 )
+from qplug.conventions import DEFAULT, convention
 from qplug.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ def compare(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     as_html: Annotated[bool, typer.Option("--html", help="Print a page of HTML.")] = False,
+    accounting: Accounting = DEFAULT,
     device: Device = "cpu",
     cache_folder: CacheFolder = None,
     no_cache: NoCache = False,
@@ -74,6 +77,7 @@ def compare(
         raise InputError("choose one of --json, --csv, --markdown and --html")
     if diff and (paths or sort or where or paper):
         raise InputError("--diff names its two runs or recipes itself, and takes no --sort, --where or --paper")
+    counted_by = convention(accounting)
     wanted = list(diff or paths or ())
     if not wanted:
         raise InputError("name runs, recipes or sweeps to compare, or two of them with --diff")
@@ -95,11 +99,11 @@ def compare(
         raise InputError("a run is needed, and 0 can be read")
     groups = group(answers.runs, answers.recipes)
     sort = sort or ("none" if gather.titles else "top1")
-    rows = in_order(comparison.values(groups), sort, comparison.BEST_IS_LEAST)
+    rows = in_order(comparison.values(groups, counted_by), sort, comparison.BEST_IS_LEAST)
     rows = [row for row in rows if all(holds(row) for holds in checks)]
     if not rows:
         raise InputError("no row is left", where="--where", fix="leave out a condition; --json shows every value")
-    tables = [Table(title) for title in gather.titles] + comparison.comparison_tables(groups, rows)
+    tables = [Table(title) for title in gather.titles] + comparison.comparison_tables(groups, rows, counted_by)
     if paper:
         tables.append(comparison.paper_table(rows))
     left_out = [describe(error) for error in answers.failures]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qplug.cli.app import (
+    Accounting,
     CacheFolder,
     Device,
     Json,
@@ -22,6 +23,7 @@ from qplug.cli.app import (
     print_json,
     screen_of,
 )
+from qplug.conventions import DEFAULT, convention
 from qplug.errors import InputError, QplugError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def run(
     recipe: Annotated[Path, typer.Argument(show_default=False, help="A YAML file.")],
     overrides: Sets = None,
     out: Annotated[Path | None, typer.Option(help="The run folder to write.", show_default="runs/RECIPE-TIME")] = None,
+    accounting: Accounting = DEFAULT,
     as_json: Json = False,
     device: Device = "cpu",
     cache_folder: CacheFolder = None,
@@ -40,6 +43,7 @@ def run(
 ) -> None:
     """Quantise and measure by a recipe, and write a run folder."""
     State.json = as_json
+    counted_by = convention(accounting)
     from qplug.recipe import load_recipe
     from qplug.record import check_target
 
@@ -67,7 +71,7 @@ def run(
         print_json(summary(result))
         return
     screen = screen_of()
-    for table in summary_tables(result):
+    for table in summary_tables(result, counted_by):
         screen.table(table)
     for warning in result.warnings:
         screen.line(f"warning: {warning}", "yellow")

@@ -49,7 +49,9 @@ def _training(config: Mapping[str, Any], images: int) -> str:
 
 
 def _tensors(config: Mapping[str, Any]) -> str:
-    return f"{config['granularity'].replace('_', ' ')}, {'symmetric' if config['symmetric'] else 'asymmetric'}"
+    symmetry = "symmetric" if config["symmetric"] else "asymmetric"
+    zero = " with a float zero point" if config.get("zero_point") == "float" else ""
+    return f"{config['granularity'].replace('_', ' ')}, {symmetry}{zero}"
 
 
 def _override(override: Mapping[str, Any]) -> str:

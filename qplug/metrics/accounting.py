@@ -1,54 +1,133 @@
-"""Size, bit operations and mean bits of a plan, by a named convention."""
+"""Size, bit operations and mean bits of a plan, by named conventions (``qplug.conventions``)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
 from torch import nn
 
+from qplug.conventions import CONVENTIONS, Convention
+from qplug.models.explicit import MatMul
 from qplug.plan import Decision, Plan
+from qplug.quantizers import UniformQuantizer
+from qplug.sites import SiteMap
+from qplug.types import Granularity, QuantSpec, Site
 
-BOPS_CONVENTION = "full: MACs × bits × bits, attention's matmuls included, operands in float at 32 bits"
 FLOAT_BITS = 32
-MB = 1e6
 
 
 def account(model: nn.Module, plan: Plan) -> dict[str, float]:
-    """Costs of ``plan`` on ``model`` (the float model, after rewrites and smoothing).
+    """Costs of ``plan`` on ``model`` (the float model, after rewrites and smoothing), by every convention.
 
     Returns:
-        ``size_mb``: weights in their format with their scales, everything else (biases, norms, embeddings) in float32,
-        10^6 bytes to the MB; ``float.size_mb``: all of it in float32; ``bops_g``: 10^9 bit operations of one image;
-        ``bits.weights_mean`` and ``bits.activations_mean``: over the elements of quantised sites; ``coverage.macs``.
+        what ``costs`` gives, under ``Convention.key``; ``bits.weights_mean`` and ``bits.activations_mean``: over the
+        elements of quantised sites; ``coverage.macs``.
     """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    weights = [d for d in plan if d.site.kind.is_weight]
-    activations = [d for d in plan if not d.site.kind.is_weight]
-    stored = sum(d.quantizer.storage_bits(d.site.shape) for d in weights)
-    rest = parameters - sum(d.site.numel for d in weights)
+    counted = {
+        convention.key(metric): value
+        for convention in CONVENTIONS.values()
+        for metric, value in costs(model, plan, convention).items()
+    }
     return {
-        "size_mb": (stored + rest * FLOAT_BITS) / 8 / MB,
-        "float.size_mb": parameters * FLOAT_BITS / 8 / MB,
-        "bops_g": _bops(plan) / 1e9,
-        "float.bops_g": plan.total_macs * FLOAT_BITS**2 / 1e9,
-        "bits.weights_mean": _mean_bits(weights),
-        "bits.activations_mean": _mean_bits(activations),
+        **counted,
+        "bits.weights_mean": _mean_bits(_weights(plan)),
+        "bits.activations_mean": _mean_bits([d for d in plan if not d.site.kind.is_weight]),
         "coverage.macs": plan.coverage,
     }
 
 
-def _bops(plan: Plan) -> float:
-    operations: dict[str, list[Decision]] = {}
-    for decision in plan:
-        if decision.site.macs:
-            operations.setdefault(decision.site.module, []).append(decision)
-    total = counted = 0
-    for decisions in operations.values():
-        macs = decisions[0].site.macs
-        bits = [d.quantizer.bits for d in decisions] + [FLOAT_BITS] * (2 - len(decisions))
-        total += macs * bits[0] * bits[1]
-        counted += macs
-    return total + (plan.total_macs - counted) * FLOAT_BITS**2
+def costs(model: nn.Module, plan: Plan, convention: Convention) -> dict[str, float]:
+    """``size_mb`` and ``float.size_mb``; ``bops_g`` and ``float.bops_g``, 10^9 bit operations of one image.
+
+    Where a convention counts every parameter at the weights' bits, a quantised weight counts at its own, what its
+    operation adds to it (a bias) and what belongs to no operation (norms, embeddings) at the mean of all quantised
+    weights, and an operation whose weight stays in float in float32 [ours: the papers have one width everywhere].
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    bits = _stored_bits(parameters, plan) if convention.stored else _bits_at_weights(model, plan)
+    operations = _Operations.of(model, plan, convention)
+    return {
+        "size_mb": bits / 8 / convention.megabyte,
+        "float.size_mb": parameters * FLOAT_BITS / 8 / convention.megabyte,
+        "bops_g": convention.operations * operations.bops / 1e9,
+        "float.bops_g": convention.operations * operations.macs * FLOAT_BITS**2 / 1e9,
+    }
 
 
-def _mean_bits(decisions: list[Decision]) -> float:
+def uniform_plan(site_map: SiteMap, weights: int, activations: int) -> Plan:
+    """The plan that quantises every operand of ``site_map`` at these bits: what an architecture costs, before any range
+    is known. One scale a channel for weights, one a tensor for activations; the scales mean nothing.
+    """
+    decisions = {}
+    for site in (site for site in site_map.sites if site.macs):
+        per_channel = site.kind.is_weight
+        bits = weights if per_channel else activations
+        spec = QuantSpec(bits, Granularity.PER_CHANNEL if per_channel else Granularity.PER_TENSOR)
+        decisions[site.name] = Decision(site, spec, UniformQuantizer(_scale(site), None, bits, True), "", "", "")
+    return Plan(decisions, float_macs=site_map.float_macs(decisions), total_macs=site_map.total_macs)
+
+
+def _scale(site: Site) -> torch.Tensor:
+    return torch.ones(site.shape[0], *[1] * (len(site.shape) - 1)) if site.kind.is_weight else torch.ones(())
+
+
+def _weights(plan: Plan) -> list[Decision]:
+    return [decision for decision in plan if decision.site.kind.is_weight]
+
+
+def _stored_bits(parameters: int, plan: Plan) -> float:
+    """Weights in their format with their scales, everything else (biases, norms, embeddings) in float32."""
+    weights = _weights(plan)
+    rest = parameters - sum(d.site.numel for d in weights)
+    return sum(d.quantizer.storage_bits(d.site.shape) for d in weights) + rest * FLOAT_BITS
+
+
+def _bits_at_weights(model: nn.Module, plan: Plan) -> float:
+    weights = {d.site.name: d for d in _weights(plan)}
+    in_float = {module for module in plan.float_macs if f"{module}.weight" not in weights}
+    mean = _mean_bits(weights.values())
+    total = 0.0
+    for name, parameter in model.named_parameters():
+        if name in weights:
+            total += weights[name].site.numel * weights[name].quantizer.bits
+        else:
+            total += parameter.numel() * (FLOAT_BITS if name.rpartition(".")[0] in in_float else mean)
+    return total
+
+
+@dataclass
+class _Operations:
+    """MACs of one image: module → (MACs, the bits of its operands), and how many belong to none of these modules."""
+
+    known: dict[str, tuple[int, list[int]]]
+    elsewhere: int
+
+    @classmethod
+    def of(cls, model: nn.Module, plan: Plan, convention: Convention) -> _Operations:
+        """Those that the convention counts. Attention that was not made explicit is elsewhere, and counts always."""
+        known = {module: (macs, list[int]()) for module, macs in plan.float_macs.items()}
+        for decision in (d for d in plan if d.site.macs):
+            known.setdefault(decision.site.module, (decision.site.macs, []))[1].append(decision.quantizer.bits)
+        elsewhere = plan.total_macs - sum(macs for macs, _ in known.values())
+        if not convention.attention:
+            matmuls = {name for name, module in model.named_modules() if isinstance(module, MatMul)}
+            known = {module: found for module, found in known.items() if module not in matmuls}
+        return cls(known, elsewhere)
+
+    @property
+    def macs(self) -> int:
+        return sum(macs for macs, _ in self.known.values()) + self.elsewhere
+
+    @property
+    def bops(self) -> int:
+        """MACs × bits × bits; an operand without a quantizer has 32."""
+        operands = ((macs, *bits, FLOAT_BITS, FLOAT_BITS) for macs, bits in self.known.values())
+        return sum(macs * one * other for macs, one, other, *_ in operands) + self.elsewhere * FLOAT_BITS**2
+
+
+def _mean_bits(decisions: Iterable[Decision]) -> float:
+    decisions = list(decisions)
     elements = sum(d.site.numel for d in decisions)
     return sum(d.quantizer.bits * d.site.numel for d in decisions) / elements if elements else float(FLOAT_BITS)

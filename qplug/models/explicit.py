@@ -49,6 +49,9 @@ class ExplicitAttention(nn.Module):
     attn_drop: nn.Module
     proj: nn.Module
     proj_drop: nn.Module
+    num_heads: int
+    attn_dim: int
+    scale: float
 
     def __init__(self, original: Any) -> None:
         super().__init__()

@@ -117,7 +117,9 @@ class ZooModel(ModelSource):
         """``model: {source: zoo, name: vit_digits}``."""
 
         source: Literal["zoo"]
-        name: Literal["vit_digits"] = Field(description="vit_digits: a ViT of 0.17 M parameters for 8×8 grey digits")
+        name: Literal["vit_digits", "mixer_digits", "resmlp_digits", "convmixer_digits"] = Field(
+            description="a ViT, MLP-Mixer, ResMLP or ConvMixer of 0.05 to 0.17 M parameters for 8×8 grey digits"
+        )
 
     def load(self) -> FloatModel:
         """Build the model; raises ``InputError`` where the installation's checkpoint is damaged."""

@@ -63,8 +63,8 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = entry.build()
-        _fit(model, *_tensors(entry, "train"), epochs, progress or (lambda done, total: None))
-    accuracy = top1(model, *_tensors(entry, "test"))
+        fit(model, *tensors(entry, "train"), epochs, progress)
+    accuracy = top1(model, *tensors(entry, "test"))
     training = {
         "model": name,
         "seed": seed,
@@ -85,7 +85,8 @@ def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
         return float((model(images).argmax(1) == labels).float().mean())
 
 
-def _tensors(entry: Entry, split: str) -> tuple[Tensor, Tensor]:
+def tensors(entry: Entry, split: str) -> tuple[Tensor, Tensor]:
+    """(images (N, 1, 8, 8) float32 as ``entry``'s model takes them, labels (N,) int64) of ``train`` or ``test``."""
     import torch
 
     from qplug.data.digits import arrays
@@ -96,7 +97,14 @@ def _tensors(entry: Entry, split: str) -> tuple[Tensor, Tensor]:
     return images.sub(mean).div(std), torch.from_numpy(labels).long()
 
 
-def _fit(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, progress: Callable[[int, int], None]) -> None:
+def fit(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epochs: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Train ``model`` in place on images (N, 1, 8, 8) and labels (N,), and leave it in training mode; see ``train``."""
     import torch
     from torch.nn import functional as F
 
@@ -113,7 +121,8 @@ def _fit(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, progress
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-        progress(epoch + 1, epochs)
+        if progress is not None:
+            progress(epoch + 1, epochs)
 
 
 def augment(images: Tensor) -> Tensor:

@@ -36,14 +36,63 @@ def vit_digits() -> nn.Module:
     return model
 
 
+def mixer_digits() -> nn.Module:
+    """timm's MLP-Mixer for 8×8 grey digits: 16 tokens, 64 channels, 4 blocks, 105,738 parameters.
+
+    Its embedded checkpoint has 98.33 % top-1, made and measured as that of ``vit_digits``.
+    """
+    from timm.models.mlp_mixer import MlpMixer
+
+    model: nn.Module = MlpMixer(
+        img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=64, num_blocks=4, mlp_ratio=(0.5, 3.0)
+    )
+    return model
+
+
+def resmlp_digits() -> nn.Module:
+    """timm's ResMLP, with its Affine norms, for 8×8 grey digits: 16 tokens, 64 channels, 4 blocks, 103,050 parameters.
+
+    LayerScale starts at 0.1: the architecture's own 1e-4 is for more blocks [ours]. Its embedded checkpoint has 99.00 %
+    top-1, made and measured as that of ``vit_digits``.
+    """
+    from functools import partial
+
+    from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
+
+    model: nn.Module = MlpMixer(
+        img_size=8,
+        patch_size=2,
+        in_chans=1,
+        num_classes=10,
+        embed_dim=64,
+        num_blocks=4,
+        mlp_ratio=3.0,
+        block_layer=partial(ResBlock, init_values=0.1),
+        norm_layer=Affine,
+    )
+    return model
+
+
+def convmixer_digits() -> nn.Module:
+    """timm's ConvMixer, with ReLU as ConvMixer-768/32 has it, for 8×8 grey digits: 4×4 positions, 96 channels, 4 blocks
+    of 5×5 and 1×1 convolutions, 50,410 parameters.
+
+    Its embedded checkpoint has 99.17 % top-1, made and measured as that of ``vit_digits``.
+    """
+    from timm.models.convmixer import ConvMixer
+    from torch.nn import ReLU
+
+    model: nn.Module = ConvMixer(
+        dim=96, depth=4, kernel_size=5, patch_size=2, in_chans=1, num_classes=10, act_layer=ReLU
+    )
+    return model
+
+
+_DIGITS = Preprocessing(input_size=(1, 8, 8), mean=(0.305,), std=(0.376,), interpolation="bilinear", crop_pct=1.0)
+
 ZOO: dict[str, Entry] = {
-    "vit_digits": Entry(
-        build=vit_digits,
-        preprocessing=Preprocessing(
-            input_size=(1, 8, 8), mean=(0.305,), std=(0.376,), interpolation="bilinear", crop_pct=1.0
-        ),
-        epochs=300,
-    ),
+    model.__name__: Entry(model, _DIGITS, epochs=300)
+    for model in (vit_digits, mixer_digits, resmlp_digits, convmixer_digits)
 }
 
 

@@ -18,7 +18,8 @@ class UniformQuantizer(Quantizer):
 
     Args:
         scale: float32, positive, broadcastable with the tensor: () or (C, 1, …) or (H, 1, 1).
-        zero_point: float32 holding integers, broadcastable with ``scale``; 0 where symmetric.
+        zero_point: float32, broadcastable with ``scale``; integers, unless ``QuantSpec.zero_point`` allows any float; 0
+            where symmetric.
         bits: 2 to 16.
         signed: whether the integers are signed. The paper's Eq. 2 always is; here a symmetric quantizer of a tensor
             without negative values is unsigned, which keeps half of its codes from being wasted [ours].
@@ -42,8 +43,10 @@ class UniformQuantizer(Quantizer):
         """The quantizer whose grid just holds [low, high] (any broadcastable shape, float).
 
         Symmetric: s = max(|low|, |high|)/(2^(b−1) − 1), or high/(2^b − 1) where no low is negative. Asymmetric:
-        s = (high − low)/(2^b − 1) with the range widened to hold 0, and the zero point rounded to an integer.
-        An empty range gives the smallest normal scale, which maps everything to about 0.
+        s = (high − low)/(2^b − 1) and z = −low/s (Q-MLP, Eq. 5 and 6; its Eq. 1 counts from −2^(b−1), so that its zero
+        point is this one less 2^(b−1)). An integer zero point is that, rounded, of the range widened to hold 0 [ours];
+        a float one is as it is, and 0 need not lie on the grid. An empty range gives the smallest normal scale, which
+        maps everything to about 0.
         """
         low, high = low.to(torch.float32), high.to(torch.float32)
         if spec.symmetric:
@@ -51,10 +54,12 @@ class UniformQuantizer(Quantizer):
             top = integer_range(spec.bits, signed)[1]
             span = torch.maximum(low.abs(), high.abs()) if signed else high
             return cls((span / top).clamp_min(TINY), None, spec.bits, signed)
-        low, high = low.clamp_max(0.0), high.clamp_min(0.0)
         top = integer_range(spec.bits, False)[1]
+        free = (high > low) & (spec.zero_point == "float")  # a constant needs 0 in its range to have a scale
+        low, high = torch.where(free, low, low.clamp_max(0.0)), torch.where(free, high, high.clamp_min(0.0))
         scale = ((high - low) / top).clamp_min(TINY)
-        return cls(scale, torch.round(-low / scale).clamp(0, top), spec.bits, False)
+        zero = -low / scale
+        return cls(scale, torch.where(free, zero, zero.round().clamp(0, top)), spec.bits, False)
 
     def scaled(self, factor: Tensor | float) -> UniformQuantizer:
         """The same integers over a range ``factor`` times as wide (broadcastable with ``scale``)."""
@@ -99,6 +104,6 @@ class UniformQuantizer(Quantizer):
     def describe(self) -> str:
         """For example ``uniform int4 ×192``: the integers, and the number of scales where there are several."""
         several = f" ×{self.scale.numel()}" if self.scale.numel() > 1 else ""
-        return (
-            f"uniform {'int' if self.signed else 'uint'}{self.bits}{'' if self.symmetric else ' asymmetric'}{several}"
-        )
+        float_zero = " float zero" if bool((self.zero_point != self.zero_point.round()).any()) else ""
+        asymmetric = "" if self.symmetric else " asymmetric"
+        return f"uniform {'int' if self.signed else 'uint'}{self.bits}{asymmetric}{float_zero}{several}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from qplug.recipe.load import load_recipe
 from qplug.recipe.report import render_problems
 from qplug.recipe.schema import (
+    ActivationConfig,
     DataConfig,
     Override,
     Quantize,
@@ -17,6 +18,7 @@ from qplug.recipe.schema import (
 )
 
 __all__ = [
+    "ActivationConfig",
     "DataConfig",
     "Override",
     "Quantize",

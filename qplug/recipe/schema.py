@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Union
 
@@ -13,7 +14,7 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_
 from qplug.recipe.training import FineTune, Qat, Training
 from qplug.registry import Registry
 from qplug.techniques import Component, Config
-from qplug.types import Granularity, QuantSpec, Site
+from qplug.types import Granularity, QuantSpec, Site, ZeroPoint
 
 Bits = Annotated[int, Field(ge=2, le=16, description="bit width, in bits")]
 
@@ -34,6 +35,24 @@ class WeightConfig(TensorConfig):
     """As ``TensorConfig``, with one scale a channel unless the recipe says otherwise."""
 
     granularity: Granularity = Field(Granularity.PER_CHANNEL, description="how many scales a tensor gets")
+
+
+class ActivationConfig(TensorConfig):
+    """As ``TensorConfig``, with what stands for zero where the range is not symmetric around it."""
+
+    zero_point: ZeroPoint = Field(
+        "integer", description="what stands for zero where not symmetric: integer, as hardware has it, or any float"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_zero_point(self) -> ActivationConfig:
+        if self.symmetric and self.zero_point == "float":
+            raise ValueError("'zero_point: float' needs 'symmetric: false': a symmetric range has its zero at 0")
+        return self
+
+    def spec(self) -> QuantSpec:
+        """These values as the hooks receive them."""
+        return replace(super().spec(), zero_point=self.zero_point)
 
 
 class Override(Config):
@@ -78,7 +97,7 @@ class Quantize(Config):
     """Bits and granularity before any technique has its say."""
 
     weights: WeightConfig
-    activations: TensorConfig
+    activations: ActivationConfig
     overrides: tuple[Override, ...] = ()
     scope: Scope = Scope()
 

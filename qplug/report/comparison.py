@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qplug.compare.noise import letter
 from qplug.compare.protocol import paper_figure, protocol
+from qplug.conventions import Convention
 from qplug.report.run import number, percent
 from qplug.report.screen import Table
 
@@ -20,12 +21,19 @@ BEST_IS_LEAST |= {"bits_weights", "bits_activations"}
 TIES = "rows that share a letter are ties: exact test over images (p ≥ 0.05), or 95 % bootstrap over seeds holds 0"
 
 
-def values(groups: Iterable[Group]) -> list[Values]:
-    """One flat mapping a row, for ``--json``, ``--csv``, ``--sort`` and ``--where``; shares are fractions."""
-    return [_values(group, row, tie) for group in groups for row, tie in zip(group.rows, group.ties, strict=True)]
+def values(groups: Iterable[Group], convention: Convention) -> list[Values]:
+    """One flat mapping a row, for ``--json``, ``--csv``, ``--sort`` and ``--where``; shares are fractions.
+
+    Sizes and bit operations are those that ``convention`` counts.
+    """
+    return [
+        _values(group, row, tie, convention)
+        for group in groups
+        for row, tie in zip(group.rows, group.ties, strict=True)
+    ]
 
 
-def _values(group: Group, row: Row, tie: str) -> Values:
+def _values(group: Group, row: Row, tie: str, convention: Convention) -> Values:
     top1 = row.mean("quantized.top1")
     return {
         "name": row.name,
@@ -35,9 +43,9 @@ def _values(group: Group, row: Row, tie: str) -> Values:
         "bits_weights": row.mean("bits.weights_mean"),
         "bits_activations": row.mean("bits.activations_mean"),
         "protocol": protocol(row.runs[0]),
-        "size_mb": row.mean("size_mb"),
-        "bops_g": row.mean("bops_g"),
-        "bops_convention": row.runs[0].metrics.get("bops_convention"),
+        "size_mb": row.mean(convention.key("size_mb")),
+        "bops_g": row.mean(convention.key("bops_g")),
+        "bops_convention": str(convention),
         "coverage": row.mean("coverage.macs"),
         "images": group.images,
         "evaluation_images": group.evaluation,
@@ -97,12 +105,13 @@ def bits(row: Row) -> str:
     return text
 
 
-def comparison_tables(groups: Sequence[Group], rows: Sequence[Values]) -> list[Table]:
+def comparison_tables(groups: Sequence[Group], rows: Sequence[Values], convention: Convention) -> list[Table]:
     """One table a group, the float model first.
 
     Args:
         groups: where the float model's figures come from.
         rows: of ``values``, as sorted and filtered.
+        convention: that ``rows`` were counted by.
     """
     letters: dict[str, str] = {}
     tables = []
@@ -119,12 +128,13 @@ def comparison_tables(groups: Sequence[Group], rows: Sequence[Values]) -> list[T
         which = f" ({group.evaluation[:8]}…)" if models[group.model] > 1 else ""
         title = f"{group.model}: {group.images} images{which}, float top-1 {percent(group.float_top1, 1)}"
         notes = [_seeds(mine), *([TIES] if any(row["tie"] for row in mine) else [])]
-        cells = [_float_row(metrics)] + [tuple(cell(row) for _, cell in COLUMNS) for row in mine]
+        cells = [_float_row(metrics, convention)] + [tuple(cell(row) for _, cell in COLUMNS) for row in mine]
         tables.append(Table(title, [name for name, _ in COLUMNS], cells, RIGHT, notes))
     if tables:
-        convention = rows[0]["bops_convention"]
         legend = [f"{sign}: {text}" for text, sign in letters.items()]
-        tables.append(Table("Protocols", notes=[*legend, f"BOPs, {convention}; seconds as computed without a cache"]))
+        tables.append(
+            Table("Protocols", notes=[*legend, f"MB and BOPs, {convention}", "seconds as computed without a cache"])
+        )
     if len(tables) > 2:
         tables[-1].notes = [*tables[-1].notes, "models or images differ between the tables above: compare within each"]
     return tables
@@ -147,12 +157,12 @@ def _seeds(rows: Sequence[Values]) -> str:
     return f"seed {seeds} alone: how much the choice of calibration images moves a figure is not known"
 
 
-def _float_row(metrics: dict[str, Any]) -> tuple[str, ...]:
+def _float_row(metrics: dict[str, Any], convention: Convention) -> tuple[str, ...]:
     known = {
         "recipe": "float",
         "bits": "W32A32",
-        "MB": number(metrics.get("float.size_mb")),
-        "GBOPs": number(metrics.get("float.bops_g"), digits=1),
+        "MB": number(metrics.get(convention.key("float.size_mb"))),
+        "GBOPs": number(metrics.get(convention.key("float.bops_g")), digits=1),
         "top-1": percent(metrics.get("float.top1"), 1),
     }
     return tuple(known.get(title, "") for title, _ in COLUMNS)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from qplug.conventions import Convention
+from qplug.report.run import number
 from qplug.report.screen import Table
 
 if TYPE_CHECKING:
@@ -11,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def inspection(found: Inspection, model: str) -> dict[str, Any]:
-    """Sites with kinds, shapes and MACs, and what no site covers."""
+    """Sites with kinds, shapes and MACs, what no site covers, and costs by every convention."""
     sites = [
         {
             "name": s.name,
@@ -30,11 +33,12 @@ def inspection(found: Inspection, model: str) -> dict[str, Any]:
         "coverage": found.coverage,
         "float_macs": dict(found.float_macs),
         "float_norms": dict(found.float_norms),
+        "costs": dict(found.costs),
     }
 
 
-def inspection_tables(found: Inspection, model: str) -> list[Table]:
-    """Every site, the kinds, and the coverage."""
+def inspection_tables(found: Inspection, model: str, convention: Convention) -> list[Table]:
+    """Every site, the kinds, the coverage, and the costs by one convention."""
     rows = [(s.name, s.kind.value, "×".join(map(str, s.shape)), f"{s.macs:,}") for s in found.sites]
     kinds: dict[str, list[int]] = {}
     for site in found.sites:
@@ -45,9 +49,29 @@ def inspection_tables(found: Inspection, model: str) -> list[Table]:
     notes = [
         f"MACs of one image: {found.total_macs:,}; both operands have sites in {found.coverage:.1%} of them",
         *(f"stays in float: {name}, {macs:,} MACs" for name, macs in found.float_macs.items()),
-        *(f"stays in float: {name}, a BatchNorm that {reason}" for name, reason in found.float_norms.items()),
+        *_norms(found.float_norms),
     ]
     return [
         Table(f"Sites of {model}", ("site", "kind", "shape", "MACs"), rows, right=("shape", "MACs")),
         Table("Kinds", ("kind", "sites", "elements"), by_kind, right=("sites", "elements"), notes=notes),
+        _costs(found.costs[convention.name], convention),
     ]
+
+
+def _norms(left: Mapping[str, str]) -> Iterator[str]:
+    """A line for each reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        names.setdefault(reason, []).append(name)
+    for reason, some in names.items():
+        if len(some) == 1:
+            yield f"stays in float: {some[0]}, a BatchNorm that {reason}"
+        else:
+            yield f"stay in float: {len(some)} BatchNorms, each of which {reason}: {', '.join(some)}"
+
+
+def _costs(by_bits: Mapping[str, Mapping[str, float]], convention: Convention) -> Table:
+    first = next(iter(by_bits.values()))
+    rows = [("W32A32", number(first["float.size_mb"]), number(first["float.bops_g"], digits=1))]
+    rows += [(bits, number(cost["size_mb"]), number(cost["bops_g"], digits=1)) for bits, cost in by_bits.items()]
+    return Table("Costs", ("bits", "MB", "GBOPs"), rows, right=("MB", "GBOPs"), notes=[str(convention)])

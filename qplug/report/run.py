@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from qplug.conventions import Convention
 from qplug.report.screen import Table
 from qplug.types import OUT_OF_SCOPE
 
@@ -18,7 +19,7 @@ TRAININGS = {"finetune": "fine-tuning", "qat": "QAT"}
 """Stages that train, and what tables call them."""
 _OPTIONAL = {"softmax_input": "Softmax", "layernorm_input": "LayerNorm"}
 _OWN = {"float", "quantized", "bits", "coverage", "images", "seconds", "cache", "finetune", "finetuned", "qat"}
-_OWN |= {"size_mb", "bops_g", "bops_convention", "peak_memory_mb"}
+_OWN |= {"accounting", "size_mb", "bops_g", "bops_convention", "peak_memory_mb"}
 
 
 def summary(result: RunResult) -> dict[str, Any]:
@@ -52,8 +53,8 @@ def decisions(result: RunResult) -> list[dict[str, Any]]:
     ]
 
 
-def summary_tables(result: RunResult) -> list[Table]:
-    """Decisions by kind, time, results, and what must be known to read them."""
+def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
+    """Decisions by kind, time, results with the costs by one convention, and what must be known to read them."""
     m = result.metrics
     bits = f"weights {number(m.get('bits.weights_mean'))}, activations {number(m.get('bits.activations_mean'))}"
     rows = [
@@ -62,8 +63,9 @@ def summary_tables(result: RunResult) -> list[Table]:
         ("top-1, quantised", percent(m.get("quantized.top1"))),
         ("agreement with float", percent(m.get("quantized.agreement"))),
         ("logit SQNR", number(m.get("quantized.logit_sqnr_db"), "dB")),
-        ("size", _size(m)),
-        ("bit operations", f"{number(m.get('bops_g'), 'G', 3)} ({m.get('bops_convention', 'convention not given')})"),
+        ("size", _size(m, convention)),
+        ("bit operations", number(m.get(convention.key("bops_g")), "G", 3)),
+        ("both counted by", str(convention)),
         ("mean bits", bits),
         ("MACs quantised", percent(m.get("coverage.macs"))),
         ("images", f"{m.get('images.calibration', '–')} to calibrate, {m.get('images.evaluation', '–')} to measure"),
@@ -159,8 +161,8 @@ def _seconds(m: Metrics) -> str:
     )
 
 
-def _size(m: Metrics) -> str:
-    size, whole = m.get("size_mb"), m.get("float.size_mb")
+def _size(m: Metrics, convention: Convention) -> str:
+    size, whole = m.get(convention.key("size_mb")), m.get(convention.key("float.size_mb"))
     text = number(size, "MB", 3)
     return f"{text}, {whole / size:.1f} times less than float ({whole:.3f} MB)" if size and whole else text
 

@@ -18,7 +18,7 @@ from qplug.models.adapters import make_explicit
 from qplug.models.folding import fold_batchnorms
 from qplug.plan import Decision
 from qplug.recall import Recall
-from qplug.recipe.schema import Bits, Override, Quantize, Scope, TensorConfig, WeightConfig
+from qplug.recipe.schema import ActivationConfig, Bits, Override, Quantize, Scope, WeightConfig
 from qplug.registry import Registry, installed
 from qplug.runtime import Clock, backend_of, full_float32, parse_device
 from qplug.sensitivity.correlation import Correlation, correlations
@@ -55,7 +55,7 @@ class Request(Config):
     def quantize(self) -> Quantize:
         """The ``quantize`` section of a recipe that asks for this."""
         bits = self.drop_at
-        return Quantize(weights=WeightConfig(bits=bits), activations=TensorConfig(bits=bits), scope=self.scope)
+        return Quantize(weights=WeightConfig(bits=bits), activations=ActivationConfig(bits=bits), scope=self.scope)
 
 
 @dataclass(frozen=True)

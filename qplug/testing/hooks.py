@@ -49,8 +49,10 @@ def _specs(site: Site) -> list[QuantSpec]:
     specs = [QuantSpec(4), QuantSpec(4, symmetric=False), QuantSpec(8)]
     if site.kind.is_weight:
         specs.append(QuantSpec(4, PER_CHANNEL))
-    elif site.head_axis is not None:
-        specs.append(QuantSpec(4, PER_HEAD))
+    else:
+        specs.append(QuantSpec(4, symmetric=False, zero_point="float"))
+        if site.head_axis is not None:
+            specs.append(QuantSpec(4, PER_HEAD))
     return specs
 
 

@@ -31,6 +31,13 @@ def test_trained_rows_say_so(tmp_path):
     assert "fine-tuned" not in protocol(run)
 
 
+def test_a_float_zero_point_is_part_of_the_protocol(tmp_path):
+    recipe = resolved()
+    recipe["quantize"]["activations"] |= {"symmetric": False, "zero_point": "float"}
+    said = protocol(read_run(write_run(tmp_path / "one", recipe)))
+    assert said["activations"] == "per tensor, asymmetric with a float zero point"
+
+
 def figure(tmp_path, **more):
     published = [{"model": "deit_tiny", "weights": 4, "activations": 4, "top1": 55.62, "float_top1": 72.18}]
     paper = {"title": "A paper, Table 1", "protocol": {"evaluation images": 50000, "calibration images": 32}}

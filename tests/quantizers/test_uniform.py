@@ -22,7 +22,8 @@ def fitted(draw):
     low, high = sorted((draw(FLOATS), draw(FLOATS)))
     if high - low < 1e-3:
         high = low + 1.0
-    spec = QuantSpec(draw(BITS), Granularity.PER_TENSOR, draw(st.booleans()))
+    symmetric, zero_point = draw(st.sampled_from([(True, "integer"), (False, "integer"), (False, "float")]))
+    spec = QuantSpec(draw(BITS), Granularity.PER_TENSOR, symmetric, zero_point)
     quantizer = UniformQuantizer.from_range(torch.tensor(low), torch.tensor(high), spec)
     return quantizer, torch.tensor(draw(LISTS), dtype=torch.float32)
 
@@ -134,6 +135,43 @@ def test_asymmetric_holds_zero_exactly(one, other, bits):
     assert float(quantizer(torch.zeros(()))) == 0.0
     assert float(quantizer.zero_point) == round(float(quantizer.zero_point))
     assert 0 <= float(quantizer.zero_point) <= quantizer.high
+
+
+@given(FLOATS, FLOATS, BITS)
+def test_q_mlps_equations_1_5_and_6_in_float64(one, other, bits):
+    """Its integers run from −2^(k−1), and ours from 0; the float zero point is Eq. 1 without its rounding."""
+    r_min, r_max = sorted((np.float64(one), np.float64(other)))
+    if r_max - r_min < 1e-2:
+        r_max = r_min + 1.0
+    low, high = torch.tensor(r_min, dtype=torch.float32), torch.tensor(r_max, dtype=torch.float32)
+    quantizer = UniformQuantizer.from_range(low, high, QuantSpec(bits, symmetric=False, zero_point="float"))
+    scale = (r_max - r_min) / (2**bits - 1)
+    zero = 2 ** (bits - 1) - 1 - r_max / scale
+    assert float(quantizer.scale) == pytest.approx(scale, rel=1e-4)
+    assert float(quantizer.zero_point) - 2 ** (bits - 1) == pytest.approx(zero, rel=1e-3, abs=1e-3)
+    np.testing.assert_allclose(quantizer(torch.stack([low, high])), [r_min, r_max], atol=scale / 100 + 1e-4)
+
+    held = UniformQuantizer.from_range(low, high, QuantSpec(bits, symmetric=False))
+    r_min, r_max = min(r_min, 0.0), max(r_max, 0.0)  # zero has an integer only where the range holds it
+    scale = (r_max - r_min) / (2**bits - 1)
+    place = 2 ** (bits - 1) - 1 - r_max / scale
+    assert float(held.scale) == pytest.approx(scale, rel=1e-4)
+    assert abs(float(held.zero_point) - 2 ** (bits - 1) - place) <= 0.501
+    if r_min < 0:
+        symmetric = UniformQuantizer.from_range(low, high, QuantSpec(bits))
+        assert float(symmetric.scale) == pytest.approx(max(abs(r_max), abs(r_min)) / (2 ** (bits - 1) - 1), rel=1e-6)
+
+
+def test_a_float_zero_point_leaves_the_range_as_it_is():
+    low, high = torch.tensor([[3.0], [-1.0], [2.0]]), torch.tensor([[4.5], [0.4], [2.0]])
+    spec = QuantSpec(4, Granularity.PER_CHANNEL, symmetric=False, zero_point="float")
+    quantizer = UniformQuantizer.from_range(low, high, spec)
+    torch.testing.assert_close(quantizer.scale, torch.tensor([[0.1], [1.4 / 15], [2 / 15]]))  # a constant: from 0 to it
+    torch.testing.assert_close(quantizer.zero_point, torch.tensor([[-30.0], [15 / 1.4], [0.0]]))
+    x = torch.cat([low, high], 1)
+    torch.testing.assert_close(quantizer(x), x)
+    assert quantizer.describe() == "uniform uint4 asymmetric float zero ×3"
+    assert torch.equal(quantizer.decode(quantizer.encode(x)), quantizer.infer(x))
 
 
 def test_symmetric_uses_the_larger_end_and_asymmetric_the_width():

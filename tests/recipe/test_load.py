@@ -43,6 +43,7 @@ def test_a_good_recipe_is_resolved_with_every_default(write: Write) -> None:
     recipe = load(write())
     assert recipe.seed == 0
     assert recipe.dump()["quantize"]["weights"] == {"bits": 4, "granularity": "per_channel", "symmetric": True}
+    assert recipe.dump()["quantize"]["activations"]["zero_point"] == "integer"
     assert recipe.dump()["techniques"][1] == {"use": "toy.ranges", "percentile": 99.9, "mode": "fast"}
     assert type(recipe.techniques[0]).__qualname__ == "Split.Config"
 
@@ -60,6 +61,13 @@ WRONG = [
     pytest.param("bits: 4}", "bits: true}", ["expected a whole number, received true"]),
     pytest.param("bits: 4}", "bits: 17}", ["8:19: quantize.weights.bits: expected at most 16, received 17"]),
     pytest.param("bits: 4}", "bits: 1}", ["8:19: quantize.weights.bits: expected at least 2, received 1"]),
+    pytest.param("bits: 4}", "bits: 4, zero_point: float}", ["quantize.weights.zero_point: unknown key"]),
+    pytest.param(
+        "per_tensor",
+        "per_tensor, zero_point: float",
+        ["quantize.activations: 'zero_point: float' needs 'symmetric: false'"],
+        id="a float zero point at 0",
+    ),
     pytest.param("bits: 4}", "}", ["8:12: quantize.weights: missing the key 'bits'"]),
     pytest.param("per_tensor", "per_tenor", ["'per_channel' or 'per_head', received 'per_tenor'", "'per_tensor'?"]),
     pytest.param(

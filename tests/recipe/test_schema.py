@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from recipe_toys import registry
 
-from qplug.recipe import Override, Recipe, TensorConfig, json_schema, load_recipe, recipe_type
+from qplug.recipe import ActivationConfig, Override, Recipe, TensorConfig, json_schema, load_recipe, recipe_type
 from qplug.types import Granularity, QuantSpec, Site, SiteKind
 
 BITS = st.integers(2, 16)
@@ -68,6 +68,8 @@ def test_the_schema_knows_every_component() -> None:
 
 def test_defaults_of_granularity_and_the_specification() -> None:
     assert TensorConfig(bits=3, symmetric=False).spec() == QuantSpec(3, Granularity.PER_TENSOR, symmetric=False)
+    floating = ActivationConfig(bits=3, symmetric=False, zero_point="float").spec()
+    assert floating == QuantSpec(3, symmetric=False, zero_point="float")
     assert recipe_type(registry()).model_fields["backend"].default == "brevitas"
 
 

@@ -1,0 +1,169 @@
+"""The parity gate: whether a runtime computes what was simulated, operation by operation and at the logits.
+
+Rounding amplifies whatever the last bit of a sum was, so logits alone prove little: where every operation's output
+moves by 1e-6 of itself, the logits of DeiT-Ti's own simulation move by 3.7 % at W8A8, and by 25 % at 5 bits on average;
+those of ONNX Runtime differ by 3.7 % and 23 %. So the simulation is led along the runtime's values. Each operation gets
+the operands that the runtime's had; its output is compared with the runtime's, and replaced by it. Nothing adds up on
+the way, and what lies between two operations is compared too, as operands.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from math import inf, log10
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qplug.export.differences import Difference
+from qplug.export.runtimes import Runtime
+from qplug.export.trace import INPUT, LOGITS, Call
+from qplug.metrics.accuracy import top1
+from qplug.plan import Plan
+from qplug.quantizers import Quantizer, RegionQuantizer, UniformQuantizer
+
+EXACT = 1e-4
+"""Largest norm of a difference where both sides round the same quotient. Measured: 1e-6 at most."""
+TIES = 1e-2
+"""The same where a tie may round the other way: a zero point is added before rounding here and after it in ONNX, and
+logarithms are other approximations. One step in 3e-5 of the operands, at 2 bits, is 8e-3."""
+LOGITS_MOVE, CHAOS, NOISE = 1e-2, 4.0, 1e-6
+"""Free logits may differ by ``LOGITS_MOVE`` of their norm and ``CHAOS`` times what the simulation's own move by
+where every operation's output moves by ``NOISE`` of itself."""
+
+FREE = "free run"
+
+
+@dataclass
+class Parity:
+    """What the gate found.
+
+    Attributes:
+        places: (operation, ``input`` | ``lhs`` | ``rhs`` | ``output``) → how far it differs, in the order of the model;
+            the last is that of the logits, with the operation "".
+        free: of the logits where both run on their own.
+        chaos: of the simulation's own logits where rounding noise is added, relative to their norm.
+        images: compared.
+        batches: sizes that were run.
+        agreeing: images with the simulation's top-1.
+    """
+
+    places: dict[tuple[str, str], Difference] = field(default_factory=dict)
+    free: Difference = field(default_factory=lambda: Difference(inf, share=1.0))
+    chaos: float = 0.0
+    images: int = 0
+    batches: list[int] = field(default_factory=list)
+    agreeing: int = 0
+
+    @property
+    def first_wrong(self) -> tuple[str, str] | None:
+        """The first place that does not agree; ("", ``FREE``) where each does and free logits do not."""
+        wrong = next((place for place, difference in self.places.items() if not difference.agrees), None)
+        return wrong or (None if self.free.agrees else ("", FREE))
+
+    def summary(self) -> dict[str, Any]:
+        """What a file's metadata say of it."""
+        worst = max(self.places.values(), key=lambda difference: difference.norm)
+        return {
+            "images": self.images,
+            "batches": self.batches,
+            "top1_agreement": self.agreeing / self.images,
+            "logits_largest_difference": self.free.largest,
+            "logits_norm_of_difference": self.free.norm,
+            "logits_sqnr_db": 10.0 * log10(self.free.signal / self.free.noise) if self.free.noise else None,
+            "logits_norm_of_difference_by_rounding_noise": self.chaos,
+            "operations_largest_norm_of_difference": worst.norm,
+        }
+
+
+def compare(runtime: Runtime, simulation: nn.Module, plan: Plan, batches: Iterable[Tensor]) -> Parity:
+    """Run both on ``batches``, and the first image alone.
+
+    Args:
+        runtime: executes the file.
+        simulation: the quantised model on the CPU, within its backend's ``inference``.
+        plan: of it.
+        batches: inputs of the model, (B, …).
+    """
+    parity = Parity()
+    limits = {path: EXACT if all(map(_exact, plan.of(path).values())) else TIES for path in plan.modules()}
+    moved = Difference(inf)
+    generator = torch.Generator().manual_seed(0)
+    for x in batches:
+        for part in [x] if parity.images else [x[:1], x]:
+            theirs, ours = runtime.logits(part), simulation(part)
+            parity.free.add(ours, theirs)
+            parity.batches += [len(part)] if len(part) not in parity.batches else []
+        parity.images += len(x)
+        parity.agreeing += int((top1(ours) == top1(theirs)).sum())
+        with _noise(simulation, limits, generator):
+            moved.add(ours, simulation(x))
+        _along(runtime.watch(x), runtime.calls, simulation, limits, parity.places)
+    parity.chaos = moved.norm
+    parity.free.limit = LOGITS_MOVE + CHAOS * parity.chaos
+    return parity
+
+
+def _exact(quantizer: Quantizer) -> bool:
+    """Whether a quotient is rounded, and nothing else that two libraries could compute differently."""
+    return isinstance(quantizer, RegionQuantizer) or (isinstance(quantizer, UniformQuantizer) and quantizer.symmetric)
+
+
+def _along(
+    values: dict[str, Tensor],
+    calls: Iterable[Call],
+    simulation: nn.Module,
+    limits: dict[str, float],
+    places: dict[tuple[str, str], Difference],
+) -> None:
+    """Lead the simulation along the runtime's values, and add up how far it differs."""
+    waiting: dict[str, deque[Call]] = defaultdict(deque)
+    for call in calls:
+        waiting[call.operation].append(call)
+
+    def compared(path: str, what: str, ours: Tensor, theirs: Tensor, limit: float) -> None:
+        places.setdefault((path, what), Difference(limit)).add(ours, theirs)
+
+    def enter(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            theirs = [values[name] for name in waiting[path][0].inputs]
+            roles = ("input",) if len(theirs) == 1 else ("lhs", "rhs")
+            for what, ours, their in zip(roles, args, theirs, strict=False):
+                compared(path, what, ours, their, TIES)
+            return (*theirs, *args[len(theirs) :])
+
+        return hook
+
+    def leave(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+            theirs = values[waiting[path].popleft().output]
+            compared(path, "output", out, theirs, limits[path])
+            return theirs.clone()  # what follows may write to it
+
+        return hook
+
+    with ExitStack() as stack:
+        for path in waiting:
+            module = simulation.get_submodule(path)
+            stack.callback(module.register_forward_pre_hook(enter(path)).remove)
+            stack.callback(module.register_forward_hook(leave(path)).remove)
+        compared("", LOGITS, simulation(values[INPUT]), values[LOGITS], EXACT)
+
+
+@contextmanager
+def _noise(simulation: nn.Module, paths: Iterable[str], generator: torch.Generator) -> Iterator[None]:
+    """Within it, every operation's output moves by ``NOISE`` of itself."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        return out * (1.0 + NOISE * torch.randn(out.shape, generator=generator))
+
+    handles = [simulation.get_submodule(path).register_forward_hook(hook) for path in paths]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

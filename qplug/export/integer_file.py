@@ -1,0 +1,32 @@
+"""A run as ONNX files for ONNX Runtime on a CPU: in integers where it executes them, and without quantizers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qplug.export.heads import integer_heads
+from qplug.export.integers import Integers
+from qplug.export.lower import lower
+from qplug.export.onnx_file import OnnxFile, onnx_file
+from qplug.export.qdq import Qdq
+from qplug.plan import Plan
+
+if TYPE_CHECKING:
+    from qplug.load import Planned
+
+OPSET = 20
+"""The first in which Gelu is one operator; from 21 on ONNX Runtime 1.32 fails where it moves signed integers."""
+
+
+def integer_file(planned: Planned) -> OnnxFile:
+    """The plan, its products of 8-bit integers written out as ONNX Runtime executes them fastest.
+
+    Attention from ``qkv`` to its second product is one piece, so none of its operations is among the calls.
+    """
+    lowered = integer_heads(lower(planned.model, planned.plan, Integers()), planned.plan)
+    return onnx_file(lowered, planned.plan, planned.preprocessing.example(), OPSET)
+
+
+def float_file(planned: Planned) -> OnnxFile:
+    """The model that a run quantised, without quantizers; its weights are the quantised ones, in float32."""
+    return onnx_file(lower(planned.model, Plan(), Qdq()), Plan(), planned.preprocessing.example(), OPSET)

@@ -1,0 +1,84 @@
+"""A run as an ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from qplug.export.graph import build, only_logits
+from qplug.export.lower import float_weights, lower
+from qplug.export.qdq import Qdq
+from qplug.export.qonnx import Qonnx, definition
+from qplug.export.runtimes import OnnxRuntime
+from qplug.export.trace import Call
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import Tensor, nn
+
+    from qplug.load import Planned
+    from qplug.plan import Plan
+
+OPSET, OPSET_2_BITS = 21, 25
+"""The first with integers of 4 and 16 bits, and the first with integers of 2 bits."""
+
+
+@dataclass
+class OnnxFile:
+    """A file before it is written.
+
+    Attributes:
+        model: gives the logits.
+        calls: where each call of a planned operation stands in it.
+        float_weights: quantised weights that it holds in float32, whose quantizers have no codes.
+    """
+
+    model: onnx.ModelProto
+    calls: list[Call]
+    float_weights: list[str]
+
+    def runtime(self) -> OnnxRuntime:
+        """What executes it."""
+        return OnnxRuntime(self.model, self.calls)
+
+    def content(self, metadata: Mapping[str, str]) -> bytes:
+        """The file's bytes, checked by onnx."""
+        import onnx
+
+        del self.model.metadata_props[:]
+        onnx.helper.set_model_props(self.model, dict(metadata))
+        onnx.checker.check_model(self.model, full_check=True)
+        content: bytes = self.model.SerializeToString(deterministic=True)
+        return content
+
+
+def qdq_file(planned: Planned) -> OnnxFile:
+    """The plan as QuantizeLinear and DequantizeLinear, all else as plain operators; opset 21, or 25 for 2 bits."""
+    opset = _opset(planned)
+    lowered = lower(planned.model, planned.plan, Qdq((2, 4, 8, 16) if opset >= OPSET_2_BITS else (4, 8, 16)))
+    return onnx_file(lowered, planned.plan, planned.preprocessing.example(), opset)
+
+
+def qonnx_file(planned: Planned) -> OnnxFile:
+    """The plan as QONNX's Quant, which the file defines, all else as plain operators; opset 21, or 25 for 2 bits."""
+    opset = _opset(planned)
+    lowered = lower(planned.model, planned.plan, Qonnx())
+    return onnx_file(lowered, planned.plan, planned.preprocessing.example(), opset, [definition(opset)])
+
+
+def _opset(planned: Planned) -> int:
+    return OPSET_2_BITS if any(decision.quantizer.bits <= 2 for decision in planned.plan) else OPSET
+
+
+def onnx_file(
+    lowered: nn.Module, plan: Plan, example: Tensor, opset: int, functions: Sequence[ir.Function] = ()
+) -> OnnxFile:
+    """A model lowered by ``plan`` as a file; ``example`` is a batch of one, ``functions`` are what the file defines."""
+    model, calls = build(lowered, plan.modules(), example, opset)
+    only_logits(model)
+    model.producer_name = "qplug"
+    model.functions.update({function.identifier(): function for function in functions})
+    return OnnxFile(ir.to_proto(model), calls, float_weights(lowered, plan))

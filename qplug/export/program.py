@@ -1,0 +1,153 @@
+"""A run as a program of torch.export: an archive of a graph in JSON and tensors in raw bytes, without pickle.
+
+torch alone loads it, ``torch.export.load(FILE).module()``, and qplug need not be installed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_structure
+
+from qplug.export.lower import Format, float_weights, lower
+from qplug.export.plain import plain_weight, traced
+from qplug.export.trace import INPUT, LOGITS, Call, named, trace
+from qplug.packing import pack_bits
+from qplug.plan import Decision
+from qplug.quantizers import Quantizer
+
+if TYPE_CHECKING:
+    from qplug.load import Planned
+
+EXTRA = "qplug.json"
+WIDTHS = (1, 2, 4, 8, 16)
+"""Bits that a code takes in the file: those that divide a byte, or fill two."""
+
+
+class PackedWeight(nn.Module):
+    """A weight as packed codes (see ``qplug.packing``) and the operators of its quantizer's own ``decode``."""
+
+    packed: Tensor
+    shifts: Tensor
+
+    def __init__(self, quantizer: Quantizer, codes: Tensor, transposed: bool) -> None:
+        super().__init__()
+        self.quantizer, self.transposed, self.shape = quantizer, transposed, codes.shape
+        self.width = next(width for width in WIDTHS if width >= quantizer.bits)
+        self.register_buffer("packed", pack_bits(codes, self.width))
+        self.register_buffer("shifts", torch.arange(0, 8, min(self.width, 8), dtype=torch.int32))
+
+    def forward(self) -> Tensor:
+        """The values, float32."""
+        values = self.quantizer.decode(self._codes())
+        return values.t() if self.transposed else values
+
+    def _codes(self) -> Tensor:
+        whole = self.packed.to(torch.int32)
+        if self.width == 16:
+            low, high = whole.view(-1, 2).unbind(1)
+            return (low + (high << 8)).view(self.shape)
+        fields = (whole.unsqueeze(1) >> self.shifts) & ((1 << self.width) - 1)
+        return fields.flatten()[: self.shape.numel()].view(self.shape)
+
+
+class Plain(Format):
+    """The format: every quantizer by its own operators, weights as packed codes."""
+
+    def activation(self, decision: Decision, transposed: bool) -> nn.Module:
+        """See ``Format``."""
+        return traced(decision.quantizer, transposed)
+
+    def weight(self, decision: Decision, weight: Tensor, transposed: bool, beside: nn.Module | None) -> nn.Module:
+        """See ``Format``."""
+        return plain_weight(decision, weight, transposed, PackedWeight)
+
+
+class TorchRuntime:
+    """torch, on a program as it was read back."""
+
+    def __init__(self, program: ExportedProgram, calls: Sequence[Call]) -> None:
+        self.calls = calls
+        self._module = program.module()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """See ``Runtime``."""
+        out: Tensor = self._module(x)
+        return out
+
+    def watch(self, x: Tensor) -> dict[str, Tensor]:
+        """See ``Runtime``."""
+        seeing = _Seeing(self._module, {name for call in self.calls for name in (*call.inputs, call.output)})
+        return {INPUT: x, LOGITS: seeing.run(x)} | seeing.seen
+
+
+class _Seeing(fx.Interpreter):
+    """Runs a graph and keeps what some nodes give, before anything overwrites it."""
+
+    def __init__(self, module: nn.Module, wanted: set[str]) -> None:
+        super().__init__(module)
+        self.wanted, self.seen = wanted, dict[str, Tensor]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        """As the base, and remember."""
+        value = super().run_node(n)
+        if n.name in self.wanted:
+            self.seen[n.name] = value.clone()
+        return value
+
+
+@dataclass
+class TorchFile:
+    """A file before it is written; the attributes of ``OnnxFile``, ``model`` being the program."""
+
+    model: ExportedProgram
+    calls: list[Call]
+    float_weights: list[str]
+
+    def runtime(self) -> TorchRuntime:
+        """torch, on what its bytes give back."""
+        return TorchRuntime(torch.export.load(io.BytesIO(self.content({}))), self.calls)
+
+    def content(self, metadata: Mapping[str, str]) -> bytes:
+        """The archive's bytes; ``metadata`` are its extra file ``qplug.json``."""
+        buffer = io.BytesIO()
+        torch.export.save(self.model, buffer, extra_files={EXTRA: json.dumps(dict(metadata), ensure_ascii=False)})
+        return buffer.getvalue()
+
+
+def torch_file(planned: Planned) -> TorchFile:
+    """The plan as operators of torch, weights as packed codes that are decoded at each forward."""
+    lowered = lower(planned.model, planned.plan, Plain())
+    program, of = trace(lowered, planned.plan.modules(), planned.preprocessing.example())
+    (end,) = (node for node in program.graph.nodes if node.op == "output")
+    logits, *watched = end.args[0]
+    values = [node.args[0] for node in watched]  # those that the watching copied
+    names = {id(node): INPUT if node.op == "placeholder" else node.name for node in values} | {id(logits): LOGITS}
+    calls, _ = named(of, values, names)
+    _only(program, end, logits)
+    return TorchFile(program, calls, float_weights(lowered, planned.plan))
+
+
+def _only(program: ExportedProgram, end: fx.Node, logits: fx.Node) -> None:
+    """Let the program give its logits and nothing else, and forget where in the code its nodes came from.
+
+    The example input, too: it would be the one thing in the archive that is pickled.
+    """
+    end.args = ((logits,),)
+    del program.graph_signature.output_specs[1:]
+    signature = program.module_call_graph[0].signature
+    assert signature is not None
+    signature.out_spec = tree_structure(logits)
+    program.graph.eliminate_dead_code()
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
+            node.meta.pop(key, None)
+    program.graph_module.recompile()
+    program.example_inputs = None

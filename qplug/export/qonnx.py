@@ -1,0 +1,121 @@
+"""QONNX: uniform quantizers of any width as the operator Quant, with its definition in the file.
+
+Quant(x, scale, zeropt, bitwidth) = (clamp(round(x/scale + zeropt), l, h) − zeropt)·scale, l and h those of ``bitwidth``
+bits, signed or not (https://github.com/fastmachinelearning/qonnx, without ``narrow``). It takes values and gives
+values, so weights are in float32 in such a file, as its tools expect them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.onnx.ops import symbolic
+
+from qplug.export.lower import Format
+from qplug.export.plain import DecodedWeight, plain_weight, traced
+from qplug.plan import Decision
+from qplug.quantizers import UniformQuantizer
+
+DOMAIN = "qonnx.custom_op.general"
+
+
+class Quant(nn.Module):
+    """One uniform quantizer."""
+
+    scale: Tensor
+    zero_point: Tensor
+    bits: Tensor
+
+    def __init__(self, quantizer: UniformQuantizer, transposed: bool) -> None:
+        super().__init__()
+        self.transposed = transposed
+        scale = quantizer.scale.cpu()
+        zero = (quantizer.zero_point.cpu() + torch.zeros_like(scale)) if scale.dim() else quantizer.zero_point.cpu()
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero)
+        self.register_buffer("bits", torch.tensor(float(quantizer.bits)))
+        self.attributes: dict[str, Any] = {"signed": int(quantizer.signed), "narrow": 0, "rounding_mode": "ROUND"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantise."""
+        inputs = (x, self.scale, self.zero_point, self.bits)
+        values = symbolic(f"{DOMAIN}::Quant", inputs, self.attributes, dtype=x.dtype, shape=x.shape, version=1)
+        return values.transpose(-2, -1) if self.transposed else values
+
+
+class QuantWeight(nn.Module):
+    """A weight on its grid, in float32, and Quant, which leaves it as it is and says what the grid is."""
+
+    values: Tensor
+
+    def __init__(self, quantizer: UniformQuantizer, weight: Tensor, transposed: bool) -> None:
+        super().__init__()
+        self.register_buffer("values", quantizer.infer(weight))
+        self.quant = Quant(quantizer, transposed)
+
+    def forward(self) -> Tensor:
+        """The values."""
+        values: Tensor = self.quant(self.values)
+        return values
+
+
+class Qonnx(Format):
+    """The format: what is uniform as Quant, all else as plain operators, weights as their codes."""
+
+    def activation(self, decision: Decision, transposed: bool) -> nn.Module:
+        """See ``Format``."""
+        quantizer = decision.quantizer
+        if type(quantizer) is UniformQuantizer:
+            return Quant(quantizer, transposed)
+        return traced(quantizer, transposed)
+
+    def weight(self, decision: Decision, weight: Tensor, transposed: bool, beside: nn.Module | None) -> nn.Module:
+        """See ``Format``."""
+        quantizer = decision.quantizer
+        if type(quantizer) is UniformQuantizer:
+            return QuantWeight(quantizer, weight, transposed)
+        return plain_weight(decision, weight, transposed, DecodedWeight)
+
+
+def definition(opset: int) -> ir.Function:
+    """Quant in ONNX's own operators, so that any runtime executes the file; without ``narrow`` and other roundings."""
+    from onnx import helper
+
+    def number(name: str, value: float) -> object:
+        return helper.make_node("Constant", [], [name], value_float=value)
+
+    signed = helper.make_node("Constant", [], ["signed_int"])
+    reference = helper.make_attribute("value_int", 0)
+    reference.ClearField("i")
+    reference.ref_attr_name = "signed"
+    signed.attribute.append(reference)
+    cast = helper.make_node("Cast", ["signed_int"], ["signed"], to=1)
+    steps = [
+        ("Sub", ["bitwidth", "signed"], "magnitude"),
+        ("Pow", ["two", "magnitude"], "count"),
+        ("Sub", ["count", "one"], "high"),
+        ("Mul", ["count", "signed"], "below"),
+        ("Neg", ["below"], "low"),
+        ("Div", ["x", "scale"], "quotient"),
+        ("Add", ["quotient", "zeropt"], "place"),
+        ("Round", ["place"], "rounded"),
+        ("Max", ["rounded", "low"], "above"),
+        ("Min", ["above", "high"], "code"),
+        ("Sub", ["code", "zeropt"], "integer"),
+        ("Mul", ["integer", "scale"], "y"),
+    ]
+    nodes = [number("one", 1.0), number("two", 2.0), signed, cast]
+    nodes += [helper.make_node(kind, inputs, [output]) for kind, inputs, output in steps]
+    proto = helper.make_function(
+        DOMAIN,
+        "Quant",
+        ["x", "scale", "zeropt", "bitwidth"],
+        ["y"],
+        nodes,
+        [helper.make_opsetid("", opset)],
+        attributes=["signed", "narrow", "rounding_mode"],
+    )
+    return ir.serde.deserialize_function(proto)

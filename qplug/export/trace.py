@@ -1,0 +1,102 @@
+"""A lowered model traced by torch.export, with what goes into its operations and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from qplug.export.lower import operands
+
+INPUT, LOGITS = "input", "logits"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a planned operation: the names of the values that it reads (masks are not among them) and gives."""
+
+    operation: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass
+class _Calls:
+    """What a traced forward called; no list of a module's, which torch.export would set back."""
+
+    of: list[tuple[str, int]] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+
+class Watched(nn.Module):
+    """A lowered model that returns, behind its logits, the operands and the output of each operation's calls."""
+
+    def __init__(self, model: nn.Module, operations: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.calls = model, _Calls()
+        for path in operations:
+            model.get_submodule(path).register_forward_hook(self._hook(path))
+        self.eval()
+
+    def _hook(self, path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+            count = operands(module)
+            self.calls.of.append((path, count))
+            self.calls.values += [value.clone() for value in (*args[:count], out)]  # a ReLU may overwrite them
+
+        return hook
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The logits, then for each call its operands and its output."""
+        self.calls.of.clear()
+        self.calls.values.clear()
+        logits = self.model(x)
+        return (logits, *self.calls.values)
+
+
+def trace(
+    model: nn.Module, operations: Sequence[str], example: Tensor
+) -> tuple[ExportedProgram, list[tuple[str, int]]]:
+    """Trace a lowered model, for batches of any size.
+
+    Args:
+        model: from ``lower``.
+        operations: those of the plan.
+        example: a batch of one.
+
+    Returns:
+        The program of ``Watched``, and path and number of operands of every call.
+    """
+    watched = Watched(model, operations)
+    pair = torch.cat([example, example])  # a batch of one would be traced as if it always were one
+    with torch.no_grad():
+        program = torch.export.export(watched, (pair,), dynamic_shapes=({0: Dim("batch")},), strict=False)
+    return program, watched.calls.of
+
+
+def named(
+    calls: Sequence[tuple[str, int]], outputs: Sequence[Any], names: dict[int, str]
+) -> tuple[list[Call], list[str]]:
+    """The calls with a name for every value, each once: what one operation gives another may read.
+
+    Args:
+        calls: from ``trace``.
+        outputs: the values behind the logits, whatever a graph has for them.
+        names: ``id`` of the values that have names already; the others are added.
+
+    Returns:
+        The calls, and the name of every output.
+    """
+    found: list[Call] = []
+    rest = list(outputs)
+    for number, (path, count) in enumerate(calls):
+        place = path if path not in [call.operation for call in found] else f"{path}.{number}"
+        roles = ("input", "output") if count == 1 else ("lhs", "rhs", "output")
+        values, rest = rest[: count + 1], rest[count + 1 :]
+        given = [names.setdefault(id(value), f"{place}.{role}") for value, role in zip(values, roles, strict=True)]
+        found.append(Call(path, tuple(given[:-1]), given[-1]))
+    return found, [names[id(value)] for value in outputs]
