@@ -103,8 +103,10 @@ class RunSpecs:
         """Replace a norm (LayerNorm, BatchNorm, GroupNorm, RMSNorm, Affine) of the float model.
 
         Called for every norm, in model order, before anything else. Stops at the first result that is not ``None``;
-        ``None`` leaves the norm to the next technique, and as it is where no one takes it. With ``preserves=True`` the
-        core checks that the model's output is the same to 1e-4 and refuses to go on where it is not.
+        ``None`` leaves the norm to the next technique, and as it is where no one takes it. ``preserves=False`` asks for
+        a fine-tune: all parameters of the model are trained then, and the run warns where the recipe has none. With
+        ``preserves=True`` the core checks that the model's output is the same to 1e-4, and refuses to go on where it is
+        not.
 
         Example::
 

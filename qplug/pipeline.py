@@ -144,6 +144,8 @@ def run(
         make_explicit(model, registry.adapters, image)  # behind, since they may bring attention too
         warnings = ask_for_training(changes) if recipe.finetune is None else []
         warnings += [processes.note] if processes.note else []
+        if recipe.data.training is not None and training_images is None:
+            warnings.append("data.training is given, and the recipe trains nothing: neither finetune nor qat")
 
     rewriters = {change.technique for change in changes}
     made_by = [origin, *(t for t in techniques if t.name() in rewriters), *(a.build for a in registry.adapters)]

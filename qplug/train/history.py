@@ -21,6 +21,7 @@ class History:
         loss: of every step so far, mean over the batch's (augmented) images.
         top1: share of these images that were right, in 0 … 1.
         held_out: (steps done, top-1) on the images held out, the first before any step.
+        untouched: parameters that the last step had no gradient for, which training leaves as they are.
         seconds: that it took, those before it was resumed included.
     """
 
@@ -32,6 +33,7 @@ class History:
     loss: list[float] = field(default_factory=list)
     top1: list[float] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
+    untouched: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property

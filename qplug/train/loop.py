@@ -131,6 +131,7 @@ class Fit:
             self._accelerator.unscale_gradients(self._optimizer)
             for group in (self.task.weights, self.task.scales):
                 torch.nn.utils.clip_grad_norm_(group.values(), settings.clip)
+        history.untouched = [name for name, p in self.task.parameters().items() if p.grad is None]
         self._optimizer.step()
         self._optimizer.zero_grad()
         if self.average is not None:

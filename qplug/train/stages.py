@@ -81,6 +81,9 @@ class Trainer:
         history = self.histories[task.name] = fit.run()
         if not slot.keeps and history.seconds > 60.0 * settings.checkpoint_minutes:
             self.warnings.append(f"{task.name} kept no checkpoints, since the run has no cache")
+        if history.untouched:
+            some = ", ".join(history.untouched[:3]) + (", …" if len(history.untouched) > 3 else "")
+            self.warnings.append(f"{task.name} had no gradient for {len(history.untouched)} parameters: {some}")
         take(task, model, plan, task.name)
         return Change("the model", BY[task.name], False, f"{settings.optimizer}, {history.describe()}")
 

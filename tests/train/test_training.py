@@ -10,6 +10,7 @@ from train_toys import Small, recipe
 
 from qplug import Config, InputError, QplugError, Rewrite, Technique, hookimpl, load_quantized
 from qplug.cache import Cache
+from qplug.conventions import DEFAULT
 from qplug.data import batches
 from qplug.data.digits import Digits
 from qplug.models import Preprocessing
@@ -39,7 +40,9 @@ def test_qat_learns_weights_and_scales_and_the_folder_gives_back_what_was_measur
     assert metrics["qat.loss_last"] < 0.75 * metrics["qat.loss_first"]  # 2.2 → 1.1
     assert metrics["qat.held_out_best"] >= metrics["qat.held_out_last"] > metrics["qat.held_out_first"]
     assert set(read_run(tmp_path / "run").lock["hashes"]) >= {"training_images", "evaluation_images"}
-    rows = dict(table_row for table in summary_tables(trained) for table_row in table.rows if len(table_row) == 2)
+    rows = dict(
+        table_row for table in summary_tables(trained, DEFAULT) for table_row in table.rows if len(table_row) == 2
+    )
     assert rows["QAT"].startswith("10 epochs of 80 images, 50 steps: loss 2.")
     assert not any(name.startswith("qat.") for name in rows)
     told = json.loads((tmp_path / "run" / "training.json").read_text())["qat"]
@@ -177,6 +180,37 @@ def test_a_finished_training_is_known_and_one_with_other_values_is_not(tmp_path)
     assert again.plan.to_dict() == first.plan.to_dict()
     other = run(recipe(tmp_path, qat={"weight_decay": 0.1}), cache=cache)
     assert other.plan.to_dict() != first.plan.to_dict()
+
+
+class Unused(nn.Module):
+    """A convolution, and a parameter that no output depends on."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm, self.spare = norm, nn.Parameter(torch.zeros(2))
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+class Spare(Technique):
+    """Puts it there."""
+
+    class Config(Config):
+        use: Literal["toy.spare"] = "toy.spare"
+
+    @hookimpl
+    def qplug_rewrite_norm(self, module):
+        return Rewrite(Unused(module), preserves=True, reason="for nothing")
+
+
+def test_what_training_leaves_alone_is_named(tmp_path):
+    given = recipe(tmp_path, finetune={})
+    steps = (Spare.Config(), *given.techniques)
+    result = run(given.model_copy(update={"techniques": steps}), registry=toy_registry(Spare))
+    assert "finetune had no gradient for 1 parameters: norm.spare" in result.warnings
+    assert any("the recipe trains nothing" in warning for warning in run(recipe(tmp_path)).warnings)
+    assert not any("the recipe trains nothing" in warning for warning in result.warnings)
 
 
 def test_both_backends_train_alike(tmp_path):
