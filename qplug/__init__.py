@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from qplug.recipe import Recipe, load_recipe
     from qplug.reconstruct import Block, OutputLoss, Rate, Reconstruction, Unit
     from qplug.sensitivity import SqnrTable
+    from qplug.sensitivity.hessian import Trace, hessian_traces
     from qplug.stats import SiteStats
     from qplug.techniques import Config, DataSource, ModelSource, Technique
     from qplug.types import (
@@ -70,6 +71,7 @@ _PUBLIC = {
     "qplug.recipe": ("Recipe", "load_recipe"),
     "qplug.reconstruct": ("Block", "OutputLoss", "Rate", "Reconstruction", "Unit"),
     "qplug.sensitivity": ("SqnrTable",),
+    "qplug.sensitivity.hessian": ("Trace", "hessian_traces"),
     "qplug.stats": ("SiteStats",),
     "qplug.techniques": ("Config", "DataSource", "ModelSource", "Technique"),
     "qplug.types": (
@@ -122,6 +124,7 @@ __all__ = [
     "Smoothing",
     "SqnrTable",
     "Technique",
+    "Trace",
     "UniformQuantizer",
     "Unit",
     "__version__",
@@ -130,6 +133,7 @@ __all__ = [
     "evenly",
     "export_run",
     "grid_search",
+    "hessian_traces",
     "hookimpl",
     "is_gelu",
     "learned_steps",

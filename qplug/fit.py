@@ -9,9 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
+from qplug.conventions import convention
 from qplug.errors import InputError, PluginError
-from qplug.plan import Decision
+from qplug.metrics import costs
+from qplug.plan import Decision, Plan
 from qplug.quantizers import Quantizer
 from qplug.sensitivity import SqnrTable
 from qplug.types import Choice, Granularity, QuantSpec, Site
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from qplug.calibrate import Calibration
     from qplug.recall import Recall
     from qplug.recipe.schema import Quantize
+    from qplug.sites import SiteMap
     from qplug.stats import SiteStats
     from qplug.steps import Steps
     from qplug.techniques import Technique
@@ -192,8 +196,15 @@ def _check(choice: object, bits: int, where: str) -> None:
         raise PluginError(f"the quantizer's {', '.join(broken)} is not finite", where=where)
 
 
-def allocate(steps: Steps, fitter: Fitter) -> tuple[tuple[str, Mapping[str, int]], SqnrTable | None]:
+def allocate(
+    steps: Steps, fitter: Fitter, model: nn.Module, site_map: SiteMap
+) -> tuple[tuple[str, Mapping[str, int]], SqnrTable | None]:
     """Ask for bits: (who allocated, site → bits), and the table that was asked, which lists no site fixed by override.
+
+    Args:
+        steps: the techniques.
+        fitter: makes the quantizers that the table measures and counts.
+        model: the float model, smoothed, and ``site_map``, all its sites: what costs are counted on.
 
     Raises:
         PluginError: bits outside 2 … 16, or of a site that the table does not list.
@@ -201,7 +212,14 @@ def allocate(steps: Steps, fitter: Fitter) -> tuple[tuple[str, Mapping[str, int]
     if not steps.implements("qplug_allocate_bits"):
         return (RECIPE, {}), None
     free = [site for site in fitter.sites if site.name not in fitter.specs.fixed]
-    table = SqnrTable(free, {site.name: fitter.specs[site.name] for site in free}, fitter.sqnr_db, fitter.stats)
+    specs = {site.name: fitter.specs[site.name] for site in free}
+
+    def count(bits: Mapping[str, int], accounting: str) -> dict[str, float]:
+        decisions = fitter.decide((RECIPE, bits), lambda _: None)
+        plan = Plan(decisions, float_macs=site_map.float_macs(decisions), total_macs=site_map.total_macs)
+        return costs(model, plan, convention(accounting))
+
+    table = SqnrTable(free, specs, fitter.sqnr_db, fitter.stats, count)
     answer = steps.first("qplug_allocate_bits", table=table)
     if answer is None:
         return (RECIPE, {}), table

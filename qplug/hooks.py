@@ -180,8 +180,9 @@ class RunSpecs:
     def qplug_allocate_bits(self, table: SqnrTable) -> Mapping[str, int] | None:
         """Choose bits for sites. Called once, after smoothing.
 
-        ``table`` lists the sites that may change, their specification and, on demand, their statistics and the SQNR in
-        dB of each at any bit width, fitted by this recipe's own range estimation. Return bits by site name; sites left
+        ``table`` lists the sites that may change, their specification and, on demand, their statistics, the SQNR in dB
+        of each at any bit width, fitted by this recipe's own range estimation, and what the model costs at any bits, by
+        the accounting of ``metrics.json``. Return bits by site name; sites left
         out keep the bits of the recipe. ``None`` leaves the recipe's bits. Bits outside 2 … 16 and unknown sites are
         refused.
 

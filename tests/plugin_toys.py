@@ -40,6 +40,11 @@ def activation(
     return site, stats
 
 
+def uncounted(*_: Any) -> dict[str, float]:
+    """For tables of allocators that do not ask what a model costs."""
+    raise AssertionError("asked for costs")
+
+
 def weight_site(weight: Tensor, x: Tensor, importance: Tensor | None = None) -> tuple[Site, SiteStats]:
     """weight (M, C), reading rows x (n, C); importance (n, M)."""
     site = Site("layer.weight", SiteKind.LINEAR_WEIGHT, "layer", "weight", tuple(weight.shape), channel_axis=0)

@@ -83,7 +83,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
         sites = [Site("a.weight", SiteKind.LINEAR_WEIGHT, "a", "weight", (2, 3), 6)]
         norms = {"n": "is called 2 times", "m": "is in training mode", "o": "is in training mode"}
         left = {"float_macs": {"mystery": 6}, "float_norms": norms}
-        costs = {"W8A8": {"size_mb": 1.0, "bops_g": 2.0, "float.size_mb": 4.0, "float.bops_g": 32.0}}
+        costs = {"W8A8": {"size_mb": 1.0, "bops_g": 200.0, "float.size_mb": 4.0, "float.bops_g": 32.0}}
         more = {**left, "costs": {"full": costs, "q-mlp": costs}}
         return types.SimpleNamespace(sites=sites, total_macs=12, coverage=0.5, **more)
 
@@ -283,8 +283,8 @@ def test_inspect(pipeline: Any, capsys: Output, monkeypatch: pytest.MonkeyPatch,
     assert "stays in float: n, a BatchNorm that is called 2 times" in text
     assert "stay in float: 2 BatchNorms, each of which is in training mode: m, o" in text
     assert [line.split() for line in text.splitlines() if line[:1] == "W"] == [
-        ["W32A32", "4.00", "32.0"],
-        ["W8A8", "1.00", "2.0"],
+        ["W32A32", "4.000", "32.000"],
+        ["W8A8", "1.000", "200.0"],
     ]
     assert "full: MACs × bits × bits" in text
     assert call("inspect", model, "--json") == 0

@@ -6,6 +6,10 @@ from qplug.testing import TechniqueContract
 CONFIGS = {
     "baseline.uniform_bits": ({"weights": 4, "activations": 6},),
     "fq_vit.log_int_softmax": ({}, {"integer_exp": True}),
+    "hawq.hawq_v3": (
+        {"size_mb": "50%", "probes": 4},
+        {"bops_g": "40%", "size_mb": 0.007, "candidates": [3, 4, 8], "accounting": "full", "probes": 2},
+    ),
     "liu2021.pareto": (
         {"weights": 5.0, "activations": 6.0},
         {"weights": 4.5, "activations": 4.0, "candidates": [4, 8]},

@@ -8,7 +8,10 @@ from numeric_toys import calibrated, quantize, steps
 
 import qplug
 from qplug import Choice, Granularity, InputError, PluginError, QuantSpec, SiteKind, UniformQuantizer
+from qplug.conventions import CONVENTIONS
 from qplug.fit import Fitter, allocate, resolve
+from qplug.metrics import account
+from qplug.plan import Plan
 from qplug.recall import Recall
 from qplug.runtime import Clock
 
@@ -56,11 +59,11 @@ def known():
 
 def fitted(known, section, *techniques):
     """Every decision, by site, what is skipped, and the table."""
-    _, found, calibration = known
+    model, found, calibration = known
     made = steps(*techniques)
     specs = resolve(section, found.sites)
     fitter = Fitter(made, calibration, specs, found.sites, Recall(None, Clock(made), {}))
-    allocation, table = allocate(made, fitter)
+    allocation, table = allocate(made, fitter, model, found)
     seen = []
     decisions = fitter.decide(allocation, seen.append)
     assert seen == list(range(1, len(decisions) + 1))
@@ -306,3 +309,25 @@ def test_operands_alternate_at_the_bits_that_were_allocated(known):
     Alternating.asked = []
     decisions, _, _ = fitted(known, quantize(), Alternating, allocating({"head.weight": 8, "head.input": 3}))
     assert [decisions[f"head.{role}"].quantizer.bits for role in ("weight", "input")] == [8, 3]
+
+
+@pytest.mark.parametrize("accounting", ["full", "q-mlp", "hawq"])
+def test_the_table_counts_costs_as_the_run_does_at_the_bits_asked(known, accounting):
+    model, found, _ = known
+    asked, counted = {"head.weight": 8, "blocks.0.mlp.fc1.input": 3}, {}
+
+    def bits(table):
+        counted.update(table.costs(asked, accounting))
+        return asked
+
+    section = quantize(overrides=[{"match": "blocks.1.attn.qkv", "skip": True}, {"match": "patch_embed*", "bits": 8}])
+    decisions, _, _ = fitted(known, section, allocating(bits), MinMax)
+    plan = Plan(decisions, float_macs=found.float_macs(decisions), total_macs=found.total_macs)
+    account_ = account(model, plan)
+    assert counted == {metric: account_[CONVENTIONS[accounting].key(metric)] for metric in counted}
+    assert set(counted) == {"size_mb", "bops_g", "float.size_mb", "float.bops_g"}
+
+
+def test_a_convention_that_does_not_exist_is_refused(known):
+    with pytest.raises(InputError, match="no convention is called 'hawk'"):
+        fitted(known, quantize(), allocating(lambda table: table.costs({}, "hawk")), MinMax)

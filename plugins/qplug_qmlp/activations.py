@@ -17,8 +17,9 @@ class BoundedActivation(Technique):
     """Replace ReLU and GELU by PACT, y = 0.5·(|x| − |x − α| + α) with a learnable α (Eq. 4), or by ReLU6, α = 6 fixed.
 
     Both are another function above α, and below 0 in the place of GELU: training has to fit the model again, and learns
-    PACT's α with it. The paper does not print the first α: 6 by default, so that both bounds start at the same place
-    [ours]. Other activations, and those bounded already, are left as they are.
+    PACT's α with it. The paper does not print the first α: 6 by default, so that both bounds start at the same place; a
+    bound that clips nothing has no gradient, so choose one within the range. Nor does it print the penalty on α² that
+    Choi et al. train with, and none is added here [ours]. Other activations, and those bounded already, are left.
     """
 
     paper = "Zhao et al. 2023, Q-MLP, 'Activation layer design', Eq. 4, Table 3; Choi et al. 2018, PACT"

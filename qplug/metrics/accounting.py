@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -57,15 +57,18 @@ def costs(model: nn.Module, plan: Plan, convention: Convention) -> dict[str, flo
 
 
 def uniform_plan(site_map: SiteMap, weights: int, activations: int) -> Plan:
+    """``plan_of`` with the same bits for every weight, and the same for every activation."""
+    return plan_of(site_map, lambda site: weights if site.kind.is_weight else activations)
+
+
+def plan_of(site_map: SiteMap, bits: Callable[[Site], int]) -> Plan:
     """The plan that quantises every operand of ``site_map`` at these bits: what an architecture costs, before any range
     is known. One scale a channel for weights, one a tensor for activations; the scales mean nothing.
     """
     decisions = {}
     for site in (site for site in site_map.sites if site.macs):
-        per_channel = site.kind.is_weight
-        bits = weights if per_channel else activations
-        spec = QuantSpec(bits, Granularity.PER_CHANNEL if per_channel else Granularity.PER_TENSOR)
-        decisions[site.name] = Decision(site, spec, UniformQuantizer(_scale(site), None, bits, True), "", "", "")
+        spec = QuantSpec(bits(site), Granularity.PER_CHANNEL if site.kind.is_weight else Granularity.PER_TENSOR)
+        decisions[site.name] = Decision(site, spec, UniformQuantizer(_scale(site), None, spec.bits, True), "", "", "")
     return Plan(decisions, float_macs=site_map.float_macs(decisions), total_macs=site_map.total_macs)
 
 

@@ -72,6 +72,11 @@ def _norms(left: Mapping[str, str]) -> Iterator[str]:
 
 def _costs(by_bits: Mapping[str, Mapping[str, float]], convention: Convention) -> Table:
     first = next(iter(by_bits.values()))
-    rows = [("W32A32", number(first["float.size_mb"]), number(first["float.bops_g"], digits=1))]
-    rows += [(bits, number(cost["size_mb"]), number(cost["bops_g"], digits=1)) for bits, cost in by_bits.items()]
+    rows = [("W32A32", _figure(first["float.size_mb"]), _figure(first["float.bops_g"]))]
+    rows += [(bits, _figure(cost["size_mb"]), _figure(cost["bops_g"])) for bits, cost in by_bits.items()]
     return Table("Costs", ("bits", "MB", "GBOPs"), rows, right=("MB", "GBOPs"), notes=[str(convention)])
+
+
+def _figure(value: float) -> str:
+    """The embedded models' bit operations are thousandths, and those of timm's are thousands."""
+    return number(value, digits=1 if value >= 100 else 3)

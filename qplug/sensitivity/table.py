@@ -19,6 +19,7 @@ class SqnrTable:
         specs: the recipe's specification of each, by name.
         measure: (site, bits) → SQNR in dB; called at most once a pair.
         stats: site → its statistics.
+        count: (bits by site name, accounting convention) → what the model then costs.
     """
 
     def __init__(
@@ -27,11 +28,13 @@ class SqnrTable:
         specs: Mapping[str, QuantSpec],
         measure: Callable[[Site, int], float],
         stats: Callable[[Site], SiteStats],
+        count: Callable[[Mapping[str, int], str], dict[str, float]],
     ) -> None:
         self.sites = tuple(sites)
         self.specs = dict(specs)
         self._measure = measure
         self._stats = stats
+        self._count = count
         self._known: dict[str, dict[int, float]] = {}
 
     @property
@@ -54,6 +57,21 @@ class SqnrTable:
     def stats(self, site: Site) -> SiteStats:
         """The statistics of ``site``, for measures of an allocator's own."""
         return self._stats(site)
+
+    def costs(self, bits: Mapping[str, int], accounting: str) -> dict[str, float]:
+        """What the whole model costs where these sites have these bits, and all others those of the recipe.
+
+        The same figures as in ``metrics.json``, from the quantizers that the sites would get: ``size_mb`` in MB, and
+        ``bops_g`` in 10^9 bit operations of one image, with ``float.size_mb`` and ``float.bops_g``.
+
+        Args:
+            bits: by name, of any of ``sites``.
+            accounting: the convention's name, ``full``, ``q-mlp`` or ``hawq`` (``qplug.conventions``).
+
+        Raises:
+            InputError: no convention has this name.
+        """
+        return self._count(bits, accounting)
 
     def measured(self) -> dict[str, dict[int, float]]:
         """Everything asked so far: site → bits → dB."""

@@ -10,7 +10,9 @@ import pluggy
 import torch
 from torch import Tensor, nn
 
+from qplug.conventions import convention
 from qplug.hooks import PROJECT, RunSpecs
+from qplug.metrics import costs, plan_of
 from qplug.models import fingerprint
 from qplug.models.blocks import BLOCKS
 from qplug.models.provenance import is_gelu, is_norm
@@ -95,12 +97,17 @@ def rewrites(technique: Technique) -> Iterator[tuple[str, nn.Module, Rewrite]]:
 def allocation(technique: Technique) -> Mapping[str, int]:
     """The bits that the technique gives to the sites of the toy, whose SQNR is that of min-max ranges."""
     known = dict(toy_calibration())
+    model, found, _ = calibrated_toy()
 
     def measure(site: Site, bits: int) -> float:
         stats = known[site]
         return stats.sqnr_db(UniformQuantizer.from_range(stats.min, stats.max, QuantSpec(bits))(stats.sample))
 
-    table = SqnrTable(list(known), {site.name: QuantSpec(8) for site in known}, measure, known.__getitem__)
+    def count(bits: Mapping[str, int], accounting: str) -> dict[str, float]:
+        plan = plan_of(found, lambda site: bits.get(site.name, 8))
+        return costs(model, plan, convention(accounting))
+
+    table = SqnrTable(list(known), {site.name: QuantSpec(8) for site in known}, measure, known.__getitem__, count)
     return _hooks(technique).qplug_allocate_bits(table=table) or {}
 
 

@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from plugin_toys import make
+from plugin_toys import make, uncounted
 from qplug_mptq_vit import GreedyMp
 from workbench import ratio
 
@@ -29,9 +29,8 @@ def test_10_000_sites_cost_some_sorts(benchmark):
     bits = {}
 
     def allocate() -> None:
-        table = SqnrTable(
-            sites, {s.name: QuantSpec(8) for s in sites}, lambda s, b: 6.0 * b + offset[s.name], {}.__getitem__
-        )
+        specs = {s.name: QuantSpec(8) for s in sites}
+        table = SqnrTable(sites, specs, lambda s, b: 6.0 * b + offset[s.name], {}.__getitem__, uncounted)
         bits.update(technique.qplug_allocate_bits(table=table))
 
     def sort() -> list[tuple[float, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from plugin_toys import activation, choose, make, oracle, weight_site
+from plugin_toys import activation, choose, make, oracle, uncounted, weight_site
 from qplug_baseline import Ema, Hessian, MinMax, Mse, Percentile, UniformBits
 
 from qplug.quantizers import UniformQuantizer
@@ -200,6 +200,6 @@ def test_uniform_bits_gives_every_site_its_role_s_bits():
     def measure(site, bits):
         raise AssertionError("uniform bits need no measurement")
 
-    table = SqnrTable(sites, {site.name: QuantSpec(8) for site in sites}, measure, {}.__getitem__)
+    table = SqnrTable(sites, {site.name: QuantSpec(8) for site in sites}, measure, {}.__getitem__, uncounted)
     bits = make(UniformBits, weights=3, activations=5).qplug_allocate_bits(table=table)
     assert bits == {site.name: 3 if site.kind.is_weight else 5 for site in sites}

@@ -7,7 +7,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plugin_toys import make
+from plugin_toys import make, uncounted
 from pydantic import ValidationError
 from qplug_mptq_vit import GreedyMp
 
@@ -23,7 +23,8 @@ def site(index: int, numel: int, weight: bool = True) -> Site:
 
 def table(sites: list[Site], sqnr: dict[str, list[float]]) -> SqnrTable:
     """``sqnr[name][b]`` is the SQNR in dB at b bits."""
-    return SqnrTable(sites, {s.name: QuantSpec(8) for s in sites}, lambda s, bits: sqnr[s.name][bits], {}.__getitem__)
+    specs = {s.name: QuantSpec(8) for s in sites}
+    return SqnrTable(sites, specs, lambda s, bits: sqnr[s.name][bits], {}.__getitem__, uncounted)
 
 
 def linear(sites: list[Site], slope: float = 6.0, offset: float = 0.0) -> SqnrTable:
@@ -193,9 +194,8 @@ def test_weights_and_activations_have_targets_of_their_own():
 def test_the_table_is_asked_for_no_more_than_the_reductions_need():
     sites = [site(i, 64) for i in range(5)]
     asked = []
-    of = SqnrTable(
-        sites, {s.name: QuantSpec(8) for s in sites}, lambda s, b: asked.append((s.name, b)) or 6.0 * b, {}.__getitem__
-    )
+    specs = {s.name: QuantSpec(8) for s in sites}
+    of = SqnrTable(sites, specs, lambda s, b: asked.append((s.name, b)) or 6.0 * b, {}.__getitem__, uncounted)
     allocate(7.0, of)
     assert len(asked) == len(set(asked)) == 10  # each at 7 bits, and once more after each of five reductions
     assert {b for _, b in asked} == {7, 6}

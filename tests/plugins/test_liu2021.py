@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from plugin_toys import make
+from plugin_toys import make, uncounted
 from pydantic import ValidationError
 from qplug_liu2021 import Pareto
 from qplug_liu2021.pareto import module_of, nuclear_norm
@@ -26,7 +26,7 @@ def table():
         sites.append(site)
         known[site], lost[site.name] = SiteStats.from_tensor(weight, site), 2.0 * (i % 3)
     specs = {site.name: QuantSpec(8) for site in sites}
-    return SqnrTable(sites, specs, lambda s, b: 6.0 * b - lost[s.name], known.__getitem__)
+    return SqnrTable(sites, specs, lambda s, b: 6.0 * b - lost[s.name], known.__getitem__, uncounted)
 
 
 def test_modules():

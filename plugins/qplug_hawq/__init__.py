@@ -1,0 +1,14 @@
+"""HAWQ-V3 (Yao et al. 2021, arXiv:2011.10680): a width for each layer by Hessian traces and an integer programme."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qplug import Technique, hookimpl
+from qplug_hawq.hawq_v3 import HawqV3
+
+
+@hookimpl
+def qplug_techniques() -> Iterable[type[Technique]]:
+    """The allocation."""
+    return [HawqV3]
