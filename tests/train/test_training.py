@@ -10,7 +10,7 @@ from train_toys import Small, recipe
 
 from qplug import Config, InputError, QplugError, Rewrite, Technique, hookimpl, load_quantized
 from qplug.cache import Cache
-from qplug.conventions import DEFAULT
+from qplug.conventions import CONVENTIONS, DEFAULT
 from qplug.data import batches
 from qplug.data.digits import Digits
 from qplug.models import Preprocessing
@@ -40,9 +40,8 @@ def test_qat_learns_weights_and_scales_and_the_folder_gives_back_what_was_measur
     assert metrics["qat.loss_last"] < 0.75 * metrics["qat.loss_first"]  # 2.2 → 1.1
     assert metrics["qat.held_out_best"] >= metrics["qat.held_out_last"] > metrics["qat.held_out_first"]
     assert set(read_run(tmp_path / "run").lock["hashes"]) >= {"training_images", "evaluation_images"}
-    rows = dict(
-        table_row for table in summary_tables(trained, DEFAULT) for table_row in table.rows if len(table_row) == 2
-    )
+    (*_, results) = summary_tables(trained, CONVENTIONS[DEFAULT])
+    rows = dict(results.rows)
     assert rows["QAT"].startswith("10 epochs of 80 images, 50 steps: loss 2.")
     assert not any(name.startswith("qat.") for name in rows)
     told = json.loads((tmp_path / "run" / "training.json").read_text())["qat"]
