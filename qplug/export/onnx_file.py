@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from qplug.export.graph import build, only_logits
+from qplug import __version__
+from qplug.export.graph import OPSET, OPSET_2_BITS, build, only_logits
 from qplug.export.lower import Format, float_weights, lower
 from qplug.export.qdq import Qdq
 from qplug.export.qonnx import Qonnx, definition
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     import onnx
 
     from qplug.load import Planned
-
-OPSET, OPSET_2_BITS = 21, 25
-"""The first with integers of 4 and 16 bits, and the first with integers of 2 bits."""
 
 
 @dataclass
@@ -73,6 +71,6 @@ def _file(planned: Planned, form: Format, opset: int, functions: Sequence[ir.Fun
     lowered = lower(planned.model, planned.plan, form)
     model, calls = build(lowered, planned.plan.modules(), planned.preprocessing.example(), opset)
     only_logits(model)
-    model.producer_name = "qplug"
+    model.producer_name, model.producer_version = "qplug", __version__
     model.functions.update({function.identifier(): function for function in functions})
     return OnnxFile(ir.to_proto(model), calls, float_weights(lowered, planned.plan))
