@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qplug import __version__
 from qplug.export.graph import OPSET, OPSET_2_BITS, build, only_logits
-from qplug.export.lower import Format, float_weights, lower
+from qplug.export.lower import Format, float_weights, lower, readers
 from qplug.export.qdq import Qdq
 from qplug.export.qonnx import Qonnx, definition
 from qplug.export.runtimes import OnnxRuntime
@@ -54,7 +54,8 @@ class OnnxFile:
 def qdq_file(planned: Planned) -> OnnxFile:
     """The plan as QuantizeLinear and DequantizeLinear, all else as plain operators; opset 21, or 25 for 2 bits."""
     opset = _opset(planned)
-    return _file(planned, Qdq((2, 4, 8, 16) if opset >= OPSET_2_BITS else (4, 8, 16)), opset)
+    on_grid = readers(planned.model, planned.plan, planned.preprocessing.example())
+    return _file(planned, Qdq((2, 4, 8, 16) if opset >= OPSET_2_BITS else (4, 8, 16), on_grid), opset)
 
 
 def qonnx_file(planned: Planned) -> OnnxFile:

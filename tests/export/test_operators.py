@@ -16,7 +16,7 @@ from torch import nn
 from qplug import LogQuantizer, Quantizer, Region, RegionQuantizer, UniformQuantizer
 from qplug.export.plain import DecodedWeight, Lookup, Traced
 from qplug.export.program import PackedWeight, Plain
-from qplug.export.qdq import Qdq, QdqActivation, QdqWeight
+from qplug.export.qdq import Qdq, QdqActivation, QdqWeight, ShiftedActivation
 from qplug.export.qonnx import Qonnx
 from qplug.quantizers import integer_range
 from qplug.types import SiteKind
@@ -60,6 +60,20 @@ def test_scales_along_any_axis(transposed):
         expected = quantizer.infer(x)
         assert torch.equal(found, expected.transpose(-2, -1) if transposed else expected), shape
         assert isinstance(module, Traced if shape == (3, 1, 8) else QdqActivation)
+
+
+@pytest.mark.slow
+def test_ties_of_images_round_as_they_were_simulated():
+    """Pixels in −1 … 1 by a range that just holds them: x/s + z is p + 1/2, but for float32's rounding."""
+    quantizer = UniformQuantizer(torch.tensor(2.0 / 255.0), torch.tensor(128.0), 8, False)
+    x = ((torch.arange(256.0) / 255.0 - 0.5) / 0.5).expand(2, 4, 256)
+    site = decision(quantizer)
+    plain, shifted = (Qdq(on_grid=paths).activation(site, transposed=False) for paths in ((), ("layer",)))
+    assert isinstance(shifted, ShiftedActivation)
+    late, right = in_onnx_runtime([plain, shifted], x)
+    expected = quantizer.infer(x)
+    assert torch.equal(right, expected)
+    assert (late != expected).float().mean() > 0.1
 
 
 class Weight(nn.Module):

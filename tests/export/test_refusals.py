@@ -207,10 +207,9 @@ def test_what_does_not_agree_leaves_no_file(run, tmp_path, monkeypatch):
     def wrong(planned, form):
         file = real(planned, form)
         for tensor in file.model.graph.initializer:
-            if tensor.name == "head.bias":
-                tensor.raw_data = (
-                    (torch.frombuffer(bytearray(tensor.raw_data), dtype=torch.float32) + 1).numpy().tobytes()
-                )
+            if tensor.name == "head.weight.scale":
+                scales = torch.frombuffer(bytearray(tensor.raw_data), dtype=torch.float32)
+                tensor.raw_data = (scales * 1.01).numpy().tobytes()
         return file
 
     monkeypatch.setattr(exporting, "_file", wrong)
