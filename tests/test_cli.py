@@ -328,13 +328,14 @@ def test_usage(capsys: Output) -> None:
     assert capsys.readouterr().out == f"qplug {__version__}\n"
     assert call("--help") == 0
     commands = capsys.readouterr().out
-    for name in ("run", "validate", "plugins", "techniques", "schema", "inspect", "zoo", "new-plugin"):
+    for name in ("run", "export", "validate", "plugins", "techniques", "schema", "inspect", "zoo", "new-plugin"):
         assert f"\n  {name} " in commands
     for wrong in (["run"], ["run", "good.yaml", "--nothing"], ["nothing"]):
         assert call(*wrong) == 2
 
 
 HEAVY = ["torch", "timm", "brevitas", "modelopt", "numpy", "sklearn", "PIL", "scipy", "pandas", "datasets"]
+HEAVY += ["onnx", "onnxruntime"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["validate", "recipes/mptq_vit.yaml"], ["techniques"], ["plugins"]])

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from qplug.export.trace import INPUT, LOGITS, Call, named, trace
 
+OPSET, OPSET_2_BITS = 21, 25
+"""The first with integers of 4 and 16 bits, and the first with integers of 2 bits."""
 LARGEST_CONSTANT = 1024
 """Elements of what is computed beforehand: a table of 2^bits values a row can be larger than its weight's codes."""
 WITHIN = "model."
@@ -49,7 +51,7 @@ def build(model: nn.Module, operations: Sequence[str], example: Tensor, opset: i
     assert exported is not None
     traced = exported.model
     calls = _name(traced.graph, of)
-    _narrow(traced.graph, model)
+    _narrow(traced.graph, model, opset)
     optimize_ir(traced, should_fold=_keep_integers, output_size_limit=LARGEST_CONSTANT)
     _tidy(traced)
     return traced, calls
@@ -63,7 +65,7 @@ def only_logits(model: ir.Model) -> None:
 
 def _name(graph: ir.Graph, calls: Sequence[tuple[str, int]]) -> list[Call]:
     """Name inputs and outputs, and list every output once."""
-    outputs = list(graph.outputs)
+    outputs = [_copied(value) for value in graph.outputs]
     names = {id(graph.inputs[0]): INPUT, id(outputs[0]): LOGITS}
     found, _ = named(calls, outputs[1:], names)
     for value in (graph.inputs[0], *outputs):
@@ -72,13 +74,22 @@ def _name(graph: ir.Graph, calls: Sequence[tuple[str, int]]) -> list[Call]:
     return found
 
 
-def _narrow(graph: ir.Graph, model: nn.Module) -> None:
-    """Give integers the type of their bits: those that modules hold wider, and what QuantizeLinear makes by them."""
+def _copied(value: ir.Value) -> ir.Value:
+    """What a copy was made of, as watching makes them: in a graph nothing is written over."""
+    producer = value.producer()
+    if producer is None or producer.op_type != "Identity" or producer.inputs[0] is None:
+        return value
+    return producer.inputs[0]
+
+
+def _narrow(graph: ir.Graph, model: nn.Module, opset: int) -> None:
+    """Give integers a type of their bits: those that modules hold wider, and what QuantizeLinear makes by them."""
+    widths = (2, 4, 8, 16) if opset >= OPSET_2_BITS else (4, 8, 16)
     for path, module in model.named_modules():
         for buffer, (bits, signed) in getattr(module, "narrow", {}).items():
             value = graph.initializers.get(f"{WITHIN}{path}.{buffer}")
             if value is not None and value.const_value is not None:
-                kind = INTEGERS[bits, signed]
+                kind = INTEGERS[next(width for width in widths if width >= bits), signed]
                 value.const_value = ir.tensor(value.const_value.numpy(), dtype=kind, name=value.name)
                 value.dtype = kind
     for node in graph:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,21 @@ def lower(model: nn.Module, plan: Plan, form: Format) -> nn.Module:
         decisions = {decision.site.role: decision for decision in plan if decision.site.module == path}
         setattr(lowered.get_submodule(parent), leaf, _operation(path, lowered.get_submodule(path), decisions, form))
     return lowered.eval().requires_grad_(False)
+
+
+def readers(model: nn.Module, plan: Plan, example: Tensor) -> set[str]:
+    """The planned operations that read the model's own input, as it is."""
+    found: set[str] = set()
+
+    def hook(path: str) -> Any:
+        return lambda module, args: found.add(path) if args[0] is example else None
+
+    handles = [model.get_submodule(path).register_forward_pre_hook(hook(path)) for path in plan.modules()]
+    with torch.no_grad():
+        model(example)
+    for handle in handles:
+        handle.remove()
+    return found
 
 
 def _operation(path: str, original: nn.Module, decisions: Mapping[Role, Decision], form: Format) -> nn.Module:

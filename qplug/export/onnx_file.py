@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from qplug.export.graph import build, only_logits
-from qplug.export.lower import float_weights, lower
+from qplug import __version__
+from qplug.export.graph import OPSET, OPSET_2_BITS, build, only_logits
+from qplug.export.lower import float_weights, lower, readers
 from qplug.export.qdq import Qdq
 from qplug.export.qonnx import Qonnx, definition
 from qplug.export.runtimes import OnnxRuntime
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
     from qplug.load import Planned
     from qplug.plan import Plan
-
-OPSET, OPSET_2_BITS = 21, 25
-"""The first with integers of 4 and 16 bits, and the first with integers of 2 bits."""
 
 
 @dataclass
@@ -58,8 +56,9 @@ class OnnxFile:
 def qdq_file(planned: Planned) -> OnnxFile:
     """The plan as QuantizeLinear and DequantizeLinear, all else as plain operators; opset 21, or 25 for 2 bits."""
     opset = _opset(planned)
-    lowered = lower(planned.model, planned.plan, Qdq((2, 4, 8, 16) if opset >= OPSET_2_BITS else (4, 8, 16)))
-    return onnx_file(lowered, planned.plan, planned.preprocessing.example(), opset)
+    example = planned.preprocessing.example()
+    form = Qdq((2, 4, 8, 16) if opset >= OPSET_2_BITS else (4, 8, 16), readers(planned.model, planned.plan, example))
+    return onnx_file(lower(planned.model, planned.plan, form), planned.plan, example, opset)
 
 
 def qonnx_file(planned: Planned) -> OnnxFile:
@@ -79,6 +78,6 @@ def onnx_file(
     """A model lowered by ``plan`` as a file; ``example`` is a batch of one, ``functions`` are what the file defines."""
     model, calls = build(lowered, plan.modules(), example, opset)
     only_logits(model)
-    model.producer_name = "qplug"
+    model.producer_name, model.producer_version = "qplug", __version__
     model.functions.update({function.identifier(): function for function in functions})
     return OnnxFile(ir.to_proto(model), calls, float_weights(lowered, plan))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,10 +82,10 @@ class TorchRuntime:
         out: Tensor = self._module(x)
         return out
 
-    def watch(self, x: Tensor) -> dict[str, Tensor]:
+    def watch(self, x: Tensor) -> Iterator[dict[str, Tensor]]:
         """See ``Runtime``."""
         seeing = _Seeing(self._module, {name for call in self.calls for name in (*call.inputs, call.output)})
-        return {INPUT: x, LOGITS: seeing.run(x)} | seeing.seen
+        yield {INPUT: x, LOGITS: seeing.run(x)} | seeing.seen
 
 
 class _Seeing(fx.Interpreter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,12 +91,41 @@ class QdqActivation(_Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantise: clamp(round(x/s) + z, l, h), where the quantizer rounds x/s + z."""
-        kind, inputs = self.zero_point.dtype, (x, self.scale, self.zero_point)
-        codes = symbolic("QuantizeLinear", inputs, attributes(self.axis), dtype=kind, shape=x.shape)
+        codes = self.codes(x)
+        kind = codes.dtype
         if self.clips:
             codes = symbolic("Clip", (codes, self.low, self.high), dtype=kind, shape=x.shape)
         # Not the values but the integers are transposed: ONNX Runtime fails on, or moves, a Transpose around the pair.
         return self.dequantize(codes.transpose(-2, -1) if self.transposed else codes)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """QuantizeLinear."""
+        kind, inputs = self.zero_point.dtype, (x, self.scale, self.zero_point)
+        return symbolic("QuantizeLinear", inputs, attributes(self.axis), dtype=kind, shape=x.shape)
+
+
+class ShiftedActivation(QdqActivation):
+    """The same with x/s + z before a QuantizeLinear of scale 1: z is added before rounding, as the quantizer does.
+
+    Images are made of 256 values. Where a range just holds them, as of −1 … 1 with a zero point of 127.5 rounded to
+    128, every pixel is a tie, and half of them round the other way where z is added later.
+    """
+
+    one: Tensor
+    origin: Tensor
+
+    def __init__(self, quantizer: UniformQuantizer, affine: Affine, transposed: bool) -> None:
+        super().__init__(quantizer, affine, transposed)
+        self.quantizer = quantizer
+        self.register_buffer("one", torch.ones(()))
+        self.register_buffer("origin", torch.zeros((), dtype=self.zero_point.dtype))
+        self.narrow |= {"origin": (affine.bits, affine.signed)}
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Div, Add, QuantizeLinear."""
+        place = x / self.quantizer.scale + self.quantizer.zero_point
+        inputs, kind = (place, self.one, self.origin), self.zero_point.dtype
+        return symbolic("QuantizeLinear", inputs, dtype=kind, shape=x.shape)
 
 
 class QdqWeight(_Linear):
@@ -119,17 +149,19 @@ class Qdq(Format):
 
     Args:
         widths: bits that integers may have in the file, ascending.
+        on_grid: operations that read the model's own input, whose values may be ties.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (4, 8, 16)) -> None:
-        self.widths = widths
+    def __init__(self, widths: tuple[int, ...] = (4, 8, 16), on_grid: Container[str] = ()) -> None:
+        self.widths, self.on_grid = widths, on_grid
 
     def activation(self, decision: Decision, transposed: bool) -> nn.Module:
         """See ``Format``. Runtimes clip integers of 8 bits, and of no other width."""
         quantizer = decision.quantizer
         bits = quantizer.bits if quantizer.bits in self.widths else 8
         if type(quantizer) is UniformQuantizer and quantizer.bits <= bits and (affine := Affine.of(quantizer, bits)):
-            return QdqActivation(quantizer, affine, transposed)
+            shifted = decision.site.module in self.on_grid and not quantizer.symmetric
+            return (ShiftedActivation if shifted else QdqActivation)(quantizer, affine, transposed)
         return traced(quantizer, transposed)
 
     def weight(self, decision: Decision, weight: Tensor, transposed: bool, beside: nn.Module | None) -> nn.Module:

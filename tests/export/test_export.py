@@ -1,0 +1,145 @@
+"""From run folders to files: what is in them, that they run, and what they say of themselves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from export_toys import digits_run
+
+import qplug
+from qplug import __version__
+from qplug.registry import installed
+from qplug.runtime import backend_of
+
+pytestmark = pytest.mark.slow
+RUNS = {
+    "w8a8": ("", "{match: '*', bits: 8}"),
+    "mixed": (
+        "{use: mptq_vit.sq_b}, {use: mptq_vit.opt_m}, {use: tsptq_vit.v_2sf, kinds: [post_softmax]}, "
+        "{use: tsptq_vit.o_2sf}, ",
+        "{match: 'blocks.0*', bits: 3}, {match: 'blocks.1*', bits: 5}, {match: '*proj*', granularity: per_channel}, "
+        "{match: query, granularity: per_head}, {match: 'head*', bits: 8}",
+    ),
+    "two": ("{use: mr_biq.binary_coding}, ", "{match: 'blocks.*.weight', bits: 2}"),
+}
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def run(request, tmp_path_factory):
+    return digits_run(tmp_path_factory.mktemp("run") / request.param, *RUNS[request.param])
+
+
+def simulated(run, x: torch.Tensor) -> torch.Tensor:
+    model = qplug.load_quantized(run)
+    with backend_of("brevitas", installed()).inference(model):
+        logits: torch.Tensor = model(x)
+    return logits
+
+
+def pixels(batch: int) -> torch.Tensor:
+    return torch.randn(batch, 1, 8, 8, generator=torch.Generator().manual_seed(batch))
+
+
+def metadata(path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+@pytest.mark.parametrize("form", ["onnx-qdq", "onnx-qonnx"])
+def test_onnx_runtime_computes_what_was_simulated(run, form, tmp_path):
+    result = qplug.export_run(run, form, tmp_path / "model.onnx", images=8)
+    assert result.parity.first_wrong is None
+    assert result.parity.images == 8
+    assert result.parity.batches == [1, 4]
+    assert result.parity.agreeing == 8
+    assert result.warnings == []
+    content = result.path.read_bytes()
+    assert len(content) == result.size
+    onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for batch in (1, 3):
+        found = session.run(None, {"input": pixels(batch).numpy()})[0]
+        expected = simulated(run, pixels(batch)).numpy()
+        assert found.shape == (batch, 10)
+        assert np.linalg.norm(found - expected) <= 2e-2 * np.linalg.norm(expected)  # a tie may fall the other way
+
+
+def test_weights_are_integers_and_nothing_else_is_large(run, tmp_path):
+    """No float copy of a weight: what is in float32 are scales, biases, norms, embeddings and small tables."""
+    result = qplug.export_run(run, out=tmp_path / "model.onnx", images=4)
+    graph = onnx.load(result.path).graph
+    codes = {one.name: one for one in graph.initializer if one.name.endswith(".weight.codes")}
+    assert len(codes) == 18
+    types = {onnx.TensorProto.DataType.Name(one.data_type) for one in codes.values()}
+    assert types <= {"INT4", "UINT4", "INT8", "UINT8", "INT2", "UINT2"}
+    plan = {d["site"]: d["bits"] for d in json.loads(metadata(result.path)["qplug.plan"])}
+    for name, one in codes.items():
+        bits = plan[name.removesuffix(".codes")]
+        assert len(one.raw_data) <= np.prod(one.dims) * next(w for w in (2, 4, 8) if w >= bits) / 8 + 1
+    largest = max(np.prod(one.dims) for one in graph.initializer if one.data_type == onnx.TensorProto.FLOAT)
+    assert largest <= 17 * 64  # the position embedding
+
+
+def test_it_says_what_it_is(run, tmp_path):
+    result = qplug.export_run(run, out=tmp_path / "model.onnx", images=4)
+    said = metadata(result.path)
+    assert said["qplug.version"] == __version__
+    assert said["qplug.format"] == "onnx-qdq"
+    how = json.loads(said["qplug.preprocessing"])
+    assert how == {
+        "kind": "Preprocessing",
+        "input_size": [1, 8, 8],
+        "mean": [0.305],
+        "std": [0.376],
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+    }
+    lock = json.loads((run / "lock.json").read_text())
+    assert json.loads(said["qplug.run"])["model"] == lock["hashes"]["model"]
+    plan = json.loads((run / "plan.json").read_text())
+    assert [d["site"] for d in json.loads(said["qplug.plan"])] == [d["site"]["name"] for d in plan["decisions"]]
+    assert json.loads(said["qplug.parity"])["images"] == 4
+    operations = json.loads(said["qplug.operations"])
+    assert operations[0] == {"operation": "patch_embed.proj", "inputs": ["input"], "output": "patch_embed.proj.output"}
+
+
+def test_a_file_that_nobody_checked_says_so(run, tmp_path):
+    result = qplug.export_run(run, out=tmp_path / "model.onnx", verify=False)
+    assert result.parity is None
+    assert metadata(result.path)["qplug.parity"] == "not verified: exported with --no-verify"
+    assert result.warnings == ["nobody checked that a runtime computes from this file what was simulated"]
+
+
+def test_a_torch_program_needs_torch_alone_and_no_pickle(run, tmp_path):
+    result = qplug.export_run(run, "torch", tmp_path / "model.pt2", images=4)
+    assert result.parity.free.norm == 0.0
+    with zipfile.ZipFile(result.path) as archive:
+        held = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    assert held["data/sample_inputs/model.pt"] == b""
+    assert not [name for name, content in held.items() if name.endswith(".pkl") or content.startswith(b"PK")]
+    assert 'use_pickle": true' not in held["data/weights/model_weights_config.json"].decode()
+    assert json.loads(held["extra/qplug.json"])["qplug.format"] == "torch"
+    torch.save(pixels(3), tmp_path / "x.pt")
+    code = (
+        "import sys, torch\n"
+        "sys.modules['qplug'] = None\n"
+        f"model = torch.export.load({str(result.path)!r}).module()\n"
+        f"torch.save(model(torch.load({str(tmp_path / 'x.pt')!r})), {str(tmp_path / 'y.pt')!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert torch.equal(torch.load(tmp_path / "y.pt"), simulated(run, pixels(3)))
+
+
+def test_the_same_run_gives_the_same_bytes(run, tmp_path):
+    first, second = (
+        qplug.export_run(run, out=tmp_path / name, verify=False).path.read_bytes() for name in ("a.onnx", "b.onnx")
+    )
+    assert first == second

@@ -1,0 +1,199 @@
+"""The gate lets rounding pass and nothing else: wrong exports are refused with the place where they are wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from export_toys import toy_run
+from onnx import numpy_helper
+
+from qplug import ParityError
+from qplug.export.differences import Difference
+from qplug.export.gate import compare
+from qplug.export.onnx_file import qdq_file
+from qplug.export.run import refusal
+from qplug.export.runtimes import OnnxRuntime
+from qplug.load import load_planned, load_quantized
+from qplug.registry import installed
+from qplug.runtime import backend_of
+from qplug.testing import toy_images, toy_registry
+from qplug.types import MASKED
+
+# differences
+
+
+def test_equal_values_agree():
+    found = Difference(1e-4)
+    x = torch.randn(4, 6, 8)
+    found.add(x, x.clone())
+    assert (found.norm, found.off, found.largest, found.agrees) == (0.0, 0.0, 0.0, True)
+
+
+def test_one_channel_that_is_wrong_is_enough():
+    """However little it weighs: 1 % of one channel in a thousand is 3e-4 of the norm."""
+    found = Difference(1e-2)
+    x = torch.randn(4, 50, 1000, generator=torch.Generator().manual_seed(0))
+    wrong = x.clone()
+    wrong[..., 7] *= 1.01
+    found.add(x, wrong)
+    assert 2e-4 < found.norm < 5e-4
+    assert found.off > 0.98
+    assert not found.agrees
+
+
+def test_a_tie_that_rounded_the_other_way_agrees():
+    """It changes all channels of one token of one image, by a step of one operand."""
+    found = Difference(1e-2)
+    x = torch.randn(4, 50, 100, generator=torch.Generator().manual_seed(0))
+    moved = x.clone()
+    moved[2, 13] += 0.02
+    found.add(x, moved)
+    assert found.off == pytest.approx(0.25)  # of the token's, over four images
+    assert 1e-3 < found.norm < 2e-3
+    assert found.agrees
+    assert not Difference(1e-4, noise=found.noise, signal=found.signal, _elements=found._elements).agrees
+
+
+def test_what_is_not_a_number_never_agrees():
+    found = Difference(1e-2)
+    found.add(torch.ones(2, 3), torch.full((2, 3), torch.nan))
+    assert not found.agrees
+    assert found.largest == float("inf")
+
+
+def test_masked_logits_are_not_compared():
+    found = Difference(1e-4)
+    x = torch.tensor([[1.0, MASKED]])
+    found.add(x, torch.tensor([[1.0, MASKED]]))
+    assert found.norm == 0.0
+    assert found.signal == 1.0
+
+
+def test_another_shape_is_said():
+    with pytest.raises(ValueError, match=r"\(2, 3\) was simulated, and \(3, 2\) came"):
+        Difference(1e-4).add(torch.zeros(2, 3), torch.zeros(3, 2))
+
+
+# wrong exports
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    registry = toy_registry()
+    run = toy_run(tmp_path_factory.mktemp("toy") / "run", registry=registry)
+    planned = load_planned(run, registry)
+    return planned, qdq_file(planned), load_quantized(run, registry=registry)
+
+
+def judged(exported, change=None):
+    planned, file, simulation = exported
+    model = onnx.ModelProto()
+    model.CopyFrom(file.model)
+    if change is not None:
+        change(model)
+    with backend_of("brevitas", installed()).inference(simulation):
+        return compare(OnnxRuntime(model, file.calls), simulation, planned.plan, [toy_images(4), toy_images(4, seed=1)])
+
+
+def constant(model: onnx.ModelProto, node: str, position: int) -> onnx.TensorProto:
+    """An initialiser of its own for one input of the node of that name."""
+    (found,) = (one for one in model.graph.node if one.name == node)
+    (shared,) = (one for one in model.graph.initializer if one.name == found.input[position])
+    own = onnx.TensorProto()
+    own.CopyFrom(shared)
+    own.name = f"own.{found.name}.{position}"
+    found.input[position] = own.name
+    model.graph.initializer.append(own)
+    return model.graph.initializer[-1]
+
+
+def set_to(tensor: onnx.TensorProto, values: np.ndarray) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(values.astype(numpy_helper.to_array(tensor).dtype), tensor.name))
+
+
+def scaled(node: str, factor: float):
+    def change(model: onnx.ModelProto) -> None:
+        tensor = constant(model, node, 1)
+        set_to(tensor, numpy_helper.to_array(tensor) * factor)
+
+    return change
+
+
+def scale_of_an_activation(model: onnx.ModelProto) -> None:
+    for kind in ("QuantizeLinear", "DequantizeLinear"):
+        scaled(f"blocks.0.mlp.fc1.input/{kind}", 1.01)(model)
+
+
+def scale_of_one_channel(model: onnx.ModelProto) -> None:
+    tensor = constant(model, "blocks.1.mlp.fc2.weight/DequantizeLinear", 1)
+    values = numpy_helper.to_array(tensor).copy()
+    values[3] *= 1.01
+    set_to(tensor, values)
+
+
+def zero_points(model: onnx.ModelProto) -> None:
+    """Those of two tensors, swapped."""
+    for kind in ("QuantizeLinear", "DequantizeLinear"):
+        ours, theirs = (constant(model, f"blocks.1.attn.matmul_av.{role}/{kind}", 2) for role in ("lhs", "rhs"))
+        before = numpy_helper.to_array(ours).copy()
+        assert before == 0  # of probabilities
+        assert numpy_helper.to_array(theirs) > 100
+        set_to(ours, numpy_helper.to_array(theirs))
+        set_to(theirs, before)
+
+
+def axis(model: onnx.ModelProto) -> None:
+    (node,) = (one for one in model.graph.node if one.name == "blocks.0.attn.proj.weight/DequantizeLinear")
+    (attribute,) = node.attribute
+    assert attribute.i == -1
+    attribute.i = 0  # the weight is square
+
+
+def left_in_float(model: onnx.ModelProto) -> None:
+    (last,) = (one for one in model.graph.node if one.name == "blocks.0.attn.matmul_av.lhs/DequantizeLinear")
+    (first,) = (one for one in model.graph.node if one.name == "blocks.0.attn.matmul_av.lhs/QuantizeLinear")
+    for node in model.graph.node:
+        node.input[:] = [first.input[0] if name == last.output[0] else name for name in node.input]
+
+
+def norm_between(model: onnx.ModelProto) -> None:
+    (node,) = (one for one in model.graph.node if one.name == "blocks.1.norm1/LayerNormalization")
+    (epsilon,) = (one for one in node.attribute if one.name == "epsilon")
+    epsilon.f = 0.1
+
+
+@pytest.mark.slow
+def test_a_right_export_agrees(exported):
+    parity = judged(exported)
+    assert parity.first_wrong is None
+    assert parity.images == 8
+    assert parity.batches == [1, 4]
+    assert len(parity.places) == 2 * (2 * 4 + 2) + 3 * 4 + 1  # linears and the convolution, matmuls, the logits
+    assert max(place.norm for place in parity.places.values()) < 1e-5  # measured: 4e-7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (scale_of_an_activation, ("blocks.0.mlp.fc1", "output")),
+        (scale_of_one_channel, ("blocks.1.mlp.fc2", "output")),
+        (zero_points, ("blocks.1.attn.matmul_av", "output")),
+        (axis, ("blocks.0.attn.proj", "output")),
+        (left_in_float, ("blocks.0.attn.matmul_av", "output")),
+        (norm_between, ("blocks.1.attn.qkv", "input")),
+        (scaled("head.weight/DequantizeLinear", 1.01), ("head", "output")),
+    ],
+)
+def test_a_wrong_export_is_refused_where_it_is_wrong(exported, change, place):
+    parity = judged(exported, change)
+    assert parity.first_wrong == place
+    wrong = [where for where, difference in parity.places.items() if not difference.agrees]
+    assert wrong == [place]  # the simulation follows the runtime, so that nothing behind it is blamed
+    error = refusal(parity, exported[0])
+    assert isinstance(error, ParityError)
+    assert place[0] in error.where
+    assert f"the runtime's {place[1]} is not the simulation's" in error.what
+    assert "--no-verify" in error.fix

@@ -1,0 +1,233 @@
+"""What cannot be exported, and what the user is told: each before any work where that can be known."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from typing import Literal
+
+import pytest
+import torch
+from export_toys import toy_run
+from pydantic import Field
+from torch import Tensor, nn
+
+import qplug
+from qplug import Choice, Config, InputError, ParityError, Quantizer, Technique, UniformQuantizer, hookimpl
+from qplug.cli import main
+from qplug.export import run as exporting
+from qplug.registry import Plugin
+from qplug.testing import toy_registry
+from qplug.types import Rewrite
+
+MINMAX = "{use: baseline.minmax}"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return toy_run(tmp_path_factory.mktemp("toy") / "run")
+
+
+def refused(folder, **options) -> InputError:
+    with pytest.raises(InputError) as caught:
+        qplug.export_run(folder, registry=options.pop("registry", None) or toy_registry(), **options)
+    return caught.value
+
+
+def test_a_missing_extra_names_the_command(run, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else found(name))
+    error = refused(run, out=tmp_path / "model.onnx")
+    assert error.what == "an export needs onnx, onnx_ir, onnxruntime, onnxscript"
+    assert error.fix == "pip install 'qplug[export]'"
+
+
+def test_a_target_that_exists_or_cannot_be(run, tmp_path):
+    target = tmp_path / "model.onnx"
+    target.write_text("mine")
+    error = refused(run, out=target)
+    assert (error.what, error.where) == ("this file exists", str(target))
+    assert "--out" in error.fix
+    assert target.read_text() == "mine"
+    assert "there is no such folder" in refused(run, out=tmp_path / "no" / "model.onnx").what
+
+
+def test_by_default_the_file_lies_beside_the_run(run):
+    run.with_name("run.onnx").write_text("mine")
+    assert refused(run).where == str(run.with_name("run.onnx"))
+    run.with_name("run.onnx").unlink()
+
+
+def test_an_unknown_format(run):
+    error = refused(run, format="tflite")
+    assert error.what == "there is no format 'tflite'"
+    assert "onnx-qdq, onnx-qonnx, torch" in error.fix
+
+
+def test_a_damaged_run_and_one_of_another_version(run, tmp_path):
+    import shutil
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run, damaged)
+    weights = damaged / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert "is damaged" in refused(damaged, out=tmp_path / "a.onnx").what
+    (damaged / "lock.json").write_text(json.dumps({"format": 99, "qplug": "9.0"}))
+    error = refused(damaged, out=tmp_path / "a.onnx")
+    assert "of format 3 was expected, received 99" in error.what
+    assert "read it with qplug 9.0 that wrote it" in error.fix
+    assert "no such run folder" in refused(tmp_path / "nowhere", out=tmp_path / "a.onnx").what
+    assert not (tmp_path / "a.onnx").exists()
+
+
+class Odd(Quantizer):
+    """What no format has an operator for."""
+
+    kind = "odd"
+
+    def __init__(self, bits: int = 8) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.0 * torch.linalg.matrix_exp(torch.zeros(2, 2)).sum() * x.sum().sign()
+
+    def to_dict(self):
+        return {"kind": self.kind, "bits": self.bits}
+
+    @classmethod
+    def from_dict(cls, data):
+        return cls(data["bits"])
+
+
+class Odder(Odd):
+    """What cannot even be traced: its operators depend on the values."""
+
+    kind = "odder"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 1.0 if float(x.sum()) > 1e9 else x + 0.0
+
+
+class Wide(UniformQuantizer):
+    """Codes of more bits than any integer of the formats has."""
+
+    kind = "wide"
+
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x, dtype=torch.int32)
+
+
+def technique(make, weights: bool = False) -> type[Technique]:
+    class Step(Technique):
+        class Config(Config):
+            use: Literal["trial.step"] = Field("trial.step", description="which technique this step is")
+
+        @hookimpl
+        def qplug_estimate_range(self, site, spec, stats):
+            return Choice(make()) if site.name == ("head.weight" if weights else "blocks.1.mlp.fc2.input") else None
+
+    return Step
+
+
+def trial(*, cls=None, step=None):
+    registry = toy_registry(step)
+    registry.quantizers = registry.quantizers | ({cls.kind: f"{__name__}:{cls.__name__}"} if cls else {})
+    owner = Plugin("trial", "qplug-trial", "1.2.3", __name__)
+    registry.owners = registry.owners | ({f"quantizer:{cls.kind}": owner} if cls else {})
+    return registry
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cls", "what"), [(Odd, "the operator aten"), (Odder, "something that cannot be traced")])
+def test_a_quantizer_that_the_format_cannot_express_is_named(cls, what, tmp_path):
+    registry = trial(cls=cls, step=technique(cls))
+    run = toy_run(tmp_path / "run", f"{{use: trial.step}}, {MINMAX}", registry)
+    error = refused(run, out=tmp_path / "model.onnx", registry=registry)
+    assert error.what.startswith(f"onnx-qdq cannot express {what}")
+    assert error.what.endswith(f"of quantizer '{cls.kind}' of trial (qplug-trial 1.2.3)")
+    assert error.where == "blocks.1.mlp.fc2.input"
+    assert "skip: true" in error.fix
+    assert not (tmp_path / "model.onnx").exists()
+
+
+class MatrixExp(nn.Softmax):
+    """A Softmax that no format knows."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + 0.0 * torch.linalg.matrix_exp(input)
+
+
+class Rewriting(Technique):
+    """Puts it in."""
+
+    class Config(Config):
+        """Nothing."""
+
+        use: Literal["trial.step"] = Field("trial.step", description="which technique this step is")
+
+    @hookimpl
+    def qplug_rewrite_module(self, name, module):
+        return Rewrite(MatrixExp(-1), preserves=False) if type(module) is nn.Softmax else None
+
+
+@pytest.mark.slow
+def test_an_operator_of_the_model_is_named(tmp_path):
+    registry = trial(step=Rewriting)
+    run = toy_run(tmp_path / "run", f"{{use: trial.step}}, {MINMAX}", registry)
+    error = refused(run, out=tmp_path / "model.onnx", registry=registry)
+    assert error.what == "onnx-qdq cannot express the operator aten.linalg_matrix_exp, which the model itself computes"
+    assert "adapter" in error.fix
+
+
+@pytest.mark.slow
+def test_a_weight_without_codes_is_in_float_and_said(tmp_path):
+    registry = trial(cls=Odd, step=technique(lambda: NoCodes(8), weights=True))
+    registry.quantizers["no_codes"] = f"{__name__}:NoCodes"
+    run = toy_run(tmp_path / "run", f"{{use: trial.step}}, {MINMAX}", registry)
+    result = qplug.export_run(run, out=tmp_path / "model.onnx", registry=registry, images=2)
+    assert result.warnings == ["head.weight is in float32 in the file: its quantizer has no codes"]
+
+
+class NoCodes(Odd):
+    """Rounds to multiples of 1/64."""
+
+    kind = "no_codes"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.round(x * 64.0) / 64.0
+
+
+@pytest.mark.slow
+def test_what_does_not_agree_leaves_no_file(run, tmp_path, monkeypatch):
+    real = exporting._file
+
+    def wrong(planned, form):
+        file = real(planned, form)
+        for tensor in file.model.graph.initializer:
+            if tensor.name == "head.weight.scale":
+                scales = torch.frombuffer(bytearray(tensor.raw_data), dtype=torch.float32)
+                tensor.raw_data = (scales * 1.01).numpy().tobytes()
+        return file
+
+    monkeypatch.setattr(exporting, "_file", wrong)
+    with pytest.raises(ParityError, match="the runtime's output is not the simulation's") as caught:
+        qplug.export_run(run, out=tmp_path / "model.onnx", registry=toy_registry(), images=2)
+    assert caught.value.where.startswith("head (weight: uniform")
+    assert caught.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+    qplug.export_run(run, out=tmp_path / "model.onnx", registry=toy_registry(), verify=False)
+    assert (tmp_path / "model.onnx").is_file()
+
+
+def test_the_command_line_says_the_same(tmp_path, capsys):
+    for arguments, message in (
+        (["export", str(tmp_path / "no")], "there is no such run folder"),
+        (["export", str(tmp_path / "no"), "--format", "tflite"], "choose one of onnx-qdq, onnx-qonnx, torch"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
