@@ -96,7 +96,8 @@ def _fit(cost: Floats, load: Floats) -> NDArray[np.bool_]:
 
     least = np.where(np.isfinite(cost), load, np.inf).min(2)
     slack = 1.0 + ROUNDING - least.sum(1)
-    return (load - least[:, :, None] <= slack[:, None, None]).all(0)
+    fits: NDArray[np.bool_] = (load - least[:, :, None] <= slack[:, None, None]).all(0)
+    return fits
 
 
 def _optimum(cost: Floats, load: Floats) -> Places | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from pydantic import ValidationError
 from qplug_hawq import HawqV3
 from qplug_hawq.hawq_v3 import Slices, perturbation
 from qplug_hawq.programme import Bound, solve
+from ruamel.yaml import YAML
 from torch import nn
 
 import qplug
 from qplug import InputError, QuantSpec, Site, SiteKind, SiteStats, SqnrTable, Trace
+from qplug.recipe import recipe_type
+from qplug.registry import installed
 from qplug.testing.run import toy_run
-from qplug.testing.toys import toy_vit
 
 # ResNet-18 without its first and last layer, from the authors' repository (ILP.ipynb): mean traces, squared errors of
 # weights, parameters, MACs, and milliseconds on a T4.
@@ -348,9 +351,32 @@ def test_a_run_keeps_the_limit_as_its_own_metrics_count_it(accounting, limit):
     assert {d.quantizer.bits for d in layers} == {4, 8}
     assert {d.bits_by for d in layers} == {"hawq.hawq_v3"}
     assert all(d.quantizer.bits == 4 for d in run.plan if d.site.role in ("lhs", "rhs"))  # the toy recipe's
-    assert len(toy_vit().blocks) == 2
 
 
 def test_a_run_within_an_impossible_limit_ends_with_an_input_error():
     with pytest.raises(InputError, match=r"need at least 0\.00\d+, and the limit is 1e-05"):
         toy_run(HawqV3, probes=1, size_mb=1e-5)
+
+
+@pytest.mark.slow
+def test_on_digits_it_loses_less_than_the_same_bits_at_the_other_layers_of_each_kind():
+    """2 or 8 bits for weights, activations at 8; then each kind's bits one block further on, which is as large."""
+    recipe = Path(__file__).parents[2] / "recipes" / "hawq.yaml"
+    values = YAML(typ="safe").load(recipe)
+    values["quantize"]["overrides"].append({"match": "*.input", "bits": 8})
+    values["techniques"][0] |= {"candidates": [2, 8], "probes": 8}
+    ours = qplug.run(recipe_type(installed()).model_validate(values))
+    chosen = {d.site.module: d.quantizer.bits for d in ours.plan if d.bits_by == "hawq.hawq_v3"}
+    kinds = {name.partition("blocks.")[2][2:] for name in chosen}
+    turned = {}
+    for kind in kinds:
+        row = [f"blocks.{i}.{kind}" for i in range(4)]
+        turned |= {name: chosen[row[(i + 1) % 4]] for i, name in enumerate(row)}
+    assert turned != chosen
+    values["techniques"] = values["techniques"][1:]
+    values["quantize"]["overrides"] += [{"match": f"{name}.weight", "bits": bits} for name, bits in turned.items()]
+    theirs = qplug.run(recipe_type(installed()).model_validate(values))
+    key = "accounting.hawq.size_mb"
+    assert ours.metrics[key] == pytest.approx(theirs.metrics[key], rel=1e-12)
+    for measure in ("quantized.agreement", "quantized.logit_sqnr_db"):  # measured: 92.0 and 86.1 %, 8.3 and 5.6 dB
+        assert ours.metrics[measure] > theirs.metrics[measure]
