@@ -76,7 +76,8 @@ def choose_bits(costs: Mapping[str, Mapping[int, float]], limits: Sequence[Limit
                 where=limit.name,
                 fix="raise the limit, or offer fewer bits",
             )
-    choice = _optimum(cost, load)
+    cost = np.where(_fit(cost, load), cost, np.inf)
+    choice = _optimum(cost, load) if np.isfinite(cost).any(1).all() else None
     if choice is None:
         raise InputError(
             "each limit can be kept, but not all of them at once",
@@ -84,6 +85,19 @@ def choose_bits(costs: Mapping[str, Mapping[int, float]], limits: Sequence[Limit
             fix="raise one of them, or offer fewer bits",
         )
     return {group: widths[place] for group, place in zip(costs, choice, strict=True)}
+
+
+def _fit(cost: Floats, load: Floats) -> NDArray[np.bool_]:
+    """(groups, widths): which fit where every other group takes its least of each limit.
+
+    Where a limit is just what the least needs, ``milp``'s tolerances cannot tell small loads from none.
+    """
+    import numpy as np
+
+    least = np.where(np.isfinite(cost), load, np.inf).min(2)
+    slack = 1.0 + ROUNDING - least.sum(1)
+    fits: NDArray[np.bool_] = (load - least[:, :, None] <= slack[:, None, None]).all(0)
+    return fits
 
 
 def _optimum(cost: Floats, load: Floats) -> Places | None:

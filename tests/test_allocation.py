@@ -152,3 +152,12 @@ def test_standard_output_stays_clean_and_comes_back(capfd):
     assert capfd.readouterr().out == ""
     print("still here", flush=True)
     assert capfd.readouterr().out == "still here\n"
+
+
+def test_a_limit_that_is_just_what_the_least_needs_leaves_that_alone():
+    """Loads of a hundred thousandth of the limit are within milp's tolerances."""
+    macs = {"a": 2, "b": 2, "c": 2, "d": 200_000, "e": 1}
+    costs = {group: {2: 1.0, 4: 0.5, 8: 0.0} for group in macs}
+    bops = Limit("BOPs", lambda g, b: b * b * macs[g], 4.0 * sum(macs.values()))
+    bits = Limit("bits", lambda g, b: float(b), 40.0)
+    assert choose_bits(costs, [bits, bops]) == dict.fromkeys(macs, 2)
