@@ -105,7 +105,7 @@ techniques: {REWRITES[name]}
         top1 = torch.cat([again(pixels).argmax(1) for pixels, _ in batches(images, transform, 32)])
     kept = load_file(tmp_path / "run" / "evaluation.safetensors")
     assert torch.equal(top1.int(), kept["quantized.top1"])
-    training = [warning for warning in result.warnings if "which asks for training" in warning]
+    training = [warning for warning in result.warnings if "training has to make up for it" in warning]
     assert len(training) == {"mixer_digits": 0, "resmlp_digits": 2, "convmixer_digits": 1}[name]
 
 

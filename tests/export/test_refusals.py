@@ -61,7 +61,7 @@ def test_by_default_the_file_lies_beside_the_run(run):
 def test_an_unknown_format(run):
     error = refused(run, format="tflite")
     assert error.what == "there is no format 'tflite'"
-    assert "onnx-qdq, onnx-qonnx, torch" in error.fix
+    assert "onnx-qdq, onnx-integer, onnx-qonnx, torch" in error.fix
 
 
 def test_a_damaged_run_and_one_of_another_version(run, tmp_path):
@@ -225,7 +225,7 @@ def test_what_does_not_agree_leaves_no_file(run, tmp_path, monkeypatch):
 def test_the_command_line_says_the_same(tmp_path, capsys):
     for arguments, message in (
         (["export", str(tmp_path / "no")], "there is no such run folder"),
-        (["export", str(tmp_path / "no"), "--format", "tflite"], "choose one of onnx-qdq, onnx-qonnx, torch"),
+        (["export", str(tmp_path / "no"), "--format", "tflite"], "choose one of onnx-qdq, onnx-integer, onnx-qonnx, torch"),
     ):
         with pytest.raises(SystemExit) as end:
             main(arguments)
