@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -139,8 +140,8 @@ class _Watch:
 
     def range(self, kind: str, position: float) -> Range:
         """What was seen."""
-        sample, share = self._sample.values(), PERCENTILE / 100
-        low, high = (float(torch.quantile(sample, q)) for q in (1 - share, share))
-        percentile = float(torch.quantile(sample.abs(), share))
+        sample = self._sample.values().cpu().numpy()  # NumPy selects where torch sorts: a tenth of the time
+        low, high = (float(value) for value in np.percentile(sample, (100 - PERCENTILE, PERCENTILE)))
+        percentile = float(np.percentile(np.abs(sample), PERCENTILE))
         largest = max(abs(self._low), abs(self._high))
         return Range(self.name, kind, position, self._low, self._high, low, high, largest, percentile)
