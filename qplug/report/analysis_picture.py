@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 10.0, 2.7
 """Inches, of the picture and of a row of panels."""
 STYLES = {"before": ("C0", "o"), "after": ("C1", "s"), "token": ("C3", "o"), "channel": ("C2", "s")}
+CROWDED = 40
+"""Points above which the lines between them are thin."""
 SPREAD = 20.0
 """Ratio of the largest to the smallest value above which an axis of ranges is logarithmic."""
 
@@ -86,7 +88,9 @@ def _mixing(found: Analysis, left: Axes, right: Axes) -> None:
 def _line(ax: Axes, style: str, positions: Iterable[float], values: Iterable[float], label: str) -> None:
     colour, marker = STYLES[style]
     hollow = {"mfc": "none", "ms": 6} if style == "before" else {"ms": 3}  # seen where the other one covers it
-    ax.plot([100 * x for x in positions], list(values), color=colour, marker=marker, lw=0.8, label=label, **hollow)
+    heights = list(values)
+    width = 0.8 if len(heights) <= CROWDED else 0.3
+    ax.plot([100 * x for x in positions], heights, color=colour, marker=marker, lw=width, label=label, **hollow)
 
 
 def _axes(ax: Axes, title: str, unit: str, values: list[float], spread: float = SPREAD) -> None:
