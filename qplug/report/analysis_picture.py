@@ -80,7 +80,7 @@ def _mixing(found: Analysis, left: Axes, right: Axes) -> None:
         ax.legend(fontsize=8)
     if len(found.looks) > 1:
         left.sharey(right)
-        left.autoscale()
+        left.autoscale(axis="y")
     else:
         right.set_axis_off()
 
@@ -98,10 +98,10 @@ def _axes(ax: Axes, title: str, unit: str, values: list[float], spread: float = 
     if min(values) > 0 and max(values) > spread * min(values):
         ax.set_yscale("log")
     else:
-        ax.set_ylim(bottom=min(0.0, 1.05 * min(values)))
+        ax.set_ylim(min(0.0, 1.05 * min(values)), 1.05 * max(*values, 0.0) or 1.0)
     ax.set_xlim(-4, 104)
     ax.set_title(title, fontsize=9, loc="left")
     ax.set_xlabel("layer position, % of the depth", fontsize=8)
     ax.set_ylabel(unit, fontsize=8)
-    ax.tick_params(labelsize=7)
+    ax.tick_params(which="both", labelsize=7)
     ax.grid(alpha=0.3)
