@@ -11,12 +11,23 @@ from typing import Annotated
 
 import typer
 
-from qplug.cli import bench, catalogue, compare, exporting, making, running, sensitivity
+from qplug.cli import bench, catalogue, compare, exporting, inspecting, making, running, sensitivity
 from qplug.cli.app import State, app, report, screen_of
 from qplug.errors import QplugError
 from qplug.memory import keep_freed_memory
 
-__all__ = ["app", "bench", "catalogue", "compare", "exporting", "main", "making", "running", "sensitivity"]
+__all__ = [
+    "app",
+    "bench",
+    "catalogue",
+    "compare",
+    "exporting",
+    "inspecting",
+    "main",
+    "making",
+    "running",
+    "sensitivity",
+]
 
 INTERRUPTED = 130  # what some versions of typer end with after Ctrl-C, and others with 1
 

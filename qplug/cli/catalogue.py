@@ -1,14 +1,12 @@
-"""What is installed, and what a model offers: ``plugins``, ``techniques``, ``schema``, ``inspect``."""
+"""What is installed: ``plugins``, ``techniques``, ``schema``."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from qplug.cli.app import Accounting, Json, State, app, model_source, print_json, screen_of
-from qplug.conventions import DEFAULT, convention
+from qplug.cli.app import Json, State, app, print_json, screen_of
 
 
 @app.command()
@@ -56,29 +54,3 @@ def schema() -> None:
     from qplug.registry import installed
 
     print_json(json_schema(installed()))
-
-
-@app.command()
-def inspect(
-    model: Annotated[str, typer.Argument(help="An embedded model, timm's name, or module:function.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights to load.", show_default=False)] = None,
-    accounting: Accounting = DEFAULT,
-    as_json: Json = False,
-) -> None:
-    """Show what of a model can be quantised, and what it would cost.
-
-    Sites, kinds, shapes and MACs, what stays in float, size and bit operations.
-    """
-    State.json = as_json
-    counted_by = convention(accounting)
-    source = model_source(model, checkpoint)
-    from qplug.pipeline import inspect as inspect_model
-    from qplug.report.inspection import inspection, inspection_tables
-
-    found = inspect_model(source)
-    if as_json:
-        print_json(inspection(found, model))
-        return
-    screen = screen_of()
-    for table in inspection_tables(found, model, counted_by):
-        screen.table(table)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qplug.cli.app import Device, Json, State, app, model_source, print_json, screen_of
+from qplug.cli.options import Wanted, check_picture, checked, image_sources
 from qplug.errors import InputError
 
 if TYPE_CHECKING:
-    from qplug.techniques import DataSource, Technique
+    from qplug.techniques import Technique
 
-T = TypeVar("T")
 PROBES = 32
 
 
@@ -74,17 +73,17 @@ def sensitivity(
     State.json = as_json
     from qplug.files import check_file, write_file
 
-    for path, option in ((out, "--out"), (picture, "--picture")):
-        if path is not None:
-            check_file(path, option)
-    if picture is not None and picture.suffix.lower() not in (".png", ".svg"):
-        raise InputError(f"expected a name in .png or .svg, received {picture.name!r}", where="--picture")
+    if out is not None:
+        check_file(out, "--out")
+    check_picture(picture)
     if hessian_probes is not None and not hessian:
         raise InputError("needs --hessian, which was not given", where="--hessian-probes")
     source = model_source(model, checkpoint)
-    shown, judged = _data(
-        source.name(), model, calibration, evaluation, class_map, calibration_images, evaluation_images
+    wanted = (
+        Wanted("--calibration", calibration, calibration_images, "train", "to calibrate"),
+        Wanted("--evaluation", evaluation, evaluation_images, "test", "to measure on"),
     )
+    shown, judged = image_sources(source.name(), model, wanted, class_map, "qplug sensitivity")
     techniques = [_technique(name) for name in ranges or ["baseline.hessian"]]
 
     from qplug.recipe.schema import Scope
@@ -92,7 +91,7 @@ def sensitivity(
     from qplug.report.sensitivity import sensitivity_tables, summary
     from qplug.sensitivity.measure import Request, measure
 
-    request = _checked(
+    request = checked(
         Request,
         bits=_widths(bits),
         drop_bits=drop_bits,
@@ -145,57 +144,4 @@ def _technique(name: str) -> Technique:
             fix="'qplug techniques NAME' shows the hooks of a technique",
         )
     found = installed().techniques[name]
-    return found(_checked(found.Config, name, use=name))
-
-
-def _data(
-    kind: str,
-    model: str,
-    calibration: Path | None,
-    evaluation: Path | None,
-    class_map: Path | None,
-    calibration_images: int,
-    evaluation_images: int | None,
-) -> list[DataSource]:
-    """Sources of the images to calibrate and to measure on: the folders, or for the embedded models the digits."""
-    given = {"--calibration": calibration, "--evaluation": evaluation}
-    missing = [option for option, path in given.items() if path is None]
-    counts = (calibration_images, evaluation_images)
-    if kind == "zoo" and len(missing) == 2 and class_map is None:
-        splits = zip(("train", "test"), counts, strict=True)
-        return [_source("digits", split=split, images=images) for split, images in splits]
-    if missing:
-        from qplug.models.zoo import ZOO
-
-        raise InputError(
-            f"{model} needs images to calibrate and to measure on, and {' and '.join(missing)} "
-            f"{'were' if len(missing) > 1 else 'was'} not given",
-            where="qplug sensitivity",
-            fix="add --calibration FOLDER --evaluation FOLDER, each with images in a folder for each class; only the "
-            f"embedded models ({', '.join(ZOO)}) bring images of their own",
-        )
-    more = {"class_map": str(class_map)} if class_map else {}
-    folders = zip(given.values(), counts, strict=True)
-    return [_source("folder", path=str(path), images=images, **more) for path, images in folders]
-
-
-def _source(kind: str, **values: Any) -> DataSource:
-    from qplug.registry import installed
-
-    sources = installed().datasets
-    if kind not in sources:
-        raise InputError(f"the data source '{kind}' is not installed", fix="'qplug plugins' says why")
-    return sources[kind](_checked(sources[kind].Config, source=kind, **values))
-
-
-def _checked(config: Callable[..., T], technique: str = "", **values: Any) -> T:
-    """A validated configuration; raises ``InputError`` with the first thing that is wrong, at its option."""
-    from pydantic import ValidationError
-
-    try:
-        return config(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        where = f"{technique}: {name}" if technique else f"--{name.replace('_', '-')}"
-        raise InputError(f"{first['msg']}, received {first['input']!r}", where=where) from None
+    return found(checked(found.Config, name, use=name))

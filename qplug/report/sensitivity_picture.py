@@ -1,11 +1,7 @@
-"""A picture of what ``qplug sensitivity`` measured: a heat map a measure, sites of one role down, depth across.
-
-The only module that imports matplotlib, and it leaves matplotlib's global state alone (no pyplot, no rcParams).
-"""
+"""A picture of what ``qplug sensitivity`` measured: a heat map a measure, sites of one role down, depth across."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+from qplug.report.picture import bytes_of, figure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +21,8 @@ if TYPE_CHECKING:
 NO_BLOCK = "–"
 CELL = (0.44, 0.27)
 """Inches; wide enough for five digits."""
-ACROSS, NARROWEST, LARGEST = 2, 8, 60.0
-"""Panels side by side, columns that a panel's title needs at least, and inches."""
+ACROSS, NARROWEST = 2, 8
+"""Panels side by side, and columns that a panel's title needs at least."""
 WRITTEN = 32
 """Columns above which cells have colours alone."""
 
@@ -47,8 +43,7 @@ def draw(found: Sensitivity, format: str) -> bytes:
     down = -(-len(panels) // ACROSS)
     width = ACROSS * (CELL[0] * max(len(columns), NARROWEST) + 0.7) + 2.6
     height = down * (CELL[1] * len(rows) + 0.9) + 0.6
-    figure = Figure(figsize=(min(width, LARGEST), min(height, LARGEST)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figure_of(width, height)
     axes = figure.subplots(down, ACROSS, squeeze=False, sharey=True).ravel()
     for ax, panel in zip(axes, panels, strict=False):
         _heat_map(ax, panel, rows, columns, cells)
@@ -61,9 +56,7 @@ def draw(found: Sensitivity, format: str) -> bytes:
         "measure; dark red: sensitive; grey: no value",
         fontsize=9,
     )
-    stream = io.BytesIO()
-    figure.savefig(stream, format=format, metadata={"Date": None} if format == "svg" else None)
-    return stream.getvalue()
+    return bytes_of(figure, format)
 
 
 def grid(measured: Sequence[Measured]) -> tuple[list[str], list[str], dict[tuple[int, int], Measured]]:

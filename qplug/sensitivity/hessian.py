@@ -26,7 +26,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Trace:
-    """An estimate of tr(d²L/dW²) for one weight W.
+    """An estimate of tr(d²L/dW²) for one weight W, or for several as one.
 
     Attributes:
         value: the mean over the probes; the Hessian of a network is not positive, and neither must its trace be.
@@ -48,7 +48,7 @@ class Trace:
 
 def hessian_traces(
     model: nn.Module,
-    weights: Sequence[str],
+    weights: Sequence[str] | Mapping[str, Sequence[str]],
     batches: Iterable[Tensor],
     loss: Loss = OWN_TOP1,
     *,
@@ -65,28 +65,32 @@ def hessian_traces(
 
     Args:
         model: in eval mode, with operations that can be differentiated twice; frozen weights are no obstacle.
-        weights: names of parameters, as ``model.named_parameters()`` has them.
+        weights: names of parameters, as ``model.named_parameters()`` has them; or groups of them by name, each of
+            which has one trace, the sum of its parameters' own.
         batches: images (B, C, H, W) in the model's dtype, on its device; iterated anew for every probe.
         loss: what is differentiated; by default the cross-entropy against the float model's own top-1.
         probes: at most, at least 1.
-        tolerance: stop where the last probe moved no weight's running mean by more than this share of it.
+        tolerance: stop where the last probe moved no running mean of a trace by more than this share of it.
         seed: of the signs.
         advance: is told how many probes are done.
 
     Raises:
         InputError: an operation without a second derivative, or no image.
     """
-    known = {name: model.get_parameter(name) for name in weights}
-    forms: dict[str, list[float]] = {name: [] for name in known}
+    groups = weights if isinstance(weights, Mapping) else {name: (name,) for name in weights}
+    known = {name: model.get_parameter(name) for names in groups.values() for name in names}
+    forms: dict[str, list[float]] = {group: [] for group in groups}
     with _differentiable(known.values()):
         for probe in range(probes):
-            for name, value in _quadratic_forms(model, known, batches, loss, (seed, probe)).items():
-                forms[name].append(value)
+            found = _quadratic_forms(model, known, batches, loss, (seed, probe))
+            for group, names in groups.items():
+                forms[group].append(sum(found[name] for name in names))
             if advance is not None:
                 advance(probe + 1)
             if all(_settled(values, tolerance) for values in forms.values()):
                 break
-    return {name: _trace(values, known[name].numel()) for name, values in forms.items()}
+    sizes = {group: sum(known[name].numel() for name in names) for group, names in groups.items()}
+    return {group: _trace(values, sizes[group]) for group, values in forms.items()}
 
 
 def signs(like: Tensor, *key: object) -> Tensor:

@@ -192,3 +192,13 @@ def test_signs():
     assert abs(float(drawn.mean())) < 0.05
     assert torch.equal(drawn, signs(like, 0, 1, "w"))
     assert not torch.equal(drawn, signs(like, 0, 2, "w"))
+
+
+def test_a_group_has_the_sum_of_its_traces_and_the_spread_of_that_sum():
+    model, x = network(), [points()]
+    single = [hessian_traces(model, NAMES, x, probes=n, tolerance=0.0) for n in (1, 2)]
+    both = hessian_traces(model, {"both": NAMES}, x, probes=2, tolerance=0.0)["both"]
+    first, mean = (sum(found[name].value for name in NAMES) for found in single)
+    assert both.value == pytest.approx(mean, rel=1e-12)
+    assert both.parameters == sum(model.get_parameter(name).numel() for name in NAMES)
+    assert both.standard_error == pytest.approx(abs(first - mean), rel=1e-9)  # of two values: half their difference

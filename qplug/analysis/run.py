@@ -1,0 +1,164 @@
+"""The analyses, as one straight line: a model, what became of it, and the figures of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from qplug.analysis.mixing import CHANNELS, TOKENS, Mixing, mixers, mixing_traces
+from qplug.analysis.ranges import Range, activation_ranges
+from qplug.analysis.subjects import as_it_is, of_run, rewritten
+from qplug.calibrate import watched_sites
+from qplug.data.stream import Stream
+from qplug.plan import Change
+from qplug.registry import Registry, installed
+from qplug.runtime import Clock, full_float32, parse_device
+from qplug.sensitivity.hessian import TOLERANCE
+from qplug.sensitivity.measure import SLICE
+from qplug.steps import Steps
+from qplug.techniques import Config, DataSource, ModelSource
+
+Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+
+
+class Request(Config):
+    """What to look at."""
+
+    ranges: bool = Field(True, description="whether to measure the ranges of activations")
+    hessian_probes: int = Field(0, ge=0, description="probes of the Hessian trace, at most; 0 leaves it out")
+    token_mixing: Patterns = Field(TOKENS, description="patterns of the operations that mix tokens")
+    channel_mixing: Patterns = Field(CHANNELS, description="patterns of the operations that mix channels")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="of the choice of images and of everything random")
+
+
+@dataclass
+class Look:
+    """One model.
+
+    Attributes:
+        origin: its name, or the recipe or run folder that made it.
+        changes: what was rewritten, smoothed and folded.
+        ranges: of its activations, where asked.
+        mixing: Hessian traces of its mixers, where asked.
+    """
+
+    origin: str
+    changes: list[Change]
+    ranges: list[Range] = field(default_factory=list)
+    mixing: list[Mixing] = field(default_factory=list)
+
+
+@dataclass
+class Analysis:
+    """What was found out.
+
+    Attributes:
+        model: its name; ``fingerprint``: SHA-256 of its weights.
+        request: what was asked.
+        images: how many were shown.
+        looks: ``before``, and where a rewriting was named ``after``.
+        seconds: by stage.
+        warnings: one sentence each.
+    """
+
+    model: str
+    fingerprint: str
+    request: Request
+    images: int
+    looks: dict[str, Look]
+    seconds: dict[str, float]
+    warnings: list[str] = field(default_factory=list)
+
+
+@full_float32()
+def analyse(
+    model_source: ModelSource,
+    images: DataSource,
+    request: Request,
+    *,
+    after: Path | None = None,
+    device: str = "cpu",
+    registry: Registry | None = None,
+    observers: Sequence[object] = (),
+) -> Analysis:
+    """Look at a model, and at what became of it.
+
+    Args:
+        model_source: where the model comes from.
+        images: real ones; labels are not used.
+        request: what to look at.
+        after: a recipe whose rewrites the model gets, without training, or a run folder of one rewritten and trained.
+        device: as torch names it.
+        registry: what is installed, unless given.
+        observers: objects with ``qplug_observe``.
+
+    Raises:
+        InputError: something named cannot be used.
+        GuardError: a rewrite that promised to preserve the function did not.
+    """
+    registry = registry or installed()
+    where = parse_device(device)
+    clock = Clock(Steps([], registry, request.seed, observers))
+
+    with clock.stage("load"):
+        source = model_source.load()
+        source.module.to(where)
+        opened = images.open(request.seed)
+        stream = Stream(opened, source.preprocessing, SLICE, where)
+        image: Tensor = source.preprocessing.example().to(where)
+
+    with clock.stage("rewrite"):
+        subjects = {"before": as_it_is(source, image, registry)}
+        if after is not None and after.is_dir():
+            subjects["after"] = of_run(source, after, image, registry)
+        elif after is not None:
+            subjects["after"] = rewritten(source, after, image, next(iter(stream)), registry)
+
+    looks = {name: Look(subject.origin, subject.changes) for name, subject in subjects.items()}
+    groups = {
+        name: mixers(one.model, one.site_map.sites, one.depth, request.token_mixing, request.channel_mixing)
+        for name, one in subjects.items()
+        if request.hessian_probes
+    }
+    for name, subject in subjects.items() if request.ranges else ():
+        with clock.stage(f"ranges {name}", len(opened)) as advance:
+            sites = watched_sites(subject.site_map.sites, softmax=False, layernorm=False)
+            looks[name].ranges = activation_ranges(
+                subject.model, sites, subject.depth, stream, len(opened), seed=request.seed, advance=advance
+            )
+    for name, found in groups.items():
+        with clock.stage(f"hessian {name}", request.hessian_probes) as advance:
+            subject = subjects[name]
+            looks[name].mixing = mixing_traces(
+                subject.model,
+                found,
+                subject.depth,
+                stream,
+                probes=request.hessian_probes,
+                seed=request.seed,
+                advance=advance,
+            )
+    return Analysis(
+        model=source.name,
+        fingerprint=source.fingerprint,
+        request=request,
+        images=len(opened),
+        looks=looks,
+        seconds={**clock.seconds, "total": clock.total},
+        warnings=[*(note for subject in subjects.values() for note in subject.notes), *_unsettled(looks, request)],
+    )
+
+
+def _unsettled(looks: dict[str, Look], request: Request) -> list[str]:
+    """Where the limit ended an estimate, and not its stop."""
+    return [
+        f"the Hessian traces {name} have not settled to {TOLERANCE:g} after {request.hessian_probes} probes; see their "
+        "standard errors, or raise --hessian-probes"
+        for name, look in looks.items()
+        if any(one.trace.probes == request.hessian_probes for one in look.mixing)
+    ]

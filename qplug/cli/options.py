@@ -1,0 +1,97 @@
+"""What analyses share on the command line: the images to look at, configurations, and files to draw into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from qplug.errors import InputError
+from qplug.files import check_file
+
+if TYPE_CHECKING:
+    from qplug.techniques import DataSource
+
+T = TypeVar("T")
+PICTURES = (".png", ".svg")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Images that an option names.
+
+    Attributes:
+        option: for example ``--calibration``.
+        path: of the folder that it was given.
+        images: how many, all if ``None``.
+        split: of the digits, which the embedded models bring.
+        purpose: what they are needed for, as the error says it.
+    """
+
+    option: str
+    path: Path | None
+    images: int | None
+    split: str
+    purpose: str
+
+
+def image_sources(
+    kind: str, model: str, wanted: Sequence[Wanted], class_map: Path | None, where: str
+) -> list[DataSource]:
+    """Sources of the images: the folders that were named, or where none was, for the embedded models, the digits.
+
+    Args:
+        kind: the model's source.
+        model: its name.
+        wanted: the sets of images.
+        class_map: a file with the class folders, one a line.
+        where: the command, for errors.
+    """
+    missing = [one.option for one in wanted if one.path is None]
+    if kind == "zoo" and len(missing) == len(wanted) and class_map is None:
+        return [_source("digits", split=one.split, images=one.images) for one in wanted]
+    if missing:
+        from qplug.models.zoo import ZOO
+
+        folders = "a folder" if len(wanted) == 1 else "folders"
+        raise InputError(
+            f"{model} needs images {' and '.join(one.purpose for one in wanted)}, and {' and '.join(missing)} "
+            f"{'were' if len(missing) > 1 else 'was'} not given",
+            where=where,
+            fix=f"add {' '.join(f'{one.option} FOLDER' for one in wanted)}, {folders} with images in a folder for each "
+            f"class; only the embedded models ({', '.join(ZOO)}) bring images of their own",
+        )
+    more = {"class_map": str(class_map)} if class_map else {}
+    return [_source("folder", path=str(one.path), images=one.images, **more) for one in wanted]
+
+
+def _source(kind: str, **values: Any) -> DataSource:
+    from qplug.registry import installed
+
+    sources = installed().datasets
+    if kind not in sources:
+        raise InputError(f"the data source '{kind}' is not installed", fix="'qplug plugins' says why")
+    return sources[kind](checked(sources[kind].Config, source=kind, **values))
+
+
+def checked(config: Callable[..., T], technique: str = "", **values: Any) -> T:
+    """A validated configuration; raises ``InputError`` with the first thing that is wrong, at its option."""
+    from pydantic import ValidationError
+
+    try:
+        return config(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        where = f"{technique}: {name}" if technique else f"--{name.replace('_', '-')}"
+        raise InputError(f"{first['msg']}, received {first['input']!r}", where=where) from None
+
+
+def check_picture(path: Path | None) -> None:
+    """Refuse a picture that could not be written, or not in a format that its name asks for."""
+    if path is None:
+        return
+    check_file(path, "--picture")
+    if path.suffix.lower() not in PICTURES:
+        raise InputError(f"expected a name in {' or '.join(PICTURES)}, received {path.name!r}", where="--picture")
