@@ -51,11 +51,6 @@ class Affine:
         return cls(scale.reshape(flat), zero.reshape(flat).to(held), axis, bits, quantizer.signed)
 
 
-def attributes(axis: int | None) -> dict[str, Any]:
-    """Of a node whose scales lie along ``axis``."""
-    return {} if axis is None else {"axis": axis}
-
-
 class _Linear(nn.Module):
     """What both operators share: their inputs, and which of them a file holds in fewer bits."""
 
@@ -64,16 +59,17 @@ class _Linear(nn.Module):
 
     def __init__(self, affine: Affine, transposed: bool) -> None:
         super().__init__()
-        self.axis, self.transposed = affine.axis, transposed
+        self.transposed = transposed
+        axis = {-1: -2, -2: -1}.get(affine.axis or 0, affine.axis) if transposed else affine.axis
+        self.attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
         self.register_buffer("scale", affine.scale)
         self.register_buffer("zero_point", affine.zero_point)
         self.narrow = {"zero_point": (affine.bits, affine.signed)}
 
     def dequantize(self, codes: Tensor) -> Tensor:
         """(codes − z)·s, of codes that are transposed already."""
-        axis = {-1: -2, -2: -1}.get(self.axis or 0, self.axis) if self.transposed else self.axis
         inputs = (codes, self.scale, self.zero_point)
-        return symbolic("DequantizeLinear", inputs, attributes(axis), dtype=torch.float32, shape=codes.shape)
+        return symbolic("DequantizeLinear", inputs, self.attributes, dtype=torch.float32, shape=codes.shape)
 
 
 class QdqActivation(_Linear):
@@ -101,7 +97,7 @@ class QdqActivation(_Linear):
     def codes(self, x: Tensor) -> Tensor:
         """QuantizeLinear."""
         kind, inputs = self.zero_point.dtype, (x, self.scale, self.zero_point)
-        return symbolic("QuantizeLinear", inputs, attributes(self.axis), dtype=kind, shape=x.shape)
+        return symbolic("QuantizeLinear", inputs, dtype=kind, shape=x.shape)
 
 
 class ShiftedActivation(QdqActivation):
@@ -156,12 +152,18 @@ class Qdq(Format):
         self.widths, self.on_grid = widths, on_grid
 
     def activation(self, decision: Decision, transposed: bool) -> nn.Module:
-        """See ``Format``. Runtimes clip integers of 8 bits, and of no other width."""
+        """See ``Format``. Runtimes clip integers of 8 bits, and of no other width.
+
+        Several scales are left to plain operators: no runtime multiplies such integers, and ONNX Runtime, which fuses
+        their DequantizeLinear with a matmul all the same, then fails on them.
+        """
         quantizer = decision.quantizer
         bits = quantizer.bits if quantizer.bits in self.widths else 8
-        if type(quantizer) is UniformQuantizer and quantizer.bits <= bits and (affine := Affine.of(quantizer, bits)):
-            shifted = decision.site.module in self.on_grid and not quantizer.symmetric
-            return (ShiftedActivation if shifted else QdqActivation)(quantizer, affine, transposed)
+        if type(quantizer) is UniformQuantizer and quantizer.bits <= bits:
+            affine = Affine.of(quantizer, bits)
+            if affine is not None and affine.axis is None:
+                shifted = decision.site.module in self.on_grid and not quantizer.symmetric
+                return (ShiftedActivation if shifted else QdqActivation)(quantizer, affine, transposed)
         return traced(quantizer, transposed)
 
     def weight(self, decision: Decision, weight: Tensor, transposed: bool, beside: nn.Module | None) -> nn.Module:
