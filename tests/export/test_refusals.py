@@ -225,7 +225,10 @@ def test_what_does_not_agree_leaves_no_file(run, tmp_path, monkeypatch):
 def test_the_command_line_says_the_same(tmp_path, capsys):
     for arguments, message in (
         (["export", str(tmp_path / "no")], "there is no such run folder"),
-        (["export", str(tmp_path / "no"), "--format", "tflite"], "choose one of onnx-qdq, onnx-integer, onnx-qonnx, torch"),
+        (
+            ["export", str(tmp_path / "no"), "--format", "tflite"],
+            "choose one of onnx-qdq, onnx-integer, onnx-qonnx, torch",
+        ),
     ):
         with pytest.raises(SystemExit) as end:
             main(arguments)
