@@ -185,7 +185,7 @@ def run(
 
     fitter = Fitter(steps, statistics, specs, sites, recall)
     with clock.stage("bits"):
-        allocation, table = allocate(steps, fitter, model, site_map)
+        allocation, table = allocate(steps, fitter, model, site_map, registry.backends[recipe.backend])
 
     with clock.stage("ranges", len(fitter.sites)) as advance:
         plan = Plan(fitter.decide(allocation, advance), changes)

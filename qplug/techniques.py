@@ -51,6 +51,12 @@ class Technique(Component):
     gradients: ClassVar[bool] = False
     """Whether its statistics must hold the gradient of the recipe's ``calibration.loss``."""
 
+    allocates: ClassVar[tuple[str, ...]] = ()
+    """Fields of ``Config`` that hold bits, one number or several, which ``qplug_allocate_bits`` may answer.
+
+    A recipe whose backend lacks them is refused at its line, before anything is computed.
+    """
+
 
 class ModelSource(Component):
     """Where a float model comes from, tagged by ``source``; ``load`` returns a ``qplug.models.FloatModel``."""

@@ -26,6 +26,7 @@ class AutoQuantize(Technique):
 
     paper = "NVIDIA ModelOpt, mtq.auto_quantize"
     needs = (MODELOPT,)
+    allocates = ("candidates",)
 
     class Config(qplug.Config):
         """The budget and the choices."""
