@@ -32,20 +32,20 @@ class Planned(nn.Module):
     def __init__(self, quantizer: Quantizer, weight: bool) -> None:
         super().__init__()
         self.quantizer, self._weight = quantizer, weight
-        self._inferring = False
+        self.inferring = False
         self._cached: Tensor | None = None
 
     def begin_inference(self) -> None:
         """From here on the values are computed as fast as can be, those of a weight once."""
-        self._inferring = True
+        self.inferring = True
 
     def end_inference(self) -> None:
         """Gradients again."""
-        self._inferring, self._cached = False, None
+        self.inferring, self._cached = False, None
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantise ``x``."""
-        if not self._inferring:
+        if not self.inferring:
             values: Tensor = self.quantizer(x)
             return values
         if not self._weight:
