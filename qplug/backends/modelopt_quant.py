@@ -55,6 +55,18 @@ class Planned(nn.Module):
         return self._cached
 
 
+class PlannedTensorQuantizer(TensorQuantizer):  # type: ignore[misc]  # modelopt has no types
+    """A ``TensorQuantizer`` whose amax follows the plan's scale, also while that is learned."""
+
+    @property
+    def _amax(self) -> Tensor:
+        """s·high of a symmetric uniform quantizer; like a buffer of ModelOpt's, absent for any other."""
+        quantizer = self.planned.quantizer
+        if not isinstance(quantizer, UniformQuantizer) or not quantizer.symmetric:
+            raise AttributeError("_amax")
+        return (quantizer.scale * quantizer.high).detach()
+
+
 def tensor_quantizer(quantizer: Quantizer, weight: bool = False) -> Any:
     """The ``TensorQuantizer`` that computes ``quantizer``; a uniform one's scale is a parameter, which can be learned.
 
@@ -64,9 +76,7 @@ def tensor_quantizer(quantizer: Quantizer, weight: bool = False) -> Any:
     """
     if not is_registered_quant_backend(NAME):
         register_quant_backend(NAME, _compute)
-    made = TensorQuantizer(QuantizerAttributeConfig(backend=NAME, **_attributes(quantizer)))
-    if isinstance(quantizer, UniformQuantizer) and quantizer.symmetric:
-        made.amax = quantizer.scale * quantizer.high
+    made = PlannedTensorQuantizer(QuantizerAttributeConfig(backend=NAME, **_attributes(quantizer)))
     made.planned = Planned(_learnable(quantizer), weight)
     return made
 
