@@ -60,11 +60,13 @@ class AutoQuantize(Technique):
         if self.seen is None or not layers:
             return None
         (model, images), self.seen = self.seen, None
-        chosen = _search(model, images, layers, self.config)
+        chosen = _search(model, images, layers, self.config, self.notes)
         return {f"{layer}.{role}": bits for layer, bits in chosen.items() for role in SLOTS}
 
 
-def _search(model: nn.Module, images: Iterable[Tensor], layers: list[str], config: Any) -> dict[str, int]:
+def _search(
+    model: nn.Module, images: Iterable[Tensor], layers: list[str], config: Any, notes: list[str]
+) -> dict[str, int]:
     """Layer → bits."""
     import torch
     from torch.nn import functional as F
@@ -76,7 +78,7 @@ def _search(model: nn.Module, images: Iterable[Tensor], layers: list[str], confi
     known = [name for name, one in model.named_modules() if isinstance(one, (torch.nn.Linear, torch.nn.Conv2d))]
     others = [name for name in known if name not in layers]
     formats = [_format(bits) for bits in sorted(set(config.candidates))]
-    with quiet(), torch.enable_grad():
+    with quiet(layers, notes), torch.enable_grad():
         import modelopt.torch.quantization as mtq
 
         model, state = mtq.auto_quantize(

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from qplug.testing.toys import calibrated_toy
 
 pytest.importorskip("modelopt", reason="pip install 'qplug[modelopt]'")
 
-from qplug_modelopt.library import quiet
+from qplug_modelopt.library import quantize, quiet
 from qplug_modelopt.quantizer import ScaledQuantizer
 
 with quiet():
@@ -84,7 +85,8 @@ def test_max_is_the_int8_default(tmp_path):
             assert quantizer.signed
             assert torch.equal(quantizer.scale, getattr(layer, f"{role}_quantizer").amax / 127)
     assert {decision.technique for decision in result.plan} == {"modelopt.max"}
-    assert result.warnings == [warning for warning in result.warnings if "stay in float" in warning]
+    (warning,) = result.warnings
+    assert re.fullmatch(r"\d+\.\d% of the MACs stay in float: blocks\.0\.attn\.matmul_qk, .*", warning)
 
 
 def test_max_leaves_what_modelopts_integers_cannot_express():
@@ -180,6 +182,37 @@ def test_modelopt_says_nothing_on_the_screen(capsys):
     ran({"use": "modelopt.auto_quantize", "candidates": [4, 8]}, "modelopt.max")
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "")
+
+
+def test_layers_that_modelopt_gives_up_are_noted_and_its_other_warnings_are_not():
+    class Spare(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.spare = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.used(x)
+
+    notes, config = [], copy.deepcopy(mtq.INT8_SMOOTHQUANT_CFG)
+    found = quantize(Spare(), config["quant_cfg"], config["algorithm"], [torch.randn(3, 4)], notes)
+    assert {name for name, one in found.items() if one.scale is not None} == {"used"}
+    assert notes == ["spare is not calibrated, skip smoothing"]
+
+
+def test_what_modelopt_gave_up_is_a_warning_of_the_run(monkeypatch):
+    own, said = mtq.quantize, "awq_lite: Disabling for head, quantizing with max calibration."
+
+    def giving_up(*arguments):
+        warnings.warn(said, stacklevel=1)
+        warnings.warn("no preset", stacklevel=1)
+        return own(*arguments)
+
+    monkeypatch.setattr(mtq, "quantize", giving_up)
+    result = ran("modelopt.awq_lite", "modelopt.max")
+    assert [text for text in result.warnings if "stay in float" not in text] == [
+        f"modelopt.awq_lite: {said}",
+        f"modelopt.max: {said}",
+    ]
 
 
 def test_both_backends_give_the_same_run_and_load_it_again(tmp_path):
