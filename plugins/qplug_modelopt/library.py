@@ -51,10 +51,14 @@ def entries(specs: Mapping[str, QuantSpec], bits: int | None = None, roles: Iter
     for name, spec in specs.items():
         module, _, role = name.rpartition(".")
         if role in roles and expressible(role, spec):
-            axis = 0 if spec.granularity is Granularity.PER_CHANNEL else None
-            cfg = {"num_bits": bits or spec.bits, "axis": axis}
+            cfg = {"num_bits": bits or spec.bits, "axis": axis_of(spec.granularity)}
             made.append({"quantizer_name": f"{module}.{SLOTS[role]}", "cfg": cfg})
     return made
+
+
+def axis_of(granularity: Granularity) -> int | None:
+    """ModelOpt's ``axis``: that of a weight's output channels, or ``None`` for one scale."""
+    return 0 if granularity is Granularity.PER_CHANNEL else None
 
 
 def expressible(role: str, spec: QuantSpec) -> bool:

@@ -169,6 +169,23 @@ def test_auto_quantize_keeps_the_average_and_what_overrides_fix(method):
     assert result.plan.of("patch_embed.proj")["weight"].bits == 8
 
 
+def test_candidates_are_scored_with_the_scales_that_the_recipe_asks(monkeypatch):
+    own, scales = mtq.auto_quantize, {}
+
+    def watched(*arguments, **more):
+        model, state = own(*arguments, **more)
+        scales.update({name: one.weight_quantizer.amax.numel() for name, one in layers(model).items()})
+        return model, state
+
+    monkeypatch.setattr(mtq, "auto_quantize", watched)
+    whole = {"match": "*fc1.weight", "granularity": "per_tensor"}
+    ran({"use": "modelopt.auto_quantize", "candidates": [4, 8]}, "modelopt.max", overrides=[whole])
+    model = calibrated_toy()[0]
+    assert len(scales) == 10
+    for name, count in scales.items():
+        assert count == (1 if name.endswith("fc1") else len(model.get_submodule(name).weight))
+
+
 def test_budgets_that_no_candidate_meets_are_refused_with_the_values():
     Config = installed().techniques["modelopt.auto_quantize"].Config
     with pytest.raises(ValueError, match=re.escape("bits 3 lie outside of the candidates [4, 8]")):
