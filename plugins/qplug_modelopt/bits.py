@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 import qplug
-from qplug import Granularity, InputError, QuantSpec, SqnrTable, Technique, hookimpl
+from qplug import Event, Granularity, InputError, QuantSpec, SqnrTable, Technique, hookimpl
 from qplug_modelopt.library import MODELOPT, SLOTS, axis_of, expressible, quiet
 
 if TYPE_CHECKING:
@@ -46,10 +46,14 @@ class AutoQuantize(Technique):
                 raise ValueError(f"bits {self.bits:g} lie outside of the candidates {list(self.candidates)}")
             return self
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.seen: tuple[nn.Module, Iterable[Tensor]] | None = None
+
     @hookimpl
     def qplug_calibrate(self, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]) -> None:
         """Keep the model and the images until the bits are asked for."""
-        self.seen: tuple[nn.Module, Iterable[Tensor]] | None = (model, images)
+        self.seen = (model, images)
 
     @hookimpl
     def qplug_allocate_bits(self, table: SqnrTable) -> Mapping[str, int] | None:
@@ -64,6 +68,12 @@ class AutoQuantize(Technique):
             model, images, {layer: table.specs[f"{layer}.weight"] for layer in layers}, self.config, self.notes
         )
         return {f"{layer}.{role}": bits for layer, bits in chosen.items() for role in SLOTS}
+
+    @hookimpl
+    def qplug_observe(self, event: Event) -> None:
+        """Let go of the model and the images where another technique chose the bits."""
+        if (event.stage, event.phase) == ("bits", "end"):
+            self.seen = None
 
 
 def _search(

@@ -186,6 +186,16 @@ def test_candidates_are_scored_with_the_scales_that_the_recipe_asks(monkeypatch)
         assert count == (1 if name.endswith("fc1") else len(model.get_submodule(name).weight))
 
 
+def test_what_was_kept_for_the_search_goes_where_another_technique_chose(monkeypatch):
+    AutoQuantize, kept = installed().techniques["modelopt.auto_quantize"], []
+    own = AutoQuantize.__init__
+    monkeypatch.setattr(AutoQuantize, "__init__", lambda one, config: (own(one, config), kept.append(one))[0])
+    first = {"use": "mptq_vit.greedy_mp", "weights": 7.5, "activations": 7.5}
+    result = ran(first, "modelopt.auto_quantize", "modelopt.max")
+    assert result.metrics["bits.by"] == "mptq_vit.greedy_mp"
+    assert [one.seen for one in kept] == [None]
+
+
 def test_budgets_that_no_candidate_meets_are_refused_with_the_values():
     Config = installed().techniques["modelopt.auto_quantize"].Config
     with pytest.raises(ValueError, match=re.escape("bits 3 lie outside of the candidates [4, 8]")):
