@@ -17,7 +17,7 @@ from qplug.metrics import costs
 from qplug.plan import Decision, Plan
 from qplug.quantizers import Quantizer
 from qplug.sensitivity import SqnrTable
-from qplug.types import Choice, Granularity, QuantSpec, Site
+from qplug.types import BackendOffer, Choice, Granularity, QuantSpec, Site
 
 if TYPE_CHECKING:
     from qplug.calibrate import Calibration
@@ -197,7 +197,7 @@ def _check(choice: object, bits: int, where: str) -> None:
 
 
 def allocate(
-    steps: Steps, fitter: Fitter, model: nn.Module, site_map: SiteMap
+    steps: Steps, fitter: Fitter, model: nn.Module, site_map: SiteMap, offer: BackendOffer
 ) -> tuple[tuple[str, Mapping[str, int]], SqnrTable | None]:
     """Ask for bits: (who allocated, site → bits), and the table that was asked, which lists no site fixed by override.
 
@@ -205,9 +205,11 @@ def allocate(
         steps: the techniques.
         fitter: makes the quantizers that the table measures and counts.
         model: the float model, smoothed, and ``site_map``, all its sites: what costs are counted on.
+        offer: of the recipe's backend.
 
     Raises:
         PluginError: bits outside 2 … 16, or of a site that the table does not list.
+        InputError: bits that the backend does not have.
     """
     if not steps.implements("qplug_allocate_bits"):
         return (RECIPE, {}), None
@@ -231,5 +233,14 @@ def allocate(
         raise PluginError(
             f"{len(wrong)} allocations are not of a listed site with 2 … 16 bits, for example {name}: {value!r}",
             where=steps.where(technique, "qplug_allocate_bits"),
+        )
+    beyond = {name: b for name, b in bits.items() if not offer.has(b)}
+    if beyond:
+        name, value = next(iter(beyond.items()))
+        raise InputError(
+            "the recipe's backend has {} to {} bits, ".format(*offer.bits)
+            + f"and {len(beyond)} allocations are of others, for example {name}: {value}",
+            where=steps.where(technique, "qplug_allocate_bits"),
+            fix="configure the technique for bits that the backend has, or change the backend",
         )
     return (technique.name(), bits), table

@@ -183,8 +183,9 @@ class RunSpecs:
         ``table`` lists the sites that may change, their specification and, on demand, their statistics, the SQNR in dB
         of each at any bit width, fitted by this recipe's own range estimation, and what the model costs at any bits, by
         the accounting of ``metrics.json``. Return bits by site name; sites left
-        out keep the bits of the recipe. ``None`` leaves the recipe's bits. Bits outside 2 … 16 and unknown sites are
-        refused.
+        out keep the bits of the recipe. ``None`` leaves the recipe's bits. Bits outside 2 … 16, bits that the recipe's
+        backend does not have, and unknown sites are refused. ``Technique.allocates`` names the fields of the
+        configuration that hold bits, so that such a recipe is refused before anything is computed.
 
         Example::
 

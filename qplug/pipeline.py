@@ -185,7 +185,7 @@ def run(
 
     fitter = Fitter(steps, statistics, specs, sites, recall)
     with clock.stage("bits"):
-        allocation, table = allocate(steps, fitter, model, site_map)
+        allocation, table = allocate(steps, fitter, model, site_map, registry.backends[recipe.backend])
 
     with clock.stage("ranges", len(fitter.sites)) as advance:
         plan = Plan(fitter.decide(allocation, advance), changes)
@@ -256,7 +256,9 @@ def run(
         warnings.append("weights, images or code changed during the run, so it answers for no other run")
     lost = [f"of the evaluation's, {loss}" for loss in judge.losses()] if isinstance(judge, LabelTransform) else []
     warnings += trainer.warnings if trainer is not None else []
-    warnings += steps.idle() + notes(source, plan) + folding.note() + lost + (cache.warnings if cache else [])
+    warnings += (
+        steps.idle() + steps.notes() + notes(source, plan) + folding.note() + lost + (cache.warnings if cache else [])
+    )
     result = RunResult(recipe, metrics, plan, table.measured() if table else {}, warnings, trainings, out)
     if out is not None:
         digests = [calibration_images.digest(i) for i in range(len(calibration_images))]

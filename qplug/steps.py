@@ -57,6 +57,10 @@ class Steps:
             if id(technique) not in self._answered
         ]
 
+    def notes(self) -> list[str]:
+        """What the techniques want to be known of what they did."""
+        return [f"{technique.name()}: {note}" for technique in self.techniques for note in technique.notes]
+
     def implements(self, hook: str) -> bool:
         """Whether any step implements ``hook``."""
         return bool(self._callers(hook))

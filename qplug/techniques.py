@@ -51,6 +51,19 @@ class Technique(Component):
     gradients: ClassVar[bool] = False
     """Whether its statistics must hold the gradient of the recipe's ``calibration.loss``."""
 
+    notes: list[str]
+    """What a reader of the results must know of what it did, one sentence each; they become warnings of the run."""
+
+    allocates: ClassVar[tuple[str, ...]] = ()
+    """Fields of ``Config`` that hold bits, one number or several, which ``qplug_allocate_bits`` may answer.
+
+    A recipe whose backend lacks them is refused at its line, before anything is computed.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.notes = []
+
 
 class ModelSource(Component):
     """Where a float model comes from, tagged by ``source``; ``load`` returns a ``qplug.models.FloatModel``."""

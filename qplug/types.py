@@ -222,6 +222,7 @@ class BackendOffer:
         bits: the smallest and the largest bit width.
         granularities: how many scales a tensor may have.
         asymmetric: whether zero may map to another integer than 0.
+        float_zero_points: whether what zero maps to may lie between integers (``QuantSpec.zero_point``).
         scope: of ``softmax`` and ``layernorm``, those whose inputs it can quantise.
         without: hooks of techniques that it cannot serve, such as ``qplug_reconstruct`` where it has no gradients.
     """
@@ -231,8 +232,14 @@ class BackendOffer:
     bits: tuple[int, int] = (2, 16)
     granularities: tuple[Granularity, ...] = tuple(Granularity)
     asymmetric: bool = True
+    float_zero_points: bool = True
     scope: tuple[str, ...] = ("softmax", "layernorm")
     without: tuple[str, ...] = ()
+
+    def has(self, bits: int) -> bool:
+        """Whether it can execute a tensor of so many bits."""
+        low, high = self.bits
+        return low <= bits <= high
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,23 @@ class Split(Technique):
         return None
 
 
+class Bits(Technique):
+    """Bits."""
+
+    allocates = ("candidates", "least")
+
+    class Config(Config):
+        """Its values."""
+
+        use: Literal["toy.bits"]
+        candidates: tuple[int, ...] = (4, 8)
+        least: int = 2
+
+    @hookimpl
+    def qplug_allocate_bits(self, table: Any) -> None:
+        return None
+
+
 class Model(ModelSource):
     """A model by name."""
 

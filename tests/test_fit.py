@@ -7,7 +7,7 @@ import torch
 from numeric_toys import calibrated, quantize, steps
 
 import qplug
-from qplug import Choice, Granularity, InputError, PluginError, QuantSpec, SiteKind, UniformQuantizer
+from qplug import BackendOffer, Choice, Granularity, InputError, PluginError, QuantSpec, SiteKind, UniformQuantizer
 from qplug.conventions import CONVENTIONS
 from qplug.fit import Fitter, allocate, resolve
 from qplug.metrics import account
@@ -57,13 +57,13 @@ def known():
     return calibrated()
 
 
-def fitted(known, section, *techniques):
+def fitted(known, section, *techniques, offer=BackendOffer("toy:Backend")):  # noqa: B008  frozen
     """Every decision, by site, what is skipped, and the table."""
     model, found, calibration = known
     made = steps(*techniques)
     specs = resolve(section, found.sites)
     fitter = Fitter(made, calibration, specs, found.sites, Recall(None, Clock(made), {}))
-    allocation, table = allocate(made, fitter, model, found)
+    allocation, table = allocate(made, fitter, model, found, offer)
     seen = []
     decisions = fitter.decide(allocation, seen.append)
     assert seen == list(range(1, len(decisions) + 1))
@@ -226,6 +226,15 @@ def test_bits_that_cannot_be_are_refused_with_the_technique(known, bits):
     with pytest.raises(PluginError, match="not of a listed site") as caught:
         fitted(known, quantize(overrides=[{"match": "head.input", "skip": True}]), allocating(bits), MinMax)
     assert caught.value.where == "toy.bits of qplug-toy 1.2.3, qplug_allocate_bits"
+
+
+def test_bits_that_the_backend_does_not_have_are_refused_with_the_technique(known):
+    few = BackendOffer("toy:Backend", bits=(4, 8))
+    message = r"backend has 4 to 8 bits, and 1 allocations are of others, for example head\.weight: 2"
+    with pytest.raises(InputError, match=message) as caught:
+        fitted(known, quantize(), allocating({"head.weight": 2, "head.input": 8}), MinMax, offer=few)
+    assert caught.value.where == "toy.bits of qplug-toy 1.2.3, qplug_allocate_bits"
+    assert "change the backend" in caught.value.fix
 
 
 def test_an_allocator_may_leave_the_recipes_bits(known):

@@ -18,6 +18,7 @@ class UniformBits(Technique):
     """The same bits for every weight, and the same for every activation, whatever the recipe's ``quantize`` says."""
 
     paper = "single precision (SP) in MPTQ-ViT, Tables 1 to 3"
+    allocates = ("weights", "activations")
 
     class Config(qplug.Config):
         """The bits."""

@@ -41,6 +41,7 @@ class HawqV3(Technique):
     """
 
     paper = "Yao et al. 2021, HAWQ-V3, section 3.4; Dong et al. 2020, HAWQ-V2, Eq. 8 for the trace"
+    allocates = ("candidates",)
 
     class Config(qplug.Config):
         """The candidates, the limits, and how the trace is estimated."""

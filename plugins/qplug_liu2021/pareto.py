@@ -27,6 +27,7 @@ class Pareto(Technique):
     """
 
     paper = "Liu et al. 2021, section 3.3, as described in MPTQ-ViT, section 2.4"
+    allocates = ("candidates",)
 
     class Config(qplug.Config):
         """The targets."""

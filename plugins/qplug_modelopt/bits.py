@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 import qplug
-from qplug import InputError, QuantSpec, SqnrTable, Technique, hookimpl
-from qplug_modelopt.library import MODELOPT, SLOTS, expressible, quiet
+from qplug import Event, Granularity, InputError, QuantSpec, SqnrTable, Technique, hookimpl
+from qplug_modelopt.library import MODELOPT, SLOTS, axis_of, expressible, quiet
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,6 +26,7 @@ class AutoQuantize(Technique):
 
     paper = "NVIDIA ModelOpt, mtq.auto_quantize"
     needs = (MODELOPT,)
+    allocates = ("candidates",)
 
     class Config(qplug.Config):
         """The budget and the choices."""
@@ -45,10 +46,14 @@ class AutoQuantize(Technique):
                 raise ValueError(f"bits {self.bits:g} lie outside of the candidates {list(self.candidates)}")
             return self
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.seen: tuple[nn.Module, Iterable[Tensor]] | None = None
+
     @hookimpl
     def qplug_calibrate(self, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]) -> None:
         """Keep the model and the images until the bits are asked for."""
-        self.seen: tuple[nn.Module, Iterable[Tensor]] | None = (model, images)
+        self.seen = (model, images)
 
     @hookimpl
     def qplug_allocate_bits(self, table: SqnrTable) -> Mapping[str, int] | None:
@@ -59,12 +64,22 @@ class AutoQuantize(Technique):
         if self.seen is None or not layers:
             return None
         (model, images), self.seen = self.seen, None
-        chosen = _search(model, images, layers, self.config)
+        chosen = _search(
+            model, images, {layer: table.specs[f"{layer}.weight"] for layer in layers}, self.config, self.notes
+        )
         return {f"{layer}.{role}": bits for layer, bits in chosen.items() for role in SLOTS}
 
+    @hookimpl
+    def qplug_observe(self, event: Event) -> None:
+        """Let go of the model and the images where another technique chose the bits."""
+        if (event.stage, event.phase) == ("bits", "end"):
+            self.seen = None
 
-def _search(model: nn.Module, images: Iterable[Tensor], layers: list[str], config: Any) -> dict[str, int]:
-    """Layer → bits."""
+
+def _search(
+    model: nn.Module, images: Iterable[Tensor], layers: dict[str, QuantSpec], config: Any, notes: list[str]
+) -> dict[str, int]:
+    """Layer → bits; ``layers`` holds what the recipe asks of the weight of each."""
     import torch
     from torch.nn import functional as F
 
@@ -74,14 +89,18 @@ def _search(model: nn.Module, images: Iterable[Tensor], layers: list[str], confi
     count = sum(1 for _ in images)
     known = [name for name, one in model.named_modules() if isinstance(one, (torch.nn.Linear, torch.nn.Conv2d))]
     others = [name for name in known if name not in layers]
-    formats = [_format(bits) for bits in sorted(set(config.candidates))]
-    with quiet(), torch.enable_grad():
+    alike: dict[Granularity, list[str]] = {}
+    for layer, spec in layers.items():
+        alike.setdefault(spec.granularity, []).append(layer)
+    widths = sorted(set(config.candidates))
+    formats = {granularity: [_format(bits, granularity) for bits in widths] for granularity in alike}
+    with quiet(layers, notes), torch.enable_grad():
         import modelopt.torch.quantization as mtq
 
         model, state = mtq.auto_quantize(
             model.requires_grad_(True),
             {"effective_bits": config.bits, "cost": {"excluded_module_name_patterns": others}},
-            quantization_formats=formats,
+            quantization_formats=next(iter(formats.values())),
             data_loader=images,
             forward_step=lambda model, batch: model(batch),
             loss_func=loss if config.method == "gradient" else None,
@@ -90,12 +109,17 @@ def _search(model: nn.Module, images: Iterable[Tensor], layers: list[str], confi
             num_score_steps=count,
             method=config.method,
             module_search_spaces=[
-                {"module_name_patterns": layers, "quantization_formats": formats, "allow_no_quant": False}
+                {
+                    "module_name_patterns": names,
+                    "quantization_formats": formats[granularity],
+                    "allow_no_quant": False,
+                }
+                for granularity, names in alike.items()
             ],
         )
     if not state["best"]["is_satisfied"]:
         raise InputError(
-            f"ModelOpt finds no bits from {sorted(set(config.candidates))} whose average is {config.bits:g}",
+            f"ModelOpt finds no bits from {widths} whose average is {config.bits:g}",
             where="modelopt.auto_quantize",
             fix="raise bits, or add a smaller candidate",
         )
@@ -103,8 +127,8 @@ def _search(model: nn.Module, images: Iterable[Tensor], layers: list[str], confi
     return {layer: int(one.weight_quantizer.num_bits) for layer, one in found.items()}
 
 
-def _format(bits: int) -> dict[str, Any]:
-    """ModelOpt's integers of ``bits`` bits for a layer's weight, by channel, and its input."""
-    weight = {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": bits, "axis": 0}}
+def _format(bits: int, granularity: Granularity) -> dict[str, Any]:
+    """ModelOpt's integers of ``bits`` bits for a layer's weight, with scales as the recipe asks, and its input."""
+    weight = {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": bits, "axis": axis_of(granularity)}}
     given = {"quantizer_name": "*input_quantizer", "cfg": {"num_bits": bits, "axis": None}}
     return {"quant_cfg": [{"quantizer_name": "*", "enable": False}, weight, given], "algorithm": "max"}

@@ -51,10 +51,14 @@ def entries(specs: Mapping[str, QuantSpec], bits: int | None = None, roles: Iter
     for name, spec in specs.items():
         module, _, role = name.rpartition(".")
         if role in roles and expressible(role, spec):
-            axis = 0 if spec.granularity is Granularity.PER_CHANNEL else None
-            cfg = {"num_bits": bits or spec.bits, "axis": axis}
+            cfg = {"num_bits": bits or spec.bits, "axis": axis_of(spec.granularity)}
             made.append({"quantizer_name": f"{module}.{SLOTS[role]}", "cfg": cfg})
     return made
+
+
+def axis_of(granularity: Granularity) -> int | None:
+    """ModelOpt's ``axis``: that of a weight's output channels, or ``None`` for one scale."""
+    return 0 if granularity is Granularity.PER_CHANNEL else None
 
 
 def expressible(role: str, spec: QuantSpec) -> bool:
@@ -64,12 +68,19 @@ def expressible(role: str, spec: QuantSpec) -> bool:
 
 
 def quantize(
-    model: nn.Module, quant_cfg: Entries, algorithm: str | dict[str, Any], images: Iterable[Tensor]
+    model: nn.Module,
+    quant_cfg: Entries,
+    algorithm: str | dict[str, Any],
+    images: Iterable[Tensor],
+    notes: list[str],
 ) -> dict[str, Found]:
-    """``mtq.quantize`` on ``model``, in place: layer → what was found. Layers that it does not know are left out."""
+    """``mtq.quantize`` on ``model``, in place: layer → what was found. Layers that it does not know are left out.
+
+    What ModelOpt says of a layer, such as that it gave it up, goes to ``notes``.
+    """
     if len(quant_cfg) < 2:
         return {}
-    with quiet():
+    with quiet(layers_of(model), notes):
         import modelopt.torch.quantization as mtq
 
         def show(shown: nn.Module) -> None:
@@ -99,10 +110,24 @@ def uniform(amax: Tensor, bits: int) -> UniformQuantizer:
     return UniformQuantizer((amax / top).clamp_min(torch.finfo(torch.float32).tiny), None, bits, True)
 
 
+def layers_of(model: nn.Module) -> list[str]:
+    """The names of its modules, by which ModelOpt's warnings call them."""
+    return [name for name, _ in model.named_modules() if name]
+
+
 @contextmanager
-def quiet() -> Iterator[None]:
-    """ModelOpt prints progress and warns of formats that are not its presets; neither is news to who reads a plan."""
-    nowhere = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        warnings.simplefilter("ignore")
-        yield
+def quiet(layers: Iterable[str] = (), notes: list[str] | None = None) -> Iterator[None]:
+    """ModelOpt prints progress and warns of formats that are not its presets; neither is news to who reads a plan.
+
+    Args:
+        layers: names of modules; a warning that names one is news.
+        notes: where such go, each once.
+    """
+    nowhere, known = io.StringIO(), set(layers)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    said = dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught)
+    if notes is not None:
+        notes += [text for text in said if known & {word.strip(".,:;'\"") for word in text.split()}]

@@ -35,7 +35,7 @@ class Max(Technique):
     @hookimpl
     def qplug_calibrate(self, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]) -> None:
         """Let ModelOpt calibrate."""
-        self.found: dict[str, Found] = quantize(model, entries(specs), "max", images)
+        self.found: dict[str, Found] = quantize(model, entries(specs), "max", images, self.notes)
 
     @hookimpl
     def qplug_estimate_range(self, site: Site, spec: QuantSpec) -> Choice | None:

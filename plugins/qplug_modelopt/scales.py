@@ -85,7 +85,7 @@ class SmoothQuant(_Scales):
     def qplug_calibrate(self, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]) -> None:
         """Let ModelOpt smooth every linear whose weight and input are both quantised."""
         algorithm = {"method": "smoothquant", "alpha": self.config.alpha}
-        self._begin(quantize(model, entries(_both(specs), INT8), algorithm, images))
+        self._begin(quantize(model, entries(_both(specs), INT8), algorithm, images, self.notes))
 
     @hookimpl
     def qplug_smooth(self, group: NormGroup) -> Smoothing | None:
@@ -120,7 +120,7 @@ class AwqLite(_Scales):
     def qplug_calibrate(self, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]) -> None:
         """Let ModelOpt search for every quantised weight."""
         algorithm = {"method": "awq_lite", "alpha_step": self.config.alpha_step}
-        self._begin(quantize(model, entries(specs, roles=self.roles), algorithm, images))
+        self._begin(quantize(model, entries(specs, roles=self.roles), algorithm, images, self.notes))
 
     @hookimpl
     def qplug_smooth(self, group: NormGroup) -> Smoothing | None:

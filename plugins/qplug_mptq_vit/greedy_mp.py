@@ -31,6 +31,7 @@ class GreedyMp(Technique):
     """
 
     paper = "Tai and Wu 2024, MPTQ-ViT, section 3.3, Eq. 9, 10; supplement B for metric: sqnr"
+    allocates = ("min_bits",)
 
     class Config(qplug.Config):
         """The targets."""

@@ -35,7 +35,7 @@ class BrevitasBackend(Lowering):
     @contextmanager
     def inference(self, model: nn.Module) -> Iterator[None]:
         """Proxies in brevitas's export mode: weights quantised once, activations in one buffer, plain tensors."""
-        proxies = _proxies(model)
+        proxies = [proxy for proxy in _proxies(model) if not proxy.export_mode]  # others belong to one around this
         for proxy in proxies:
             proxy.export_handler = InferenceHandler()
             proxy.export_mode = True

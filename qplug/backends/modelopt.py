@@ -59,7 +59,7 @@ class ModelOptBackend(Lowering):
     @contextmanager
     def inference(self, model: nn.Module) -> Iterator[None]:
         """Weights are quantised once, activations in one buffer."""
-        planned = [module for module in model.modules() if isinstance(module, Planned)]
+        planned = [module for module in model.modules() if isinstance(module, Planned) and not module.inferring]
         for one in planned:
             one.begin_inference()
         try:

@@ -32,20 +32,20 @@ class Planned(nn.Module):
     def __init__(self, quantizer: Quantizer, weight: bool) -> None:
         super().__init__()
         self.quantizer, self._weight = quantizer, weight
-        self._inferring = False
+        self.inferring = False
         self._cached: Tensor | None = None
 
     def begin_inference(self) -> None:
         """From here on the values are computed as fast as can be, those of a weight once."""
-        self._inferring = True
+        self.inferring = True
 
     def end_inference(self) -> None:
         """Gradients again."""
-        self._inferring, self._cached = False, None
+        self.inferring, self._cached = False, None
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantise ``x``."""
-        if not self._inferring:
+        if not self.inferring:
             values: Tensor = self.quantizer(x)
             return values
         if not self._weight:
@@ -53,6 +53,18 @@ class Planned(nn.Module):
         if self._cached is None:
             self._cached = self.quantizer.infer(x.detach())
         return self._cached
+
+
+class PlannedTensorQuantizer(TensorQuantizer):  # type: ignore[misc]  # modelopt has no types
+    """A ``TensorQuantizer`` whose amax follows the plan's scale, also while that is learned."""
+
+    @property
+    def _amax(self) -> Tensor:
+        """s·high of a symmetric uniform quantizer; like a buffer of ModelOpt's, absent for any other."""
+        quantizer = self.planned.quantizer
+        if not isinstance(quantizer, UniformQuantizer) or not quantizer.symmetric:
+            raise AttributeError("_amax")
+        return (quantizer.scale * quantizer.high).detach()
 
 
 def tensor_quantizer(quantizer: Quantizer, weight: bool = False) -> Any:
@@ -64,9 +76,7 @@ def tensor_quantizer(quantizer: Quantizer, weight: bool = False) -> Any:
     """
     if not is_registered_quant_backend(NAME):
         register_quant_backend(NAME, _compute)
-    made = TensorQuantizer(QuantizerAttributeConfig(backend=NAME, **_attributes(quantizer)))
-    if isinstance(quantizer, UniformQuantizer) and quantizer.symmetric:
-        made.amax = quantizer.scale * quantizer.high
+    made = PlannedTensorQuantizer(QuantizerAttributeConfig(backend=NAME, **_attributes(quantizer)))
     made.planned = Planned(_learnable(quantizer), weight)
     return made
 

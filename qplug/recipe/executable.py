@@ -9,7 +9,11 @@ from qplug.recipe.check import Named, dotted, implements, unknown
 from qplug.recipe.nodes import Node, Place
 from qplug.recipe.schema import Recipe, TensorConfig, WeightConfig
 from qplug.registry import Registry
+from qplug.techniques import Technique
 from qplug.types import BackendOffer, Granularity
+
+WIDTHS = range(2, 17)
+"""Bits that any recipe may ask for; what lies outside, the validation refuses."""
 
 
 def check_backend(root: Node, registry: Registry, named: Named, problems: list[tuple[Place, Problem]]) -> None:
@@ -29,7 +33,8 @@ def check_backend(root: Node, registry: Registry, named: Named, problems: list[t
         if extra.missing:
             what = f"backend: '{name}' needs the package '{extra.module}'"
             problems.append((place, place.problem(what, extra.install)))
-    for where, what, fix in (*_tensors(root, offer), *_scope(root, offer), *_techniques(root, offer, named)):
+    refused = *_tensors(root, offer), *_scope(root, offer), *_techniques(root, offer, named), *_bits(root, offer, named)
+    for where, what, fix in refused:
         problems.append((where, where.problem(what.format(backend=f"backend '{name}'"), fix)))
 
 
@@ -47,7 +52,7 @@ def _tensors(root: Node, offer: BackendOffer) -> Iterator[tuple[Place, str, str]
             continue
         path = dotted(("quantize", *loc))
         bits = section.child("bits")
-        if bits is not None and bits.value in range(2, 17) and not low <= bits.value <= high:  # others are no bits
+        if bits is not None and bits.value in WIDTHS and not offer.has(bits.value):
             what = f"{path}.bits: {{backend}} has {low} to {high} bits, received {bits.value}"
             yield bits.place, what, "change the bits, or the backend"
         defaults = {"weights": WeightConfig, "activations": TensorConfig}.get(str(loc[0]))
@@ -60,6 +65,9 @@ def _tensors(root: Node, offer: BackendOffer) -> Iterator[tuple[Place, str, str]
         symmetric = section.child("symmetric")
         if symmetric is not None and symmetric.value is False and not offer.asymmetric:
             yield symmetric.place, f"{path}.symmetric: {{backend}} has no zero points", "leave the line out"
+        zero = section.child("zero_point")
+        if zero is not None and zero.value == "float" and not offer.float_zero_points:
+            yield zero.place, f"{path}.zero_point: {{backend}} has no float zero points", "use 'zero_point: integer'"
 
 
 def _scope(root: Node, offer: BackendOffer) -> Iterator[tuple[Place, str, str]]:
@@ -82,3 +90,26 @@ def _techniques(root: Node, offer: BackendOffer, named: Named) -> Iterator[tuple
             node = node.child(step) or node
         what = f"{dotted(loc)}: {{backend}} cannot serve {refused[0]}, which '{tag}' implements"
         yield node.place, what, "leave out the technique, or change the backend"
+
+
+def _bits(root: Node, offer: BackendOffer, named: Named) -> Iterator[tuple[Place, str, str]]:
+    """Bits that a technique may allocate, said or by default."""
+    low, high = offer.bits
+    for loc, tag in named.tags.items():
+        technique = named.techniques.get(tag)
+        if loc[0] != "techniques" or technique is None or not issubclass(technique, Technique):
+            continue
+        node = root
+        for step in loc:
+            node = node.child(step) or node
+        for key in technique.allocates:
+            said = node.child(key)
+            value = technique.Config.model_fields[key].default if said is None else said.value
+            asked = value if isinstance(value, (list, tuple)) else [value]
+            widths = [one.value if isinstance(one, Node) else one for one in asked]
+            beyond = [bits for bits in widths if isinstance(bits, int) and bits in WIDTHS and not offer.has(bits)]
+            if beyond:
+                place = (node.child("use") or node).place if said is None else said.place
+                gives = f"'{tag}' may give {beyond[0]}{' by default' if said is None else ''}"
+                what = f"{dotted((*loc, key))}: {{backend}} has {low} to {high} bits, {gives}"
+                yield place, what, f"set {key} to bits that the backend has, or change the backend"

@@ -42,6 +42,19 @@ def vit():
     return (*calibrated(), toy_images(3))
 
 
+def test_inference_within_inference_leaves_the_outer_one_as_it_is(backend, vit):
+    quantized, _ = lowered(backend, vit)
+    images = vit[-1]
+    with backend.inference(quantized):
+        before = quantized(images)
+        with backend.inference(quantized):
+            assert torch.equal(quantized(images), before)
+        quantized.head.weight.data.mul_(2)  # whose values were kept when the outer one began
+        assert torch.equal(quantized(images), before)
+    with torch.no_grad():
+        assert relative(quantized(images), before) > 0.1
+
+
 def scales(model, within=""):
     """What lowering made learnable, by name."""
     return {n: p for n, p in model.named_parameters() if n.startswith(within) and "quant" in n}

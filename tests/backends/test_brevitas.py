@@ -10,7 +10,7 @@ from torch import nn
 
 from qplug import QuantSpec, RegionQuantizer, SiteKind, UniformQuantizer
 from qplug.backends.brevitas import BrevitasBackend
-from qplug.backends.brevitas_quant import CustomTensorQuant, planned, tensor_quant
+from qplug.backends.brevitas_quant import CustomTensorQuant, InferenceHandler, planned, tensor_quant
 from qplug.testing import toy_images
 
 BACKEND = BrevitasBackend()
@@ -85,6 +85,14 @@ def test_a_lowered_quantizer_gives_the_same_bits_and_can_be_read_back(kind):
     assert type(back) is type(quantizer)
     assert back.to_dict() == quantizer.to_dict()
     assert int(module(x)[3]) == quantizer.bits
+
+
+def test_what_inference_kept_is_gone_when_it_ends(vit):
+    quantized, _ = lowered(BACKEND, vit)
+    with BACKEND.inference(quantized):
+        quantized(toy_images(3))
+        assert sum(isinstance(m, InferenceHandler) and m.cached is not None for m in quantized.modules()) == 10
+    assert [name for name, m in quantized.named_modules() if isinstance(m, InferenceHandler)] == []
 
 
 def test_lowering_copies_the_scale():

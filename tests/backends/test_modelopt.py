@@ -60,6 +60,19 @@ def test_a_tensor_quantizer_says_what_it_is_in_modelopts_terms():
     assert described(asymmetric)[4:] == (None, {"quantizer": "uniform asymmetric"})
 
 
+def test_amax_is_that_of_the_scale_as_it_is_learned():
+    made = tensor_quantizer(UniformQuantizer(torch.tensor(0.5), None, 4, True))
+    x = torch.linspace(-8, 8, 65)
+    with torch.no_grad():
+        made.planned.quantizer.scale.mul_(2)
+    assert made.amax == 7.0
+    assert made.step_size == 1.0
+    exact = made(x)
+    made.backend = None  # ModelOpt's own kernel, which reads amax
+    assert torch.equal(made(x), exact)
+    assert exact.max() == 7.0
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_modelopts_own_kernel_rounds_the_scale_and_so_is_not_used(bits):
     """Without ``backend`` it gives the same integers but for ties that its rounded reciprocal moves."""

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from qplug.testing.toys import calibrated_toy
 
 pytest.importorskip("modelopt", reason="pip install 'qplug[modelopt]'")
 
-from qplug_modelopt.library import quiet
+from qplug_modelopt.library import quantize, quiet
 from qplug_modelopt.quantizer import ScaledQuantizer
 
 with quiet():
@@ -84,7 +85,8 @@ def test_max_is_the_int8_default(tmp_path):
             assert quantizer.signed
             assert torch.equal(quantizer.scale, getattr(layer, f"{role}_quantizer").amax / 127)
     assert {decision.technique for decision in result.plan} == {"modelopt.max"}
-    assert result.warnings == [warning for warning in result.warnings if "stay in float" in warning]
+    (warning,) = result.warnings
+    assert re.fullmatch(r"\d+\.\d% of the MACs stay in float: blocks\.0\.attn\.matmul_qk, .*", warning)
 
 
 def test_max_leaves_what_modelopts_integers_cannot_express():
@@ -167,6 +169,33 @@ def test_auto_quantize_keeps_the_average_and_what_overrides_fix(method):
     assert result.plan.of("patch_embed.proj")["weight"].bits == 8
 
 
+def test_candidates_are_scored_with_the_scales_that_the_recipe_asks(monkeypatch):
+    own, scales = mtq.auto_quantize, {}
+
+    def watched(*arguments, **more):
+        model, state = own(*arguments, **more)
+        scales.update({name: one.weight_quantizer.amax.numel() for name, one in layers(model).items()})
+        return model, state
+
+    monkeypatch.setattr(mtq, "auto_quantize", watched)
+    whole = {"match": "*fc1.weight", "granularity": "per_tensor"}
+    ran({"use": "modelopt.auto_quantize", "candidates": [4, 8]}, "modelopt.max", overrides=[whole])
+    model = calibrated_toy()[0]
+    assert len(scales) == 10
+    for name, count in scales.items():
+        assert count == (1 if name.endswith("fc1") else len(model.get_submodule(name).weight))
+
+
+def test_what_was_kept_for_the_search_goes_where_another_technique_chose(monkeypatch):
+    AutoQuantize, kept = installed().techniques["modelopt.auto_quantize"], []
+    own = AutoQuantize.__init__
+    monkeypatch.setattr(AutoQuantize, "__init__", lambda one, config: (own(one, config), kept.append(one))[0])
+    first = {"use": "mptq_vit.greedy_mp", "weights": 7.5, "activations": 7.5}
+    result = ran(first, "modelopt.auto_quantize", "modelopt.max")
+    assert result.metrics["bits.by"] == "mptq_vit.greedy_mp"
+    assert [one.seen for one in kept] == [None]
+
+
 def test_budgets_that_no_candidate_meets_are_refused_with_the_values():
     Config = installed().techniques["modelopt.auto_quantize"].Config
     with pytest.raises(ValueError, match=re.escape("bits 3 lie outside of the candidates [4, 8]")):
@@ -180,6 +209,37 @@ def test_modelopt_says_nothing_on_the_screen(capsys):
     ran({"use": "modelopt.auto_quantize", "candidates": [4, 8]}, "modelopt.max")
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "")
+
+
+def test_layers_that_modelopt_gives_up_are_noted_and_its_other_warnings_are_not():
+    class Spare(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.spare = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.used(x)
+
+    notes, config = [], copy.deepcopy(mtq.INT8_SMOOTHQUANT_CFG)
+    found = quantize(Spare(), config["quant_cfg"], config["algorithm"], [torch.randn(3, 4)], notes)
+    assert {name for name, one in found.items() if one.scale is not None} == {"used"}
+    assert notes == ["spare is not calibrated, skip smoothing"]
+
+
+def test_what_modelopt_gave_up_is_a_warning_of_the_run(monkeypatch):
+    own, said = mtq.quantize, "awq_lite: Disabling for head, quantizing with max calibration."
+
+    def giving_up(*arguments):
+        warnings.warn(said, stacklevel=1)
+        warnings.warn("no preset", stacklevel=1)
+        return own(*arguments)
+
+    monkeypatch.setattr(mtq, "quantize", giving_up)
+    result = ran("modelopt.awq_lite", "modelopt.max")
+    assert [text for text in result.warnings if "stay in float" not in text] == [
+        f"modelopt.awq_lite: {said}",
+        f"modelopt.max: {said}",
+    ]
 
 
 def test_both_backends_give_the_same_run_and_load_it_again(tmp_path):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recipe_toys import GOOD, Images, Ranges, registry
+from recipe_toys import GOOD, Bits, Images, Ranges, registry
 
 import qplug
 from qplug import BackendOffer, Extra, Granularity, InputError, RecipeError
 from qplug.recipe import load_recipe
+from qplug.recipe.check import implements
 from qplug.registry import installed
 from qplug.runtime import backend_of
 
@@ -19,6 +20,7 @@ LIMITED = BackendOffer(
     bits=(4, 8),
     granularities=(Granularity.PER_TENSOR,),
     asymmetric=False,
+    float_zero_points=False,
     scope=("layernorm",),
     without=("qplug_smooth",),
 )
@@ -26,7 +28,7 @@ LIMITED = BackendOffer(
 
 def problems(tmp_path: Path, text: str, offer: BackendOffer) -> list[str]:
     known = registry()
-    known.backends["brevitas"] = offer
+    known.backends["brevitas"], known.techniques["toy.bits"] = offer, Bits
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     try:
@@ -43,6 +45,7 @@ EXCLUDED = {
     "weights.granularity": ("weights:", "weights:", "8:3", "has no per_channel"),
     "activations.granularity": (TENSOR, "granularity: per_head", "9:39", "has no per_head"),
     "activations.symmetric": (TENSOR, "symmetric: false", "9:37", "has no zero points"),
+    "activations.zero_point": (TENSOR, "symmetric: false, zero_point: float", "9:56", "has no float zero points"),
     "overrides.0.bits": ("techniques:", "  overrides: [{match: a, bits: 3}]\ntechniques:", "10:32", "has 4 to 8 bits"),
     "overrides.1.granularity": (
         "techniques:",
@@ -66,6 +69,35 @@ def test_everything_that_an_offer_excludes_has_its_line(tmp_path, key):
 def test_a_technique_whose_hook_cannot_be_served_has_its_line(tmp_path):
     found = problems(tmp_path, GOOD, LIMITED)[-1]
     assert found.startswith("11:10: techniques.0: backend 'brevitas' cannot serve qplug_smooth, which 'toy.split'")
+
+
+def test_bits_that_a_technique_may_allocate_have_their_lines_said_or_by_default(tmp_path):
+    text = f"{GOOD}  - use: toy.bits\n    candidates: [4, 6, 12]\n"
+    default, said = problems(tmp_path, text, BackendOffer("toy:Backend", bits=(4, 8)))
+    assert said.startswith(
+        "15:17: techniques.2.candidates: backend 'brevitas' has 4 to 8 bits, 'toy.bits' may give 12\n"
+    )
+    assert default.startswith("14:10: techniques.2.least: ")
+    assert "'toy.bits' may give 2 by default" in default
+    assert said.endswith("→ set candidates to bits that the backend has, or change the backend")
+    assert problems(tmp_path, text.replace("12]", "8]\n    least: 4"), BackendOffer("toy:Backend", bits=(4, 8))) == []
+
+
+def test_what_is_no_width_is_the_validations_to_refuse(tmp_path):
+    text = f"{GOOD}  - use: toy.bits\n    candidates: [4, much]\n    least: 4\n"
+    found = problems(tmp_path, text, BackendOffer("toy:Backend", bits=(4, 8)))
+    assert [line.partition(": ")[0] for line in found] == ["15:21"]
+
+
+ALLOCATORS = {"baseline.uniform_bits", "hawq.hawq_v3", "liu2021.pareto", "modelopt.auto_quantize", "mptq_vit.greedy_mp"}
+
+
+def test_every_technique_that_allocates_bits_says_which_of_its_fields_hold_them():
+    techniques = installed().techniques
+    able = {name: one for name, one in techniques.items() if implements(one, "qplug_allocate_bits")}
+    assert set(able) >= ALLOCATORS
+    assert {name for name in ALLOCATORS if not able[name].allocates} == set()
+    assert all(key in one.Config.model_fields for one in techniques.values() for key in one.allocates)
 
 
 def test_all_at_once_beside_what_else_is_wrong(tmp_path):
