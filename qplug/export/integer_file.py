@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qplug.export.graph import widths
 from qplug.export.heads import integer_heads
 from qplug.export.integers import Integers
 from qplug.export.lower import lower
@@ -23,7 +24,7 @@ def integer_file(planned: Planned) -> OnnxFile:
 
     Attention from ``qkv`` to its second product is one piece, so none of its operations is among the calls.
     """
-    lowered = integer_heads(lower(planned.model, planned.plan, Integers()), planned.plan)
+    lowered = integer_heads(lower(planned.model, planned.plan, Integers(widths(OPSET))), planned.plan)
     return onnx_file(lowered, planned.plan, planned.preprocessing.example(), OPSET)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from qplug import __version__
-from qplug.export.graph import OPSET, OPSET_2_BITS, build, only_logits
+from qplug.export.graph import OPSET, OPSET_2_BITS, build, only_logits, widths
 from qplug.export.lower import float_weights, lower, readers
 from qplug.export.qdq import Qdq
 from qplug.export.qonnx import Qonnx, definition
@@ -57,7 +57,7 @@ def qdq_file(planned: Planned) -> OnnxFile:
     """The plan as QuantizeLinear and DequantizeLinear, all else as plain operators; opset 21, or 25 for 2 bits."""
     opset = _opset(planned)
     example = planned.preprocessing.example()
-    form = Qdq((2, 4, 8, 16) if opset >= OPSET_2_BITS else (4, 8, 16), readers(planned.model, planned.plan, example))
+    form = Qdq(widths(opset), readers(planned.model, planned.plan, example))
     return onnx_file(lower(planned.model, planned.plan, form), planned.plan, example, opset)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx
 import pytest
 import torch
 from deploy_toys import digits_run, executed, exported
+from export_toys import digits_run as minmax_run
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -154,3 +156,24 @@ def test_the_gate_lets_it_pass(folder, tmp_path):
     compared = {operation for operation, _ in found.parity.places}
     assert {"patch_embed.proj", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "head"} <= compared
     assert "blocks.0.attn.qkv" not in compared  # judged by what attention gives to proj
+
+
+OTHER_WIDTHS = {  # the format has integers of 8 bits alone, and a plan may have any
+    "3": "{match: '*', bits: 3}",
+    "4": "{match: '*', bits: 4}",
+    "16": "{match: '*', bits: 16}",
+    "mixed": "{match: 'blocks.0*', bits: 3}, {match: 'blocks.1*.weight', bits: 16}, {match: 'blocks.1*', bits: 5}",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", OTHER_WIDTHS)
+def test_other_widths_stand_in_integers_that_the_format_has(overrides, tmp_path):
+    run = minmax_run(tmp_path / "run", overrides=OTHER_WIDTHS[overrides])
+    found = export_run(run, "onnx-integer", tmp_path / "model.onnx", images=4)
+    assert found.parity is not None
+    assert (found.parity.first_wrong, found.parity.agreeing) == (None, 4)
+    file = onnx.load(found.path)
+    kinds = {onnx.TensorProto.DataType.Name(one.data_type) for one in file.graph.initializer}
+    assert kinds <= {"FLOAT", "INT8", "UINT8", "UINT16", "INT32", "INT64"}
+    assert ("UINT16" in kinds) == ("16" in OTHER_WIDTHS[overrides])  # not wider than the codes
