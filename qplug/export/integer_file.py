@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qplug.export.graph import widths
 from qplug.export.heads import integer_heads
 from qplug.export.integers import Integers
-from qplug.export.lower import lower
+from qplug.export.lower import lower, readers
 from qplug.export.onnx_file import OnnxFile, onnx_file
 from qplug.export.qdq import Qdq
 from qplug.plan import Plan
@@ -24,8 +24,10 @@ def integer_file(planned: Planned) -> OnnxFile:
 
     Attention from ``qkv`` to its second product is one piece, so none of its operations is among the calls.
     """
-    lowered = integer_heads(lower(planned.model, planned.plan, Integers(widths(OPSET))), planned.plan)
-    return onnx_file(lowered, planned.plan, planned.preprocessing.example(), OPSET)
+    example = planned.preprocessing.example()
+    form = Integers(widths(OPSET), readers(planned.model, planned.plan, example))
+    lowered = integer_heads(lower(planned.model, planned.plan, form), planned.plan)
+    return onnx_file(lowered, planned.plan, example, OPSET)
 
 
 def float_file(planned: Planned) -> OnnxFile:

@@ -18,6 +18,7 @@ from qplug import UniformQuantizer
 from qplug.data import batches
 from qplug.export.integer_file import float_file, integer_file
 from qplug.export.integers import Integers, as_signed, eight_bits
+from qplug.export.lower import readers
 from qplug.export.onnx_file import qdq_file
 from qplug.export.qdq import Affine
 from qplug.export.run import export_run
@@ -41,7 +42,8 @@ def decided(role, quantizer):
 
 
 def operation(original, activation, weight):
-    return Integers().operation(original, {"input": decided("input", activation), "weight": decided("weight", weight)})
+    form = Integers((8,), on_grid=["it"])
+    return form.operation(original, {"input": decided("input", activation), "weight": decided("weight", weight)})
 
 
 def dyadic(shape, generator, top, step):
@@ -50,10 +52,14 @@ def dyadic(shape, generator, top, step):
 
 
 GENERATOR = torch.Generator().manual_seed(0)
-ACTIVATIONS = {  # zero points are even: half-way values go to the even integer, before or after z is added
+ACTIVATIONS = {
     "unsigned": UniformQuantizer(torch.tensor(0.25), torch.tensor(94.0), 8, False),
+    "odd": UniformQuantizer(torch.tensor(0.25), torch.tensor(93.0), 8, False),
+    "signed, shifted": UniformQuantizer(torch.tensor(0.25), torch.tensor(-35.0), 8, True),
     "signed": UniformQuantizer(torch.tensor(0.25), None, 8, True),
 }
+"""Values of a grid of 1/4 of their step: where the zero point is odd, a tie goes to the even integer only before it is
+added."""
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -70,11 +76,12 @@ def test_a_linear_is_exact_on_the_grid(activation, scales):
     torch.testing.assert_close(found, expected.detach(), rtol=0, atol=0)
 
 
-def test_patches_are_the_convolution_exactly():
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_patches_are_the_convolution_exactly(activation):
     conv = nn.Conv2d(3, 4, (2, 3), (2, 3))
     conv.weight.data = dyadic((4, 3, 2, 3), GENERATOR, 127, 0.125)
     conv.bias.data = dyadic((4,), GENERATOR, 100, 0.125)
-    quantizer, weight = ACTIVATIONS["unsigned"], UniformQuantizer(torch.tensor(0.125), None, 8, True)
+    quantizer, weight = ACTIVATIONS[activation], UniformQuantizer(torch.tensor(0.125), None, 8, True)
     x = dyadic((2, 3, 8, 9), GENERATOR, 400, 0.0625)
     expected = nn.functional.conv2d(quantizer(x), weight(conv.weight), conv.bias, conv.stride)
     found = executed(exported(operation(conv, quantizer, weight), x), x)
@@ -177,3 +184,50 @@ def test_other_widths_stand_in_integers_that_the_format_has(overrides, tmp_path)
     kinds = {onnx.TensorProto.DataType.Name(one.data_type) for one in file.graph.initializer}
     assert kinds <= {"FLOAT", "INT8", "UINT8", "UINT16", "INT32", "INT64"}
     assert ("UINT16" in kinds) == ("16" in OTHER_WIDTHS[overrides])  # not wider than the codes
+
+
+def test_the_order_of_rounding_and_zero_point_decides_ties():
+    """What the test above would not show if it took no odd zero points: half of the ties differ."""
+    quantizer = ACTIVATIONS["odd"]
+    weight, linear = UniformQuantizer(torch.tensor(0.125), None, 8, True), nn.Linear(1, 1, bias=False)
+    linear.weight.data.fill_(0.125)
+    x = (torch.arange(-40, 40) * 0.25 + 0.125).view(-1, 1)
+    decisions = {"input": decided("input", quantizer), "weight": decided("weight", weight)}
+    late = executed(exported(Integers((8,)).operation(linear, decisions), x), x)
+    right = executed(exported(Integers((8,), on_grid=["it"]).operation(linear, decisions), x), x)
+    expected = quantizer(x) * 0.125
+    assert torch.equal(right, expected)
+    assert not torch.equal(late, expected)
+
+
+class Moved(nn.Module):
+    """A linear on patches that a model cuts out itself, one on all values, and one behind an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.flat, self.behind = nn.Linear(12, 4), nn.Linear(48, 4), nn.Linear(48, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        cut = x.reshape(-1, 3, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, 4, 12)
+        flat = x.permute(0, 2, 3, 1).flatten(1)
+        return self.patches(cut).sum(1) + self.flat(flat) + self.behind(flat.relu())
+
+
+def test_who_reads_the_models_input_is_known_by_its_values():
+    class Named:
+        def modules(self):
+            return ["patches", "flat", "behind"]
+
+    x = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert readers(Moved(), Named(), x) == {"patches", "flat"}
+
+
+@pytest.mark.slow
+def test_pixels_that_are_all_ties_round_as_they_were_simulated(tmp_path):
+    """−1 … 1 in 256 values, by a range that just holds them: ViT's and Mixer's preparation, and min-max."""
+    quantizer = UniformQuantizer(torch.tensor(2.0 / 255.0), torch.tensor(128.0), 8, False)
+    conv, weight = nn.Conv2d(1, 4, 4, 4), UniformQuantizer(torch.tensor(0.002), None, 8, True)
+    x = ((torch.arange(256.0) / 255.0 - 0.5) / 0.5).view(1, 1, 16, 16).repeat(2, 1, 1, 1)
+    expected = nn.functional.conv2d(quantizer.infer(x), weight.infer(conv.weight), conv.bias, conv.stride)
+    found = executed(exported(operation(conv, quantizer, weight), x), x)
+    assert (found - expected).norm() / expected.norm() < 1e-6  # 1e-2 where z is added after rounding
