@@ -148,6 +148,8 @@ class IntegerPatches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, O, H/h, W/w)."""
         channels, rows, columns = x.shape[1], x.shape[2] // self.height, x.shape[3] // self.width
+        if x.shape[2:] != (rows * self.height, columns * self.width):  # a convolution leaves the rest unread
+            x = x[..., : rows * self.height, : columns * self.width]
         patches = self.codes(x).reshape(-1, channels, rows, self.height, columns, self.width)
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, rows * columns, channels * self.height * self.width)
         out: Tensor = self.product(patches)

@@ -76,13 +76,15 @@ def test_a_linear_is_exact_on_the_grid(activation, scales):
     torch.testing.assert_close(found, expected.detach(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("size", [(8, 9), (9, 11)])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_patches_are_the_convolution_exactly(activation):
+def test_patches_are_the_convolution_exactly(activation, size):
+    """Of (9, 11) a row and two columns are in no patch."""
     conv = nn.Conv2d(3, 4, (2, 3), (2, 3))
     conv.weight.data = dyadic((4, 3, 2, 3), GENERATOR, 127, 0.125)
     conv.bias.data = dyadic((4,), GENERATOR, 100, 0.125)
     quantizer, weight = ACTIVATIONS[activation], UniformQuantizer(torch.tensor(0.125), None, 8, True)
-    x = dyadic((2, 3, 8, 9), GENERATOR, 400, 0.0625)
+    x = dyadic((2, 3, *size), GENERATOR, 400, 0.0625)
     expected = nn.functional.conv2d(quantizer(x), weight(conv.weight), conv.bias, conv.stride)
     found = executed(exported(operation(conv, quantizer, weight), x), x)
     torch.testing.assert_close(found, expected.detach(), rtol=0, atol=0)
