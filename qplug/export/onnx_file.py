@@ -32,11 +32,13 @@ class OnnxFile:
         model: gives the logits.
         calls: where each call of a planned operation stands in it.
         float_weights: quantised weights that it holds in float32, whose quantizers have no codes.
+        fused: planned operations that are one with others in it and so have no call, by the operation that reads them.
     """
 
     model: onnx.ModelProto
     calls: list[Call]
     float_weights: list[str]
+    fused: dict[str, list[str]]
 
     def runtime(self) -> OnnxRuntime:
         """What executes it."""
@@ -80,4 +82,4 @@ def onnx_file(
     only_logits(model)
     model.producer_name, model.producer_version = "qplug", __version__
     model.functions.update({function.identifier(): function for function in functions})
-    return OnnxFile(ir.to_proto(model), calls, float_weights(lowered, plan))
+    return OnnxFile(ir.to_proto(model), calls, float_weights(lowered, plan), {})

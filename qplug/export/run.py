@@ -163,7 +163,7 @@ def _parity(file: Any, planned: Planned, images: int, registry: Registry) -> Par
     simulation = load_quantized(planned.run.folder, registry=registry)
     inputs = _inputs(planned, images, registry)
     with backend_of(planned.recipe.backend, registry).inference(simulation):
-        return compare(file.runtime(), simulation, planned.plan, inputs)
+        return compare(file.runtime(), simulation, planned.plan, inputs, file.fused)
 
 
 def _inputs(planned: Planned, images: int, registry: Registry) -> Iterator[Tensor]:

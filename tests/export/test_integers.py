@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import onnx
 import pytest
 import torch
-from deploy_toys import digits_run, executed, exported
+from deploy_toys import digits_run, executed, exported, scaled
 from export_toys import digits_run as minmax_run
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 import qplug
-from qplug import UniformQuantizer
+from qplug import ParityError, UniformQuantizer
 from qplug.data import batches
+from qplug.export.gate import compare
 from qplug.export.integer_file import float_file, integer_file
 from qplug.export.integers import Integers, as_signed, eight_bits
 from qplug.export.lower import readers
 from qplug.export.onnx_file import qdq_file
 from qplug.export.qdq import Affine
 from qplug.export.run import export_run
+from qplug.export.runtimes import OnnxRuntime
 from qplug.export.speed import profile
 from qplug.load import load_planned
 from qplug.registry import component, installed
+from qplug.report.export import tables
+from qplug.runtime import backend_of
 from qplug.types import Site, SiteKind
 
 
@@ -164,7 +169,56 @@ def test_the_gate_lets_it_pass(folder, tmp_path):
     assert (found.parity.first_wrong, found.parity.agreeing) == (None, 8)
     compared = {operation for operation, _ in found.parity.places}
     assert {"patch_embed.proj", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "head"} <= compared
-    assert "blocks.0.attn.qkv" not in compared  # judged by what attention gives to proj
+    fused = [f"blocks.{block}.attn.{name}" for block in range(4) for name in ("qkv", "matmul_qk", "matmul_av")]
+    assert set(found.parity.fused) == set(fused)  # judged by what attention gives to proj
+    assert not compared & set(fused)
+    (said,) = (entry.value for entry in onnx.load(found.path).metadata_props if entry.key == "qplug.parity")
+    assert set(json.loads(said)["operations_fused"]) == set(fused)
+    assert ("compared in what reads them alone", "12 operations, fused in the file") in tables(found, False)[-1].rows
+
+
+@pytest.fixture(scope="module")
+def judged(folder):
+    """The gate's verdict on the integer file, one constant of one node changed."""
+    registry = installed()
+    planned = load_planned(folder, registry)
+    file, simulation = integer_file(planned), qplug.load_quantized(folder)
+    data = component(registry.datasets, planned.recipe.data.evaluation).open(0)
+    images, _ = next(batches(data, planned.preprocessing.transform(), 4, torch.device("cpu")))
+
+    def judge(node, position, factor, calls=file.calls, fused=file.fused):
+        model = scaled(file.model, node, position, factor)
+        with backend_of("brevitas", registry).inference(simulation):
+            return compare(OnnxRuntime(model, calls), simulation, planned.plan, [images], fused)
+
+    return judge, file.calls
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("node", "position", "place"),
+    [
+        ("blocks.0.attn.parts.0.codes/QuantizeLinear", 1, ("blocks.0.attn.proj", "input")),  # fused: seen in its reader
+        ("blocks.1.attn.parts.1.values/DequantizeLinear", 1, ("blocks.1.attn.proj", "input")),
+        ("blocks.2.attn.parts.2.values/DequantizeLinear", 1, ("blocks.2.attn.proj", "input")),
+        ("blocks.3.attn.matmul_av.lhs/DequantizeLinear", 1, ("blocks.3.attn.proj", "input")),
+        ("blocks.1.mlp.fc1.codes/QuantizeLinear", 1, ("blocks.1.mlp.fc1", "output")),
+    ],
+)
+def test_a_scale_that_is_off_by_a_hundredth_is_refused(judged, node, position, place):
+    judge, _ = judged
+    parity = judge(node, position, 1.01)
+    assert parity.first_wrong == place
+    assert [where for where, difference in parity.places.items() if not difference.agrees] == [place]
+
+
+@pytest.mark.slow
+def test_a_call_too_many_and_one_that_is_missing_are_said(judged):
+    judge, calls = judged
+    with pytest.raises(ParityError, match="head: the file and the simulation do not call this operation equally"):
+        judge("blocks.1.mlp.fc1.codes/QuantizeLinear", 1, 1.0, [*calls, calls[-1]])
+    with pytest.raises(ParityError, match=r"blocks\.0\.attn\.qkv: the file and the simulation do not call"):
+        judge("blocks.1.mlp.fc1.codes/QuantizeLinear", 1, 1.0, fused=None)  # left out, and for no reason that is said
 
 
 OTHER_WIDTHS = {  # the format has integers of 8 bits alone, and a plan may have any
