@@ -95,15 +95,22 @@ def test_patches_are_the_convolution_exactly(activation, size):
     torch.testing.assert_close(found, expected.detach(), rtol=0, atol=0)
 
 
-@given(st.integers(-128, 127), st.booleans())
-def test_with_or_without_a_sign_the_values_are_the_same(zero, to_unsigned):
-    affine = Affine(torch.tensor(0.5), torch.tensor(zero, dtype=torch.int8), None, 8, True)
-    moved = as_signed(affine, not to_unsigned)
-    shift = int(moved.zero_point) - zero
-    codes = torch.arange(-128, 128)
-    assert shift == (128 if to_unsigned else 0)
-    assert torch.equal((codes - zero) * 0.5, (codes + shift - int(moved.zero_point)) * 0.5)
-    assert as_signed(moved, True) == affine or torch.equal(as_signed(moved, True).zero_point, affine.zero_point)
+def rounded(affine: Affine, x: torch.Tensor) -> torch.Tensor:
+    """What QuantizeLinear and DequantizeLinear make of x, in the integers of the zero point's type."""
+    held, zero = torch.iinfo(affine.zero_point.dtype), affine.zero_point.double()
+    return (((x / affine.scale).round() + zero).clamp(held.min, held.max) - zero) * affine.scale
+
+
+@given(st.integers(0, 255), st.booleans(), st.booleans())
+def test_with_or_without_a_sign_the_values_are_the_same(zero, signed, to_signed):
+    held = torch.int8 if signed else torch.uint8
+    affine = Affine(torch.tensor(0.5), torch.tensor(zero - 128 * signed, dtype=held), None, 8, signed)
+    moved = as_signed(affine, to_signed)
+    assert (moved.signed, moved.zero_point.dtype) == (to_signed, torch.int8 if to_signed else torch.uint8)
+    x = torch.arange(-300.0, 300.0, 0.25, dtype=torch.float64)  # beyond the range on both sides
+    assert torch.equal(rounded(moved, x), rounded(affine, x))
+    back = as_signed(moved, signed)
+    assert (back.signed, back.zero_point.dtype, int(back.zero_point)) == (signed, held, zero - 128 * signed)
 
 
 ASYMMETRIC = UniformQuantizer(torch.tensor(0.1), torch.tensor(100.0), 8, False)
