@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from qplug import load_recipe, run
@@ -32,6 +33,19 @@ def digits_run(folder: Path, *more: str) -> Path:
 def exported(module: nn.Module, x: Tensor) -> onnx.ModelProto:
     """A lowered module as a file."""
     return onnx_file(module.eval(), Plan(), x[:1], 20).model
+
+
+def scaled(model: onnx.ModelProto, node: str, position: int, factor: float) -> onnx.ModelProto:
+    """A copy whose ``node`` has a constant input of its own at ``position``, ``factor`` times as large."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    (found,) = (one for one in changed.graph.node if one.name == node)
+    (shared,) = (one for one in changed.graph.initializer if one.name == found.input[position])
+    found.input[position] = f"own.{node}.{position}"
+    values = numpy_helper.to_array(shared)
+    own = numpy_helper.from_array((values * factor).astype(values.dtype), found.input[position])
+    changed.graph.initializer.append(own)
+    return changed
 
 
 def executed(model: onnx.ModelProto, x: Tensor) -> Tensor:

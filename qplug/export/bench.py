@@ -68,6 +68,7 @@ def bench(
 
     from qplug.export.integer_file import float_file, integer_file
     from qplug.export.onnx_file import qdq_file
+    from qplug.export.processor import processor
     from qplug.export.speed import profile, race
     from qplug.load import load_planned
     from qplug.registry import installed
@@ -82,5 +83,7 @@ def bench(
     timed = zip(inputs, calls, strict=True) if profiled else ()
     profiles = tuple(profile(files[1], x, threads, count) for x, count in timed)
     sizes = (files[0].ByteSize() / 1e6, files[1].ByteSize() / 1e6)
-    name = f"ONNX Runtime {onnxruntime.__version__}"
+    on = processor()
+    vnni = ", ".join(on["instructions"]) or "without VNNI"
+    name = f"ONNX Runtime {onnxruntime.__version__} on {on['name']} ({on['architecture']}, {vnni})"
     return Bench(Path(folder), form, name, sizes, races, profiles)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qplug import __version__
+from qplug.export.processor import processor
 
 if TYPE_CHECKING:
     from qplug.export.gate import Parity
@@ -36,7 +37,7 @@ def metadata(planned: Planned, form: str, calls: Sequence[Call], parity: Parity 
         "operations": [dataclasses.asdict(call) for call in calls],
     }
     texts = {f"qplug.{key}": json.dumps(value, ensure_ascii=False) for key, value in values.items()}
-    checked = NOT_VERIFIED if parity is None else json.dumps(parity.summary())
+    checked = NOT_VERIFIED if parity is None else json.dumps(parity.summary() | {"processor": processor()})
     return {"qplug.version": __version__, "qplug.format": form, **texts, "qplug.parity": checked}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qplug.export.trace import INPUT, LOGITS, Call, named, trace
 
 OPSET, OPSET_2_BITS = 21, 25
-"""The first with integers of 4 and 16 bits, and the first with integers of 2 bits."""
+"""The first whose QuantizeLinear has integers of 4 and 16 bits, and the first with integers of 2 bits."""
 LARGEST_CONSTANT = 1024
 """Elements of what is computed beforehand: a table of 2^bits values a row can be larger than its weight's codes."""
 WITHIN = "model."
@@ -31,6 +31,13 @@ INTEGERS = {
     (16, False): ir.DataType.UINT16,
 }
 """(bits, signed) → ONNX's type."""
+
+
+def widths(opset: int) -> tuple[int, ...]:
+    """Bits that the integers of QuantizeLinear and DequantizeLinear may have, ascending."""
+    if opset < OPSET:
+        return (8,)
+    return (2, 4, 8, 16) if opset >= OPSET_2_BITS else (4, 8, 16)
 
 
 def build(model: nn.Module, operations: Sequence[str], example: Tensor, opset: int) -> tuple[ir.Model, list[Call]]:
@@ -84,12 +91,12 @@ def _copied(value: ir.Value) -> ir.Value:
 
 def _narrow(graph: ir.Graph, model: nn.Module, opset: int) -> None:
     """Give integers a type of their bits: those that modules hold wider, and what QuantizeLinear makes by them."""
-    widths = (2, 4, 8, 16) if opset >= OPSET_2_BITS else (4, 8, 16)
+    held = (*widths(opset), 16)  # what every opset holds, if not for QuantizeLinear
     for path, module in model.named_modules():
         for buffer, (bits, signed) in getattr(module, "narrow", {}).items():
             value = graph.initializers.get(f"{WITHIN}{path}.{buffer}")
             if value is not None and value.const_value is not None:
-                kind = INTEGERS[next(width for width in widths if width >= bits), signed]
+                kind = INTEGERS[next(width for width in held if width >= bits), signed]
                 value.const_value = ir.tensor(value.const_value.numpy(), dtype=kind, name=value.name)
                 value.dtype = kind
     for node in graph:

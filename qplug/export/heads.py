@@ -63,8 +63,17 @@ class IntegerAttention(nn.Module):
         return result
 
 
-def integer_heads(lowered: nn.Module, plan: Plan) -> nn.Module:
-    """Replace every attention of a lowered model whose operands allow it, in place, and return the model."""
+WITHIN = ("qkv", "matmul_qk", "matmul_av")
+"""What of an attention has no operands of its own any more."""
+
+
+def integer_heads(lowered: nn.Module, plan: Plan) -> dict[str, list[str]]:
+    """Replace every attention of a lowered model whose operands allow it, in place.
+
+    Returns:
+        ``proj`` → the operations that are one now: what they compute is seen in what ``proj`` reads, and only there.
+    """
+    fused: dict[str, list[str]] = {}
     decided = {decision.site.name: decision for decision in plan}
     for path, module in list(lowered.named_modules()):
         if type(module) is not ExplicitAttention or not _is_plain(module):
@@ -74,7 +83,8 @@ def integer_heads(lowered: nn.Module, plan: Plan) -> nn.Module:
         if q and k and v:
             parent, _, leaf = path.rpartition(".")
             setattr(lowered.get_submodule(parent), leaf, IntegerAttention(module, (q, k, v)).eval())
-    return lowered
+            fused[f"{path}.proj"] = [f"{path}.{name}" for name in WITHIN]
+    return fused
 
 
 def _is_plain(attention: ExplicitAttention) -> bool:

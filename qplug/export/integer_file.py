@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from qplug.export.graph import widths
 from qplug.export.heads import integer_heads
 from qplug.export.integers import Integers
-from qplug.export.lower import lower
+from qplug.export.lower import lower, readers
 from qplug.export.onnx_file import OnnxFile, onnx_file
 from qplug.export.qdq import Qdq
 from qplug.plan import Plan
@@ -21,10 +23,13 @@ OPSET = 20
 def integer_file(planned: Planned) -> OnnxFile:
     """The plan, its products of 8-bit integers written out as ONNX Runtime executes them fastest.
 
-    Attention from ``qkv`` to its second product is one piece, so none of its operations is among the calls.
+    Attention from ``qkv`` to its second product is one piece, so its operations are ``fused`` and not among the calls.
     """
-    lowered = integer_heads(lower(planned.model, planned.plan, Integers()), planned.plan)
-    return onnx_file(lowered, planned.plan, planned.preprocessing.example(), OPSET)
+    example = planned.preprocessing.example()
+    form = Integers(widths(OPSET), readers(planned.model, planned.plan, example))
+    lowered = lower(planned.model, planned.plan, form)
+    fused = integer_heads(lowered, planned.plan)
+    return replace(onnx_file(lowered, planned.plan, example, OPSET), fused=fused)
 
 
 def float_file(planned: Planned) -> OnnxFile:

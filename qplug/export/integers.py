@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
-from qplug.export.qdq import Affine, Qdq, QdqActivation
+from qplug.export.qdq import Affine, Qdq, Shifted
 from qplug.plan import Decision
 from qplug.quantizers import UniformQuantizer
 from qplug.types import Role
@@ -127,9 +127,9 @@ class IntegerProduct(nn.Module):
 class IntegerLinear(nn.Module):
     """A linear: its input as unsigned integers, then the product."""
 
-    def __init__(self, affine: Affine, product: IntegerProduct) -> None:
+    def __init__(self, codes: nn.Module, product: IntegerProduct) -> None:
         super().__init__()
-        self.codes, self.product = Codes(affine), product
+        self.codes, self.product = codes, product
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
@@ -140,14 +140,16 @@ class IntegerLinear(nn.Module):
 class IntegerPatches(nn.Module):
     """A convolution whose patches do not overlap, as the product that it is."""
 
-    def __init__(self, original: nn.Conv2d, affine: Affine, product: IntegerProduct) -> None:
+    def __init__(self, original: nn.Conv2d, codes: nn.Module, product: IntegerProduct) -> None:
         super().__init__()
-        self.codes, self.product = Codes(affine), product
+        self.codes, self.product = codes, product
         self.height, self.width = (int(size) for size in original.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, O, H/h, W/w)."""
         channels, rows, columns = x.shape[1], x.shape[2] // self.height, x.shape[3] // self.width
+        if x.shape[2:] != (rows * self.height, columns * self.width):  # a convolution leaves the rest unread
+            x = x[..., : rows * self.height, : columns * self.width]
         patches = self.codes(x).reshape(-1, channels, rows, self.height, columns, self.width)
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, rows * columns, channels * self.height * self.width)
         out: Tensor = self.product(patches)
@@ -163,19 +165,23 @@ class Integers(Qdq):
         if affine is None:
             return super().activation(decision, transposed)
         assert isinstance(decision.quantizer, UniformQuantizer)
-        return QdqActivation(decision.quantizer, affine, transposed)
+        return self.affine_activation(decision, decision.quantizer, affine, transposed)
 
     def operation(self, original: nn.Module, decisions: Mapping[Role, Decision]) -> nn.Module | None:
         """See ``Format``."""
-        affine = eight_bits(decisions.get("input"), signed=False)
-        if affine is None or type(original) not in (nn.Linear, nn.Conv2d):
+        decision = decisions.get("input")
+        affine = eight_bits(decision, signed=False)
+        if decision is None or affine is None or type(original) not in (nn.Linear, nn.Conv2d):
             return None
         product = _product(original, decisions.get("weight"), affine)
         if product is None:
             return None
+        quantizer = decision.quantizer
+        assert isinstance(quantizer, UniformQuantizer)
+        codes = Shifted(quantizer, affine) if self.ties(decision, quantizer) else Codes(affine)
         if isinstance(original, nn.Conv2d):
-            return IntegerPatches(original, affine, product)
-        return IntegerLinear(affine, product)
+            return IntegerPatches(original, codes, product)
+        return IntegerLinear(codes, product)
 
 
 def _product(original: nn.Module, decision: Decision | None, affine: Affine) -> IntegerProduct | None:

@@ -120,11 +120,21 @@ def lower(model: nn.Module, plan: Plan, form: Format) -> nn.Module:
 
 
 def readers(model: nn.Module, plan: Plan, example: Tensor) -> set[str]:
-    """The planned operations that read the model's own input, as it is."""
+    """The planned operations that read the model's own input, as it is or moved: cut to patches, flattened, permuted.
+
+    Args:
+        model: which ``plan`` is for.
+        plan: of it.
+        example: a batch of one; random values, since what moves them is known by giving no others.
+    """
     found: set[str] = set()
 
     def hook(path: str) -> Any:
-        return lambda module, args: found.add(path) if args[0] is example else None
+        def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args[0].dtype == example.dtype and bool(torch.isin(args[0], example).all()):
+                found.add(path)
+
+        return note
 
     handles = [model.get_submodule(path).register_forward_pre_hook(hook(path)) for path in plan.modules()]
     with torch.no_grad():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from qplug import __version__
-from qplug.export.graph import OPSET, OPSET_2_BITS, build, only_logits
+from qplug.export.graph import OPSET, OPSET_2_BITS, build, only_logits, widths
 from qplug.export.lower import float_weights, lower, readers
 from qplug.export.qdq import Qdq
 from qplug.export.qonnx import Qonnx, definition
@@ -32,11 +32,13 @@ class OnnxFile:
         model: gives the logits.
         calls: where each call of a planned operation stands in it.
         float_weights: quantised weights that it holds in float32, whose quantizers have no codes.
+        fused: planned operations that are one with others in it and so have no call, by the operation that reads them.
     """
 
     model: onnx.ModelProto
     calls: list[Call]
     float_weights: list[str]
+    fused: dict[str, list[str]]
 
     def runtime(self) -> OnnxRuntime:
         """What executes it."""
@@ -57,7 +59,7 @@ def qdq_file(planned: Planned) -> OnnxFile:
     """The plan as QuantizeLinear and DequantizeLinear, all else as plain operators; opset 21, or 25 for 2 bits."""
     opset = _opset(planned)
     example = planned.preprocessing.example()
-    form = Qdq((2, 4, 8, 16) if opset >= OPSET_2_BITS else (4, 8, 16), readers(planned.model, planned.plan, example))
+    form = Qdq(widths(opset), readers(planned.model, planned.plan, example))
     return onnx_file(lower(planned.model, planned.plan, form), planned.plan, example, opset)
 
 
@@ -80,4 +82,4 @@ def onnx_file(
     only_logits(model)
     model.producer_name, model.producer_version = "qplug", __version__
     model.functions.update({function.identifier(): function for function in functions})
-    return OnnxFile(ir.to_proto(model), calls, float_weights(lowered, plan))
+    return OnnxFile(ir.to_proto(model), calls, float_weights(lowered, plan), {})

@@ -78,7 +78,7 @@ class DecodedWeight(nn.Module):
     def __init__(self, quantizer: Quantizer, codes: Tensor, transposed: bool) -> None:
         super().__init__()
         self.quantizer, self.transposed = copy.deepcopy(quantizer).cpu(), transposed
-        self.register_buffer("codes", codes.to(torch.uint8 if quantizer.bits <= 8 else torch.int32))
+        self.register_buffer("codes", codes.to(torch.uint8 if quantizer.bits <= 8 else torch.uint16))
         self.narrow = {"codes": (quantizer.bits, False)}
 
     def forward(self) -> Tensor:

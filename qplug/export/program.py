@@ -110,6 +110,7 @@ class TorchFile:
     model: ExportedProgram
     calls: list[Call]
     float_weights: list[str]
+    fused: dict[str, list[str]]
 
     def runtime(self) -> TorchRuntime:
         """torch, on what its bytes give back."""
@@ -132,7 +133,7 @@ def torch_file(planned: Planned) -> TorchFile:
     names = {id(node): INPUT if node.op == "placeholder" else node.name for node in values} | {id(logits): LOGITS}
     calls, _ = named(of, values, names)
     _only(program, end, logits)
-    return TorchFile(program, calls, float_weights(lowered, planned.plan))
+    return TorchFile(program, calls, float_weights(lowered, planned.plan), {})
 
 
 def _only(program: ExportedProgram, end: fx.Node, logits: fx.Node) -> None:

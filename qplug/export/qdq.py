@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
@@ -100,8 +101,8 @@ class QdqActivation(_Linear):
         return symbolic("QuantizeLinear", inputs, dtype=kind, shape=x.shape)
 
 
-class ShiftedActivation(QdqActivation):
-    """The same with x/s + z before a QuantizeLinear of scale 1: z is added before rounding, as the quantizer does.
+class Shifted(nn.Module):
+    """x/s + z before a QuantizeLinear of scale 1: z is added before rounding, as the quantizer does.
 
     Images are made of 256 values. Where a range just holds them, as of −1 … 1 with a zero point of 127.5 rounded to
     128, every pixel is a tie, and half of them round the other way where z is added later.
@@ -110,18 +111,31 @@ class ShiftedActivation(QdqActivation):
     one: Tensor
     origin: Tensor
 
+    def __init__(self, quantizer: UniformQuantizer, affine: Affine) -> None:
+        super().__init__()
+        self.quantizer = copy.deepcopy(quantizer).cpu()
+        moved = affine.zero_point.flatten()[0] - self.quantizer.zero_point.flatten()[0]  # to integers of another sign
+        self.register_buffer("one", torch.ones(()))
+        self.register_buffer("origin", moved.to(affine.zero_point.dtype))
+        self.narrow = {"origin": (affine.bits, affine.signed)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Div, Add, QuantizeLinear."""
+        place = x / self.quantizer.scale + self.quantizer.zero_point
+        return symbolic("QuantizeLinear", (place, self.one, self.origin), dtype=self.origin.dtype, shape=x.shape)
+
+
+class ShiftedActivation(QdqActivation):
+    """The same with integers from ``Shifted``."""
+
     def __init__(self, quantizer: UniformQuantizer, affine: Affine, transposed: bool) -> None:
         super().__init__(quantizer, affine, transposed)
-        self.quantizer = quantizer
-        self.register_buffer("one", torch.ones(()))
-        self.register_buffer("origin", torch.zeros((), dtype=self.zero_point.dtype))
-        self.narrow |= {"origin": (affine.bits, affine.signed)}
+        self.shifted = Shifted(quantizer, affine)
 
     def codes(self, x: Tensor) -> Tensor:
         """Div, Add, QuantizeLinear."""
-        place = x / self.quantizer.scale + self.quantizer.zero_point
-        inputs, kind = (place, self.one, self.origin), self.zero_point.dtype
-        return symbolic("QuantizeLinear", inputs, dtype=kind, shape=x.shape)
+        out: Tensor = self.shifted(x)
+        return out
 
 
 class QdqWeight(_Linear):
@@ -162,9 +176,19 @@ class Qdq(Format):
         if type(quantizer) is UniformQuantizer and quantizer.bits <= bits:
             affine = Affine.of(quantizer, bits)
             if affine is not None and affine.axis is None:
-                shifted = decision.site.module in self.on_grid and not quantizer.symmetric
-                return (ShiftedActivation if shifted else QdqActivation)(quantizer, affine, transposed)
+                return self.affine_activation(decision, quantizer, affine, transposed)
         return traced(quantizer, transposed)
+
+    def affine_activation(
+        self, decision: Decision, quantizer: UniformQuantizer, affine: Affine, transposed: bool
+    ) -> nn.Module:
+        """The pair of operators for a quantizer that ``affine`` stands for."""
+        kind = ShiftedActivation if self.ties(decision, quantizer) else QdqActivation
+        return kind(quantizer, affine, transposed)
+
+    def ties(self, decision: Decision, quantizer: UniformQuantizer) -> bool:
+        """Whether values may be ties and a zero point decides which way they round."""
+        return decision.site.module in self.on_grid and not quantizer.symmetric
 
     def weight(self, decision: Decision, weight: Tensor, transposed: bool, beside: nn.Module | None) -> nn.Module:
         """See ``Format``.

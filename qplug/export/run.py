@@ -87,6 +87,7 @@ def export_run(
     planned = load_planned(run_folder, registry)
 
     from qplug.export.describe import metadata
+    from qplug.export.processor import caution
     from qplug.export.refusal import explained
 
     with explained(planned, format, registry):
@@ -95,13 +96,15 @@ def export_run(
     if verify:
         parity = _parity(file, planned, images, registry)
         if parity.first_wrong is not None:
-            raise refusal(parity, planned)
+            error, hint = refusal(parity, planned), caution(format)
+            raise ParityError(error.what, where=error.where, fix=f"{hint}; {error.fix}" if hint else error.fix)
     content = file.content(metadata(planned, format, file.calls, parity))
     check_new(target)
     write_file(target, content)
     warnings = [f"{name} is in float32 in the file: its quantizer has no codes" for name in file.float_weights]
     if parity is None:
         warnings.append("nobody checked that a runtime computes from this file what was simulated")
+    warnings += filter(None, [caution(format)])
     float_size = round(planned.run.metrics["float.size_mb"] * 1e6)
     return Export(target, format, len(content), float_size, parity, warnings)
 
@@ -161,7 +164,7 @@ def _parity(file: Any, planned: Planned, images: int, registry: Registry) -> Par
     simulation = load_quantized(planned.run.folder, registry=registry)
     inputs = _inputs(planned, images, registry)
     with backend_of(planned.recipe.backend, registry).inference(simulation):
-        return compare(file.runtime(), simulation, planned.plan, inputs)
+        return compare(file.runtime(), simulation, planned.plan, inputs, file.fused)
 
 
 def _inputs(planned: Planned, images: int, registry: Registry) -> Iterator[Tensor]:

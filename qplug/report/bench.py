@@ -18,6 +18,7 @@ def summary(found: Bench) -> dict[str, Any]:
         "folder": str(found.folder),
         "format": found.form,
         "runtime": found.runtime,
+        "compared": False,  # with the simulation
         "size_mb": {"float": found.megabytes[0], "quantized": found.megabytes[1]},
         "batches": [_race(one) for one in found.races],
         "profiles": [_profile(one) for one in found.profiles],
@@ -73,6 +74,7 @@ def _races(found: Bench) -> Table:
     notes = [
         f"medians of {rounds} rounds, float and quantised in turns; ratio: of each round's times, and its quartiles",
         f"{found.runtime}, {found.form} against float32 with the same optimisations; files {sizes}",
+        f"not compared with the simulation; qplug export {found.folder} --format {found.form} does that",
     ]
     return Table(f"Latency of {found.folder}", columns, rows, columns, notes)
 

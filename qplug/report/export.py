@@ -49,7 +49,7 @@ def tables(result: Export, layers: bool) -> list[Table]:
 
 def _rows(parity: Parity) -> list[tuple[str, str]]:
     said = parity.summary()
-    return [
+    rows = [
         ("compared", f"{parity.images} evaluation images, in batches of {' and '.join(map(str, parity.batches))}"),
         ("top-1 agreement with the simulation", percent(said["top1_agreement"])),
         ("largest difference of a logit", f"{said['logits_largest_difference']:.2g}"),
@@ -58,6 +58,9 @@ def _rows(parity: Parity) -> list[tuple[str, str]]:
         ("… and by rounding noise of 1e-6 alone", f"{parity.chaos:.1e}"),
         ("an operation differs at most by", f"{said['operations_largest_norm_of_difference']:.1e}, given its operands"),
     ]
+    if parity.fused:
+        rows.append(("compared in what reads them alone", f"{len(parity.fused)} operations, fused in the file"))
+    return rows
 
 
 def _places(parity: Parity) -> list[dict[str, Any]]:

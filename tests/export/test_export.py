@@ -16,6 +16,7 @@ from export_toys import digits_run
 
 import qplug
 from qplug import __version__
+from qplug.export.processor import processor
 from qplug.registry import installed
 from qplug.runtime import backend_of
 
@@ -121,7 +122,9 @@ def test_it_says_what_it_is(exported, run):
     assert json.loads(said["qplug.run"])["model"] == lock["hashes"]["model"]
     plan = json.loads((run / "plan.json").read_text())
     assert [d["site"] for d in json.loads(said["qplug.plan"])] == [d["site"]["name"] for d in plan["decisions"]]
-    assert json.loads(said["qplug.parity"])["images"] == 8
+    parity = json.loads(said["qplug.parity"])
+    assert parity["images"] == 8
+    assert parity["processor"] == processor()
     operations = json.loads(said["qplug.operations"])
     assert operations[0] == {"operation": "patch_embed.proj", "inputs": ["input"], "output": "patch_embed.proj.output"}
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
+import onnx
 import pytest
 import torch
-from deploy_toys import digits_run, executed, exported
+from deploy_toys import digits_run, executed, exported, scaled
+from export_toys import digits_run as minmax_run
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 import qplug
-from qplug import UniformQuantizer
+from qplug import ParityError, UniformQuantizer
 from qplug.data import batches
+from qplug.export.gate import compare
 from qplug.export.integer_file import float_file, integer_file
 from qplug.export.integers import Integers, as_signed, eight_bits
+from qplug.export.lower import readers
 from qplug.export.onnx_file import qdq_file
 from qplug.export.qdq import Affine
 from qplug.export.run import export_run
+from qplug.export.runtimes import OnnxRuntime
 from qplug.export.speed import profile
 from qplug.load import load_planned
 from qplug.registry import component, installed
+from qplug.report.export import tables
+from qplug.runtime import backend_of
 from qplug.types import Site, SiteKind
 
 
@@ -39,7 +47,8 @@ def decided(role, quantizer):
 
 
 def operation(original, activation, weight):
-    return Integers().operation(original, {"input": decided("input", activation), "weight": decided("weight", weight)})
+    form = Integers((8,), on_grid=["it"])
+    return form.operation(original, {"input": decided("input", activation), "weight": decided("weight", weight)})
 
 
 def dyadic(shape, generator, top, step):
@@ -48,10 +57,14 @@ def dyadic(shape, generator, top, step):
 
 
 GENERATOR = torch.Generator().manual_seed(0)
-ACTIVATIONS = {  # zero points are even: half-way values go to the even integer, before or after z is added
+ACTIVATIONS = {
     "unsigned": UniformQuantizer(torch.tensor(0.25), torch.tensor(94.0), 8, False),
+    "odd": UniformQuantizer(torch.tensor(0.25), torch.tensor(93.0), 8, False),
+    "signed, shifted": UniformQuantizer(torch.tensor(0.25), torch.tensor(-35.0), 8, True),
     "signed": UniformQuantizer(torch.tensor(0.25), None, 8, True),
 }
+"""Values of a grid of 1/4 of their step: where the zero point is odd, a tie goes to the even integer only before it is
+added."""
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -68,26 +81,36 @@ def test_a_linear_is_exact_on_the_grid(activation, scales):
     torch.testing.assert_close(found, expected.detach(), rtol=0, atol=0)
 
 
-def test_patches_are_the_convolution_exactly():
+@pytest.mark.parametrize("size", [(8, 9), (9, 11)])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_patches_are_the_convolution_exactly(activation, size):
+    """Of (9, 11) a row and two columns are in no patch."""
     conv = nn.Conv2d(3, 4, (2, 3), (2, 3))
     conv.weight.data = dyadic((4, 3, 2, 3), GENERATOR, 127, 0.125)
     conv.bias.data = dyadic((4,), GENERATOR, 100, 0.125)
-    quantizer, weight = ACTIVATIONS["unsigned"], UniformQuantizer(torch.tensor(0.125), None, 8, True)
-    x = dyadic((2, 3, 8, 9), GENERATOR, 400, 0.0625)
+    quantizer, weight = ACTIVATIONS[activation], UniformQuantizer(torch.tensor(0.125), None, 8, True)
+    x = dyadic((2, 3, *size), GENERATOR, 400, 0.0625)
     expected = nn.functional.conv2d(quantizer(x), weight(conv.weight), conv.bias, conv.stride)
     found = executed(exported(operation(conv, quantizer, weight), x), x)
     torch.testing.assert_close(found, expected.detach(), rtol=0, atol=0)
 
 
-@given(st.integers(-128, 127), st.booleans())
-def test_with_or_without_a_sign_the_values_are_the_same(zero, to_unsigned):
-    affine = Affine(torch.tensor(0.5), torch.tensor(zero, dtype=torch.int8), None, 8, True)
-    moved = as_signed(affine, not to_unsigned)
-    shift = int(moved.zero_point) - zero
-    codes = torch.arange(-128, 128)
-    assert shift == (128 if to_unsigned else 0)
-    assert torch.equal((codes - zero) * 0.5, (codes + shift - int(moved.zero_point)) * 0.5)
-    assert as_signed(moved, True) == affine or torch.equal(as_signed(moved, True).zero_point, affine.zero_point)
+def rounded(affine: Affine, x: torch.Tensor) -> torch.Tensor:
+    """What QuantizeLinear and DequantizeLinear make of x, in the integers of the zero point's type."""
+    held, zero = torch.iinfo(affine.zero_point.dtype), affine.zero_point.double()
+    return (((x / affine.scale).round() + zero).clamp(held.min, held.max) - zero) * affine.scale
+
+
+@given(st.integers(0, 255), st.booleans(), st.booleans())
+def test_with_or_without_a_sign_the_values_are_the_same(zero, signed, to_signed):
+    held = torch.int8 if signed else torch.uint8
+    affine = Affine(torch.tensor(0.5), torch.tensor(zero - 128 * signed, dtype=held), None, 8, signed)
+    moved = as_signed(affine, to_signed)
+    assert (moved.signed, moved.zero_point.dtype) == (to_signed, torch.int8 if to_signed else torch.uint8)
+    x = torch.arange(-300.0, 300.0, 0.25, dtype=torch.float64)  # beyond the range on both sides
+    assert torch.equal(rounded(moved, x), rounded(affine, x))
+    back = as_signed(moved, signed)
+    assert (back.signed, back.zero_point.dtype, int(back.zero_point)) == (signed, held, zero - 128 * signed)
 
 
 ASYMMETRIC = UniformQuantizer(torch.tensor(0.1), torch.tensor(100.0), 8, False)
@@ -153,4 +176,121 @@ def test_the_gate_lets_it_pass(folder, tmp_path):
     assert (found.parity.first_wrong, found.parity.agreeing) == (None, 8)
     compared = {operation for operation, _ in found.parity.places}
     assert {"patch_embed.proj", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "head"} <= compared
-    assert "blocks.0.attn.qkv" not in compared  # judged by what attention gives to proj
+    fused = [f"blocks.{block}.attn.{name}" for block in range(4) for name in ("qkv", "matmul_qk", "matmul_av")]
+    assert set(found.parity.fused) == set(fused)  # judged by what attention gives to proj
+    assert not compared & set(fused)
+    (said,) = (entry.value for entry in onnx.load(found.path).metadata_props if entry.key == "qplug.parity")
+    assert set(json.loads(said)["operations_fused"]) == set(fused)
+    assert ("compared in what reads them alone", "12 operations, fused in the file") in tables(found, False)[-1].rows
+
+
+@pytest.fixture(scope="module")
+def judged(folder):
+    """The gate's verdict on the integer file, one constant of one node changed."""
+    registry = installed()
+    planned = load_planned(folder, registry)
+    file, simulation = integer_file(planned), qplug.load_quantized(folder)
+    data = component(registry.datasets, planned.recipe.data.evaluation).open(0)
+    images, _ = next(batches(data, planned.preprocessing.transform(), 4, torch.device("cpu")))
+
+    def judge(node, position, factor, calls=file.calls, fused=file.fused):
+        model = scaled(file.model, node, position, factor)
+        with backend_of("brevitas", registry).inference(simulation):
+            return compare(OnnxRuntime(model, calls), simulation, planned.plan, [images], fused)
+
+    return judge, file.calls
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("node", "position", "place"),
+    [
+        ("blocks.0.attn.parts.0.codes/QuantizeLinear", 1, ("blocks.0.attn.proj", "input")),  # fused: seen in its reader
+        ("blocks.1.attn.parts.1.values/DequantizeLinear", 1, ("blocks.1.attn.proj", "input")),
+        ("blocks.2.attn.parts.2.values/DequantizeLinear", 1, ("blocks.2.attn.proj", "input")),
+        ("blocks.3.attn.matmul_av.lhs/DequantizeLinear", 1, ("blocks.3.attn.proj", "input")),
+        ("blocks.1.mlp.fc1.codes/QuantizeLinear", 1, ("blocks.1.mlp.fc1", "output")),
+    ],
+)
+def test_a_scale_that_is_off_by_a_hundredth_is_refused(judged, node, position, place):
+    judge, _ = judged
+    parity = judge(node, position, 1.01)
+    assert parity.first_wrong == place
+    assert [where for where, difference in parity.places.items() if not difference.agrees] == [place]
+
+
+@pytest.mark.slow
+def test_a_call_too_many_and_one_that_is_missing_are_said(judged):
+    judge, calls = judged
+    with pytest.raises(ParityError, match="head: the file and the simulation do not call this operation equally"):
+        judge("blocks.1.mlp.fc1.codes/QuantizeLinear", 1, 1.0, [*calls, calls[-1]])
+    with pytest.raises(ParityError, match=r"blocks\.0\.attn\.qkv: the file and the simulation do not call"):
+        judge("blocks.1.mlp.fc1.codes/QuantizeLinear", 1, 1.0, fused=None)  # left out, and for no reason that is said
+
+
+OTHER_WIDTHS = {  # the format has integers of 8 bits alone, and a plan may have any
+    "3": "{match: '*', bits: 3}",
+    "4": "{match: '*', bits: 4}",
+    "16": "{match: '*', bits: 16}",
+    "mixed": "{match: 'blocks.0*', bits: 3}, {match: 'blocks.1*.weight', bits: 16}, {match: 'blocks.1*', bits: 5}",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", OTHER_WIDTHS)
+def test_other_widths_stand_in_integers_that_the_format_has(overrides, tmp_path):
+    run = minmax_run(tmp_path / "run", overrides=OTHER_WIDTHS[overrides])
+    found = export_run(run, "onnx-integer", tmp_path / "model.onnx", images=4)
+    assert found.parity is not None
+    assert (found.parity.first_wrong, found.parity.agreeing) == (None, 4)
+    file = onnx.load(found.path)
+    kinds = {onnx.TensorProto.DataType.Name(one.data_type) for one in file.graph.initializer}
+    assert kinds <= {"FLOAT", "INT8", "UINT8", "UINT16", "INT32", "INT64"}
+    assert ("UINT16" in kinds) == ("16" in OTHER_WIDTHS[overrides])  # not wider than the codes
+
+
+def test_the_order_of_rounding_and_zero_point_decides_ties():
+    """What the test above would not show if it took no odd zero points: half of the ties differ."""
+    quantizer = ACTIVATIONS["odd"]
+    weight, linear = UniformQuantizer(torch.tensor(0.125), None, 8, True), nn.Linear(1, 1, bias=False)
+    linear.weight.data.fill_(0.125)
+    x = (torch.arange(-40, 40) * 0.25 + 0.125).view(-1, 1)
+    decisions = {"input": decided("input", quantizer), "weight": decided("weight", weight)}
+    late = executed(exported(Integers((8,)).operation(linear, decisions), x), x)
+    right = executed(exported(Integers((8,), on_grid=["it"]).operation(linear, decisions), x), x)
+    expected = quantizer(x) * 0.125
+    assert torch.equal(right, expected)
+    assert not torch.equal(late, expected)
+
+
+class Moved(nn.Module):
+    """A linear on patches that a model cuts out itself, one on all values, and one behind an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.flat, self.behind = nn.Linear(12, 4), nn.Linear(48, 4), nn.Linear(48, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        cut = x.reshape(-1, 3, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, 4, 12)
+        flat = x.permute(0, 2, 3, 1).flatten(1)
+        return self.patches(cut).sum(1) + self.flat(flat) + self.behind(flat.relu())
+
+
+def test_who_reads_the_models_input_is_known_by_its_values():
+    class Named:
+        def modules(self):
+            return ["patches", "flat", "behind"]
+
+    x = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert readers(Moved(), Named(), x) == {"patches", "flat"}
+
+
+@pytest.mark.slow
+def test_pixels_that_are_all_ties_round_as_they_were_simulated(tmp_path):
+    """−1 … 1 in 256 values, by a range that just holds them: ViT's and Mixer's preparation, and min-max."""
+    quantizer = UniformQuantizer(torch.tensor(2.0 / 255.0), torch.tensor(128.0), 8, False)
+    conv, weight = nn.Conv2d(1, 4, 4, 4), UniformQuantizer(torch.tensor(0.002), None, 8, True)
+    x = ((torch.arange(256.0) / 255.0 - 0.5) / 0.5).view(1, 1, 16, 16).repeat(2, 1, 1, 1)
+    expected = nn.functional.conv2d(quantizer.infer(x), weight.infer(conv.weight), conv.bias, conv.stride)
+    found = executed(exported(operation(conv, quantizer, weight), x), x)
+    assert (found - expected).norm() / expected.norm() < 1e-6  # 1e-2 where z is added after rounding

@@ -46,6 +46,8 @@ def test_the_table_says_what_was_measured():
     latency, operators = bench_tables(found)
     assert latency.rows == [("4", "2", "4000.00", "2000.00", "1.0", "2.0", "2.00", "1.50–2.50")]
     assert latency.notes[1].startswith("ONNX Runtime 9, onnx-integer against float32")
+    assert latency.notes[2] == "not compared with the simulation; qplug export runs/a --format onnx-integer does that"
+    assert summary(found)["compared"] is False
     assert operators.rows[1] == ("Gelu", "float", "1", "250.00", "25.0%")
     assert operators.notes[0].startswith("25% of the time goes to operators that read floats")
     assert summary(found)["batches"][0]["quantized.images_per_second"] == 2.0
