@@ -4,7 +4,8 @@ Rounding amplifies whatever the last bit of a sum was, so logits alone prove lit
 moves by 1e-6 of itself, the logits of DeiT-Ti's own simulation move by 3.7 % at W8A8, and by 25 % at 5 bits on average;
 those of ONNX Runtime differ by 3.7 % and 23 %. So the simulation is led along the runtime's values. Each operation gets
 the operands that the runtime's had; its output is compared with the runtime's, and replaced by it. Nothing adds up on
-the way, and what lies between two operations is compared too, as operands.
+the way, and what lies between two operations is compared too, as operands. Kernels that a runtime makes of several
+operations are compared where only some outputs are shown (``fused``), and the file as it is by its logits and top-1.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from math import inf, log10
+from functools import partial
+from math import comb, inf, log10
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qplug.export.differences import Difference
+from qplug.export.fused import FUSED, allowed, along, settle
 from qplug.export.runtimes import Runtime
 from qplug.export.trace import INPUT, LOGITS, Call
 from qplug.metrics.accuracy import top1
@@ -32,11 +35,13 @@ TIES = 1e-3
 """The same where a tie may round the other way: a zero point is added before rounding here and after it in ONNX, and
 logarithms are other approximations. Measured: 2e-4 at 8 bits. Below 6 bits ``_limit`` allows more: there one step in
 3e-5 of the operands is 8e-3 at 2 bits, and half of it with each further bit."""
-LOGITS_MOVE, CHAOS, NOISE = 1e-2, 4.0, 1e-6
-"""Free logits may differ by ``LOGITS_MOVE`` of their norm and ``CHAOS`` times what the simulation's own move by
-where every operation's output moves by ``NOISE`` of itself."""
+LOGITS_MOVE, NOISE = 1e-2, 1e-6
+"""Free logits may differ by ``LOGITS_MOVE`` of their norm and by what ``fused.allowed`` adds for chaos: what the
+simulation's own logits move by where every operation's output moves by ``NOISE`` of itself."""
+BY_CHANCE = 1e-3
+"""Top-1 agreement is refused where noise alone costs as many images fewer often than this."""
 
-FREE = "free run"
+FREE, TOP1 = "free run", "top-1"
 
 
 @dataclass
@@ -46,25 +51,39 @@ class Parity:
     Attributes:
         places: (operation, ``input`` | ``lhs`` | ``rhs`` | ``output``) → how far it differs, in the order of the model;
             the last is that of the logits, with the operation "".
+        fused: operation → how far its output differs where few outputs are shown; "" are the logits.
         free: of the logits where both run on their own.
         chaos: of the simulation's own logits where rounding noise is added, relative to their norm.
         images: compared.
         batches: sizes that were run.
         agreeing: images with the simulation's top-1.
+        steady: images whose top-1 the noise of ``chaos`` leaves as it is.
     """
 
     places: dict[tuple[str, str], Difference] = field(default_factory=dict)
+    fused: dict[str, Difference] = field(default_factory=dict)
     free: Difference = field(default_factory=lambda: Difference(inf, share=1.0))
     chaos: float = 0.0
     images: int = 0
     batches: list[int] = field(default_factory=list)
     agreeing: int = 0
+    steady: int = 0
 
     @property
     def first_wrong(self) -> tuple[str, str] | None:
-        """The first place that does not agree; ("", ``FREE``) where each does and free logits do not."""
-        wrong = next((place for place, difference in self.places.items() if not difference.agrees), None)
-        return wrong or (None if self.free.agrees else ("", FREE))
+        """The first place that does not agree; where each does, the first operation whose output does not where
+        kernels are fused (``FUSED``); then ("", ``FREE``) of free logits, and ("", ``TOP1``)."""
+        fused = {(operation, FUSED): difference for operation, difference in self.fused.items()}
+        compared = self.places | fused | {("", FREE): self.free}
+        wrong = next((place for place, difference in compared.items() if not difference.agrees), None)
+        return wrong or (None if self._by_chance >= BY_CHANCE else ("", TOP1))
+
+    @property
+    def _by_chance(self) -> float:
+        """Fisher's exact test, one-sided: whether as many images change their top-1 as noise changes."""
+        n, theirs, ours = self.images, self.images - self.agreeing, self.images - self.steady
+        ways = sum(comb(n, k) * comb(n, theirs + ours - k) for k in range(theirs, min(n, theirs + ours) + 1))
+        return ways / comb(2 * n, theirs + ours)
 
     def summary(self) -> dict[str, Any]:
         """What a file's metadata say of it."""
@@ -77,6 +96,8 @@ class Parity:
             "logits_norm_of_difference": self.free.norm,
             "logits_sqnr_db": 10.0 * log10(self.free.signal / self.free.noise) if self.free.noise else None,
             "logits_norm_of_difference_by_rounding_noise": self.chaos,
+            "top1_agreement_by_rounding_noise": self.steady / self.images,
+            "fused_largest_norm_of_difference": max((one.norm for one in self.fused.values()), default=None),
             "operations_largest_norm_of_difference": worst.norm,
         }
 
@@ -92,7 +113,7 @@ def compare(runtime: Runtime, simulation: nn.Module, plan: Plan, batches: Iterab
     """
     parity = Parity()
     limits = {path: max(map(_limit, plan.of(path).values())) for path in plan.modules()}
-    moved = Difference(inf)
+    moved: dict[str, Difference] = defaultdict(lambda: Difference(inf))
     generator = torch.Generator().manual_seed(0)
     for x in batches:
         for part in [x] if parity.images else [x[:1], x]:
@@ -102,11 +123,21 @@ def compare(runtime: Runtime, simulation: nn.Module, plan: Plan, batches: Iterab
         parity.images += len(x)
         parity.agreeing += int((top1(ours) == top1(theirs)).sum())
         with _noise(simulation, limits, generator):
-            moved.add(ours, simulation(x))
+            noisy = simulation(x)
+        moved[FREE].add(ours, noisy)
+        parity.steady += int((top1(ours) == top1(noisy)).sum())
         for values in runtime.watch(x):
             _along(values, runtime.calls, simulation, limits, parity.places)
-    parity.chaos = moved.norm
-    parity.free.limit = LOGITS_MOVE + CHAOS * parity.chaos
+        for values in runtime.fused(x):
+            noise = partial(_noise, simulation, limits, generator)
+            for operation, one, their, other in along(values, runtime.calls, simulation, noise):
+                parity.fused.setdefault(operation, Difference(inf)).add(one, their)
+                moved[operation].add(one, other)
+    ties = 2 * max([TIES, *limits.values()])  # of an operation that is not shown, and of one that is
+    for operation, difference in parity.fused.items():
+        settle(difference, ties, moved[operation])
+    parity.chaos = moved[FREE].norm
+    parity.free.limit = allowed(LOGITS_MOVE, parity.chaos)
     return parity
 
 

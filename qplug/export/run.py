@@ -121,10 +121,25 @@ def check_new(target: Path) -> None:
 
 def refusal(parity: Parity, planned: Planned) -> ParityError:
     """The error for an export that does not agree: the first place, and how far."""
+    from qplug.export.fused import FUSED
+    from qplug.export.gate import FREE, TOP1
+
     place = parity.first_wrong
     assert place is not None
     operation, what = place
-    if place not in parity.places:
+    if what == TOP1:
+        said = (
+            f"{parity.agreeing} of {parity.images} images have the simulation's top-1, and {parity.steady} keep theirs "
+            "under rounding noise of 1e-6"
+        )
+        return ParityError(said, where="logits", fix=FIX)
+    if what == FUSED:
+        said = (
+            f"the runtime's output is not the simulation's, by {parity.fused[operation]}, where it may fuse what lies "
+            "between the outputs that it shows; all operations alone agree"
+        )
+        return ParityError(said, where=operation or "logits", fix=FIX)
+    if what == FREE:
         said = f"those of a free run differ by {parity.free}; rounding noise of 1e-6 moves them by {parity.chaos:.1e}"
         return ParityError(said, where="logits", fix=FIX)
     wrong = [" ".join(reversed(place)) for place, difference in parity.places.items() if not difference.agrees]
