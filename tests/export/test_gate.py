@@ -73,6 +73,15 @@ def test_masked_logits_are_not_compared():
     assert found.signal == 1.0
 
 
+@pytest.mark.parametrize("theirs", [[1.0, 50.0], [1.0, torch.nan], [MASKED, MASKED]])
+def test_what_one_side_alone_masks_is_wrong(theirs):
+    found = Difference(1e-2)
+    found.add(torch.tensor([[1.0, MASKED]]), torch.tensor([theirs]))
+    assert found.norm == float("inf")
+    assert found.off == 1.0
+    assert not found.agrees
+
+
 def test_another_shape_is_said():
     with pytest.raises(ValueError, match=r"\(2, 3\) was simulated, and \(3, 2\) came"):
         Difference(1e-4).add(torch.zeros(2, 3), torch.zeros(3, 2))
