@@ -73,6 +73,8 @@ class Parity:
     def first_wrong(self) -> tuple[str, str] | None:
         """The first place that does not agree; where each does, the first operation whose output does not where
         kernels are fused (``FUSED``); then ("", ``FREE``) of free logits, and ("", ``TOP1``)."""
+        if not self.images:
+            raise ValueError("nothing was compared: there were no images")
         fused = {(operation, FUSED): difference for operation, difference in self.fused.items()}
         compared = self.places | fused | {("", FREE): self.free}
         wrong = next((place for place, difference in compared.items() if not difference.agrees), None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -79,6 +78,8 @@ def export_run(
     """
     if format not in get_args(FormatName):
         raise InputError(f"there is no format '{format}'", fix=f"choose one of {', '.join(get_args(FormatName))}")
+    if images < 1:
+        raise InputError(f"expected at least 1 image to compare, received {images}", where="images")
     require_extra()
     registry = registry or installed()
     target = Path(out) if out is not None else Path(f"{Path(run_folder)}{SUFFIX[format]}")
@@ -185,5 +186,5 @@ def _inputs(planned: Planned, images: int, registry: Registry) -> Iterator[Tenso
     opened = component(registry.datasets, planned.recipe.data.evaluation).open(EVALUATION_SEED)
     count = min(images, len(opened))
     stream = batches(opened, planned.preprocessing.transform(), min(BATCH, count))
-    for x, _ in islice(stream, -(-count // BATCH)):
-        yield x
+    for start, (x, _) in zip(range(0, count, BATCH), stream, strict=False):
+        yield x[: count - start]

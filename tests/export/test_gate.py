@@ -230,6 +230,11 @@ def test_zeros_never_agree_however_chaotic_the_model_is(chaos):
     assert free_only(0.0, chaos, 16, 16).first_wrong == ("", FREE)
 
 
+def test_nothing_compared_is_no_agreement():
+    with pytest.raises(ValueError, match="nothing was compared"):
+        _ = Parity().first_wrong
+
+
 def test_the_limit_of_free_logits_grows_with_chaos_and_is_bounded():
     assert [allowed(0.01, chaos) for chaos in (0.0, 0.037, 0.25, 2.0)] == pytest.approx([0.01, 0.158, 0.5, 0.9])
 

@@ -16,6 +16,7 @@ import qplug
 from qplug import Choice, Config, InputError, ParityError, Quantizer, Technique, UniformQuantizer, hookimpl
 from qplug.cli import main
 from qplug.export import run as exporting
+from qplug.load import load_planned
 from qplug.registry import Plugin
 from qplug.testing import toy_registry
 from qplug.types import Rewrite
@@ -62,6 +63,18 @@ def test_an_unknown_format(run):
     error = refused(run, format="tflite")
     assert error.what == "there is no format 'tflite'"
     assert "onnx-qdq, onnx-qonnx, torch" in error.fix
+
+
+@pytest.mark.parametrize("images", [0, -3])
+def test_no_images_are_no_comparison(run, images, tmp_path):
+    error = refused(run, images=images, out=tmp_path / "model.onnx")
+    assert (error.what, error.where) == (f"expected at least 1 image to compare, received {images}", "images")
+
+
+def test_as_many_images_are_compared_as_were_asked_for(run):
+    registry = toy_registry()
+    sizes = [len(x) for x in exporting._inputs(load_planned(run, registry), 5, registry)]
+    assert sizes == [4, 1]
 
 
 def test_a_damaged_run_and_one_of_another_version(run, tmp_path):
