@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from qplug.errors import InputError, ParityError
+from qplug.errors import InputError, ParityError, QplugError
 from qplug.files import check_file, write_file
 from qplug.load import Planned, load_planned, load_quantized
 from qplug.lock import EVALUATION_SEED
@@ -93,7 +93,13 @@ def export_run(
         file = _file(planned, format)
     parity = None
     if verify:
-        parity = _parity(file, planned, images, registry)
+        try:
+            parity = _parity(file, planned, images, registry)
+        except QplugError:
+            raise
+        except Exception as error:  # each runtime has errors of its own
+            said = f"the runtime cannot execute the file: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise ParityError(said, where=format, fix=FIX) from error
         if parity.first_wrong is not None:
             raise refusal(parity, planned)
     content = file.content(metadata(planned, format, file.calls, parity))

@@ -77,6 +77,18 @@ def test_as_many_images_are_compared_as_were_asked_for(run):
     assert sizes == [4, 1]
 
 
+@pytest.mark.slow
+def test_a_runtime_that_fails_is_told_and_leaves_no_file(run, tmp_path, monkeypatch):
+    def failing(*_):
+        raise RuntimeError("Non-zero status code\n returned")
+
+    monkeypatch.setattr(exporting, "_parity", failing)
+    with pytest.raises(ParityError, match="RuntimeError: Non-zero status code returned") as caught:
+        qplug.export_run(run, out=tmp_path / "model.onnx", registry=toy_registry(), images=2)
+    assert caught.value.where == "onnx-qdq"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_damaged_run_and_one_of_another_version(run, tmp_path):
     import shutil
 
