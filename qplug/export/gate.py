@@ -96,7 +96,9 @@ class Parity:
             "top1_agreement": self.agreeing / self.images,
             "logits_largest_difference": self.free.largest,
             "logits_norm_of_difference": self.free.norm,
-            "logits_sqnr_db": 10.0 * log10(self.free.signal / self.free.noise) if self.free.noise else None,
+            "logits_sqnr_db": 10.0 * log10(self.free.signal / self.free.noise)
+            if self.free.signal and self.free.noise
+            else None,
             "logits_norm_of_difference_by_rounding_noise": self.chaos,
             "top1_agreement_by_rounding_noise": self.steady / self.images,
             "fused_largest_norm_of_difference": max((one.norm for one in self.fused.values()), default=None),

@@ -235,6 +235,13 @@ def test_nothing_compared_is_no_agreement():
         _ = Parity().first_wrong
 
 
+def test_a_simulation_that_is_all_zero_has_no_signal_to_noise_ratio():
+    parity = Parity(places={("", "logits"): Difference(1e-4)}, images=1)
+    parity.free = Difference(1e-2)
+    parity.free.add(torch.zeros(1, 3), torch.ones(1, 3))
+    assert parity.summary()["logits_sqnr_db"] is None
+
+
 def test_the_limit_of_free_logits_grows_with_chaos_and_is_bounded():
     assert [allowed(0.01, chaos) for chaos in (0.0, 0.037, 0.25, 2.0)] == pytest.approx([0.01, 0.158, 0.5, 0.9])
 
