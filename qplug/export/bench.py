@@ -69,13 +69,16 @@ def bench(
     from qplug.export.integer_file import float_file, integer_file
     from qplug.export.onnx_file import qdq_file
     from qplug.export.processor import processor
+    from qplug.export.refusal import explained
     from qplug.export.speed import profile, race
     from qplug.load import load_planned
     from qplug.registry import installed
 
-    planned = load_planned(folder, registry or installed())
+    registry = registry or installed()
+    planned = load_planned(folder, registry)
     quantized = {"onnx-integer": integer_file, "onnx-qdq": qdq_file}[form]
-    files = [make(planned).model for make in (float_file, quantized)]
+    with explained(planned, form, registry):
+        files = [make(planned).model for make in (float_file, quantized)]
     example = planned.preprocessing.example()
     inputs = [example.repeat(batch, *[1] * (example.dim() - 1)).numpy() for batch in batches]
     races = tuple(race(files[0], files[1], x, threads, rounds) for x in inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 import torch
 from torch import Tensor
@@ -39,12 +40,15 @@ class Difference:
     _off: dict[int, Tensor] = field(default_factory=dict)
 
     def add(self, ours: Tensor, theirs: Tensor) -> None:
-        """One batch: (B, …) float32 of the simulation and of the runtime; what is ``MASKED`` is not compared."""
+        """One batch: (B, …) float32 of the simulation and of the runtime.
+
+        What both mask is not compared; what one of them masks is infinitely wrong.
+        """
         if ours.shape != theirs.shape:
             raise ValueError(f"{tuple(ours.shape)} was simulated, and {tuple(theirs.shape)} came")
-        masked = ours == MASKED
-        ours, theirs = (value.double().masked_fill(masked, 0.0) for value in (ours, theirs))
-        apart = (ours - theirs).abs()
+        masked, theirs_masked = ours == MASKED, theirs == MASKED
+        ours, theirs = ours.double().masked_fill(masked, 0.0), theirs.double()
+        apart = (ours - theirs).abs().masked_fill(masked & theirs_masked, 0.0).masked_fill(masked ^ theirs_masked, inf)
         squares = float(ours.square().sum())
         off = ~(apart <= CLOSE * max((squares / ours.numel()) ** 0.5, SMALLEST))  # NaN is off
         for axis in range(1, ours.dim()):
@@ -52,7 +56,7 @@ class Difference:
             self._off[axis] = self._off.get(axis, torch.zeros_like(counted)) + counted
         self.signal += squares
         self.noise += float(apart.square().sum())
-        self.largest = max(self.largest, float(apart.max())) if apart.isfinite().all() else float("inf")
+        self.largest = max(self.largest, float(apart.max())) if apart.isfinite().all() else inf
         self._elements += ours.numel()
 
     @property

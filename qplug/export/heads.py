@@ -73,7 +73,7 @@ def integer_heads(lowered: nn.Module, plan: Plan) -> dict[str, list[str]]:
     Returns:
         ``proj`` → the operations that are one now: what they compute is seen in what ``proj`` reads, and only there.
     """
-    fused: dict[str, list[str]] = {}
+    joined: dict[str, list[str]] = {}
     decided = {decision.site.name: decision for decision in plan}
     for path, module in list(lowered.named_modules()):
         if type(module) is not ExplicitAttention or not _is_plain(module):
@@ -83,8 +83,8 @@ def integer_heads(lowered: nn.Module, plan: Plan) -> dict[str, list[str]]:
         if q and k and v:
             parent, _, leaf = path.rpartition(".")
             setattr(lowered.get_submodule(parent), leaf, IntegerAttention(module, (q, k, v)).eval())
-            fused[f"{path}.proj"] = [f"{path}.{name}" for name in WITHIN]
-    return fused
+            joined[f"{path}.proj"] = [f"{path}.{name}" for name in WITHIN]
+    return joined
 
 
 def _is_plain(attention: ExplicitAttention) -> bool:

@@ -23,13 +23,13 @@ OPSET = 20
 def integer_file(planned: Planned) -> OnnxFile:
     """The plan, its products of 8-bit integers written out as ONNX Runtime executes them fastest.
 
-    Attention from ``qkv`` to its second product is one piece, so its operations are ``fused`` and not among the calls.
+    Attention from ``qkv`` to its second product is one piece, so its operations are ``joined`` and not among the calls.
     """
     example = planned.preprocessing.example()
     form = Integers(widths(OPSET), readers(planned.model, planned.plan, example))
     lowered = lower(planned.model, planned.plan, form)
-    fused = integer_heads(lowered, planned.plan)
-    return replace(onnx_file(lowered, planned.plan, example, OPSET), fused=fused)
+    joined = integer_heads(lowered, planned.plan)
+    return replace(onnx_file(lowered, planned.plan, example, OPSET), joined=joined)
 
 
 def float_file(planned: Planned) -> OnnxFile:

@@ -32,13 +32,13 @@ class OnnxFile:
         model: gives the logits.
         calls: where each call of a planned operation stands in it.
         float_weights: quantised weights that it holds in float32, whose quantizers have no codes.
-        fused: planned operations that are one with others in it and so have no call, by the operation that reads them.
+        joined: planned operations that are one with others in it and so have no call, by the operation that reads them.
     """
 
     model: onnx.ModelProto
     calls: list[Call]
     float_weights: list[str]
-    fused: dict[str, list[str]]
+    joined: dict[str, list[str]]
 
     def runtime(self) -> OnnxRuntime:
         """What executes it."""

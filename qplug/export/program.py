@@ -87,6 +87,10 @@ class TorchRuntime:
         seeing = _Seeing(self._module, {name for call in self.calls for name in (*call.inputs, call.output)})
         yield {INPUT: x, LOGITS: seeing.run(x)} | seeing.seen
 
+    def fused(self, x: Tensor) -> Iterator[dict[str, Tensor]]:
+        """See ``Runtime``; eager torch fuses nothing."""
+        return iter(())
+
 
 class _Seeing(fx.Interpreter):
     """Runs a graph and keeps what some nodes give, before anything overwrites it."""
@@ -110,7 +114,7 @@ class TorchFile:
     model: ExportedProgram
     calls: list[Call]
     float_weights: list[str]
-    fused: dict[str, list[str]]
+    joined: dict[str, list[str]]
 
     def runtime(self) -> TorchRuntime:
         """torch, on what its bytes give back."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from qplug.errors import InputError, ParityError
+from qplug.errors import InputError, ParityError, QplugError
 from qplug.files import check_file, write_file
 from qplug.load import Planned, load_planned, load_quantized
 from qplug.lock import EVALUATION_SEED
@@ -79,7 +79,7 @@ def export_run(
     if format not in get_args(FormatName):
         raise InputError(f"there is no format '{format}'", fix=f"choose one of {', '.join(get_args(FormatName))}")
     if images < 1:
-        raise InputError(f"at least 1 image is compared, received {images}", fix="verify=False compares none")
+        raise InputError(f"expected at least 1 image to compare, received {images}", where="images")
     require_extra()
     registry = registry or installed()
     target = Path(out) if out is not None else Path(f"{Path(run_folder)}{SUFFIX[format]}")
@@ -94,10 +94,16 @@ def export_run(
         file = _file(planned, format)
     parity = None
     if verify:
-        parity = _parity(file, planned, images, registry)
+        try:
+            parity = _parity(file, planned, images, registry)
+        except QplugError:
+            raise
+        except Exception as error:  # each runtime has errors of its own
+            said = f"the runtime cannot execute the file: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise ParityError(said, where=format, fix=FIX) from error
         if parity.first_wrong is not None:
-            error, hint = refusal(parity, planned), caution(format)
-            raise ParityError(error.what, where=error.where, fix=f"{hint}; {error.fix}" if hint else error.fix)
+            found, hint = refusal(parity, planned), caution(format)
+            raise ParityError(found.what, where=found.where, fix=f"{hint}; {found.fix}" if hint else found.fix)
     content = file.content(metadata(planned, format, file.calls, parity))
     check_new(target)
     write_file(target, content)
@@ -125,10 +131,25 @@ def check_new(target: Path) -> None:
 
 def refusal(parity: Parity, planned: Planned) -> ParityError:
     """The error for an export that does not agree: the first place, and how far."""
+    from qplug.export.fused import FUSED
+    from qplug.export.gate import FREE, TOP1
+
     place = parity.first_wrong
     assert place is not None
     operation, what = place
-    if place not in parity.places:
+    if what == TOP1:
+        said = (
+            f"{parity.agreeing} of {parity.images} images have the simulation's top-1, and {parity.steady} keep theirs "
+            "under rounding noise of 1e-6"
+        )
+        return ParityError(said, where="logits", fix=FIX)
+    if what == FUSED:
+        said = (
+            f"the runtime's output is not the simulation's, by {parity.fused[operation]}, where it may fuse what lies "
+            "between the outputs that it shows; all operations alone agree"
+        )
+        return ParityError(said, where=operation or "logits", fix=FIX)
+    if what == FREE:
         said = f"those of a free run differ by {parity.free}; rounding noise of 1e-6 moves them by {parity.chaos:.1e}"
         return ParityError(said, where="logits", fix=FIX)
     wrong = [" ".join(reversed(place)) for place, difference in parity.places.items() if not difference.agrees]
@@ -164,7 +185,7 @@ def _parity(file: Any, planned: Planned, images: int, registry: Registry) -> Par
     simulation = load_quantized(planned.run.folder, registry=registry)
     inputs = _inputs(planned, images, registry)
     with backend_of(planned.recipe.backend, registry).inference(simulation):
-        return compare(file.runtime(), simulation, planned.plan, inputs, file.fused)
+        return compare(file.runtime(), simulation, planned.plan, inputs, file.joined)
 
 
 def _inputs(planned: Planned, images: int, registry: Registry) -> Iterator[Tensor]:
@@ -172,9 +193,7 @@ def _inputs(planned: Planned, images: int, registry: Registry) -> Iterator[Tenso
     from qplug.data import batches
 
     opened = component(registry.datasets, planned.recipe.data.evaluation).open(EVALUATION_SEED)
-    left = min(images, len(opened))
-    for x, _ in batches(opened, planned.preprocessing.transform(), BATCH):
-        yield x[:left]
-        left -= len(x)
-        if left <= 0:
-            return
+    count = min(images, len(opened))
+    stream = batches(opened, planned.preprocessing.transform(), min(BATCH, count))
+    for start, (x, _) in zip(range(0, count, BATCH), stream, strict=False):
+        yield x[: count - start]

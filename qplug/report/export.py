@@ -56,11 +56,16 @@ def _rows(parity: Parity) -> list[tuple[str, str]]:
         ("SQNR against the simulation", number(said["logits_sqnr_db"], "dB", 1)),
         ("logits differ by", f"{said['logits_norm_of_difference']:.1e} of their norm"),
         ("… and by rounding noise of 1e-6 alone", f"{parity.chaos:.1e}"),
+        ("outputs behind fused kernels at most by", _norm(said["fused_largest_norm_of_difference"])),
         ("an operation differs at most by", f"{said['operations_largest_norm_of_difference']:.1e}, given its operands"),
     ]
-    if parity.fused:
-        rows.append(("compared in what reads them alone", f"{len(parity.fused)} operations, fused in the file"))
+    if parity.joined:
+        rows.append(("compared in what reads them alone", f"{len(parity.joined)} operations, joined in the file"))
     return rows
+
+
+def _norm(value: float | None) -> str:
+    return "nothing is fused" if value is None else f"{value:.1e}"
 
 
 def _places(parity: Parity) -> list[dict[str, Any]]:

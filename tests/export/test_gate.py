@@ -10,8 +10,10 @@ from export_toys import toy_run
 from onnx import numpy_helper
 
 from qplug import ParityError
+from qplug.export import runtimes
 from qplug.export.differences import Difference
-from qplug.export.gate import compare
+from qplug.export.fused import FUSED, allowed
+from qplug.export.gate import FREE, LOGITS_MOVE, TOP1, Parity, compare
 from qplug.export.onnx_file import qdq_file
 from qplug.export.run import refusal
 from qplug.export.runtimes import OnnxRuntime
@@ -69,6 +71,15 @@ def test_masked_logits_are_not_compared():
     found.add(x, torch.tensor([[1.0, MASKED]]))
     assert found.norm == 0.0
     assert found.signal == 1.0
+
+
+@pytest.mark.parametrize("theirs", [[1.0, 50.0], [1.0, torch.nan], [MASKED, MASKED]])
+def test_what_one_side_alone_masks_is_wrong(theirs):
+    found = Difference(1e-2)
+    found.add(torch.tensor([[1.0, MASKED]]), torch.tensor([theirs]))
+    assert found.norm == float("inf")
+    assert found.off == 1.0
+    assert not found.agrees
 
 
 def test_another_shape_is_said():
@@ -172,6 +183,9 @@ def test_a_right_export_agrees(exported):
     assert parity.batches == [1, 4]
     assert len(parity.places) == 2 * (2 * 4 + 2) + 3 * 4 + 1  # linears and the convolution, matmuls, the logits
     assert max(place.norm for place in parity.places.values()) < 1e-5  # measured: 4e-7
+    outputs = {operation for operation, what in parity.places if what == "output"}
+    assert outputs | {""} == set(parity.fused)
+    assert max(one.limit for one in parity.fused.values()) < 1e-2  # measured: 5e-3
 
 
 @pytest.mark.slow
@@ -197,3 +211,76 @@ def test_a_wrong_export_is_refused_where_it_is_wrong(exported, change, place):
     assert place[0] in error.where
     assert f"the runtime's {place[1]} is not the simulation's" in error.what
     assert "--no-verify" in error.fix
+
+
+# what only the file as it is gets wrong
+
+
+def free_only(factor, chaos, agreeing, steady):
+    """Every operation agrees; free logits are ``factor`` times the simulation's."""
+    parity = Parity(chaos=chaos, images=16, agreeing=agreeing, steady=steady)
+    logits = torch.randn(16, 10, generator=torch.Generator().manual_seed(0))
+    parity.free = Difference(allowed(LOGITS_MOVE, chaos), share=1.0)
+    parity.free.add(logits, factor * logits)
+    return parity
+
+
+@pytest.mark.parametrize("chaos", [0.0, 0.037, 0.25, 1.0])
+def test_zeros_never_agree_however_chaotic_the_model_is(chaos):
+    assert free_only(0.0, chaos, 16, 16).first_wrong == ("", FREE)
+
+
+def test_nothing_compared_is_no_agreement():
+    with pytest.raises(ValueError, match="nothing was compared"):
+        _ = Parity().first_wrong
+
+
+def test_a_simulation_that_is_all_zero_has_no_signal_to_noise_ratio():
+    parity = Parity(places={("", "logits"): Difference(1e-4)}, images=1)
+    parity.free = Difference(1e-2)
+    parity.free.add(torch.zeros(1, 3), torch.ones(1, 3))
+    assert parity.summary()["logits_sqnr_db"] is None
+
+
+def test_the_limit_of_free_logits_grows_with_chaos_and_is_bounded():
+    assert [allowed(0.01, chaos) for chaos in (0.0, 0.037, 0.25, 2.0)] == pytest.approx([0.01, 0.158, 0.5, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("agreeing", "steady", "wrong"), [(16, 16, False), (12, 13, False), (9, 12, False), (7, 16, True), (1, 12, True)]
+)
+def test_top1_is_refused_where_noise_alone_would_keep_it(agreeing, steady, wrong):
+    parity = free_only(1.0, 0.25, agreeing, steady)
+    assert parity.first_wrong == (("", TOP1) if wrong else None)
+    if wrong:
+        assert f"{agreeing} of 16 images have the simulation's top-1, and {steady} keep" in refusal(parity, None).what
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("off", [0.006, -0.006])
+def test_a_kernel_that_is_wrong_only_where_it_is_fused_is_refused(exported, off, monkeypatch):
+    """As if fc1 and what follows it became one kernel where nobody asks for fc1's output."""
+    showing, node = runtimes._showing_apart, "blocks.0.mlp.fc1"
+
+    def fusing(model, names):
+        wrong = onnx.ModelProto()
+        wrong.CopyFrom(model)
+        if f"{node}.output" not in names:
+            scaled(f"{node}.weight/DequantizeLinear", 1.0 + off)(wrong)
+        return showing(wrong, names)
+
+    monkeypatch.setattr(runtimes, "_showing_apart", fusing)
+    parity = judged(exported)
+    assert all(place.agrees for place in parity.places.values())
+    assert parity.free.agrees
+    assert parity.first_wrong == ("blocks.0.mlp.fc2", FUSED)
+    assert "where it may fuse" in refusal(parity, exported[0]).what
+
+
+@pytest.mark.slow
+def test_a_file_that_is_wrong_only_as_it_is_used_is_refused(exported, monkeypatch):
+    monkeypatch.setattr(OnnxRuntime, "logits", lambda self, x: torch.zeros(len(x), 5))
+    parity = judged(exported)
+    assert all(place.agrees for place in (*parity.places.values(), *parity.fused.values()))
+    assert parity.first_wrong == ("", FREE)
+    assert "those of a free run differ by" in refusal(parity, exported[0]).what

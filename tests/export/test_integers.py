@@ -176,12 +176,12 @@ def test_the_gate_lets_it_pass(folder, tmp_path):
     assert (found.parity.first_wrong, found.parity.agreeing) == (None, 8)
     compared = {operation for operation, _ in found.parity.places}
     assert {"patch_embed.proj", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "head"} <= compared
-    fused = [f"blocks.{block}.attn.{name}" for block in range(4) for name in ("qkv", "matmul_qk", "matmul_av")]
-    assert set(found.parity.fused) == set(fused)  # judged by what attention gives to proj
-    assert not compared & set(fused)
+    joined = [f"blocks.{block}.attn.{name}" for block in range(4) for name in ("qkv", "matmul_qk", "matmul_av")]
+    assert set(found.parity.joined) == set(joined)  # judged by what attention gives to proj
+    assert not compared & set(joined)
     (said,) = (entry.value for entry in onnx.load(found.path).metadata_props if entry.key == "qplug.parity")
-    assert set(json.loads(said)["operations_fused"]) == set(fused)
-    assert ("compared in what reads them alone", "12 operations, fused in the file") in tables(found, False)[-1].rows
+    assert set(json.loads(said)["operations_joined"]) == set(joined)
+    assert ("compared in what reads them alone", "12 operations, joined in the file") in tables(found, False)[-1].rows
 
 
 @pytest.fixture(scope="module")
@@ -193,10 +193,10 @@ def judged(folder):
     data = component(registry.datasets, planned.recipe.data.evaluation).open(0)
     images, _ = next(batches(data, planned.preprocessing.transform(), 4, torch.device("cpu")))
 
-    def judge(node, position, factor, calls=file.calls, fused=file.fused):
+    def judge(node, position, factor, calls=file.calls, joined=file.joined):
         model = scaled(file.model, node, position, factor)
         with backend_of("brevitas", registry).inference(simulation):
-            return compare(OnnxRuntime(model, calls), simulation, planned.plan, [images], fused)
+            return compare(OnnxRuntime(model, calls), simulation, planned.plan, [images], joined)
 
     return judge, file.calls
 
@@ -205,7 +205,11 @@ def judged(folder):
 @pytest.mark.parametrize(
     ("node", "position", "place"),
     [
-        ("blocks.0.attn.parts.0.codes/QuantizeLinear", 1, ("blocks.0.attn.proj", "input")),  # fused: seen in its reader
+        (
+            "blocks.0.attn.parts.0.codes/QuantizeLinear",
+            1,
+            ("blocks.0.attn.proj", "input"),
+        ),  # joined: seen in its reader
         ("blocks.1.attn.parts.1.values/DequantizeLinear", 1, ("blocks.1.attn.proj", "input")),
         ("blocks.2.attn.parts.2.values/DequantizeLinear", 1, ("blocks.2.attn.proj", "input")),
         ("blocks.3.attn.matmul_av.lhs/DequantizeLinear", 1, ("blocks.3.attn.proj", "input")),
@@ -225,7 +229,7 @@ def test_a_call_too_many_and_one_that_is_missing_are_said(judged):
     with pytest.raises(ParityError, match="head: the file and the simulation do not call this operation equally"):
         judge("blocks.1.mlp.fc1.codes/QuantizeLinear", 1, 1.0, [*calls, calls[-1]])
     with pytest.raises(ParityError, match=r"blocks\.0\.attn\.qkv: the file and the simulation do not call"):
-        judge("blocks.1.mlp.fc1.codes/QuantizeLinear", 1, 1.0, fused=None)  # left out, and for no reason that is said
+        judge("blocks.1.mlp.fc1.codes/QuantizeLinear", 1, 1.0, joined=None)  # left out, and for no reason that is said
 
 
 OTHER_WIDTHS = {  # the format has integers of 8 bits alone, and a plan may have any

@@ -16,6 +16,7 @@ import qplug
 from qplug import Choice, Config, InputError, ParityError, Quantizer, Technique, UniformQuantizer, hookimpl
 from qplug.cli import main
 from qplug.export import run as exporting
+from qplug.load import load_planned
 from qplug.registry import Plugin
 from qplug.testing import toy_registry
 from qplug.types import Rewrite
@@ -62,6 +63,30 @@ def test_an_unknown_format(run):
     error = refused(run, format="tflite")
     assert error.what == "there is no format 'tflite'"
     assert "onnx-qdq, onnx-integer, onnx-qonnx, torch" in error.fix
+
+
+@pytest.mark.parametrize("images", [0, -3])
+def test_no_images_are_no_comparison(run, images, tmp_path):
+    error = refused(run, images=images, out=tmp_path / "model.onnx")
+    assert (error.what, error.where) == (f"expected at least 1 image to compare, received {images}", "images")
+
+
+def test_as_many_images_are_compared_as_were_asked_for(run):
+    registry = toy_registry()
+    sizes = [len(x) for x in exporting._inputs(load_planned(run, registry), 5, registry)]
+    assert sizes == [4, 1]
+
+
+@pytest.mark.slow
+def test_a_runtime_that_fails_is_told_and_leaves_no_file(run, tmp_path, monkeypatch):
+    def failing(*_):
+        raise RuntimeError("Non-zero status code\n returned")
+
+    monkeypatch.setattr(exporting, "_parity", failing)
+    with pytest.raises(ParityError, match="RuntimeError: Non-zero status code returned") as caught:
+        qplug.export_run(run, out=tmp_path / "model.onnx", registry=toy_registry(), images=2)
+    assert caught.value.where == "onnx-qdq"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_run_and_one_of_another_version(run, tmp_path):
