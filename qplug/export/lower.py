@@ -15,6 +15,9 @@ from qplug.models.explicit import MatMul
 from qplug.plan import Decision, Plan
 from qplug.types import Role
 
+SAMPLE = 4096
+"""Values by which an operation's input is told from the model's."""
+
 
 class Format(Protocol):
     """How a file format writes a quantised tensor down."""
@@ -116,11 +119,17 @@ def lower(model: nn.Module, plan: Plan, form: Format) -> nn.Module:
 
 
 def readers(model: nn.Module, plan: Plan, example: Tensor) -> set[str]:
-    """The planned operations that read the model's own input, as it is."""
+    """The planned operations that read the model's own input, padded or rearranged at most."""
     found: set[str] = set()
+    values = torch.cat([example.flatten(), example.new_zeros(1)])
 
     def hook(path: str) -> Any:
-        return lambda module, args: found.add(path) if args[0] is example else None
+        def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+            sample = args[0].flatten()[:: -(-args[0].numel() // SAMPLE)]
+            if bool(torch.isin(sample, values).all()):
+                found.add(path)
+
+        return look
 
     handles = [model.get_submodule(path).register_forward_pre_hook(hook(path)) for path in plan.modules()]
     with torch.no_grad():
