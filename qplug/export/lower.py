@@ -120,18 +120,19 @@ def lower(model: nn.Module, plan: Plan, form: Format) -> nn.Module:
 
 
 def readers(model: nn.Module, plan: Plan, example: Tensor) -> set[str]:
-    """The planned operations that read the model's own input, as it is or moved: cut to patches, flattened, permuted.
+    """The planned operations that read the model's own input, as it is or moved: padded, cut to patches, permuted.
 
     Args:
         model: which ``plan`` is for.
         plan: of it.
-        example: a batch of one; random values, since what moves them is known by giving no others.
+        example: a batch of one; random values, since what moves them is known by giving no others but zeros.
     """
     found: set[str] = set()
+    values = torch.cat([example.flatten(), example.new_zeros(1)])
 
     def hook(path: str) -> Any:
         def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if args[0].dtype == example.dtype and bool(torch.isin(args[0], example).all()):
+            if args[0].dtype == values.dtype and bool(torch.isin(args[0], values).all()):
                 found.add(path)
 
         return note
