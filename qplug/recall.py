@@ -127,7 +127,7 @@ class Recall:
         A technique that remembers anything beside its configuration is asked every time: what it remembers, of a
         smoothing for example, is in no key.
         """
-        if self._cache is None or vars(technique).keys() != {"config"}:
+        if self._cache is None or vars(technique).keys() != {"config", "notes"} or technique.notes:
             return ask()
         identity = self._identity(technique)
         if identity is None:
