@@ -136,15 +136,6 @@ class Odder(Odd):
         return x * 1.0 if float(x.sum()) > 1e9 else x + 0.0
 
 
-class Wide(UniformQuantizer):
-    """Codes of more bits than any integer of the formats has."""
-
-    kind = "wide"
-
-    def encode(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x, dtype=torch.int32)
-
-
 def technique(make, weights: bool = False) -> type[Technique]:
     class Step(Technique):
         class Config(Config):
