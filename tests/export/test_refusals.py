@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import qplug
-from qplug import Choice, Config, InputError, ParityError, Quantizer, Technique, UniformQuantizer, hookimpl
+from qplug import Choice, Config, InputError, ParityError, Quantizer, Technique, hookimpl
 from qplug.cli import main
 from qplug.export import run as exporting
 from qplug.load import load_planned
