@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from brevitas.inject import ExtendedInjector
@@ -15,7 +14,7 @@ from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from torch import nn
 
 from qplug.backends.brevitas_quant import InferenceHandler, tensor_quant
-from qplug.backends.lowering import Lowering
+from qplug.backends.lowering import Lowering, like
 from qplug.quantizers import Quantizer, UniformQuantizer
 
 
@@ -73,28 +72,8 @@ def _plain(lowered: nn.Module) -> nn.Module:
 def _layer(original: nn.Linear | nn.Conv2d, quantizers: Mapping[str, Quantizer]) -> nn.Module:
     weight_quant = _weight_injector(quantizers["weight"]) if "weight" in quantizers else None
     input_quant = _act_injector(quantizers["input"]) if "input" in quantizers else None
-    more = {"bias": original.bias is not None, "weight_quant": weight_quant, "input_quant": input_quant}
-    like = {"device": original.weight.device, "dtype": original.weight.dtype}
-    layer: Any
-    if isinstance(original, nn.Linear):
-        layer = QuantLinear(original.in_features, original.out_features, **more, **like)
-    else:
-        layer = QuantConv2d(
-            original.in_channels,
-            original.out_channels,
-            original.kernel_size,
-            stride=original.stride,
-            padding=original.padding,
-            padding_mode=original.padding_mode,
-            dilation=original.dilation,
-            groups=original.groups,
-            **more,
-            **like,
-        )
-    layer.weight = original.weight
-    layer.bias = original.bias
-    quantized: nn.Module = layer
-    return quantized
+    more = {"weight_quant": weight_quant, "input_quant": input_quant}
+    return like(original, QuantLinear, QuantConv2d, device=original.weight.device, **more)
 
 
 def _act_injector(quantizer: Quantizer) -> type:

@@ -41,6 +41,29 @@ class QuantInput(nn.Module):
         return out
 
 
+def like(original: nn.Linear | nn.Conv2d, linear: Any, conv: Any, **more: Any) -> nn.Module:
+    """``linear`` or ``conv``, a library's class, of the shape of ``original`` and with its very parameters."""
+    more |= {"bias": original.bias is not None, "dtype": original.weight.dtype}
+    layer: Any
+    if isinstance(original, nn.Linear):
+        layer = linear(original.in_features, original.out_features, **more)
+    else:
+        layer = conv(
+            original.in_channels,
+            original.out_channels,
+            original.kernel_size,
+            stride=original.stride,
+            padding=original.padding,
+            padding_mode=original.padding_mode,
+            dilation=original.dilation,
+            groups=original.groups,
+            **more,
+        )
+    layer.weight, layer.bias = original.weight, original.bias
+    made: nn.Module = layer
+    return made
+
+
 class Lowering(ABC):
     """The half of a ``Backend`` that does not depend on the library, whose ``name`` errors say."""
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 
-from qplug.backends.lowering import Lowering
+from qplug.backends.lowering import Lowering, like
 from qplug.backends.modelopt_quant import Planned, tensor_quantizer
 from qplug.quantizers import Quantizer
 
@@ -26,30 +25,13 @@ class ModelOptBackend(Lowering):
 
     def layer(self, original: nn.Linear | nn.Conv2d, quantizers: Mapping[str, Quantizer]) -> nn.Module:
         """``QuantLinear`` or ``QuantConv2d``; a tensor that the plan leaves out has its quantizer disabled."""
-        more = {"bias": original.bias is not None, "device": "meta", "dtype": original.weight.dtype}
-        layer: Any
-        if isinstance(original, nn.Linear):
-            layer = QuantLinear(original.in_features, original.out_features, **more)
-        else:
-            layer = QuantConv2d(
-                original.in_channels,
-                original.out_channels,
-                original.kernel_size,
-                stride=original.stride,
-                padding=original.padding,
-                padding_mode=original.padding_mode,
-                dilation=original.dilation,
-                groups=original.groups,
-                **more,
-            )
-        layer.weight, layer.bias = original.weight, original.bias
+        layer = like(original, QuantLinear, QuantConv2d, device="meta")
         for role, slot in (("weight", "weight_quantizer"), ("input", "input_quantizer")):
             if role in quantizers:
                 setattr(layer, slot, tensor_quantizer(quantizers[role], weight=role == "weight"))
             else:
                 getattr(layer, slot).disable()
-        quantized: nn.Module = layer
-        return quantized
+        return layer
 
     def activation(self, quantizer: Quantizer) -> nn.Module:
         """A ``TensorQuantizer``."""

@@ -22,10 +22,10 @@ def seconds(code: str) -> float:
     return time.perf_counter() - start
 
 
-@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 2.0), (["validate", "recipes/mptq_vit.yaml"], 6.0)])
+@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 2.0), (["validate", "recipes/mptq_vit.yaml"], 4.0)])
 def test_multiples_of_the_imports(arguments: list[str], limit: float) -> None:
     if not entry_points(group="qplug"):
         pytest.skip("qplug is not installed, so that no technique is known")
     rounds = [(seconds(IMPORTS), seconds(COMMAND.format(arguments))) for _ in range(7)]
     base, ours = (min(column) for column in zip(*rounds, strict=True))
-    assert ours <= limit * base  # measured: 0.9 and 4.8, with 16 plugins to import (13 had 3.8)
+    assert ours <= limit * base  # measured: 0.9 and 3.8
