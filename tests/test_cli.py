@@ -239,6 +239,22 @@ def test_validate(capsys: Output) -> None:
     assert value["recipes"][0]["resolved"]["seed"] == 0
 
 
+def test_validate_takes_sweeps(capsys: Output) -> None:
+    row = "{recipe: good.yaml, set: {quantize.weights.bits: %d}}"
+    sweep = "version: 1\ntitle: two widths\nseeds: [0, 1, 2]\nrecipes:\n  - %s\n  - %s\n"
+    Path("sweep.yaml").write_text(sweep % (row % 4, row % 6))
+    assert call("validate", "sweep.yaml", "good.yaml") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "sweep.yaml: ok (a sweep of 6 runs, for qplug compare)"
+    assert second == "good.yaml: ok (toy.split, toy.ranges)"
+    assert call("validate", "sweep.yaml", "--json") == 0
+    (report,) = json.loads(capsys.readouterr().out)["recipes"]
+    assert [run["quantize"]["weights"]["bits"] for run in report["runs"]] == [4, 4, 4, 6, 6, 6]
+    Path("sweep.yaml").write_text(sweep % (row % 4, row % 99))
+    assert call("validate", "sweep.yaml") == 2
+    assert "sweep.yaml:6:54: quantize.weights.bits: expected at most 16, received 99" in capsys.readouterr().err
+
+
 def test_plugins_and_techniques(capsys: Output) -> None:
     assert call("plugins") == 0
     assert "torn (qplug-torn 0.4): ModuleNotFoundError" in capsys.readouterr().out
@@ -304,15 +320,17 @@ def test_inspect_without_sources_and_with_a_wrong_path(capsys: Output, monkeypat
 
 
 def test_zoo_train(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(name: str, out: Path, *, epochs: int | None, seed: int, progress: Any) -> float:
+    def train(name: str, out: Path, *, data: Path | None, epochs: int | None, seed: int, progress: Any) -> float:
         progress(1, 2)
-        assert (name, out, epochs, seed) == ("vit_digits", Path("w.safetensors"), 3, 4)
+        assert (name, out, data, epochs, seed) == ("vit_digits", Path("w.safetensors"), Path("d"), 3, 4)
         return 0.981
 
     module: Any = types.ModuleType("qplug.models.training")
     module.train = train
     monkeypatch.setitem(sys.modules, "qplug.models.training", module)
-    assert call("zoo", "train", "vit_digits", "--out", "w.safetensors", "--epochs", "3", "--seed", "4") == 0
+    assert (
+        call("zoo", "train", "vit_digits", "--out", "w.safetensors", "--epochs", "3", "--seed", "4", "--data", "d") == 0
+    )
     assert "vit_digits: 98.10 % top-1" in capsys.readouterr().out
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 
 import pytest
+from PIL import Image
 
 import qplug
 from qplug.cli import main
@@ -88,6 +90,27 @@ def test_a_table_of_norms_and_a_run_folder_of_them(capsys, place):
     assert value["after"]["hessian"] == []
 
 
+def test_images_of_parquet_files_and_weights_of_ones_own(capsys, place):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs 'qplug[hf]'")
+    import pyarrow
+
+    from qplug.models.training import _write
+    from qplug.models.zoo import ZOO
+
+    _write(ZOO["resmlp_cifar10"].build().state_dict(), place / "own.safetensors", {})
+    for split, value in (("train", 90), ("test", 250)):
+        stream = io.BytesIO()
+        Image.new("RGB", (32, 32), (value, value, value)).save(stream, "PNG")
+        columns = {"image": [{"bytes": stream.getvalue(), "path": None}] * 4, "label": [0] * 4}
+        parquet.write_table(pyarrow.table(columns), place / f"{split}.parquet")
+    given = ("--checkpoint", "own.safetensors", "--calibration", ".", "--calibration-images", 3)
+    assert call("resmlp_cifar10", "--ranges", *given, "--json") == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["protocol"]["images"] == 3
+    pixels = next(one for one in value["before"]["ranges"] if one["name"] == "stem.proj.input")
+    assert pixels["largest"] == pytest.approx((0.4914 - 90 / 255) / 0.2470, rel=1e-4)  # dark: those of train
+
+
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
@@ -107,6 +130,14 @@ def test_a_table_of_norms_and_a_run_folder_of_them(capsys, place):
         (
             ["deit_tiny_patch16_224", "--ranges"],
             ["needs images to look at, and --calibration was not given", "add --calibration FOLDER, a folder"],
+        ),
+        (
+            ["mixer_cifar10", "--ranges"],
+            ["no checkpoint was given: 'qplug zoo train mixer_cifar10"],
+        ),
+        (
+            ["mixer_cifar10", "--ranges", "--checkpoint", "x"],
+            ["mixer_cifar10 needs images", "parquet files"],
         ),
         (["mixer_digits", "--ranges", "--device", "nowhere"], ["device 'nowhere' cannot be used"]),
     ],

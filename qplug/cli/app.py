@@ -108,7 +108,7 @@ def report(error: QplugError) -> int:
 
 
 def model_source(model: str, checkpoint: Path | None) -> Any:
-    """A source for MODEL: import paths have a colon, embedded models are known by name, and timm has the rest."""
+    """A source for MODEL: import paths have a colon, the zoo's models are known by name, and timm has the rest."""
     from typing import get_args
 
     from pydantic import ValidationError
@@ -116,8 +116,8 @@ def model_source(model: str, checkpoint: Path | None) -> Any:
     from qplug.registry import installed
 
     sources = installed().models
-    embedded = get_args(sources["zoo"].Config.model_fields["name"].annotation) if "zoo" in sources else ()
-    kind = "import" if ":" in model else "zoo" if model in embedded else "timm"
+    zoo = get_args(sources["zoo"].Config.model_fields["name"].annotation) if "zoo" in sources else ()
+    kind = "import" if ":" in model else "zoo" if model in zoo else "timm"
     if kind not in sources:
         raise InputError(f"the model source '{kind}' is not installed", fix="'qplug plugins' says why")
     values: dict[str, Any] = {"source": kind, "target" if kind == "import" else "name": model}
@@ -127,4 +127,5 @@ def model_source(model: str, checkpoint: Path | None) -> Any:
         return sources[kind](sources[kind].Config(**values))
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", where=model) from None
+        what = first["msg"].removeprefix("Value error, ")
+        raise InputError(": ".join(filter(None, [".".join(map(str, first["loc"])), what])), where=model) from None

@@ -10,13 +10,16 @@ import typer
 
 from qplug.cli.app import app, screen_of
 
-zoo = typer.Typer(help="The embedded models.", no_args_is_help=True, rich_markup_mode=None)
+zoo = typer.Typer(help="The zoo of small models.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(zoo, name="zoo")
 
 
 @zoo.command("train")
 def zoo_train(
-    name: Annotated[str, typer.Argument(help="An embedded model, such as vit_digits.")],
+    name: Annotated[str, typer.Argument(help="A model of the zoo, such as vit_digits.")],
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of parquet files with the splits train and test; digits need none.")
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the data.", show_default="the model's own")
     ] = None,
@@ -25,7 +28,7 @@ def zoo_train(
         Path | None, typer.Option(help="The safetensors file to write.", show_default="NAME.safetensors")
     ] = None,
 ) -> None:
-    """Train an embedded model again, and print its accuracy."""
+    """Train a model of the zoo, and print its accuracy."""
     from qplug.models.training import train
     from qplug.report.progress import Progress
 
@@ -35,7 +38,7 @@ def zoo_train(
         def advance(done: int, total: int) -> None:
             progress.advance(f"train {name}", done, total)
 
-        accuracy = train(name, out, epochs=epochs, seed=seed, progress=advance)
+        accuracy = train(name, out, data=data, epochs=epochs, seed=seed, progress=advance)
     screen_of().line(f"{name}: {100 * accuracy:.2f} % top-1 on images that training never saw; written to {out}")
 
 

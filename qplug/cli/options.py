@@ -25,7 +25,7 @@ class Wanted:
         option: for example ``--calibration``.
         path: of the folder that it was given.
         images: how many, all if ``None``.
-        split: of the digits, which the embedded models bring.
+        split: of the digits, which the embedded models bring, or of parquet files.
         purpose: what they are needed for, as the error says it.
     """
 
@@ -41,6 +41,8 @@ def image_sources(
 ) -> list[DataSource]:
     """Sources of the images: the folders that were named, or where none was, for the embedded models, the digits.
 
+    A folder holds images in class folders, or parquet files, where the split's name tells which.
+
     Args:
         kind: the model's source.
         model: its name.
@@ -48,22 +50,30 @@ def image_sources(
         class_map: a file with the class folders, one a line.
         where: the command, for errors.
     """
+    from qplug.models.zoo import ZOO
+
     missing = [one.option for one in wanted if one.path is None]
-    if kind == "zoo" and len(missing) == len(wanted) and class_map is None:
+    embedded = [name for name, entry in ZOO.items() if entry.embedded]
+    if kind == "zoo" and model in embedded and len(missing) == len(wanted) and class_map is None:
         return [_source("digits", split=one.split, images=one.images) for one in wanted]
     if missing:
-        from qplug.models.zoo import ZOO
-
         folders = "a folder" if len(wanted) == 1 else "folders"
         raise InputError(
             f"{model} needs images {' and '.join(one.purpose for one in wanted)}, and {' and '.join(missing)} "
             f"{'were' if len(missing) > 1 else 'was'} not given",
             where=where,
             fix=f"add {' '.join(f'{one.option} FOLDER' for one in wanted)}, {folders} with images in a folder for each "
-            f"class; only the embedded models ({', '.join(ZOO)}) bring images of their own",
+            f"class, or with parquet files; only the embedded models ({', '.join(embedded)}) bring images of their own",
         )
+    return [_folder(one, class_map) for one in wanted]
+
+
+def _folder(wanted: Wanted, class_map: Path | None) -> DataSource:
+    assert wanted.path is not None
     more = {"class_map": str(class_map)} if class_map else {}
-    return [_source("folder", path=str(one.path), images=one.images, **more) for one in wanted]
+    if not more and next(wanted.path.rglob("*.parquet"), None) is not None:
+        return _source("hf", path=str(wanted.path), split=wanted.split, images=wanted.images)
+    return _source("folder", path=str(wanted.path), images=wanted.images, **more)
 
 
 def _source(kind: str, **values: Any) -> DataSource:

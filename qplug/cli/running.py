@@ -83,7 +83,7 @@ def validate(
     overrides: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Check recipes, without running them."""
+    """Check recipes and sweeps, without running them."""
     State.json = as_json
     results = [(path, _loaded(path, overrides or ())) for path in recipes]
     code = 2 if any(isinstance(result, QplugError) for _, result in results) else 0
@@ -95,9 +95,7 @@ def validate(
             if isinstance(result, QplugError):
                 screen_of(sys.stderr).error(result)
             else:
-                screen_of().line(
-                    f"{path}: ok ({', '.join(str(getattr(step, 'use', '')) for step in result.techniques)})"
-                )
+                screen_of().line(f"{path}: ok ({_in_short(result)})")
     raise typer.Exit(code)
 
 
@@ -109,14 +107,25 @@ def _default_out(recipe: Path) -> Path:
     return next(path for name in names if not (path := Path("runs") / name).exists())
 
 
-def _loaded(path: Path, overrides: Sequence[str]) -> Recipe | QplugError:
+def _loaded(path: Path, overrides: Sequence[str]) -> Recipe | list[Recipe] | QplugError:
+    """A recipe, or those of every run of a sweep."""
     from qplug.recipe import load_recipe
+    from qplug.recipe.sweep import is_sweep, load_sweep
 
     try:
-        return load_recipe(path, overrides)
+        return load_sweep(path, overrides)[1] if is_sweep(path) else load_recipe(path, overrides)
     except InputError as error:
         return error
 
 
-def _verdict(result: Recipe | QplugError) -> dict[str, Any]:
-    return describe(result) if isinstance(result, QplugError) else {"status": "ok", "resolved": result.dump()}
+def _in_short(result: Recipe | list[Recipe]) -> str:
+    if isinstance(result, list):
+        return f"a sweep of {len(result)} runs, for qplug compare"
+    return ", ".join(str(getattr(step, "use", "")) for step in result.techniques)
+
+
+def _verdict(result: Recipe | list[Recipe] | QplugError) -> dict[str, Any]:
+    if isinstance(result, QplugError):
+        return describe(result)
+    runs = {"runs": [recipe.dump() for recipe in result]} if isinstance(result, list) else {"resolved": result.dump()}
+    return {"status": "ok", **runs}

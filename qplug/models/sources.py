@@ -111,30 +111,60 @@ class TimmModel(ModelSource):
 
 
 class ZooModel(ModelSource):
-    """An embedded model, whose weights came with the installation."""
+    """A small model that ``qplug zoo train`` trains; the weights of those for digits came with the installation."""
 
     class Config(Config):
         """``model: {source: zoo, name: vit_digits}``."""
 
         source: Literal["zoo"]
-        name: Literal["vit_digits", "mixer_digits", "resmlp_digits", "convmixer_digits"] = Field(
-            description="a ViT, MLP-Mixer, ResMLP or ConvMixer of 0.05 to 0.17 M parameters for 8×8 grey digits"
+        name: Literal[
+            "vit_digits",
+            "mixer_digits",
+            "resmlp_digits",
+            "convmixer_digits",
+            "mixer_cifar10",
+            "resmlp_cifar10",
+            "convmixer_cifar10",
+        ] = Field(
+            description="a ViT, MLP-Mixer, ResMLP or ConvMixer of 0.03 to 0.17 M parameters, for 8×8 grey digits "
+            "or for the 32×32 photographs of CIFAR-10"
+        )
+        checkpoint_path: str | None = Field(
+            default=None, min_length=1, description=f"{CHECKPOINT}; for digits, in the place of the embedded weights"
         )
 
+        @model_validator(mode="after")
+        def _weights(self) -> ZooModel.Config:
+            from qplug.models.zoo import ZOO
+
+            if self.checkpoint_path is None and not ZOO[self.name].embedded:
+                raise ValueError(
+                    f"{self.name} has no embedded weights, and no checkpoint was given: "
+                    f"'qplug zoo train {self.name} --data FOLDER' makes one"
+                )
+            return self
+
     def load(self) -> FloatModel:
-        """Build the model; raises ``InputError`` where the installation's checkpoint is damaged."""
+        """Build the model; raises ``InputError`` where its checkpoint is missing, damaged or does not fit."""
         from qplug.models.zoo import ZOO, weights
 
-        entry = ZOO[self.config.name]
+        config, note = self.config, ""
+        entry = ZOO[config.name]
         module = seeded(entry.build)
-        module.load_state_dict(weights(self.config.name))
-        return FloatModel.of(module, self.config.name, entry.preprocessing)
+        if config.checkpoint_path is not None:
+            from qplug.models.checkpoint import load
+
+            note = load(module, Path(config.checkpoint_path).expanduser(), config.name)
+        elif entry.embedded:
+            module.load_state_dict(weights(config.name))
+        return FloatModel.of(module, config.name, entry.preprocessing, note)
 
     def key(self) -> dict[str, Any]:
-        """With the embedded weights, and timm's version for the architecture."""
+        """With the embedded weights where they are used, and timm's version for the architecture."""
         from qplug.models.zoo import checkpoint
 
-        return super().key() | _timm() | {"checkpoint": sha256(checkpoint(self.config.name))}
+        own = {} if self.config.checkpoint_path else {"checkpoint": sha256(checkpoint(self.config.name))}
+        return super().key() | _timm() | own
 
 
 class ImportedModel(ModelSource):

@@ -1,4 +1,4 @@
-"""``qplug zoo train``: how the embedded checkpoints were made, and how anyone makes them again."""
+"""``qplug zoo train``: how the zoo's checkpoints were made, and how anyone makes them again."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from qplug.errors import InputError
 from qplug.models.zoo import ZOO, Entry
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from qplug.data import Examples
 
 BATCH = 64
 LEARNING_RATE = 2e-3
@@ -28,19 +30,21 @@ def train(
     name: str,
     out: Path,
     *,
+    data: Path | None = None,
     epochs: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
-    """Train an embedded model on the digits' training split and write it to ``out``.
+    """Train a model of the zoo on its data's training split and write it to ``out``.
 
-    AdamW under a cosine with warm-up, label smoothing, and random affine maps of the images. The test split is read
-    once, after the last step: nothing is chosen by it. The file appears complete or not at all. The same seed on the
-    same machine gives the same file.
+    AdamW under a cosine with warm-up, label smoothing, and random affine maps of digits, or shifts and flips of
+    photographs. The test split is read once, after the last step: nothing is chosen by it. The file appears complete or
+    not at all. The same seed on the same machine gives the same file.
 
     Args:
         name: a model of the zoo.
         out: the safetensors file to write (float32).
+        data: a folder with parquet files of both splits, as Hugging Face publishes CIFAR-10; digits need none.
         epochs: passes over the training split; the model's own number if ``None``.
         seed: of the first weights, the order and the augmentation. The global generators are left as they were.
         progress: called with (epochs done, epochs in all).
@@ -49,22 +53,24 @@ def train(
         The top-1 accuracy on the test split, in 0 … 1.
 
     Raises:
-        InputError: no such model, or ``out`` cannot be written.
+        InputError: no such model, ``data`` that does not fit it, or ``out`` cannot be written.
     """
     import torch
 
     if name not in ZOO:
-        raise InputError(f"no embedded model is called '{name}'", fix=f"there are: {', '.join(ZOO)}")
+        raise InputError(f"the zoo has no model '{name}'", fix=f"there are: {', '.join(ZOO)}")
     out = Path(out).expanduser()
     if not out.parent.is_dir():
         raise InputError("the folder to write into does not exist", where=str(out.parent), fix="make it first")
     entry = ZOO[name]
     epochs = epochs or entry.epochs
+    images, labels = tensors(entry, "train", data)
+    judged = tensors(entry, "test", data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = entry.build()
-        fit(model, *tensors(entry, "train"), epochs, progress)
-    accuracy = top1(model, *tensors(entry, "test"))
+        fit(model, images, labels, epochs, progress, AUGMENT[entry.data])
+    accuracy = top1(model, *judged)
     training = {
         "model": name,
         "seed": seed,
@@ -82,19 +88,39 @@ def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
     model.eval()
     with torch.inference_mode():
-        return float((model(images).argmax(1) == labels).float().mean())
+        answers = torch.cat([model(part).argmax(1) for part in torch.split(images, 1024)])
+    return float((answers == labels).float().mean())
 
 
-def tensors(entry: Entry, split: str) -> tuple[Tensor, Tensor]:
-    """(images (N, 1, 8, 8) float32 as ``entry``'s model takes them, labels (N,) int64) of ``train`` or ``test``."""
+def tensors(entry: Entry, split: Literal["train", "test"], data: Path | None = None) -> tuple[Tensor, Tensor]:
+    """(images (N, C, H, W) float32 as ``entry``'s model takes them, labels (N,) int64) of one split.
+
+    Raises ``InputError`` where ``data`` is missing, not wanted, or holds no such images.
+    """
     import torch
 
-    from qplug.data.digits import arrays
+    from qplug.data import batches
 
-    pixels, labels, _ = arrays("train" if split == "train" else "test")
-    images = torch.from_numpy(pixels).float().div(255).unsqueeze(1)
-    mean, std = entry.preprocessing.mean[0], entry.preprocessing.std[0]
-    return images.sub(mean).div(std), torch.from_numpy(labels).long()
+    if entry.embedded != (data is None):
+        raise InputError(
+            f"{entry.build.__name__} is trained on embedded data: no folder is read"
+            if entry.embedded
+            else f"{entry.build.__name__} is trained on {entry.data}, which is not embedded",
+            where="--data",
+            fix="leave it away" if entry.embedded else "name a folder with parquet files of its splits train and test",
+        )
+    pairs = list(batches(_examples(split, data), entry.preprocessing.transform(), 1024))
+    return torch.cat([images for images, _ in pairs]), torch.cat([labels for _, labels in pairs])
+
+
+def _examples(split: Literal["train", "test"], data: Path | None) -> Examples:
+    if data is None:
+        from qplug.data.digits import Digits
+
+        return Digits(Digits.Config(source="digits", split=split)).open(0)
+    from qplug.data.hf import HuggingFace
+
+    return HuggingFace(HuggingFace.Config(source="hf", path=str(data), split=split)).open(0)
 
 
 def fit(
@@ -103,13 +129,18 @@ def fit(
     labels: Tensor,
     epochs: int,
     progress: Callable[[int, int], None] | None = None,
+    augment: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Train ``model`` in place on images (N, 1, 8, 8) and labels (N,), and leave it in training mode; see ``train``."""
+    """Train ``model`` in place on images (N, C, H, W) and labels (N,), and leave it in training mode; see ``train``.
+
+    ``augment`` is ``affine`` unless given.
+    """
     import torch
     from torch.nn import functional as F
 
     from qplug.train.optimise import rate_factor
 
+    augment = augment or affine
     steps = epochs * math.ceil(len(images) / BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step / steps, WARMUP))
@@ -125,10 +156,10 @@ def fit(
             progress(epoch + 1, epochs)
 
 
-def augment(images: Tensor) -> Tensor:
-    """A random rotation (±15°), scale (0.85 … 1.15 on each axis), shear (±0.15) and shift (±1 of 8 pixels) an image.
+def affine(images: Tensor) -> Tensor:
+    """A random rotation (±15°), scale (0.85 … 1.15 on each axis), shear (±0.15) and shift (±1/8 of the image).
 
-    ``images`` (N, 1, H, W), normalised; what comes in from outside repeats the border.
+    ``images`` (N, C, H, W), normalised; what comes in from outside repeats the border.
     """
     import torch
     from torch.nn import functional as F
@@ -143,6 +174,27 @@ def augment(images: Tensor) -> Tensor:
     theta = torch.stack(rows, dim=1).view(-1, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def shift_and_flip(images: Tensor) -> Tensor:
+    """A random shift by up to 4 pixels on each axis, and a flip from left to right of every second image.
+
+    ``images`` (N, C, H, W), normalised; what comes in from outside mirrors the border.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    count, _, height, width = images.shape
+    padded = F.pad(images, (4, 4, 4, 4), mode="reflect")
+    top, left = torch.randint(9, (2, count, 1, 1))
+    rows, columns = top + torch.arange(height).view(1, -1, 1), left + torch.arange(width).view(1, 1, -1)
+    moved = padded[torch.arange(count).view(-1, 1, 1), :, rows, columns].permute(0, 3, 1, 2)
+    flipped = torch.rand(count, 1, 1, 1) < 0.5
+    return torch.where(flipped, moved.flip(-1), moved)
+
+
+AUGMENT: dict[str, Callable[[Tensor], Tensor]] = {"digits": affine, "cifar10": shift_and_flip}
+"""How training images are varied, by data set."""
 
 
 def _write(state: dict[str, Tensor], out: Path, training: dict[str, object]) -> None:

@@ -1,11 +1,11 @@
-"""The embedded models: architectures small enough that their weights travel in the wheel."""
+"""The zoo: small models that ``qplug zoo train`` trains. The weights of those for digits travel in the wheel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from qplug.models import Preprocessing
 
@@ -15,11 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """An embedded model: its architecture, its preprocessing, and how long ``qplug zoo train`` trains it."""
+    """A model: its architecture, its preprocessing, what ``qplug zoo train`` trains it on, and how long.
+
+    ``embedded`` says whether its checkpoint came with the installation.
+    """
 
     build: Callable[[], nn.Module]
     preprocessing: Preprocessing
+    data: Literal["digits", "cifar10"]
     epochs: int
+
+    @property
+    def embedded(self) -> bool:
+        """Those for digits are: their data are embedded too."""
+        return self.data == "digits"
 
 
 def vit_digits() -> nn.Module:
@@ -88,11 +97,61 @@ def convmixer_digits() -> nn.Module:
     return model
 
 
+def mixer_cifar10() -> nn.Module:
+    """timm's MLP-Mixer for CIFAR-10: 64 tokens, 64 channels, 4 blocks, 154,058 parameters."""
+    from timm.models.mlp_mixer import MlpMixer
+
+    model: nn.Module = MlpMixer(img_size=32, patch_size=4, num_classes=10, embed_dim=64, num_blocks=4)
+    return model
+
+
+def resmlp_cifar10() -> nn.Module:
+    """timm's ResMLP, with its Affine norms, for CIFAR-10: 64 tokens, 64 channels, 4 blocks, 154,442 parameters.
+
+    LayerScale starts at 0.1, as that of ``resmlp_digits``.
+    """
+    from functools import partial
+
+    from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
+
+    model: nn.Module = MlpMixer(
+        img_size=32,
+        patch_size=4,
+        num_classes=10,
+        embed_dim=64,
+        num_blocks=4,
+        mlp_ratio=4.0,
+        block_layer=partial(ResBlock, init_values=0.1),
+        norm_layer=Affine,
+    )
+    return model
+
+
+def convmixer_cifar10() -> nn.Module:
+    """timm's ConvMixer, with ReLU as ConvMixer-768/32 has it, for CIFAR-10: 8×8 positions, 64 channels, 4 blocks of 5×5
+    and 1×1 convolutions, 28,234 parameters."""
+    from timm.models.convmixer import ConvMixer
+    from torch.nn import ReLU
+
+    model: nn.Module = ConvMixer(dim=64, depth=4, kernel_size=5, patch_size=4, num_classes=10, act_layer=ReLU)
+    return model
+
+
 _DIGITS = Preprocessing(input_size=(1, 8, 8), mean=(0.305,), std=(0.376,), interpolation="bilinear", crop_pct=1.0)
+_CIFAR10 = Preprocessing(
+    input_size=(3, 32, 32),
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    interpolation="bilinear",
+    crop_pct=1.0,
+)
 
 ZOO: dict[str, Entry] = {
-    model.__name__: Entry(model, _DIGITS, epochs=300)
-    for model in (vit_digits, mixer_digits, resmlp_digits, convmixer_digits)
+    **{
+        m.__name__: Entry(m, _DIGITS, "digits", 300)
+        for m in (vit_digits, mixer_digits, resmlp_digits, convmixer_digits)
+    },
+    **{m.__name__: Entry(m, _CIFAR10, "cifar10", 25) for m in (mixer_cifar10, resmlp_cifar10, convmixer_cifar10)},
 }
 
 

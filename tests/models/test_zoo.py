@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pydantic import ValidationError
 from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 from qplug.data import batches
 from qplug.data.digits import Digits
 from qplug.errors import InputError
 from qplug.models.sources import ZooModel
-from qplug.models.training import augment, train
+from qplug.models.training import affine, shift_and_flip, tensors, train
 from qplug.models.zoo import ZOO
 
 WEIGHTS = files("qplug.models") / "weights"
@@ -27,10 +35,15 @@ EMBEDDED = {  # name → parameters, and top-1 on the held-out third, as measure
 }
 
 
-def test_every_embedded_model_can_be_named_in_a_recipe_and_the_other_way_round() -> None:
+TRAINED = {"mixer_cifar10": 154_058, "resmlp_cifar10": 154_442, "convmixer_cifar10": 28_234}
+"""Those without embedded weights, with their parameters."""
+
+
+def test_every_model_can_be_named_in_a_recipe_and_the_other_way_round() -> None:
     named = get_args(ZooModel.Config.model_fields["name"].annotation)
-    assert set(named) == set(ZOO) == set(EMBEDDED)
-    assert {path.name for path in WEIGHTS.iterdir()} == {f"{name}.safetensors" for name in ZOO}
+    assert set(named) == set(ZOO) == {*EMBEDDED, *TRAINED}
+    assert {name for name, entry in ZOO.items() if entry.embedded} == set(EMBEDDED)
+    assert {path.name for path in WEIGHTS.iterdir()} == {f"{name}.safetensors" for name in EMBEDDED}
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
@@ -97,14 +110,80 @@ def test_unknown_model_and_folder_are_refused_before_training(tmp_path: Path) ->
         train("vit_digits", tmp_path / "nowhere" / "a.safetensors")
 
 
-def test_augmentation_keeps_shape_and_range() -> None:
+@pytest.mark.parametrize(("augment", "shape"), [(affine, (16, 1, 8, 8)), (shift_and_flip, (16, 3, 32, 32))])
+def test_augmentation_keeps_shape_and_range(augment: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    images = torch.rand(16, 1, 8, 8)
+    images = torch.rand(shape)
     moved = augment(images)
     assert moved.shape == images.shape
     assert not torch.equal(moved, images)
     assert float(moved.min()) >= 0
     assert float(moved.max()) <= 1
+
+
+def test_photographs_move_by_whole_pixels_and_half_of_them_are_mirrored() -> None:
+    torch.manual_seed(0)
+    images = torch.arange(32.0).view(1, 1, 1, 32).expand(400, 3, 32, 32)  # each pixel says its column
+    middle = shift_and_flip(images)[:, 0, 16, 15:17]
+    mirrored = middle[:, 0] > middle[:, 1]
+    assert 150 < int(mirrored.sum()) < 250
+    shift = torch.where(mirrored, middle[:, 0] - 16, middle[:, 0] - 15)
+    assert sorted(set(shift.tolist())) == list(range(-4, 5))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_model_without_embedded_weights_asks_for_a_checkpoint(name: str) -> None:
+    assert sum(p.numel() for p in ZOO[name].build().parameters()) == TRAINED[name]
+    assert f"{TRAINED[name]:,} parameters" in " ".join((ZOO[name].build.__doc__ or "").split())
+    with pytest.raises(ValidationError, match=f"qplug zoo train {name} --data FOLDER"):
+        ZooModel.Config(source="zoo", name=name)
+
+
+def test_training_on_a_folder_gives_a_checkpoint_that_a_recipe_loads(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs 'qplug[hf]'")
+    import pyarrow
+
+    for split, count in (("train", 96), ("test", 20)):
+        rows = [coloured(label % 10, label) for label in range(count)]
+        columns = {"image": [{"bytes": png, "path": None} for png in rows], "label": [i % 10 for i in range(count)]}
+        parquet.write_table(pyarrow.table(columns), tmp_path / f"{split}.parquet")
+    images, labels = tensors(ZOO["convmixer_cifar10"], "train", tmp_path)
+    assert (images.shape, labels.tolist()) == ((96, 3, 32, 32), [i % 10 for i in range(96)])
+    made = tmp_path / "made.safetensors"
+    accuracy = train("convmixer_cifar10", made, data=tmp_path, epochs=2)
+    assert 0 <= accuracy <= 1
+    source = ZooModel(ZooModel.Config(source="zoo", name="convmixer_cifar10", checkpoint_path=str(made)))
+    loaded = source.load()
+    assert loaded.note == ""
+    assert torch.equal(loaded.module.state_dict()["head.weight"], load_file(made)["head.weight"])
+    assert not torch.equal(source.architecture().module.state_dict()["head.weight"], load_file(made)["head.weight"])
+    assert source.key()["checkpoint"] == hashlib.sha256(made.read_bytes()).hexdigest()
+
+
+def test_own_weights_take_the_place_of_embedded_ones(tmp_path: Path) -> None:
+    train("vit_digits", tmp_path / "a.safetensors", epochs=1)
+    own = ZooModel(ZooModel.Config(source="zoo", name="vit_digits", checkpoint_path=str(tmp_path / "a.safetensors")))
+    embedded = ZooModel(ZooModel.Config(source="zoo", name="vit_digits"))
+    assert own.load().fingerprint != embedded.load().fingerprint
+    assert own.key() != embedded.key()
+
+
+def test_data_are_asked_for_where_they_are_needed_and_only_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="mixer_cifar10 is trained on cifar10, which is not embedded"):
+        train("mixer_cifar10", tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="no folder is read"):
+        train("vit_digits", tmp_path / "a.safetensors", data=tmp_path)
+    with pytest.raises(InputError, match="no parquet file in it has 'train' in its path"):
+        train("mixer_cifar10", tmp_path / "a.safetensors", data=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def coloured(label: int, seed: int) -> bytes:
+    """A 32×32 PNG, of the label's brightness and some noise."""
+    noise = np.random.default_rng(seed).integers(0, 20, (32, 32, 3))
+    stream = io.BytesIO()
+    Image.fromarray((noise + 20 * label).astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def test_preprocessing_is_exact_on_the_models_own_images() -> None:
