@@ -65,6 +65,18 @@ def test_a_row_of_fewer_seeds_says_so(capsys, runs):
     assert "means over seeds, which differ (a, b: 0, 1; c: 0); ± is their standard deviation" in out
 
 
+def test_the_float_model_behind_a_fine_tune_has_a_column_where_there_is_one(capsys, runs):
+    assert "fine-tuned" not in qplug(capsys, runs)[1]
+    for seed, top1 in ((0, 0.75), (1, 0.85)):
+        write_run(runs / f"t{seed}", resolved("t", seed=seed), np.arange(60) < 30, **{"finetuned.top1": top1})
+    write_run(runs / "u", resolved("u"), np.arange(60) < 30)
+    table = qplug(capsys, runs, "--where", "name=[tu]", "--sort", "name")[1].splitlines()
+    at = table[1].index("fine-tuned")
+    assert [line[at - 3 : at + 10].strip() for line in table[3:5]] == ["80.0 % ±7.1", "–"]
+    rows = json.loads(qplug(capsys, runs, "--json", "--sort", "finetuned_top1")[1])["rows"]
+    assert (rows[0]["name"], rows[0]["finetuned_top1"], rows[1]["finetuned_top1"]) == ("t", 0.8, None)
+
+
 def test_every_protocol_has_a_letter_of_its_own(capsys, tmp_path):
     for number in range(28):
         write_run(tmp_path / f"{number:02}", resolved(f"r{number:02}", backend=f"b{number}"), images=2)

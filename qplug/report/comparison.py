@@ -50,6 +50,8 @@ def _values(group: Group, row: Row, tie: str, convention: Convention) -> Values:
         "images": group.images,
         "evaluation_images": group.evaluation,
         "float_top1": group.float_top1,
+        "finetuned_top1": row.mean("finetuned.top1"),
+        "finetuned_top1_sd": row.spread("finetuned.top1"),
         "top1": top1,
         "top1_sd": row.spread("quantized.top1"),
         "top1_by_seed": row.values("quantized.top1"),
@@ -76,6 +78,9 @@ def _published(row: Row) -> Values:
     }
 
 
+TUNED = "fine-tuned"
+"""Title of the column for the float model behind a fine-tune, which is shown where a row has one."""
+
 COLUMNS: list[tuple[str, Callable[[Values], str]]] = [  # of ``values``, and the ``letter`` of the protocol
     ("recipe", lambda v: v["name"]),
     ("bits", lambda v: v["bits"]),
@@ -83,7 +88,8 @@ COLUMNS: list[tuple[str, Callable[[Values], str]]] = [  # of ``values``, and the
     ("MB", lambda v: number(v["size_mb"])),
     ("GBOPs", lambda v: number(v["bops_g"], digits=1)),
     ("quantised", lambda v: percent(v["coverage"], 1)),
-    ("top-1", lambda v: percent(v["top1"], 1) + (f" ±{100 * v['top1_sd']:.1f}" if v["top1_sd"] is not None else "")),
+    (TUNED, lambda v: _with_spread(v, "finetuned_top1")),
+    ("top-1", lambda v: _with_spread(v, "top1")),
     ("drop", lambda v: _points(v["drop"])),
     ("agreement", lambda v: percent(v["agreement"], 1)),
     ("SQNR", lambda v: number(v["logit_sqnr_db"], "dB", 1)),
@@ -128,8 +134,11 @@ def comparison_tables(groups: Sequence[Group], rows: Sequence[Values], conventio
         which = f" ({group.evaluation[:8]}…)" if models[group.model] > 1 else ""
         title = f"{group.model}: {group.images} images{which}, float top-1 {percent(group.float_top1, 1)}"
         notes = [_seeds(mine), *([TIES] if any(row["tie"] for row in mine) else [])]
-        cells = [_float_row(metrics, convention)] + [tuple(cell(row) for _, cell in COLUMNS) for row in mine]
-        tables.append(Table(title, [name for name, _ in COLUMNS], cells, RIGHT, notes))
+        tuned = any(row["finetuned_top1"] is not None for row in mine)
+        columns = [(name, cell) for name, cell in COLUMNS if tuned or name != TUNED]
+        titles = [name for name, _ in columns]
+        cells = [_float_row(metrics, convention, titles)] + [tuple(cell(row) for _, cell in columns) for row in mine]
+        tables.append(Table(title, titles, cells, [name for name in RIGHT if name in titles], notes))
     if tables:
         legend = [f"{sign}: {text}" for text, sign in letters.items()]
         tables.append(
@@ -157,7 +166,12 @@ def _seeds(rows: Sequence[Values]) -> str:
     return f"seed {seeds} alone: how much the choice of calibration images moves a figure is not known"
 
 
-def _float_row(metrics: dict[str, Any], convention: Convention) -> tuple[str, ...]:
+def _with_spread(values: Values, key: str) -> str:
+    spread = values[f"{key}_sd"]
+    return percent(values[key], 1) + (f" ±{100 * spread:.1f}" if spread is not None else "")
+
+
+def _float_row(metrics: dict[str, Any], convention: Convention, titles: Sequence[str]) -> tuple[str, ...]:
     known = {
         "recipe": "float",
         "bits": "W32A32",
@@ -165,7 +179,7 @@ def _float_row(metrics: dict[str, Any], convention: Convention) -> tuple[str, ..
         "GBOPs": number(metrics.get(convention.key("float.bops_g")), digits=1),
         "top-1": percent(metrics.get("float.top1"), 1),
     }
-    return tuple(known.get(title, "") for title, _ in COLUMNS)
+    return tuple(known.get(title, "") for title in titles)
 
 
 def paper_table(rows: Iterable[Values]) -> Table:
