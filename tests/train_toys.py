@@ -54,11 +54,11 @@ def small() -> nn.Module:
     return Small()
 
 
-def recipe(tmp_path: Path, **sections: Any) -> Recipe:
-    """``BASE`` with ``finetune`` or ``qat`` as given, each over ``QUICK``."""
+def recipe(tmp_path: Path, *overrides: str, **sections: Any) -> Recipe:
+    """``BASE`` with ``finetune`` or ``qat`` as given, each over ``QUICK``; ``overrides`` as ``--set`` takes them."""
     import json
 
     path = tmp_path / "recipe.yaml"
     more = {name: {**QUICK, **values} for name, values in sections.items()}
     path.write_text(BASE + "".join(f"{name}: {json.dumps(values)}\n" for name, values in more.items()))
-    return load_recipe(path)
+    return load_recipe(path, overrides)

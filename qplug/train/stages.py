@@ -88,7 +88,9 @@ class Trainer:
         return Change("the model", BY[task.name], False, f"{settings.optimizer}, {history.describe()}")
 
     def _slot(self, name: str, model: nn.Module, plan: Plan | None, settings: Training) -> Slot:
-        by = self.recall.identities(self.techniques)
+        # A quantised model is what every technique made of it; a float one what its rewriters did, which recall knows
+        # already, so that recipes which differ in the rest share a fine-tune.
+        by = self.recall.identities(self.techniques) if plan is not None else []
         if by is None:
             return Slot(None, "training", "", None)
 

@@ -181,6 +181,20 @@ def test_a_finished_training_is_known_and_one_with_other_values_is_not(tmp_path)
     assert other.plan.to_dict() != first.plan.to_dict()
 
 
+def test_recipes_that_differ_behind_a_fine_tune_share_it(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    first = run(recipe(tmp_path, finetune={}), cache=cache)
+    other = ("techniques=[{use: baseline.percentile, percentile: 99.0}]", "quantize.weights.bits=6")
+    shared = run(recipe(tmp_path, *other, finetune={}), cache=cache)
+    assert shared.trainings["finetune"].loss == first.trainings["finetune"].loss
+    assert shared.metrics["cache.seconds_saved"] >= shared.trainings["finetune"].seconds > 0
+    assert shared.metrics["finetuned.top1"] == first.metrics["finetuned.top1"]
+    assert shared.plan.to_dict() != first.plan.to_dict()
+    rewriting = "techniques=[{use: qmlp.bounded_activation, alpha: 1.0}, {use: baseline.minmax}]"
+    rewritten = run(recipe(tmp_path, rewriting, finetune={}), cache=cache)
+    assert rewritten.trainings["finetune"].loss != first.trainings["finetune"].loss
+
+
 class Unused(nn.Module):
     """A convolution, and a parameter that no output depends on."""
 
