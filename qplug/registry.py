@@ -15,6 +15,7 @@ import pluggy
 
 from qplug import hooks
 from qplug.errors import PluginError
+from qplug.manager import Manager
 from qplug.techniques import Component, Config, DataSource, ModelSource, Technique
 from qplug.types import Adapter, BackendOffer, Metric
 
@@ -116,11 +117,10 @@ def _clashes(points: list[EntryPoint]) -> dict[str, str]:
     return {name: " and by ".join(sorted(who)) for name, who in claims.items() if len(who) > 1}
 
 
-def _load(point: EntryPoint) -> pluggy.PluginManager:
+def _load(point: EntryPoint) -> Manager:
     """One plugin alone in a manager of its own, with its hooks checked."""
     module = importlib.import_module(point.value) if not point.attr else point.load()
-    manager = pluggy.PluginManager(hooks.PROJECT)
-    manager.add_hookspecs(hooks.DiscoverySpecs)
+    manager = Manager(hooks.DiscoverySpecs)
     manager.register(module)
     _check_names(module)
     manager.check_pending()
@@ -136,7 +136,7 @@ def _check_names(module: Any) -> None:
         raise PluginError("implements no qplug hook", fix=f"mark one of {', '.join(sorted(known))} with @hookimpl")
 
 
-def _collect(registry: Registry, plugin: Plugin, manager: pluggy.PluginManager) -> None:
+def _collect(registry: Registry, plugin: Plugin, manager: Manager) -> None:
     """Check everything that the plugin offers, then add it: all of it or nothing."""
     hook = manager.hook
     found: list[tuple[str, dict[str, Any], str, Any]] = []
@@ -189,13 +189,20 @@ def check_technique(technique: type[Technique], prefix: str | None = None) -> No
     marked = [n for n in dir(technique) if hasattr(getattr(technique, n), "qplug_impl")]
     if not marked:
         raise PluginError(f"technique '{technique.name()}' implements no hook", fix="mark its methods with @hookimpl")
-    manager = pluggy.PluginManager(hooks.PROJECT)
-    manager.add_hookspecs(hooks.RunSpecs)
+    manager, instance = _specifications(), technique.__new__(technique)
     try:
-        manager.register(technique.__new__(technique), name=label)
+        manager.register(instance, name=label)
         manager.check_pending()
     except pluggy.PluginValidationError as error:
+        _specifications.cache_clear()  # it holds a part of what it refused
         raise PluginError(f"technique '{technique.name()}': {_said(error)}") from error
+    manager.unregister(instance)
+
+
+@functools.cache
+def _specifications() -> Manager:
+    """The hooks of a run, to hold one technique after the other against them."""
+    return Manager(hooks.RunSpecs)
 
 
 def _said(error: pluggy.PluginValidationError) -> str:

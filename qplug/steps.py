@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import pluggy
-
 from qplug import hooks
 from qplug.errors import PluginError, QplugError
+from qplug.manager import Manager
 from qplug.registry import Registry
 from qplug.seeding import seeded
 from qplug.techniques import Technique
@@ -32,8 +31,7 @@ class Steps:
         self.techniques = list(techniques)
         self._registry = registry
         self._seed = seed
-        self._manager = pluggy.PluginManager(hooks.PROJECT)
-        self._manager.add_hookspecs(hooks.RunSpecs)
+        self._manager = Manager(hooks.RunSpecs)
         for plugin in (*reversed(self.techniques), *observers):  # pluggy asks the last registered first
             self._manager.register(plugin)
         self._manager.check_pending()

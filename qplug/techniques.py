@@ -14,7 +14,8 @@ from qplug.types import Extra
 class Config(BaseModel):
     """Base of every configuration: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Built when first used: a recipe names a few of all the configurations that plugins bring.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Component:

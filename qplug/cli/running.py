@@ -110,10 +110,16 @@ def _default_out(recipe: Path) -> Path:
 def _loaded(path: Path, overrides: Sequence[str]) -> Recipe | list[Recipe] | QplugError:
     """A recipe, or those of every run of a sweep."""
     from qplug.recipe import load_recipe
-    from qplug.recipe.sweep import is_sweep, load_sweep
 
     try:
-        return load_sweep(path, overrides)[1] if is_sweep(path) else load_recipe(path, overrides)
+        return load_recipe(path, overrides)
+    except InputError as error:
+        from qplug.recipe.sweep import is_sweep, load_sweep  # only here: recipes are validated faster without it
+
+        if not is_sweep(path):
+            return error
+    try:
+        return load_sweep(path, overrides)[1]
     except InputError as error:
         return error
 

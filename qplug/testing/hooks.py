@@ -6,12 +6,12 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pluggy
 import torch
 from torch import Tensor, nn
 
 from qplug.conventions import convention
-from qplug.hooks import PROJECT, RunSpecs
+from qplug.hooks import RunSpecs
+from qplug.manager import Manager
 from qplug.metrics import costs, plan_of
 from qplug.models import fingerprint
 from qplug.models.blocks import BLOCKS
@@ -36,8 +36,7 @@ PER_TENSOR, PER_CHANNEL, PER_HEAD = Granularity.PER_TENSOR, Granularity.PER_CHAN
 
 def _hooks(technique: Technique) -> Any:
     """The technique alone in a manager, called as the pipeline calls it."""
-    manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(RunSpecs)
+    manager = Manager(RunSpecs)
     manager.register(technique)
     torch.manual_seed(0)
     if manager.hook.qplug_calibrate.get_hookimpls():
