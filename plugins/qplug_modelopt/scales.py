@@ -33,7 +33,9 @@ class _Scales(Technique):
         self.found = {name: one for name, one in found.items() if one.scale is not None}
         self.folded: set[str] = set()
 
-    def _fold(self, group: NormGroup) -> Smoothing | None:
+    @hookimpl
+    def qplug_smooth(self, group: NormGroup) -> Smoothing | None:
+        """Fold what ModelOpt found for the one linear that reads the norm."""
         import torch
 
         found = self.found.get(group.linears[0])
@@ -42,7 +44,9 @@ class _Scales(Technique):
         self.folded.add(group.linears[0])
         return Smoothing(torch.zeros_like(found.scale), 1.0 / found.scale, "pre_quant_scale of ModelOpt")
 
-    def _scaled(self, site: Site, spec: QuantSpec) -> Choice | None:
+    @hookimpl
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec) -> Choice | None:
+        """Take what ``roles`` name of the linears whose scale could not be folded."""
         from qplug_modelopt.quantizer import ScaledQuantizer
 
         found = self.found.get(site.module)
@@ -87,16 +91,6 @@ class SmoothQuant(_Scales):
         algorithm = {"method": "smoothquant", "alpha": self.config.alpha}
         self._begin(quantize(model, entries(_both(specs), INT8), algorithm, images, self.notes))
 
-    @hookimpl
-    def qplug_smooth(self, group: NormGroup) -> Smoothing | None:
-        """Fold what ModelOpt found for the one linear that reads the norm."""
-        return self._fold(group)
-
-    @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec) -> Choice | None:
-        """Take weight and input of the linears whose scale could not be folded."""
-        return self._scaled(site, spec)
-
 
 class AwqLite(_Scales):
     """Scales that protect the weights of important input channels, by ``mtq.quantize`` with ``awq_lite``.
@@ -121,16 +115,6 @@ class AwqLite(_Scales):
         """Let ModelOpt search for every quantised weight."""
         algorithm = {"method": "awq_lite", "alpha_step": self.config.alpha_step}
         self._begin(quantize(model, entries(specs, roles=self.roles), algorithm, images, self.notes))
-
-    @hookimpl
-    def qplug_smooth(self, group: NormGroup) -> Smoothing | None:
-        """Fold what ModelOpt found for the one linear that reads the norm."""
-        return self._fold(group)
-
-    @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec) -> Choice | None:
-        """Take the weights whose scale could not be folded."""
-        return self._scaled(site, spec)
 
 
 def _both(specs: Mapping[str, QuantSpec]) -> dict[str, Any]:

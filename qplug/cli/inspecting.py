@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qplug.cli.app import Accounting, Device, Json, State, app, model_source, print_json, screen_of
-from qplug.cli.options import Wanted, check_picture, checked, image_sources
+from qplug.cli.options import (
+    FOLDER,
+    Checkpoint,
+    ClassMap,
+    Model,
+    Picture,
+    Wanted,
+    check_picture,
+    checked,
+    image_sources,
+)
 from qplug.conventions import DEFAULT, Convention, convention
 from qplug.errors import InputError
 
@@ -23,8 +33,8 @@ KNOWN = "by timm's names, and by shape"
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="An embedded model, timm's name, or module:function.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights to load.", show_default=False)] = None,
+    model: Model,
+    checkpoint: Checkpoint = None,
     accounting: Accounting = DEFAULT,
     ranges: Annotated[
         bool, typer.Option("--ranges", help="Show how wide activations are along the depth, and nothing else.")
@@ -38,11 +48,9 @@ def inspect(
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="Folder of class folders to look at.", show_default="digits, for embedded models"),
+        typer.Option(help=FOLDER.format(purpose="look at"), show_default="digits, for embedded models"),
     ] = None,
-    class_map: Annotated[
-        Path | None, typer.Option(help="Class folders, one a line; labels are not used.", show_default=False)
-    ] = None,
+    class_map: ClassMap = None,
     calibration_images: Annotated[
         int | None, typer.Option(min=1, help="Images to look at.", show_default=str(IMAGES))
     ] = None,
@@ -57,7 +65,7 @@ def inspect(
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Operations that mix channels.", show_default=KNOWN),
     ] = None,
-    picture: Annotated[Path | None, typer.Option(help="PNG or SVG file to draw.", show_default=False)] = None,
+    picture: Picture = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seeds the choice of images and every random step.", show_default="0")
     ] = None,

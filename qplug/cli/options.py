@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
 
 from qplug.errors import InputError
 from qplug.files import check_file
@@ -14,6 +16,13 @@ if TYPE_CHECKING:
     from qplug.techniques import DataSource
 
 T = TypeVar("T")
+Model = Annotated[str, typer.Argument(help="A model of the zoo, timm's name, or module:function.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights to load.", show_default=False)]
+ClassMap = Annotated[
+    Path | None, typer.Option(help="Class folders, one a line; labels are not used.", show_default=False)
+]
+Picture = Annotated[Path | None, typer.Option(help="PNG or SVG file to draw.", show_default=False)]
+FOLDER = "Folder of class folders or of parquet files to {purpose}."
 PICTURES = (".png", ".svg")
 
 

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qplug.cli.app import Device, Json, State, app, model_source, print_json, screen_of
-from qplug.cli.options import Wanted, check_picture, checked, image_sources
+from qplug.cli.options import (
+    FOLDER,
+    Checkpoint,
+    ClassMap,
+    Model,
+    Picture,
+    Wanted,
+    check_picture,
+    checked,
+    image_sources,
+)
 from qplug.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,19 +30,17 @@ PROBES = 32
 
 @app.command()
 def sensitivity(
-    model: Annotated[str, typer.Argument(help="An embedded model, timm's name, or module:function.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights to load.", show_default=False)] = None,
+    model: Model,
+    checkpoint: Checkpoint = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="Folder of class folders to calibrate on.", show_default="digits, for embedded models"),
+        typer.Option(help=FOLDER.format(purpose="calibrate on"), show_default="digits, for embedded models"),
     ] = None,
     evaluation: Annotated[
         Path | None,
-        typer.Option(help="Folder of class folders to measure on.", show_default="digits, for embedded models"),
+        typer.Option(help=FOLDER.format(purpose="measure on"), show_default="digits, for embedded models"),
     ] = None,
-    class_map: Annotated[
-        Path | None, typer.Option(help="Class folders, one a line; labels are not used.", show_default=False)
-    ] = None,
+    class_map: ClassMap = None,
     calibration_images: Annotated[int, typer.Option(min=1, help="Images to calibrate on.")] = 32,
     evaluation_images: Annotated[
         int | None, typer.Option(min=1, help="Images to measure on.", show_default="all")
@@ -61,7 +69,7 @@ def sensitivity(
         int | None, typer.Option(min=1, help="Show only the most sensitive sites.", show_default="all")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", show_default=False)] = None,
-    picture: Annotated[Path | None, typer.Option(help="PNG or SVG file to draw.", show_default=False)] = None,
+    picture: Picture = None,
     seed: Annotated[int, typer.Option(min=0, help="Seeds the choice of images and every random step.")] = 0,
     device: Device = "cpu",
     as_json: Json = False,

@@ -185,7 +185,7 @@ def test_a_right_export_agrees(exported):
     assert max(place.norm for place in parity.places.values()) < 1e-5  # measured: 4e-7
     outputs = {operation for operation, what in parity.places if what == "output"}
     assert outputs | {""} == set(parity.fused)
-    assert max(one.limit for one in parity.fused.values()) < 1e-2  # measured: 5e-3
+    assert max(one.limit for one in parity.fused.values()) < 6e-3  # measured: 5e-3
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx
@@ -270,14 +271,15 @@ def test_the_order_of_rounding_and_zero_point_decides_ties():
 class Moved(nn.Module):
     """A linear on patches that a model cuts out itself, one on all values, and one behind an activation."""
 
-    def __init__(self) -> None:
+    def __init__(self, act: Callable[[torch.Tensor], torch.Tensor] = torch.sigmoid) -> None:
         super().__init__()
+        self.act = act
         self.patches, self.flat, self.behind = nn.Linear(12, 4), nn.Linear(48, 4), nn.Linear(48, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         cut = x.reshape(-1, 3, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, 4, 12)
         flat = x.permute(0, 2, 3, 1).flatten(1)
-        return self.patches(cut).sum(1) + self.flat(flat) + self.behind(flat.sigmoid())
+        return self.patches(cut).sum(1) + self.flat(flat) + self.behind(self.act(flat))
 
 
 def test_who_reads_the_models_input_is_known_by_its_values():
@@ -287,6 +289,7 @@ def test_who_reads_the_models_input_is_known_by_its_values():
 
     x = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     assert readers(Moved(), Named(), x) == {"patches", "flat"}
+    assert readers(Moved(torch.relu), Named(), x) == {"patches", "flat", "behind"}  # nothing but pixels and zeros
 
 
 @pytest.mark.slow
