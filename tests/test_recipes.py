@@ -104,13 +104,43 @@ def test_the_paths_that_it_ships_with_are_refused_by_name(name):
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_sweep_is_a_table_that_can_be_run(path):
     key, value = ("target", "timm:create_model") if path.stem in IMPORTED else ("name", "vit_tiny_patch16_224")
+    if path.stem.startswith("qmlp"):  # of the zoo's models, which have their names in the recipes
+        key, value = "checkpoint_path", "somewhere.safetensors"
     title, recipes = load_sweep(path, [f"model.{key}={value}"])
     assert title
     assert {recipe.seed for recipe in recipes} == {0, 1, 2}
     assert {getattr(recipe.model, key) for recipe in recipes} == {value}
-    rows = {(recipe.name, recipe.quantize.model_dump_json()) for recipe in recipes}
+    rows = {(recipe.name, recipe.model.model_dump_json(), recipe.quantize.model_dump_json()) for recipe in recipes}
     assert len(rows) == len(recipes) / 3
     assert all(recipe.paper for recipe in recipes)
+
+
+def test_the_tables_of_q_mlp_say_what_the_paper_prints():
+    """Which rows rewrite, which train, and at which bits; nothing but that and the grids differs within a table."""
+    found = {}
+    for path in SWEEPS:
+        if path.stem.startswith("qmlp"):
+            _, recipes = load_sweep(path, seeds=[0])
+            found[int(path.stem[-1])] = recipes
+            models = {(r.model.name, r.finetune.model_dump_json()) for r in recipes}
+            assert len(models) == (3 if path.stem == "qmlp_table6" else 1)
+    bits = {n: [f"W{r.quantize.weights.bits}A{r.quantize.activations.bits}" for r in rows] for n, rows in found.items()}
+    assert bits == {
+        2: ["W8A8"] * 4 + ["W4A8"],
+        3: ["W8A8"] * 4 + ["W4A8"] * 2,
+        4: ["W8A8"] * 2,
+        5: ["W8A8"] * 2 + ["W4A8"] * 2 + ["W3A8"],
+        6: ["W8A8"] * 6,
+        7: ["W8A8"] * 8,
+    }
+    trained = {n: "".join("q" if r.qat else "p" for r in rows) for n, rows in found.items()}
+    assert trained == {2: "ppqqq", 3: "ppqqqq", 4: "pp", 5: "ppqqq", 6: "p" * 6, 7: "p" * 8}
+    symmetric = {n: "".join("as"[r.quantize.activations.symmetric] for r in rows) for n, rows in found.items()}
+    assert symmetric == {2: "sssss", 3: "ssaaaa", 4: "ss", 5: "sssss", 6: "sa" * 3, 7: "ssaassaa"}
+    rewritten = {n: "".join("-r"[len(r.techniques) > 1] for r in rows) for n, rows in found.items()}
+    assert rewritten == {2: "-r-rr", 3: "-r-r-r", 4: "--", 5: "-r-rr", 6: "-" * 6, 7: "----rrrr"}
+    ranges = {n: "".join(r.techniques[-1].use.split(".")[1][0] for r in rows) for n, rows in found.items()}
+    assert ranges == {2: "eeeee", 3: "eeeeee", 4: "ep", 5: "eeeee", 6: "eeeeee", 7: "epepepep"}
 
 
 def test_the_sweep_of_mobilenet_has_every_method_at_both_widths():
