@@ -250,6 +250,10 @@ def test_validate_takes_sweeps(capsys: Output) -> None:
     assert call("validate", "sweep.yaml", "--json") == 0
     (report,) = json.loads(capsys.readouterr().out)["recipes"]
     assert [run["quantize"]["weights"]["bits"] for run in report["runs"]] == [4, 4, 4, 6, 6, 6]
+    assert call("run", "sweep.yaml") == 2
+    errors = capsys.readouterr().err
+    assert "sweep.yaml: is a sweep, which names recipes" in errors
+    assert "→ qplug compare sweep.yaml" in errors
     Path("sweep.yaml").write_text(sweep % (row % 4, row % 99))
     assert call("validate", "sweep.yaml") == 2
     assert "sweep.yaml:6:54: quantize.weights.bits: expected at most 16, received 99" in capsys.readouterr().err

@@ -34,6 +34,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str | Override] = (), regi
     path = Path(path)
     problems: list[tuple[Place, Problem]] = []
     root = read_tree(path, problems)
+    if "recipes" in root.value:
+        raise InputError("is a sweep, which names recipes", where=str(path), fix=f"qplug compare {path}")
     for rank, given in enumerate(overrides, start=1):
         override = parse(given, rank, problems) if isinstance(given, str) else given
         if override is not None:
