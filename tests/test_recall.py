@@ -218,16 +218,18 @@ def test_a_model_whose_code_is_in_no_file_is_computed_every_time(tmp_path: Path,
 
 
 @pytest.mark.parametrize("technique", [Remembers, Derives])
-def test_an_answer_that_no_file_can_give_back_is_asked_for_again(tmp_path: Path, technique) -> None:
+def test_an_answer_that_no_file_can_give_back_is_asked_for_again(tmp_path: Path, technique, monkeypatch) -> None:
     """A technique that remembers answers by more than a key holds, and a quantizer may hide behind another's kind."""
     registry, cache = toy_registry(technique), Cache(tmp_path / "cache")
-    results = []
+    results, reasons, store = [], [], cache.store
+    monkeypatch.setattr(cache, "store", lambda *given: (reasons.append(given[-1].get("reason")), store(*given)))
     for _ in range(2):
         Slow.asked = []
         results.append(run(toy_recipe(technique, registry=registry), registry=registry, cache=cache))
         assert Slow.asked
     assert alike(*results)
-    assert {held.kind for held in cache.entries()} == {"statistics", "logits"}
+    assert {"statistics", "logits"} <= {held.kind for held in cache.entries()}
+    assert "slow" not in reasons  # on a busy machine those of the technique behind it may be worth a file
 
 
 def test_statistics_are_the_same_after_somebody_looked_at_them() -> None:
