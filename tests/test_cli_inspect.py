@@ -8,6 +8,7 @@ import signal
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 import qplug
 from qplug.cli import main
@@ -94,10 +95,9 @@ def test_images_of_parquet_files_and_weights_of_ones_own(capsys, place):
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs 'qplug[hf]'")
     import pyarrow
 
-    from qplug.models.training import _write
     from qplug.models.zoo import ZOO
 
-    _write(ZOO["resmlp_cifar10"].build().state_dict(), place / "own.safetensors", {})
+    save_file(ZOO["resmlp_cifar10"].build().state_dict(), place / "own.safetensors")
     for split, value in (("train", 90), ("test", 250)):
         stream = io.BytesIO()
         Image.new("RGB", (32, 32), (value, value, value)).save(stream, "PNG")

@@ -84,8 +84,8 @@ def convmixer_digits() -> nn.Module:
 def mixer_cifar10() -> nn.Module:
     """timm's MLP-Mixer for CIFAR-10: 64 tokens, 64 channels, 4 blocks, 154,058 parameters.
 
-    ``qplug zoo train mixer_cifar10 --data …`` (seed 0, 25 epochs) gave 76.60 % top-1 on 8,000 test images, in 25 minutes
-    of one core.
+    ``qplug zoo train mixer_cifar10 --data …`` (seed 0, 25 epochs) gave 76.60 % top-1 on 8,000 test images, in 25
+    minutes of one core.
     """
     from timm.models.mlp_mixer import MlpMixer
 
