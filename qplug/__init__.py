@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from qplug.quantizers.search import line_search
     from qplug.recipe import Recipe, load_recipe
     from qplug.reconstruct import Block, OutputLoss, Rate, Reconstruction, Unit
+    from qplug.schedule import Schedule
     from qplug.sensitivity import SqnrTable
     from qplug.sensitivity.hessian import Trace, hessian_traces
     from qplug.stats import SiteStats
@@ -70,6 +71,7 @@ _PUBLIC = {
     "qplug.quantizers.search": ("line_search",),
     "qplug.recipe": ("Recipe", "load_recipe"),
     "qplug.reconstruct": ("Block", "OutputLoss", "Rate", "Reconstruction", "Unit"),
+    "qplug.schedule": ("Schedule",),
     "qplug.sensitivity": ("SqnrTable",),
     "qplug.sensitivity.hessian": ("Trace", "hessian_traces"),
     "qplug.stats": ("SiteStats",),
@@ -118,6 +120,7 @@ __all__ = [
     "RegionQuantizer",
     "Rewrite",
     "RunResult",
+    "Schedule",
     "Site",
     "SiteKind",
     "SiteStats",

@@ -208,6 +208,7 @@ def run(
                 },
                 advance,
             )
+        warnings += found.notes()
 
     if trainer is not None and recipe.qat is not None:
         with clock.stage("qat", trainer.steps(recipe.qat)) as advance:

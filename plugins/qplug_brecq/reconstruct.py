@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-import qplug
-from qplug import LossName, Technique, hookimpl
+from qplug import Schedule, Technique, hookimpl
 
 if TYPE_CHECKING:
     from qplug import Block, Learner, Reconstruction
 
 
-Exponent = Annotated[float, Field(ge=1.0, le=100.0)]
-
-
-class _Settings(qplug.Config):
+class _Settings(Schedule):
     """What both take."""
 
-    iterations: int = Field(20_000, ge=1, le=1_000_000, description="steps of Adam for each block or operation")
-    batch_size: int = Field(32, ge=1, le=4096, description="images of each step")
     rounding_rate: float | None = Field(
         None, gt=0.0, le=1.0, description="Adam's learning rate of the soft bits; null: 1e-3 × (20,000/iterations)^1.25"
     )
-    weight: float = Field(0.01, ge=0.0, le=1e3, description="λ, weight of the penalty of soft bits, without unit")
-    beta: tuple[Exponent, Exponent] = Field((20.0, 2.0), description="the penalty's exponent, at first and at last")
-    warmup: float = Field(0.2, ge=0.0, lt=1.0, description="share of the iterations before the penalty sets in")
-    loss: LossName = Field("mse", description="what an error of the output costs; AdaRound's and QDrop's is mse")
-
-    def common(self) -> dict[str, Any]:
-        """The fields of ``Reconstruction`` that bear the same names."""
-        names = ("iterations", "batch_size", "weight", "beta", "warmup", "loss")
-        return {name: getattr(self, name) for name in names}
 
 
 def roundings(block: Block, learn_scale: bool = False) -> dict[str, Learner]:
@@ -72,7 +57,7 @@ class AdaRound(Technique):
         if not learners:
             return None
         rates = {"codes": Rate.suited(self.config.rounding_rate, 1e-3, self.config.iterations)}
-        return Reconstruction(learners, rates, each_operation=True, **self.config.common())
+        return Reconstruction(learners, rates, each_operation=True, **self.config.scheduled())
 
 
 class Brecq(Technique):
@@ -124,4 +109,4 @@ class Brecq(Technique):
             "scales": Rate.suited(config.scale_rate, 4e-5, config.iterations, cosine=True),
             "steps": Rate.suited(config.step_rate, 4e-5, config.iterations, cosine=True),
         }
-        return Reconstruction(learners, rates, keep=config.keep, **config.common())
+        return Reconstruction(learners, rates, keep=config.keep, **config.scheduled())

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-import qplug
-from qplug import LossName, Technique, hookimpl
+from qplug import Schedule, Technique, hookimpl
 
 if TYPE_CHECKING:
     from qplug import Block, Reconstruction
-
-Exponent = Annotated[float, Field(ge=1.0, le=100.0)]
 
 
 class Reconstruct(Technique):
@@ -34,7 +31,7 @@ class Reconstruct(Technique):
         "Jeon et al. 2022, Mr.BiQ: Post-Training Non-Uniform Quantization based on Minimizing the Reconstruction Error"
     )
 
-    class Config(qplug.Config):
+    class Config(Schedule):
         """The schedule."""
 
         use: Literal["mr_biq.reconstruct"] = Field("mr_biq.reconstruct", description="which technique this step is")
@@ -42,13 +39,6 @@ class Reconstruct(Technique):
         turn: Literal["together", "alone"] = Field(
             "together", description="whether the bits in which a weight's two nearest sums differ turn together"
         )
-        iterations: int = Field(20_000, ge=1, le=1_000_000, description="steps of Adam for each block")
-        batch_size: int = Field(32, ge=1, le=4096, description="images of a step")
-        weight: float = Field(0.01, ge=0.0, le=1e3, description="λ, weight of the penalty of soft bits, without unit")
-        beta: tuple[Exponent, Exponent] = Field(
-            (20.0, 2.0), description="first and last exponent of the penalty, without unit"
-        )
-        warmup: float = Field(0.2, ge=0.0, lt=1.0, description="share of the iterations without the penalty")
         scales_rate: float = Field(
             3.5e-4, gt=0.0, le=1.0, description="learning rate of alphas and offsets, in units of the weight; cosine"
         )
@@ -67,7 +57,6 @@ class Reconstruct(Technique):
         keep: float = Field(
             1.0, gt=0.0, le=1.0, description="share of activations that are quantised in a step (QDrop); 1: all of them"
         )
-        loss: LossName = Field("mse", description="what an error of the block's output costs; the paper's is mse")
 
     @hookimpl
     def qplug_reconstruct(self, block: Block) -> Reconstruction | None:
@@ -91,11 +80,6 @@ class Reconstruct(Technique):
                 "codes": Rate.suited(config.codes_rate, 1e-3, config.iterations),
                 "steps": Rate.suited(config.steps_rate, 4e-5, config.iterations, cosine=True),
             },
-            iterations=config.iterations,
-            batch_size=config.batch_size,
-            weight=config.weight,
-            beta=config.beta,
-            warmup=config.warmup,
             keep=config.keep,
-            loss=config.loss,
+            **config.scheduled(),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 HOOK = "qplug_reconstruct"
 SOFT = 0.05
 """How far a soft bit may be from 0 and from 1 to count as decided."""
+MANY = 0.05
+"""The share of a block's bits that may be undecided at the end without a word to the reader."""
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Reconstructor:
         recall: what need not be learned again, so that a run that was stopped goes on at the block where it was.
         loss: the recipe's ``calibration.loss``, for losses that weigh by its gradients.
         seed: the recipe's.
+        undecided: block or operation → the share of its bits that were still soft when they were rounded.
     """
 
     steps: Steps
@@ -59,6 +62,7 @@ class Reconstructor:
     recall: Recall
     loss: str
     seed: int
+    undecided: dict[str, float] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +95,18 @@ class Reconstructor:
                 _put(quantized, name, lower_block(self.backend, self.model, name, self.plan))
             gc.collect()  # lowered modules lie in reference cycles: without this those of many blocks are held
             advance(done + 1)
+
+    def notes(self) -> list[str]:
+        """Where more than ``MANY`` of the bits were undecided: rounding them undid some of what was learned."""
+        many = {unit: share for unit, share in self.undecided.items() if share > MANY}
+        if not many:
+            return []
+        worst = max(many, key=lambda unit: many[unit])
+        return [
+            f"in {len(many)} of {len(self.undecided)} reconstructions more than {MANY:.0%} of the bits were still soft "
+            f"when they were rounded, {many[worst]:.1%} in {worst}, which undoes a part of what was learned: raise the "
+            "penalty's weight or the iterations"
+        ]
 
     def blocks(self) -> list[str]:
         """The paths of all blocks, in the order of execution."""
@@ -135,8 +151,11 @@ class Reconstructor:
             if decision.site.name in mine:
                 self._take(decision, mine[decision.site.name], technique)
         after = self._error(unit, calls, inputs, loss)
-        note = f"{technique.name()}: error of {unit} {before:.4g} → {after:.4g}{undecided}"
-        if not after <= before:
+        note = f"{technique.name()}: error of {unit} {before:.4g} → {after:.4g}"
+        note += f", {undecided:.1%} of the bits still soft" if undecided else ""
+        if after <= before:
+            self.undecided[unit] = undecided
+        else:
             note += ", so the start was kept"
             for decision, weight in start.values():
                 self.plan.decisions[decision.site.name] = decision
@@ -216,9 +235,11 @@ class Reconstructor:
         decisions = self._decisions(name)
         weights = {d.site.name: self._weight(d).cpu() for d in decisions if d.site.kind.is_weight}
         about = {d.site.name: [d.quantizer.to_dict(), d.reason] for d in decisions}
-        return weights, None, {"decisions": about}
+        undecided = {unit: share for unit, share in self.undecided.items() if within(name, unit)}
+        return weights, None, {"decisions": about, "undecided": undecided}
 
     def _restore(self, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        self.undecided |= about["undecided"]
         for name, (quantizer, reason) in about["decisions"].items():
             decision = self.plan.decisions[name]
             if name in weights:
@@ -246,15 +267,14 @@ def _channel_axis(outputs: Tensor, weights: Sequence[Decision]) -> int:
     return channels[0] if len(channels) == 1 else 1 if weights[-1].site.kind is SiteKind.CONV_WEIGHT else -1
 
 
-def _undecided(learners: Iterable[Learner]) -> str:
-    """The share of soft bits farther than ``SOFT`` from 0 and from 1, in words; nothing where there are none."""
+def _undecided(learners: Iterable[Learner]) -> float:
+    """The share of soft bits farther than ``SOFT`` from 0 and from 1; 0 where there are none."""
     with torch.no_grad():
         soft = [bits.flatten() for bits in (learner.soft_bits() for learner in learners) if bits is not None]
     if not soft:
-        return ""
+        return 0.0
     bits = torch.cat(soft)
-    share = float(((bits > SOFT) & (bits < 1.0 - SOFT)).double().mean())
-    return f", {share:.1%} of the bits still soft" if share else ""
+    return float(((bits > SOFT) & (bits < 1.0 - SOFT)).double().mean())
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -12,6 +12,7 @@ from qplug.errors import PluginError
 from qplug.quantizers.learners import Learner
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.losses import OutputLoss
+from qplug.reconstruct.objective import Minimised, Objective, compiled
 from qplug.reconstruct.settings import Reconstruction
 
 EAGER = 3
@@ -23,7 +24,7 @@ class Step:
 
     Args:
         block: the lowered block, whose learners alone have gradients.
-        settings: learners, λ, and QDrop's share.
+        settings: learners, λ, QDrop's share, and whether iterations are compiled.
         calls: what the float block is given and gives.
         inputs: (images, …) what the quantised model before it gives, where ``calls`` are.
         loss: of the block's output, prepared, where ``calls`` are.
@@ -41,8 +42,9 @@ class Step:
         optimizer: torch.optim.Optimizer,
         batch: int,
     ) -> None:
-        self._block, self._settings, self._calls, self._inputs = block, settings, calls, inputs
-        self._loss, self._optimizer = loss, optimizer
+        self._keep, self._calls, self._inputs, self._optimizer = settings.keep, calls, inputs, optimizer
+        objective = Objective(block, settings.learners.values(), loss, settings.weight)
+        self._objective: Minimised = compiled(objective) if settings.compile else objective
         self.device = next(block.parameters()).device
         self.images = torch.zeros(batch, dtype=torch.int64, device=inputs.device)
         self.beta = torch.zeros((), device=self.device)
@@ -51,19 +53,17 @@ class Step:
 
     def __call__(self, penalised: bool) -> None:
         """One iteration of Adam, on the block's error and, where ``penalised``, on its soft bits."""
-        settings, images = self._settings, self.images
+        images = self.images
         given = self._inputs[images].to(self.device)
-        if settings.keep < 1.0:
-            given = mix(given, self._calls.inputs[images].to(self.device), settings.keep)
+        if self._keep < 1.0:
+            given = mix(given, self._calls.inputs[images].to(self.device), self._keep)
         args, kwargs = self._calls.arguments(given, images)
+        expected = self._calls.outputs[images].to(self.device)
         with torch.enable_grad():
-            loss = self._loss(self._block(*args, **kwargs) - self._calls.outputs[images].to(self.device), images)
-            self.finite += torch.isfinite(loss.detach())
-            if penalised:
-                penalties = [learner.penalty(self.beta) for learner in settings.learners.values()]
-                loss = loss + settings.weight * torch.stack(penalties).sum()
+            minimised, error = self._objective(args, kwargs, expected, images, self.beta if penalised else None)
+            self.finite += torch.isfinite(error)
             self._optimizer.zero_grad()
-            loss.backward()
+            minimised.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
 
 
