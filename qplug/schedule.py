@@ -25,7 +25,9 @@ class Schedule(Config):
     warmup: float = Field(0.2, ge=0.0, lt=1.0, description="share of the iterations before the penalty sets in")
     loss: LossName = Field("mse", description="what an error of the output costs; the papers' is mse")
     compile: bool = Field(
-        False, description="compute iterations by torch.compile, which needs a C++ compiler: faster after a minute"
+        False,
+        description="compute iterations by torch.compile: less time for each, after a minute or two for each kind of "
+        "block, so that it is for thousands of them; needs a C++ compiler on a CPU, Triton on CUDA",
     )
 
     def scheduled(self) -> dict[str, Any]:

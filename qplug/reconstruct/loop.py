@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from qplug.errors import PluginError
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.losses import OutputLoss
+from qplug.reconstruct.objective import compiling
 from qplug.reconstruct.settings import Reconstruction
 from qplug.reconstruct.step import Graphed, Step
 
@@ -31,7 +33,7 @@ def learn(block: nn.Module, settings: Reconstruction, calls: Calls, inputs: Tens
         loss: of the block's output, prepared, where the calls are.
 
     Raises:
-        PluginError: the error is not finite any more, or an iteration cannot be captured.
+        PluginError: the error is not finite any more, or an iteration cannot be captured or compiled.
     """
     block.requires_grad_(False)
     graphed = settings.graph and inputs.is_cuda
@@ -40,13 +42,14 @@ def learn(block: nn.Module, settings: Reconstruction, calls: Calls, inputs: Tens
     step = Step(block, settings, calls, inputs, loss, optimizer, batch)
     iterate: Callable[[bool], None] = Graphed(step) if graphed else step
     draws = _draws(len(inputs), batch)
-    for done in range(whole):
-        step.images.copy_(next(draws))
-        beta = _beta(done / whole, settings)
-        if beta is not None:
-            step.beta.fill_(beta)
-        iterate(beta is not None)
-        schedule.step()
+    with compiling() if settings.compile else nullcontext():
+        for done in range(whole):
+            step.images.copy_(next(draws))
+            beta = _beta(done / whole, settings)
+            if beta is not None:
+                step.beta.fill_(beta)
+            iterate(beta is not None)
+            schedule.step()
     finite = int(step.finite)
     if finite < whole:
         raise PluginError(

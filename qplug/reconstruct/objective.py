@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -12,8 +13,8 @@ from qplug.errors import PluginError
 from qplug.quantizers.learners import Learner
 from qplug.reconstruct.losses import OutputLoss
 
-VARIANTS = 256
-"""How often one objective is compiled: once for each shape and kind of block, with and without the penalty."""
+VARIANTS = 65_536
+"""How often ``Objective`` is compiled in one process: twice, without and with the penalty, for each kind of block."""
 
 Minimised: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 
@@ -49,22 +50,24 @@ class Objective(nn.Module):
 
 
 def compiled(objective: Objective) -> Minimised:
-    """The same by ``torch.compile``, whose elementwise passes over memory become one; blocks that are alike share it.
+    """The same by ``torch.compile``, which joins elementwise passes over memory; blocks that are alike share it."""
+    return torch.compile(objective, fullgraph=True, dynamic=False)
 
-    Calling it raises ``PluginError`` where it cannot be compiled.
-    """
-    made = torch.compile(objective, dynamic=False)
 
-    def call(*args: Any) -> tuple[Tensor, Tensor]:
-        try:
-            with torch._dynamo.config.patch(cache_size_limit=VARIANTS):  # above it iterations would be eager, unsaid
-                found: tuple[Tensor, Tensor] = made(*args)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            said = " ".join(str(error).split("\n\n")[0].split())  # what follows the first blank line is advice on logs
-            raise PluginError(
-                f"an iteration cannot be compiled: {said}",
-                fix="install a C++ compiler that torch.compile finds, or leave out compile",
-            ) from error
-        return found
+@contextmanager
+def compiling() -> Iterator[None]:
+    """What is ``compiled`` is called within it: ``PluginError`` where it, or its gradient, cannot be compiled."""
+    from torch._dynamo import config, exc
 
-    return call
+    try:
+        with config.patch(cache_size_limit=VARIANTS, accumulated_cache_size_limit=VARIANTS):
+            yield
+    except exc.TorchDynamoException as error:
+        cause = getattr(error, "inner_exception", error)
+        told = [line for line in str(cause).splitlines() if line.strip()]
+        reasons = [line.strip() for line in told[1:] if "error: " in line]  # a C++ compiler's own words
+        raise PluginError(
+            f"an iteration cannot be compiled: {' '.join([type(cause).__name__ + ':', *told[:1], *reasons[:1]])}",
+            fix="leave out compile, or let torch.compile find what it needs, a C++ compiler on a CPU, Triton on CUDA; "
+            "what fails without compile too is an error of a learner or of the loss",
+        ) from error

@@ -97,15 +97,15 @@ class Reconstructor:
             advance(done + 1)
 
     def notes(self) -> list[str]:
-        """Where more than ``MANY`` of the bits were undecided: rounding them undid some of what was learned."""
+        """Where more than ``MANY`` of the bits were undecided, one sentence."""
         many = {unit: share for unit, share in self.undecided.items() if share > MANY}
         if not many:
             return []
         worst = max(many, key=lambda unit: many[unit])
         return [
             f"in {len(many)} of {len(self.undecided)} reconstructions more than {MANY:.0%} of the bits were still soft "
-            f"when they were rounded, {many[worst]:.1%} in {worst}, which undoes a part of what was learned: raise the "
-            "penalty's weight or the iterations"
+            f"when they were rounded, {many[worst]:.1%} in {worst}, which undoes what was learned, in part or whole: "
+            "raise weight, that of the penalty, or iterations"
         ]
 
     def blocks(self) -> list[str]:
@@ -146,16 +146,14 @@ class Reconstructor:
         block = lower_block(self.backend, self.model, unit, _with_learners(self.plan, decisions, learned))
         with seeded(self.seed, technique.name(), unit), self.steps.blame(technique, HOOK, unit):
             learn(block.to(self.device), learned, calls, inputs, loss)
-        undecided = _undecided(mine.values())
+        self.undecided[unit] = undecided = _undecided(mine.values())
         for decision in decisions:
             if decision.site.name in mine:
                 self._take(decision, mine[decision.site.name], technique)
         after = self._error(unit, calls, inputs, loss)
         note = f"{technique.name()}: error of {unit} {before:.4g} → {after:.4g}"
         note += f", {undecided:.1%} of the bits still soft" if undecided else ""
-        if after <= before:
-            self.undecided[unit] = undecided
-        else:
+        if not after <= before:
             note += ", so the start was kept"
             for decision, weight in start.values():
                 self.plan.decisions[decision.site.name] = decision

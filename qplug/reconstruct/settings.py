@@ -73,8 +73,8 @@ class Reconstruction:
             so do those of the block's input, drawn anew in each step. 1 drops nothing.
         loss: what an error of the output costs: one of ``qplug.reconstruct.losses`` by name, or an object of one's own.
         each_operation: reconstruct the block's operations one after the other, as AdaRound does, not the block.
-        compile: compute iterations by ``torch.compile``: less time for each, after up to a minute for the first of a
-            kind of block; sums are rounded in another order.
+        compile: compute iterations by ``torch.compile``: less time for each, after up to two minutes for the first of a
+            kind of block. Sums are rounded in another order, and where activations are dropped others are.
         graph: on a CUDA device, replay the iteration as a CUDA graph; not where a learner waits for the host.
     """
 

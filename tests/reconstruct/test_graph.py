@@ -43,6 +43,10 @@ def test_replays_learn_what_eager_iterations_learn():
     assert float(graphed.log_factor.detach().abs().max()) > 1e-3
 
 
+def test_replays_of_compiled_iterations_learn_the_same():
+    assert torch.allclose(learned(compile=True).logits, learned(graph=False).logits, atol=1e-3)
+
+
 def test_the_same_seed_learns_the_same_and_every_replay_drops_anew():
     assert torch.equal(learned(keep=0.5).logits, learned(keep=0.5).logits)
     assert not torch.allclose(learned(keep=0.5).logits, learned().logits, atol=1e-3)
@@ -55,7 +59,7 @@ def test_a_learner_that_waits_for_the_host_is_told_what_to_do():
     assert torch.allclose(learned(Waiting, graph=False).logits, learned(graph=False).logits)
 
 
-@pytest.mark.parametrize("more", [{}, {"keep": 0.5}, {"loss": "fisher"}])
+@pytest.mark.parametrize("more", [{}, {"keep": 0.5}, {"loss": "fisher"}, {"compile": True}])
 def test_a_run_on_the_device_reconstructs_as_on_the_cpu(more, tmp_path):
     registry = toy_registry(Brecq)
     recipe = toy_recipe(Brecq, registry=registry, bits=3, iterations=100, batch_size=4, rounding_rate=0.02, **more)

@@ -1,30 +1,50 @@
 """Compiled iterations: the same learning as without torch.compile, and an error that says what to do without it."""
 
+import shutil
+
 import pytest
 import torch
 import torch._dynamo
+import torch._dynamo.utils
 import torch._inductor.config
 from mr_biq_toys import coded
-from qplug_brecq import AdaRound
+from qplug_brecq import AdaRound, Brecq
 from qplug_brecq.rounding import LearnedRounding
 from qplug_mr_biq.learner import SoftBinaryCoding
 from test_loop import RATES, Layer, problem
 from test_run import errors
+from torch import nn
 
-from qplug import PluginError, Reconstruction
+from qplug import LearnedStep, LogQuantizer, PluginError, Reconstruction, UniformQuantizer
 from qplug.pipeline import run
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.loop import learn
 from qplug.reconstruct.losses import MeanSquared
-from qplug.reconstruct.objective import Objective, compiled
+from qplug.reconstruct.objective import Objective, compiled, compiling
 from qplug.testing.run import toy_recipe, toy_registry
 
-LEARNERS = {
+WEIGHTS = {
     "rounding": LearnedRounding,
     "rounding and scale": lambda weight, grid: LearnedRounding(weight, grid, learn_scale=True),
     "codes together": lambda weight, grid: SoftBinaryCoding(weight, coded(weight).quantizer),
     "codes alone": lambda weight, grid: SoftBinaryCoding(weight, coded(weight).quantizer, turn="alone"),
 }
+STEPS = {
+    "symmetric": UniformQuantizer(torch.tensor(0.1), None, 4, True),
+    "asymmetric": UniformQuantizer(torch.tensor(0.1), torch.tensor(3.0), 4, False),
+    "logarithmic": LogQuantizer(2.0, 1, 4),
+}
+
+
+class Both(nn.Module):
+    """A linear that quantises its weight and its input."""
+
+    def __init__(self, weight, step):
+        super().__init__()
+        self.linear, self.step = Layer(weight), step
+
+    def forward(self, x):
+        return self.linear(self.step(x))
 
 
 def learned(**more):
@@ -57,43 +77,110 @@ def test_compiled_iterations_learn_what_eager_ones_learn():
     assert float(found.log_factor.detach().abs().max()) > 1e-3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [*LEARNERS.values()], ids=[*LEARNERS])
-def test_gradients_are_those_of_an_eager_iteration(make):
-    weight, x, grid = problem(outputs=8, inputs=16)
-    learner = make(weight, grid)
-    parameters = list(learner.parameters())
-    objective = Objective(Layer(learner), [learner], MeanSquared(), 0.25)
-    call = ([x], {}, x @ weight.T, torch.arange(len(x)), torch.tensor(5.0))
-    eager, found = (torch.autograd.grad(f(*call)[0], parameters) for f in (objective, compiled(objective)))
-    assert all(
-        torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(a.abs().max())) for a, b in zip(eager, found, strict=True)
-    )
+def gradients(objective, learners, call):
+    parameters = [parameter for learner in learners for learned in learner.learned().values() for parameter in learned]
+    return torch.autograd.grad(objective(*call)[0], parameters)
 
 
 @pytest.mark.slow
-def test_a_compiled_run_gains_what_an_eager_one_does():
-    """AdaRound's operations have more shapes than torch compiles of one function before it gives up, unsaid."""
-    registry = toy_registry(AdaRound)
-    more = {"bits": 3, "iterations": 100, "batch_size": 4, "rounding_rate": 0.02}
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        eager, found = (
-            errors(run(toy_recipe(AdaRound, registry=registry, compile=compiles, **more), registry=registry).plan)
-            for compiles in (False, True)
-        )
-    assert len(eager) > 8
-    assert found.keys() == eager.keys()
-    gains = [sum(after for _, after in x.values()) / sum(before for before, _ in x.values()) for x in (eager, found)]
-    assert gains[1] == pytest.approx(gains[0], abs=0.05)
+@pytest.mark.parametrize(
+    ("weight", "step"),
+    [*((weight, "asymmetric") for weight in WEIGHTS), ("rounding", "symmetric"), ("rounding", "logarithmic")],
+)
+def test_gradients_are_those_of_an_eager_iteration(weight, step):
+    original, x, grid = problem(outputs=8, inputs=16)
+    learners = [WEIGHTS[weight](original, grid), LearnedStep(STEPS[step], zero_point=True)]
+    objective = Objective(Both(*learners), learners, MeanSquared(), 0.25)
+    call = ([x], {}, x @ original.T, torch.arange(len(x)), torch.tensor(5.0))
+    with compiling():
+        found = gradients(compiled(objective), learners, call)
+    for ours, eager in zip(found, gradients(objective, learners, call), strict=True):
+        assert float(eager.abs().max()) > 0.0
+        assert torch.allclose(ours, eager, rtol=1e-4, atol=1e-4 * float(eager.abs().max()))
+
+
+def reconstructed(technique, **more):
+    registry = toy_registry(technique)
+    recipe = toy_recipe(technique, registry=registry, bits=3, batch_size=4, rounding_rate=0.02, compile=True, **more)
+    return errors(run(recipe, registry=registry).plan)
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_error_says_what_to_do():
-    """A layer of a shape that nothing else here compiles, so that no cache answers."""
+@pytest.mark.parametrize("loss", ["mse", "fisher", "low_rank"])
+def test_every_iteration_of_a_run_has_an_eager_ones_gradients(loss, monkeypatch):
+    apart = []
+
+    def watched(objective):
+        made = compiled(objective)
+
+        def call(*args):
+            parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+            found, eager = (torch.autograd.grad(f(*args)[0], parameters) for f in (made, objective))
+            differences = (float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, eager, strict=True))
+            apart.append(max(differences))
+            return made(*args)
+
+        return call
+
+    monkeypatch.setattr("qplug.reconstruct.step.compiled", watched)
+    blocks = reconstructed(Brecq, iterations=5, loss=loss)
+    assert len(apart) == 5 * len(blocks)
+    assert max(apart) < 1e-3
+
+
+@pytest.mark.slow
+def test_a_run_that_drops_activations_is_compiled_too_and_learns_the_same_again():
+    once, again = (reconstructed(Brecq, iterations=100, keep=0.5) for _ in range(2))
+    assert once == again
+    before, after = map(sum, zip(*once.values(), strict=True))
+    assert after < 0.9 * before
+
+
+@pytest.mark.slow
+def test_operations_that_are_alike_share_what_was_compiled_and_all_are():
+    """AdaRound on a toy of 6 kinds of operations, each without and with the penalty, where torch gives up at 8."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    assert len(reconstructed(AdaRound, iterations=10)) == 10
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 12
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch):
+    """What is said of a learner that cannot be compiled, where no cache answers."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     weight, x, grid = problem(outputs=5, inputs=7)
-    found = LearnedRounding(weight, grid)
-    settings = Reconstruction({"w": found}, RATES, iterations=2, batch_size=8, compile=True)
-    without = {"cpp.cxx": (None, "/nonexistent/g++"), "force_disable_caches": True}
-    with torch._inductor.config.patch(without), pytest.raises(PluginError, match="nonexistent") as told:
-        learn(Layer(found), settings, Calls(x, {}, x @ weight.T), x, MeanSquared())
-    assert "leave out compile" in str(told.value)
+
+    def said(learner):
+        found = learner(weight, grid)
+        settings = Reconstruction({"w": found}, RATES, iterations=2, batch_size=8, compile=True)
+        with pytest.raises(PluginError, match="leave out compile") as told:
+            learn(Layer(found), settings, Calls(x, {}, x @ weight.T), x, MeanSquared())
+        return str(told.value)
+
+    return said
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_error_says_what_to_do(refused):
+    with torch._inductor.config.patch({"cpp.cxx": (None, "/nonexistent/g++")}):
+        assert "nonexistent" in refused(LearnedRounding)
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_quoted(refused, tmp_path):
+    compiler = tmp_path / "g++"
+    fails = 'for a; do case $a in *.cpp) echo "$a:1: error: no header" >&2; exit 1;; esac; done'
+    compiler.write_text(f'#!/bin/sh\n{fails}\nexec {shutil.which("g++")} "$@"\n')
+    compiler.chmod(0o755)
+    with torch._inductor.config.patch({"cpp.cxx": (None, str(compiler))}):
+        assert "error: no header" in refused(LearnedRounding)
+
+
+@pytest.mark.slow
+def test_a_learner_that_cannot_be_compiled_is_refused(refused):
+    class Waiting(LearnedRounding):
+        def forward(self, x):
+            return super().forward(x) if self.logits.detach().sum() < 1e9 else x
+
+    assert "Unsupported" in refused(Waiting)
