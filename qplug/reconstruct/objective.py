@@ -14,7 +14,7 @@ from qplug.quantizers.learners import Learner
 from qplug.reconstruct.losses import OutputLoss
 
 VARIANTS = 65_536
-"""How often ``Objective`` is compiled in one process: twice, without and with the penalty, for each kind of block."""
+"""How often ``Objective`` may be compiled in a process: without and with the penalty, for each kind of block."""
 
 Minimised: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 
@@ -57,7 +57,7 @@ def compiled(objective: Objective) -> Minimised:
 @contextmanager
 def compiling() -> Iterator[None]:
     """What is ``compiled`` is called within it: ``PluginError`` where it, or its gradient, cannot be compiled."""
-    from torch._dynamo import config, exc
+    from torch._dynamo import config, exc  # takes seconds to import, which only those who compile shall wait
 
     try:
         with config.patch(cache_size_limit=VARIANTS, accumulated_cache_size_limit=VARIANTS):
