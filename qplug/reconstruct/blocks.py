@@ -51,14 +51,20 @@ def called(model: nn.Module, names: Iterable[str], image: Tensor) -> list[str]:
 
 def lower_block(backend: Backend, model: nn.Module, name: str, plan: Plan) -> nn.Module:
     """A copy of the block ``name`` of the float ``model`` with the quantizers that ``plan`` has there."""
-    block = copy.deepcopy(model.get_submodule(name))
-    frame: nn.Module = block
-    for leaf in reversed(name.split(".")):  # the backend finds modules by their paths in the whole model
-        holder = nn.Module()
-        holder.add_module(leaf, frame)
-        frame = holder
+    frame = nn.Module()
+    put(frame, name, copy.deepcopy(model.get_submodule(name)))  # the backend finds modules by their paths in the model
     inside = {key: d for key, d in plan.decisions.items() if within(name, d.site.module)}
     return backend.apply(frame, Plan(inside)).get_submodule(name)
+
+
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` at the path ``name`` of ``model``, in the place of what is there; parents that lack are made."""
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        if not hasattr(model, parent):
+            model.add_module(parent, nn.Module())
+        model = model.get_submodule(parent)
+    setattr(model, leaf, module)
 
 
 def within(block: str, module: str) -> bool:

@@ -17,8 +17,8 @@ from qplug.memory import fits
 from qplug.plan import Decision, Plan
 from qplug.quantizers import Quantizer
 from qplug.quantizers.learners import Learner
-from qplug.reconstruct.blocks import called, find_blocks, lower_block, within
-from qplug.reconstruct.capture import Calls, capture
+from qplug.reconstruct.blocks import called, find_blocks, lower_block, put, within
+from qplug.reconstruct.capture import Calls, Forwards
 from qplug.reconstruct.loop import learn
 from qplug.reconstruct.losses import LOSSES, OutputLoss, Unit
 from qplug.reconstruct.settings import Block, Reconstruction
@@ -76,8 +76,8 @@ class Reconstructor:
             depends_on: what the result depends on beside the techniques, as ``content_key`` takes it.
             advance: called with the blocks done.
         """
-        float_model = copy.deepcopy(self.model)
-        quantized = self.backend.apply(copy.deepcopy(self.model), self.plan)
+        floats = Forwards(copy.deepcopy(self.model), self.batches)
+        quantized = Forwards(self.backend.apply(copy.deepcopy(self.model), self.plan), self.batches)
         techniques = self.recall.identities(self.steps.techniques)
         for done, name in enumerate(self.blocks()):
             answer = self.steps.first(HOOK, block=self._block(name))
@@ -86,13 +86,12 @@ class Reconstructor:
                 self._check(technique, settings, name)
                 slot = self.recall.slot("reconstruction", lambda: {**depends_on(), "by": techniques, "block": name})  # noqa: B023
                 if techniques is None or slot.tensors is None:
-                    for unit in self._units(name, settings):
-                        self._learn(unit, technique, settings, float_model, quantized)
+                    self._learn_block(name, technique, settings, floats, quantized)
                     if techniques is not None:
                         slot.keep(*self._kept(name))
                 else:
                     self._restore(slot.tensors, slot.about)
-                _put(quantized, name, lower_block(self.backend, self.model, name, self.plan))
+                put(quantized.model, name, lower_block(self.backend, self.model, name, self.plan))
             gc.collect()  # lowered modules lie in reference cycles: without this those of many blocks are held
             advance(done + 1)
 
@@ -124,6 +123,18 @@ class Reconstructor:
         assert isinstance(weight, Tensor)
         return weight.detach()
 
+    def _learn_block(
+        self, name: str, technique: Technique, settings: Reconstruction, floats: Forwards, quantized: Forwards
+    ) -> None:
+        """Learn all units of a block."""
+        units = self._units(name, settings)
+        if units != [name]:
+            floats = floats.within(name)
+            with self.backend.inference(quantized.model):
+                quantized = quantized.within(name)
+        for unit in units:
+            self._learn(unit, technique, settings, floats, quantized)
+
     def _units(self, name: str, settings: Reconstruction) -> list[str]:
         """The block, or its operations with weights in the order of execution."""
         if not settings.each_operation:
@@ -132,14 +143,14 @@ class Reconstructor:
         return called(self.model, operations, self.batches[0][:1])
 
     def _learn(
-        self, unit: str, technique: Technique, settings: Reconstruction, float_model: nn.Module, quantized: nn.Module
+        self, unit: str, technique: Technique, settings: Reconstruction, floats: Forwards, quantized: Forwards
     ) -> None:
         """Learn one unit, and put what it has become into the model, the plan and the quantised model."""
         decisions = self._decisions(unit)
         mine = {d.site.name: settings.learners[d.site.name] for d in decisions if d.site.name in settings.learners}
         if not mine:
             return
-        calls, inputs, loss = self._observe(unit, technique, settings, float_model, quantized)
+        calls, inputs, loss = self._observe(unit, technique, settings, floats, quantized)
         before = self._error(unit, calls, inputs, loss)
         start = {d.site.name: (d, self._weight(d).clone() if d.site.kind.is_weight else None) for d in decisions}
         learned = replace(settings, learners=mine)
@@ -162,15 +173,15 @@ class Reconstructor:
         for decision in decisions:
             now = self.plan.decisions[decision.site.name]
             self.plan.decisions[decision.site.name] = replace(now, reason=f"{now.reason}; {note}")
-        _put(quantized, unit, lower_block(self.backend, self.model, unit, self.plan))
+        put(quantized.model, unit, lower_block(self.backend, self.model, unit, self.plan))
 
     def _observe(
-        self, unit: str, technique: Technique, settings: Reconstruction, float_model: nn.Module, quantized: nn.Module
+        self, unit: str, technique: Technique, settings: Reconstruction, floats: Forwards, quantized: Forwards
     ) -> tuple[Calls, Tensor, OutputLoss]:
         """What the float unit is given and gives, what the quantised one is given, and the loss that is asked for."""
-        calls = capture(float_model, unit, self.batches)
-        with self.backend.inference(quantized):
-            inputs = capture(quantized, unit, self.batches).inputs
+        calls = floats.capture(unit)
+        with self.backend.inference(quantized.run):
+            inputs = quantized.capture(unit).inputs
         axis = _channel_axis(calls.outputs, [d for d in self._decisions(unit) if d.site.kind.is_weight])
         loss = LOSSES[settings.loss]() if isinstance(settings.loss, str) else settings.loss
         block = lower_block(self.backend, self.model, unit, self.plan)
@@ -179,7 +190,7 @@ class Reconstructor:
             self.backend.inference(block),
             seeded(self.seed, technique.name(), unit, "loss"),
         ):
-            loss.prepare(Unit(unit, float_model, block, self.batches, axis, self.loss, self.seed))
+            loss.prepare(Unit(unit, floats.model, block, self.batches, axis, self.loss, self.seed))
         needed = 2 * calls.bytes + sum(kept.numel() * kept.element_size() for kept in loss.buffers())
         if fits(needed, self.device):
             return calls.to(self.device), inputs.to(self.device), loss.to(self.device)
@@ -273,8 +284,3 @@ def _undecided(learners: Iterable[Learner]) -> float:
         return 0.0
     bits = torch.cat(soft)
     return float(((bits > SOFT) & (bits < 1.0 - SOFT)).double().mean())
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)

@@ -11,7 +11,7 @@ from torch import nn
 from qplug import InputError
 from qplug.models.blocks import BLOCKS
 from qplug.reconstruct.blocks import find_blocks, within
-from qplug.reconstruct.capture import capture
+from qplug.reconstruct.capture import Forwards, capture
 from qplug.testing.toys import toy_images, toy_vit
 
 
@@ -106,6 +106,44 @@ def test_other_arguments_follow_their_images_or_stay_the_same():
     assert torch.allclose(model.block(*args, **kwargs), model(images)[picked])
     assert kwargs["scale"] == 2.0
     assert kwargs["bias"] is bias
+
+
+def test_within_a_block_calls_are_those_of_the_whole_forward_and_nothing_before_it_runs():
+    model, found = sited(toy_vit(), toy_images(1))
+    batches = toy_images(5).split(2)
+    block = Forwards(model, batches).within("blocks.1")
+    model.blocks[0].register_forward_pre_hook(lambda *_: pytest.fail("what lies before the block was run"))
+    replayed = [block.capture(operation) for operation in operations(found) if within("blocks.1", operation)]
+    model.blocks[0]._forward_pre_hooks.clear()
+    whole = [capture(model, operation, batches) for operation in operations(found) if within("blocks.1", operation)]
+    assert len(whole) > 4
+    for one, other in zip(replayed, whole, strict=True):
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.outputs, other.outputs)
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x, mask, *, scale):
+        return self.inner(x * mask * scale)
+
+
+def test_within_a_block_the_other_arguments_are_there_and_a_changed_block_is_run():
+    model = Sequence(lambda m, x: m.outer.block(x, (x.sum(1, keepdim=True) > 0).float(), scale=2.0), outer=nn.Module())
+    model.outer.block = Masked()
+    batches = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).split(2)
+    block = Forwards(model, batches).within("outer.block")
+    model.outer.block.inner = nn.Linear(4, 3)
+    calls, whole = block.capture("outer.block.inner"), capture(model, "outer.block.inner", batches)
+    assert torch.equal(calls.inputs, whole.inputs)
+    assert torch.equal(calls.outputs, whole.outputs)
+    model.outer.block.inner = nn.Flatten(0)
+    with pytest.raises(InputError) as refused:
+        block.capture("outer.block.inner")
+    assert refused.value.where == "outer.block.inner"
 
 
 def test_a_block_that_is_called_twice_is_refused():
