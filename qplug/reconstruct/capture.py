@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from qplug.errors import InputError
-from qplug.reconstruct.blocks import put
 
 
 @dataclass(frozen=True)
@@ -20,34 +19,31 @@ class Calls:
 
     Attributes:
         inputs: (images, …) its first argument.
-        rest: its other arguments, by place or name: (images, …) where they have an entry for every image, and else what
-            they were, the same for every batch.
         outputs: (images, …).
+        by_image: its other arguments that have an entry for every image, by place or name: (images, …).
+        fixed: its other arguments that are the same for every batch.
     """
 
     inputs: Tensor
-    rest: dict[int | str, Any]
     outputs: Tensor
+    by_image: dict[int | str, Tensor] = field(default_factory=dict)
+    fixed: dict[int | str, Any] = field(default_factory=dict)
 
     def arguments(self, inputs: Tensor, images: Tensor) -> tuple[list[Any], dict[str, Any]]:
         """The call's arguments for these ``images`` (int64, where the calls are), the first being ``inputs``."""
-        taken = {key: x[images].to(inputs.device) if self._by_image(x) else x for key, x in self.rest.items()}
+        taken = self.fixed | {key: x[images].to(inputs.device) for key, x in self.by_image.items()}
         places = sorted(key for key in taken if isinstance(key, int))
         return [inputs, *(taken[place] for place in places)], {k: v for k, v in taken.items() if isinstance(k, str)}
 
     def to(self, device: torch.device) -> Calls:
         """The same on ``device``."""
-        rest = {key: x.to(device) if self._by_image(x) else x for key, x in self.rest.items()}
-        return Calls(self.inputs.to(device), rest, self.outputs.to(device))
+        by_image = {key: x.to(device) for key, x in self.by_image.items()}
+        return Calls(self.inputs.to(device), self.outputs.to(device), by_image, self.fixed)
 
     @property
     def bytes(self) -> int:
         """Memory of all that there is for every image."""
-        kept = [self.inputs, self.outputs, *(x for x in self.rest.values() if self._by_image(x))]
-        return sum(x.numel() * x.element_size() for x in kept)
-
-    def _by_image(self, value: object) -> TypeGuard[Tensor]:
-        return _has_rows(value, len(self.inputs))
+        return sum(x.numel() * x.element_size() for x in (self.inputs, self.outputs, *self.by_image.values()))
 
 
 class _Enough(Exception):
@@ -58,7 +54,8 @@ def capture(model: nn.Module, name: str, batches: Sequence[Tensor]) -> Calls:
     """The calls of the module ``name`` while ``model`` sees ``batches``, (B, C, H, W) each; nothing behind it runs.
 
     Raises:
-        InputError: the module is not called, or called again, or not with a batch first.
+        InputError: the module is not called, or called again, or not with a batch first, or with something that is
+            neither by image nor the same for every batch.
     """
     seen: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]] = []
 
@@ -67,7 +64,7 @@ def capture(model: nn.Module, name: str, batches: Sequence[Tensor]) -> Calls:
         seen.append(((args[0].cpu(), *args[1:]), kwargs, out.cpu()))  # at once: not all of them need fit on the device
         raise _Enough
 
-    _check_calls(model, name, batches[0][:1])
+    one = _one_call(model, name, batches[0][:1])
     handle = model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
     try:
         with torch.no_grad():
@@ -76,62 +73,38 @@ def capture(model: nn.Module, name: str, batches: Sequence[Tensor]) -> Calls:
                     model(batch)
     finally:
         handle.remove()
-    args, kwargs, _ = seen[0]
-    rest: dict[int | str, Any] = {}
-    for key in (*range(1, len(args)), *kwargs):
-        values = [kw[key] if isinstance(key, str) else a[key] for a, kw, _ in seen]
-        each = all(_has_rows(value, len(a[0])) for value, (a, _, _) in zip(values, seen, strict=True))
-        rest[key] = torch.cat(values).cpu() if each else values[0]
-    return Calls(torch.cat([a[0] for a, _, _ in seen]), rest, torch.cat([out for _, _, out in seen]))
+    return Calls(
+        torch.cat([args[0] for args, _, _ in seen]),
+        torch.cat([out for _, _, out in seen]),
+        *_sorted(name, one, [(len(args[0]), _others(args, kwargs)) for args, kwargs, _ in seen]),
+    )
 
 
-@dataclass(frozen=True)
-class Forwards:
-    """The forwards of a model over all calibration images, from which the calls of its modules are captured.
-
-    Attributes:
-        model: the model.
-        batches: its images, (B, C, H, W) each, or for ``replayed`` their places, (B,) int64 each.
-        replayed: one block of the model, which is run instead of it.
-    """
-
-    model: nn.Module
-    batches: Sequence[Tensor]
-    replayed: nn.Module | None = None
-
-    @property
-    def run(self) -> nn.Module:
-        """What is run: the model, or one block of it."""
-        return self.model if self.replayed is None else self.replayed
-
-    def capture(self, name: str) -> Calls:
-        """The calls of the module ``name``, as ``capture`` gives them."""
-        return capture(self.run, name, self.batches)
-
-    def within(self, block: str) -> Forwards:
-        """For modules within ``block``: what lies before the block need not be run again for each of them."""
-        calls = self.capture(block)
-        places = torch.split(torch.arange(len(calls.inputs)), [len(batch) for batch in self.batches])
-        return Forwards(self.model, places, _Replayed(self.model, block, calls, self.batches[0].device))
+def _sorted(
+    name: str, one: dict[int | str, Any], calls: Sequence[tuple[int, dict[int | str, Any]]]
+) -> tuple[dict[int | str, Tensor], dict[int | str, Any]]:
+    """The other arguments by image, and those that are fixed, of ``calls`` for so many images each and of ``one``'s."""
+    by_image: dict[int | str, Tensor] = {}
+    fixed: dict[int | str, Any] = {}
+    for key, first in calls[0][1].items():
+        values = [given[key] for _, given in calls]
+        # What has as many rows as a batch by accident still has them where there is one image.
+        if _has_rows(one.get(key), 1) and all(_has_rows(given[key], images) for images, given in calls):
+            by_image[key] = torch.cat(values).cpu()
+        elif all(_same(first, value) for value in values[1:]):
+            fixed[key] = first
+        else:
+            what = f"argument {key!r} of its call is another for each batch, and has no entry for every image"
+            raise InputError(f"{what}, so it cannot be reconstructed", where=name)
+    return by_image, fixed
 
 
-class _Replayed(nn.Module):
-    """The model's own ``block`` at its own path, called as it was when ``calls`` were captured."""
-
-    def __init__(self, model: nn.Module, block: str, calls: Calls, device: torch.device) -> None:
-        super().__init__()
-        put(self, block, model.get_submodule(block))
-        self._block, self._calls, self._device = block, calls, device
-
-    def forward(self, images: Tensor) -> Tensor:
-        args, kwargs = self._calls.arguments(self._calls.inputs[images].to(self._device), images)
-        outputs: Tensor = self.get_submodule(self._block)(*args, **kwargs)
-        return outputs
-
-
-def _check_calls(model: nn.Module, name: str, image: Tensor) -> None:
-    calls: list[None] = []
-    handle = model.get_submodule(name).register_forward_pre_hook(lambda *_: calls.append(None))
+def _one_call(model: nn.Module, name: str, image: Tensor) -> dict[int | str, Any]:
+    """The other arguments of the module's only call for one image."""
+    calls: list[dict[int | str, Any]] = []
+    handle = model.get_submodule(name).register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(_others(args, kwargs)), with_kwargs=True
+    )
     try:
         with torch.no_grad():
             model(image)
@@ -140,6 +113,12 @@ def _check_calls(model: nn.Module, name: str, image: Tensor) -> None:
     if len(calls) != 1:
         how = f"calls this {len(calls)} times" if calls else "does not call this block"
         raise InputError(f"the model {how}, so it cannot be reconstructed", where=name)
+    return calls[0]
+
+
+def _others(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, Any]:
+    others: dict[int | str, Any] = dict(enumerate(args[1:], 1))
+    return others | kwargs
 
 
 def _check(name: str, args: tuple[Any, ...], out: object, images: int) -> None:
@@ -148,9 +127,18 @@ def _check(name: str, args: tuple[Any, ...], out: object, images: int) -> None:
     raise InputError(
         "what is reconstructed has a first argument and a result that are tensors with an entry for every image",
         where=name,
-        fix="leave it to no technique that reconstructs it: reconstruct whole blocks, or narrow what they match",
+        fix="reconstruct whole blocks, as brecq.brecq does, instead of each operation: one that sees windows has none",
     )
 
 
 def _has_rows(value: object, count: int) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two values of an argument are equal, as far as what they are can be compared."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one == other if isinstance(one, (int, float, str)) else type(one) is type(other)

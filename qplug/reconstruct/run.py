@@ -18,7 +18,8 @@ from qplug.plan import Decision, Plan
 from qplug.quantizers import Quantizer
 from qplug.quantizers.learners import Learner
 from qplug.reconstruct.blocks import called, find_blocks, lower_block, put, within
-from qplug.reconstruct.capture import Calls, Forwards
+from qplug.reconstruct.capture import Calls
+from qplug.reconstruct.forwards import Forwards
 from qplug.reconstruct.loop import learn
 from qplug.reconstruct.losses import LOSSES, OutputLoss, Unit
 from qplug.reconstruct.settings import Block, Reconstruction

@@ -11,7 +11,8 @@ from torch import nn
 from qplug import InputError
 from qplug.models.blocks import BLOCKS
 from qplug.reconstruct.blocks import find_blocks, within
-from qplug.reconstruct.capture import Forwards, capture
+from qplug.reconstruct.capture import capture
+from qplug.reconstruct.forwards import Forwards
 from qplug.testing.toys import toy_images, toy_vit
 
 
@@ -144,6 +145,25 @@ def test_within_a_block_the_other_arguments_are_there_and_a_changed_block_is_run
     with pytest.raises(InputError) as refused:
         block.capture("outer.block.inner")
     assert refused.value.where == "outer.block.inner"
+
+
+@pytest.mark.parametrize(("images", "batch", "rows"), [(6, 3, 6), (6, 3, 3), (4, 4, 4), (6, 4, 1)])
+def test_an_argument_as_long_as_a_batch_or_as_all_images_is_no_argument_by_image(images, batch, rows):
+    """Each image alone would have it as long."""
+    bias = torch.arange(float(rows)).view(rows, 1)
+    model = Sequence(lambda m, x: m.block(x, 1.0, bias=bias), block=Two())
+    x = torch.randn(images, rows, 2, generator=torch.Generator().manual_seed(0))
+    calls, picked = capture(model, "block", x.split(batch)), torch.tensor([2, 0, 1])
+    args, kwargs = calls.arguments(calls.inputs[picked], picked)
+    assert torch.equal(model.block(*args, **kwargs), model(x)[picked])
+    assert kwargs["bias"] is bias
+
+
+def test_an_argument_that_is_another_for_each_batch_is_refused():
+    model = Sequence(lambda m, x: m.block(x, 1.0, bias=x.mean((0, 1))), block=Two())
+    with pytest.raises(InputError, match="argument 'bias' of its call is another for each batch") as refused:
+        capture(model, "block", torch.randn(6, 3, 2).split(3))
+    assert refused.value.where == "block"
 
 
 def test_a_block_that_is_called_twice_is_refused():

@@ -49,7 +49,7 @@ def test_the_error_falls_under_each_loss(name):
     layer = Sequence(lambda m, x: x @ m.learner(x).T + bias, learner=learner, held=nn.Linear(1, 1))
     settings = Reconstruction({"w": learner}, {"codes": Rate(0.01)}, iterations=400, weight=0.1)
     y = model.block(x).detach()
-    learn(layer, settings, Calls(x, {}, y), x, loss)
+    learn(layer, settings, Calls(x, y), x, loss)
     after, before = (
         float(loss(x @ w.T + bias - y, torch.arange(128))) for w in (learner.harden()[1], grid.infer(weight))
     )

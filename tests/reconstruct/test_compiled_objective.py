@@ -52,7 +52,7 @@ def learned(**more):
     found = LearnedRounding(weight, grid, learn_scale=True)
     settings = Reconstruction({"w": found}, RATES, iterations=200, batch_size=64, weight=1.0, **more)
     torch.manual_seed(0)
-    learn(Layer(found), settings, Calls(x, {}, x @ weight.T), (x * 4).round() / 4, MeanSquared())
+    learn(Layer(found), settings, Calls(x, x @ weight.T), (x * 4).round() / 4, MeanSquared())
     return found
 
 
@@ -155,7 +155,7 @@ def refused(tmp_path, monkeypatch):
         found = learner(weight, grid)
         settings = Reconstruction({"w": found}, RATES, iterations=2, batch_size=8, compile=True)
         with pytest.raises(PluginError, match="leave out compile") as told:
-            learn(Layer(found), settings, Calls(x, {}, x @ weight.T), x, MeanSquared())
+            learn(Layer(found), settings, Calls(x, x @ weight.T), x, MeanSquared())
         return str(told.value)
 
     return said

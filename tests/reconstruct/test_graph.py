@@ -32,7 +32,7 @@ def learned(learner=LearnedRounding, iterations=200, **more):
     settings = Reconstruction({"w": found}, RATES, iterations=iterations, batch_size=64, weight=1.0, **more)
     torch.manual_seed(0)
     inputs = (x * 4).round().to(DEVICE) / 4
-    learn(Layer(found).to(DEVICE), settings, Calls(x, {}, x @ weight.T).to(DEVICE), inputs, MeanSquared())
+    learn(Layer(found).to(DEVICE), settings, Calls(x, x @ weight.T).to(DEVICE), inputs, MeanSquared())
     return found
 
 

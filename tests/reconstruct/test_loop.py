@@ -47,7 +47,7 @@ def learned(original, x, grid, **more):
     learner = LearnedRounding(original, grid, learn_scale=more.pop("learn_scale", False))
     settings = {"iterations": 1000, "batch_size": 64, "weight": 1.0, "warmup": 0.0, **more}
     torch.manual_seed(0)
-    calls = Calls(x, {}, x @ original.T)
+    calls = Calls(x, x @ original.T)
     learn(Layer(learner), Reconstruction({"w": learner}, RATES, **settings), calls, x, MeanSquared())
     return learner
 
