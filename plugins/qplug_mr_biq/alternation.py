@@ -27,15 +27,21 @@ def alternate(
         rows: the weights.
         scales: (rows, p) of the start.
         form: what they mean.
-        start: the codes of the start as ``sums_by_code``; those of the nearest levels by default.
+        start: the codes of the start as ``sums_by_code``, where they are not those of the nearest levels: scales for
+            these are a second start, and each row goes on from the better one.
 
     Returns:
         scales (rows, p) float64, and the squared error (rows,) of the nearest of their levels.
     """
     best, basis = scales.double().clone(), form.basis().to(scales.device)
     counts, totals, error = rows.split(*form.ordered(best))
-    if start is not None:
-        counts, totals = start
+    if start is not None:  # one round from these, which may gain nothing where the nearest levels' codes would
+        found = least_squares(*start, basis)
+        others = rows.split(*form.ordered(found))
+        better = others[2] < error
+        best[better] = found[better]
+        for kept, other in zip((counts, totals, error), others, strict=True):
+            kept[better] = other[better]
     active, known = torch.arange(len(best), device=best.device), error
     for _ in range(ROUNDS):
         found = least_squares(counts, totals, basis)

@@ -92,9 +92,10 @@ def test_the_alternation_in_float64(bits, draw):
         assert end == pytest.approx(squared, rel=1e-9)
 
 
-def test_least_squares_leaves_a_residual_that_no_bit_explains():
+@pytest.mark.parametrize(("rows", "n"), [(4, 300), (500, 16), (500, 9)])
+def test_least_squares_leaves_a_residual_that_no_bit_explains(rows, n):
     """At the end of the alternation Bᵀ(w − Bα) = 0, and no other sum is nearer to any weight."""
-    w = heavy(4, 300).double()
+    w = heavy(rows, n).double()
     alphas, codes = alternated(w, *greedy(w, 3))
     again, _ = alternated(w, alphas, codes)
     rest = w - sums(alphas).gather(1, codes)
