@@ -74,7 +74,7 @@ class Recall:
     ) -> None:
         self._cache, self._clock, self._quantizers = cache, clock, quantizers
         self._common: dict[str, Any] = {}
-        self._techniques: dict[int, list[Any] | None] = {}
+        self._makers: dict[int, list[Any] | None] = {}
         if cache is not None:
             parts = list(made_by)
             try:
@@ -147,34 +147,38 @@ class Recall:
         start = time.perf_counter()
         answer = ask()
         seconds = time.perf_counter() - start
-        if isinstance(answer, Choice) and seconds > WORTH and self._comes_back(answer.quantizer):
+        if isinstance(answer, Choice) and seconds > WORTH and self.comes_back(answer.quantizer):
             about = {"seconds": seconds, "quantizer": answer.quantizer.to_dict(), "reason": answer.reason}
             self._cache.store("quantizers", key, {}, about)
         return answer
 
-    def identities(self, techniques: Iterable[Technique]) -> list[Any] | None:
-        """What every technique is: its values and its code; ``None`` where the code of one is in no file."""
-        found = [self._identity(technique) for technique in techniques] if self._cache is not None else [None]
+    def identities(self, makers: Iterable[object]) -> list[Any] | None:
+        """What those are that make a quantised model, techniques and backend: each one's values and its code.
+
+        ``None`` where the code of one is in no file.
+        """
+        found = [self._identity(maker) for maker in makers] if self._cache is not None else [None]
         return None if None in found else found
+
+    def comes_back(self, quantizer: object) -> bool:
+        """Whether a file gives back this quantizer: one that derives from another may have the kind of that one."""
+        if not isinstance(quantizer, Quantizer) or quantizer.kind not in self._quantizers:
+            return False
+        return type(quantizer_of(quantizer.to_dict(), self._quantizers)) is type(quantizer)
 
     def quantizer(self, data: dict[str, Any]) -> Quantizer:
         """The quantizer that ``Quantizer.to_dict`` described."""
         return quantizer_of(data, self._quantizers)
 
-    def _identity(self, technique: Technique) -> list[Any] | None:
-        """Values and code of a technique, read once a run; ``None`` where the code is in no file."""
-        if id(technique) not in self._techniques:
+    def _identity(self, maker: object) -> list[Any] | None:
+        """Values and code of a technique or a backend, read once a run; ``None`` where the code is in no file."""
+        if id(maker) not in self._makers:
             try:
-                self._techniques[id(technique)] = [_values(technique), code_of([technique])]
+                values = _values(maker) if isinstance(maker, Component) else type(maker).__qualname__
+                self._makers[id(maker)] = [values, code_of([maker])]
             except InputError:
-                self._techniques[id(technique)] = None
-        return self._techniques[id(technique)]
-
-    def _comes_back(self, quantizer: object) -> bool:
-        """Whether a file gives back this quantizer: one that derives from another may have the kind of that one."""
-        if not isinstance(quantizer, Quantizer) or quantizer.kind not in self._quantizers:
-            return False
-        return type(quantizer_of(quantizer.to_dict(), self._quantizers)) is type(quantizer)
+                self._makers[id(maker)] = None
+        return self._makers[id(maker)]
 
 
 def _values(part: Component) -> dict[str, Any]:

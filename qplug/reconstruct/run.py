@@ -79,16 +79,16 @@ class Reconstructor:
         """
         floats = Forwards(copy.deepcopy(self.model), self.batches)
         quantized = Forwards(self.backend.apply(copy.deepcopy(self.model), self.plan), self.batches)
-        techniques = self.recall.identities(self.steps.techniques)
+        by = self.recall.identities([*self.steps.techniques, self.backend])
         for done, name in enumerate(self.blocks()):
             answer = self.steps.first(HOOK, block=self._block(name))
             if answer is not None:
                 technique, settings = answer
                 self._check(technique, settings, name)
-                slot = self.recall.slot("reconstruction", lambda: {**depends_on(), "by": techniques, "block": name})  # noqa: B023
-                if techniques is None or slot.tensors is None:
+                slot = self.recall.slot("reconstruction", lambda: {**depends_on(), "by": by, "block": name})  # noqa: B023
+                if by is None or slot.tensors is None:
                     self._learn_block(name, technique, settings, floats, quantized)
-                    if techniques is not None:
+                    if by is not None and all(self.recall.comes_back(d.quantizer) for d in self._decisions(name)):
                         slot.keep(*self._kept(name))
                 else:
                     self._restore(slot.tensors, slot.about)

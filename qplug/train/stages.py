@@ -63,20 +63,29 @@ class Trainer:
             self.warnings.append(
                 f"finetune: BatchNorms normalise by each process's share of a batch, one of {self.processes.count}"
             )
-        return self._train(float_task(model), model, None, settings, advance)
+        return self._train(float_task(model), model, None, settings, advance, ())
 
     def qat(self, model: nn.Module, plan: Plan, backend: Backend, settings: Qat, advance: Advance) -> Change:
         """Train ``model`` through the quantizers of ``plan``; both become what was learned, in place."""
-        return self._train(quantized_task(model, plan, backend, settings.learn), model, plan, settings, advance)
+        task = quantized_task(model, plan, backend, settings.learn)
+        return self._train(task, model, plan, settings, advance, (*self.techniques, backend))
 
-    def _train(self, task: Task, model: nn.Module, plan: Plan | None, settings: Training, advance: Advance) -> Change:
+    def _train(
+        self,
+        task: Task,
+        model: nn.Module,
+        plan: Plan | None,
+        settings: Training,
+        advance: Advance,
+        makers: Sequence[object],
+    ) -> Change:
         if self.processes.count > 1:
             example = self.source.preprocessing.example().to(next(model.parameters()).device)
             for name in task.without_gradient(example):
                 task.parameters()[name].requires_grad_(False)
         images = TrainingImages(self.examples, self.source.preprocessing, settings, self.seed)
         objective = Objective(settings, self.teacher if settings.distill is not None else None)
-        slot = self._slot(task.name, model, plan, settings)
+        slot = self._slot(task.name, model, plan, settings, makers)
         fit = Fit(task, settings, images, objective, self.seed, self.processes, slot, advance)
         history = self.histories[task.name] = fit.run()
         if not slot.keeps and history.seconds > 60.0 * settings.checkpoint_minutes:
@@ -87,10 +96,12 @@ class Trainer:
         take(task, model, plan, task.name)
         return Change("the model", BY[task.name], False, f"{settings.optimizer}, {history.describe()}")
 
-    def _slot(self, name: str, model: nn.Module, plan: Plan | None, settings: Training) -> Slot:
-        # A quantised model is what every technique made of it; a float one what its rewriters did, which recall knows
-        # already, so that recipes which differ in the rest share a fine-tune.
-        by = self.recall.identities(self.techniques) if plan is not None else []
+    def _slot(
+        self, name: str, model: nn.Module, plan: Plan | None, settings: Training, makers: Sequence[object]
+    ) -> Slot:
+        # A quantised model is what every technique and the backend made of it; a float one what its rewriters did,
+        # which recall knows already, so that recipes which differ in the rest share a fine-tune.
+        by = self.recall.identities(makers)
         if by is None:
             return Slot(None, "training", "", None)
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 import pytest
 import torch
+from other_backend import with_other
 from torch import nn
 from train_toys import Small, recipe
 
@@ -19,6 +20,7 @@ from qplug.pipeline import run
 from qplug.plan import Plan
 from qplug.recipe.training import Learn
 from qplug.record import read_run
+from qplug.registry import installed
 from qplug.report.run import summary_tables
 from qplug.runtime import backend_of
 from qplug.testing.run import toy_registry
@@ -179,6 +181,14 @@ def test_a_finished_training_is_known_and_one_with_other_values_is_not(tmp_path)
     assert again.plan.to_dict() == first.plan.to_dict()
     other = run(recipe(tmp_path, qat={"weight_decay": 0.1}), cache=cache)
     assert other.plan.to_dict() != first.plan.to_dict()
+
+
+def test_what_was_trained_by_another_backend_is_not_recalled(tmp_path):
+    registry, cache = with_other(installed()), Cache(tmp_path / "cache")
+    here, there = recipe(tmp_path, qat={}), recipe(tmp_path, qat={}).model_copy(update={"backend": "other"})
+    alone = run(there, registry=registry).plan.to_dict()
+    assert run(here, registry=registry, cache=cache).plan.to_dict() != alone
+    assert run(there, registry=registry, cache=cache).plan.to_dict() == alone
 
 
 def test_recipes_that_differ_behind_a_fine_tune_share_it(tmp_path):
