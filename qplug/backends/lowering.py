@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -71,7 +72,9 @@ class Lowering(ABC):
 
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
         """See ``Backend.apply``."""
-        device = next(model.parameters()).device
+        quantizers = (decision.quantizer for decision in plan)
+        held = chain(model.parameters(), *(quantizer.buffers() for quantizer in quantizers))
+        device = next(tensor.device for tensor in held)  # a part of a model may have quantizers and no parameters
         for path in plan.modules():
             parent, _, leaf = path.rpartition(".")
             original = model.get_submodule(path)

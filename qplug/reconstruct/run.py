@@ -137,10 +137,10 @@ class Reconstructor:
             self._learn(unit, technique, settings, floats, quantized)
 
     def _units(self, name: str, settings: Reconstruction) -> list[str]:
-        """The block, or its operations with weights in the order of execution."""
+        """The block, or those of its operations that have a learner, in the order of execution."""
         if not settings.each_operation:
             return [name]
-        operations = dict.fromkeys(d.site.module for d in self._decisions(name) if d.site.kind.is_weight)
+        operations = dict.fromkeys(d.site.module for d in self._decisions(name) if d.site.name in settings.learners)
         return called(self.model, operations, self.batches[0][:1])
 
     def _learn(

@@ -242,6 +242,20 @@ def test_the_model_stays_as_it_was_and_a_loss_forgets_the_unit_before(name):
 # what is refused
 
 
+def test_a_gradient_at_an_output_to_which_the_model_adds_in_place():
+    def added(m, x):
+        y = m.block(x)
+        y += x
+        return m.head(torch.tanh(y))
+
+    model = Sequence(added, block=nn.Linear(4, 4), head=nn.Linear(4, 3)).double()
+    apart = Sequence(lambda m, x: m.head(torch.tanh(m.block(x) + x)), block=model.block, head=model.head)
+    x = randn(5, 4)
+    found, expected = (gradient(m, "block", x, lambda logits: logits.square().sum()) for m in (model, apart))
+    assert torch.equal(found, expected)
+    assert found.abs().min() > 0
+
+
 def test_fisher_without_a_gradient_to_take_is_refused():
     with pytest.raises(InputError, match=r"gradients of calibration.loss, one of kl, .*; it is 'none'") as refused:
         prepared(Fisher(), small(), randn(2, 4), loss="none")

@@ -39,7 +39,7 @@ def gradient(
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
         with torch.no_grad():
             outputs.append((out if put is None else put(out, args, kwargs)).detach().requires_grad_(True))
-        return outputs[-1]
+        return outputs[-1].clone()  # residual blocks add their shortcut to it in place, which no leaf may be
 
     handle = model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
     try:
