@@ -111,10 +111,10 @@ def test_on_the_digits_at_2_bits_blocks_gain_more_than_operations_and_both_over_
     found = {}
     for name, settings in {
         "nearest": ["techniques.0.iterations=1", "techniques.0.rounding_rate=1e-9", "techniques.0.steps=false"],
-        "adaround": ["techniques.0.use=brecq.adaround", "techniques.0.iterations=40"],
-        "brecq": ["techniques.0.iterations=100"],
+        "adaround": ["techniques.0.use=brecq.adaround", "techniques.0.iterations=100"],
+        "brecq": ["techniques.0.iterations=100", "techniques.0.steps=false"],
     }.items():
         found[name] = run(load_recipe(RECIPE, settings)).metrics["quantized.logit_sqnr_db"]
     print({name: round(value, 1) for name, value in found.items()})
-    assert found["nearest"] + 0.3 < found["adaround"]  # measured: 10.3, 10.9 and 12.4 dB
-    assert found["nearest"] + 1.0 < found["brecq"]
+    assert found["nearest"] + 4.0 < found["adaround"]  # measured: 10.3, 18.3 and 19.3 dB, with seed 1 10.3, 18.1, 19.5
+    assert found["adaround"] + 0.5 < found["brecq"]
