@@ -15,7 +15,7 @@ Exponent = Annotated[float, Field(ge=1.0, le=100.0)]
 class Schedule(Config):
     """Fields for the ``Config`` of a technique that reconstructs, under the names that ``Reconstruction`` gives them.
 
-    The defaults are AdaRound's and BRECQ's.
+    The defaults are BRECQ's; AdaRound's paper has them too, but 10,000 iterations.
     """
 
     iterations: int = Field(20_000, ge=1, le=1_000_000, description="steps of Adam for each block or operation")
@@ -23,7 +23,7 @@ class Schedule(Config):
     weight: float = Field(0.01, ge=0.0, le=1e3, description="λ, weight of the penalty of soft bits, without unit")
     beta: tuple[Exponent, Exponent] = Field((20.0, 2.0), description="the penalty's exponent, at first and at last")
     warmup: float = Field(0.2, ge=0.0, lt=1.0, description="share of the iterations before the penalty sets in")
-    loss: LossName = Field("mse", description="what an error of the output costs; the papers' is mse")
+    loss: LossName = Field("mse", description="what an error of the output costs; AdaRound's and Mr.BiQ's is mse")
     compile: bool = Field(
         False,
         description="compute iterations by torch.compile: less time for each, after a minute or two for each kind of "

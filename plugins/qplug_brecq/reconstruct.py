@@ -16,7 +16,10 @@ class _Settings(Schedule):
     """What both take."""
 
     rounding_rate: float | None = Field(
-        None, gt=0.0, le=1.0, description="Adam's learning rate of the soft bits; null: 1e-3 × (20,000/iterations)^1.25"
+        None,
+        gt=0.0,
+        le=1.0,
+        description="Adam's rate of the soft bits; null: 1e-3, for fewer iterations × (20,000/iterations)^1.25",
     )
 
 
@@ -82,14 +85,14 @@ class Brecq(Technique):
             None,
             gt=0.0,
             le=1.0,
-            description="Adam's rate of steps, a share of them; null: 4e-5 × (20,000/iterations)^1.25",
+            description="Adam's rate of steps, a share of them; null: 4e-5, for fewer iterations as rounding_rate",
         )
         scales: bool = Field(False, description="learn the weights' scales too (BRECQ-B)")
         scale_rate: float | None = Field(
             None,
             gt=0.0,
             le=1.0,
-            description="Adam's rate of scales, a share of them; null: 4e-5 × (20,000/iterations)^1.25",
+            description="Adam's rate of scales, a share of them; null: 4e-5, for fewer iterations as rounding_rate",
         )
         keep: float = Field(1.0, gt=0.0, le=1.0, description="share of activations that are quantised (QDrop: 0.5)")
 

@@ -18,13 +18,15 @@ class Reconstruct(Technique):
     Takes blocks with weights that ``mr_biq.binary_coding`` coded, and in them every activation whose quantizer can be
     scaled. The loss is ‖y − ŷ‖² of the block's output + λ·Σ(1 − |2·b̃ − 1|^β) over the soft bits [ours, after
     secondary sources: the paper's Eq. 9 is not to be had]. What a soft bit is where several must turn together is not
-    to be had either: ``turn`` [ours], see ``SoftBinaryCoding``. Learning rates, Adam, the cosine for all but the
-    codes, λ and the batch of 32 are those of the paper's appendix A; where there are fewer than 20,000 iterations the
-    rates of codes and steps grow [ours]. The paper takes 12 images a batch for transformers, 2 for ViT-L, and λ = 0.7
-    for MobileNetV2 and MnasNet. Iterations and β's schedule are not printed; they follow secondary sources. The steps
-    are learned as logarithms (``qplug.LearnedStep``), so that the paper's rate, in units of the step, becomes a share
-    of it, which is less for any step below 1 [ours]. ``learn`` is the ablation of learning scales or codes alone;
-    activation steps are learned with either. ``keep`` is QDrop's, which the paper does not have.
+    to be had either: ``turn`` [ours], see ``SoftBinaryCoding``. Where they turn together, Σ has one term a weight
+    instead of one a bit, and the same λ weighs less. An offset, which only codings of ours have, is learned at the
+    alphas' rate. Learning rates, Adam, the cosine for all but the codes, λ and the batch of 32 are those of the paper's
+    appendix A; where there are fewer than 20,000 iterations the rates of codes and steps grow [ours]. The paper takes
+    12 images a batch for transformers, 2 for ViT-L, and λ = 0.7 for MobileNetV2 and MnasNet. Iterations and β's
+    schedule are not printed; they follow secondary sources. The steps are learned as logarithms
+    (``qplug.LearnedStep``), so that the paper's rate, in units of the step, becomes a share of it, which is less for
+    any step below 1 [ours]. ``learn`` is the ablation of learning scales or codes alone; activation steps are learned
+    with either. ``keep`` is QDrop's, which the paper does not have.
     """
 
     paper = (
@@ -46,13 +48,14 @@ class Reconstruct(Technique):
             None,
             gt=0.0,
             le=1.0,
-            description="learning rate of the codes' logits, constant; null: 1e-3 × (20,000/iterations)^1.25",
+            description="learning rate of the codes' logits, constant; null: 1e-3, for fewer iterations × "
+            "(20,000/iterations)^1.25",
         )
         steps_rate: float | None = Field(
             None,
             gt=0.0,
             le=1.0,
-            description="rate of activation steps, a share of them, cosine; null: 4e-5 × (20,000/iterations)^1.25",
+            description="rate of activation steps, a share of them, cosine; null: 4e-5, for fewer as codes_rate",
         )
         keep: float = Field(
             1.0, gt=0.0, le=1.0, description="share of activations that are quantised in a step (QDrop); 1: all of them"

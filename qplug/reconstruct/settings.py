@@ -31,7 +31,7 @@ class Block:
 
 
 ITERATIONS = 20_000
-"""For which the papers' learning rates are meant."""
+"""BRECQ's, for which its learning rates are meant, and Mr.BiQ's; AdaRound's paper has 10,000 at the same rate."""
 SHORTER = 1.25
 """Exponent by which rates grow where there are fewer."""
 LARGEST = 0.2
@@ -46,7 +46,7 @@ class Rate:
 
     @classmethod
     def suited(cls, given: float | None, usual: float, iterations: int, cosine: bool = False) -> Rate:
-        """The rate ``given``; or ``usual`` · (20,000/iterations)^1.25, 0.2 at most [ours].
+        """The rate ``given``; or ``usual``, for fewer iterations · (20,000/iterations)^1.25, 0.2 at most [ours].
 
         A step of Adam is about as long as the rate, and a soft bit has some way to go until it is another one: 1,000
         iterations at AdaRound's 1e-3 turn hardly any. The exponent is above 1, by which a parameter would move as far
@@ -54,7 +54,8 @@ class Rate:
         (1.25) and 0.2 (with λ = 0.1) leave 0.266, 0.243 and 0.237 of the start's error on images kept apart with
         BRECQ, and 0.349, 0.308 and 0.288 with Mr.BiQ, whose start is better.
         """
-        return cls(min(usual * (ITERATIONS / iterations) ** SHORTER, LARGEST) if given is None else given, cosine)
+        longer = max(1.0, ITERATIONS / iterations) ** SHORTER
+        return cls(min(usual * longer, LARGEST) if given is None else given, cosine)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Reconstruction:
         keep: share of elements that are quantised where activations are, QDrop's 1 − p: the others pass in float, and
             so do those of the block's input, drawn anew in each step. 1 drops nothing.
         loss: what an error of the output costs: one of ``qplug.reconstruct.losses`` by name, or an object of one's own.
-        each_operation: reconstruct the block's operations one after the other, as AdaRound does, not the block.
+        each_operation: reconstruct those of the block's operations that have a learner one after the other, as AdaRound
+            does, not the block.
         compile: compute iterations by ``torch.compile``: less time for each, after up to two minutes for the first of a
             kind of block. Sums are rounded in another order, and where activations are dropped others are.
         graph: on a CUDA device, replay the iteration as a CUDA graph; not where a learner waits for the host.

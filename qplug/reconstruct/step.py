@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qplug.errors import PluginError
+from qplug.quantizers import Quantizer
 from qplug.quantizers.learners import Learner
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.losses import OutputLoss
@@ -122,10 +123,10 @@ def _refuse_waiting(refuse: bool) -> Iterator[None]:
 class Dropped(Learner):
     """QDrop (Wei et al. 2022, Eq. 8): each element is quantised with probability ``keep`` and else passes in float."""
 
-    def __init__(self, quantizer: nn.Module, keep: float) -> None:
+    def __init__(self, quantizer: Quantizer, keep: float) -> None:
         super().__init__()
         self.quantizer, self.keep = quantizer, keep
-        self.bits = int(getattr(quantizer, "bits", 0))
+        self.bits = quantizer.bits
 
     def forward(self, x: Tensor) -> Tensor:
         """A mixture of ``x`` and of ``x`` fake-quantised, drawn anew."""

@@ -6,9 +6,10 @@ from qplug import Rate
 
 
 @pytest.mark.parametrize(
-    ("iterations", "expected"), [(20_000, 1e-3), (2_000, 1e-3 * 10**1.25), (500, 1e-3 * 40**1.25), (50, 0.2)]
+    ("iterations", "expected"),
+    [(20_000, 1e-3), (2_000, 1e-3 * 10**1.25), (500, 1e-3 * 40**1.25), (50, 0.2), (100_000, 1e-3)],
 )
-def test_fewer_iterations_than_the_papers_take_longer_steps(iterations, expected):
+def test_fewer_iterations_than_the_papers_take_longer_steps_and_more_take_the_papers(iterations, expected):
     assert Rate.suited(None, 1e-3, iterations).start == pytest.approx(expected)
 
 
