@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
 import torch
@@ -17,20 +17,25 @@ from qplug.errors import InputError
 class Calls:
     """The calls of one module over all images, on the CPU until they are moved.
 
+    They have one entry for each image, or where an operation sees parts of it, such as Swin's windows, several, which
+    are then drawn and weighed as images are.
+
     Attributes:
-        inputs: (images, …) its first argument.
-        outputs: (images, …).
-        by_image: its other arguments that have an entry for every image, by place or name: (images, …).
+        inputs: (images · ``entries``, …) its first argument.
+        outputs: (images · ``entries``, …).
+        by_image: its other arguments that have entries for every image, by place or name: (images · ``entries``, …).
         fixed: its other arguments that are the same for every batch.
+        entries: how many an image has.
     """
 
     inputs: Tensor
     outputs: Tensor
     by_image: dict[int | str, Tensor] = field(default_factory=dict)
     fixed: dict[int | str, Any] = field(default_factory=dict)
+    entries: int = 1
 
     def arguments(self, inputs: Tensor, images: Tensor) -> tuple[list[Any], dict[str, Any]]:
-        """The call's arguments for these ``images`` (int64, where the calls are), the first being ``inputs``."""
+        """The call's arguments for these entries of ``images`` (int64, where the calls are), first ``inputs``."""
         taken = self.fixed | {key: x[images].to(inputs.device) for key, x in self.by_image.items()}
         places = sorted(key for key in taken if isinstance(key, int))
         return [inputs, *(taken[place] for place in places)], {k: v for k, v in taken.items() if isinstance(k, str)}
@@ -38,7 +43,7 @@ class Calls:
     def to(self, device: torch.device) -> Calls:
         """The same on ``device``."""
         by_image = {key: x.to(device) for key, x in self.by_image.items()}
-        return Calls(self.inputs.to(device), self.outputs.to(device), by_image, self.fixed)
+        return replace(self, inputs=self.inputs.to(device), outputs=self.outputs.to(device), by_image=by_image)
 
     @property
     def bytes(self) -> int:
@@ -60,11 +65,11 @@ def capture(model: nn.Module, name: str, batches: Sequence[Tensor]) -> Calls:
     seen: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        _check(name, args, out, len(batches[len(seen)]))
+        _check(name, args, out, entries * len(batches[len(seen)]))
         seen.append(((args[0].cpu(), *args[1:]), kwargs, out.cpu()))  # at once: not all of them need fit on the device
         raise _Enough
 
-    one = _one_call(model, name, batches[0][:1])
+    entries, one = _one_call(model, name, batches[0][:1])
     handle = model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
     try:
         with torch.no_grad():
@@ -76,20 +81,21 @@ def capture(model: nn.Module, name: str, batches: Sequence[Tensor]) -> Calls:
     return Calls(
         torch.cat([args[0] for args, _, _ in seen]),
         torch.cat([out for _, _, out in seen]),
-        *_sorted(name, one, [(len(args[0]), _others(args, kwargs)) for args, kwargs, _ in seen]),
+        *_sorted(name, entries, one, [(len(args[0]), _others(args, kwargs)) for args, kwargs, _ in seen]),
+        entries,
     )
 
 
 def _sorted(
-    name: str, one: dict[int | str, Any], calls: Sequence[tuple[int, dict[int | str, Any]]]
+    name: str, entries: int, one: dict[int | str, Any], calls: Sequence[tuple[int, dict[int | str, Any]]]
 ) -> tuple[dict[int | str, Tensor], dict[int | str, Any]]:
-    """The other arguments by image, and those that are fixed, of ``calls`` for so many images each and of ``one``'s."""
+    """The other arguments by image, and those that are fixed; ``one`` image has ``entries``, each call as it says."""
     by_image: dict[int | str, Tensor] = {}
     fixed: dict[int | str, Any] = {}
     for key, first in calls[0][1].items():
         values = [given[key] for _, given in calls]
         # What has as many rows as a batch by accident still has them where there is one image.
-        if _has_rows(one.get(key), 1) and all(_has_rows(given[key], images) for images, given in calls):
+        if _has_rows(one.get(key), entries) and all(_has_rows(given[key], rows) for rows, given in calls):
             by_image[key] = torch.cat(values).cpu()
         elif all(_same(first, value) for value in values[1:]):
             fixed[key] = first
@@ -99,11 +105,11 @@ def _sorted(
     return by_image, fixed
 
 
-def _one_call(model: nn.Module, name: str, image: Tensor) -> dict[int | str, Any]:
-    """The other arguments of the module's only call for one image."""
-    calls: list[dict[int | str, Any]] = []
+def _one_call(model: nn.Module, name: str, image: Tensor) -> tuple[int, dict[int | str, Any]]:
+    """Entries of the first argument of the module's only call for one image, 1 if they are none, and the others."""
+    calls: list[tuple[int, dict[int | str, Any]]] = []
     handle = model.get_submodule(name).register_forward_pre_hook(
-        lambda _, args, kwargs: calls.append(_others(args, kwargs)), with_kwargs=True
+        lambda _, args, kwargs: calls.append((_entries(args), _others(args, kwargs))), with_kwargs=True
     )
     try:
         with torch.no_grad():
@@ -116,18 +122,22 @@ def _one_call(model: nn.Module, name: str, image: Tensor) -> dict[int | str, Any
     return calls[0]
 
 
+def _entries(args: tuple[Any, ...]) -> int:
+    return len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() > 0 else 1
+
+
 def _others(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, Any]:
     others: dict[int | str, Any] = dict(enumerate(args[1:], 1))
     return others | kwargs
 
 
-def _check(name: str, args: tuple[Any, ...], out: object, images: int) -> None:
-    if args and all(_has_rows(x, images) for x in (args[0], out)):
+def _check(name: str, args: tuple[Any, ...], out: object, rows: int) -> None:
+    if args and all(_has_rows(x, rows) for x in (args[0], out)):
         return
     raise InputError(
-        "what is reconstructed has a first argument and a result that are tensors with an entry for every image",
+        "what is reconstructed has a first argument and a result that are tensors with as many entries for every image",
         where=name,
-        fix="reconstruct whole blocks, as brecq.brecq does, instead of each operation: one that sees windows has none",
+        fix="reconstruct the block that holds it as a whole, as brecq.brecq does, instead of each operation",
     )
 
 

@@ -38,6 +38,8 @@ class Forwards:
     def within(self, block: str) -> Forwards:
         """For modules within ``block``: what lies before the block need not be run again for each of them."""
         calls = self.capture(block)
+        if calls.entries > 1:
+            return self
         places = torch.split(torch.arange(len(calls.inputs)), [len(batch) for batch in self.batches])
         return Forwards(self.model, places, _Replayed(self.model, block, calls, self.batches[0].device))
 

@@ -29,7 +29,7 @@ def learn(block: nn.Module, settings: Reconstruction, calls: Calls, inputs: Tens
         block: the lowered block; its weights get no gradient.
         settings: learners, rates and schedule.
         calls: what the float block is given and gives.
-        inputs: (images, …) what the quantised model before it gives, where the calls are.
+        inputs: (entries, …) what the quantised model before it gives, where the calls are.
         loss: of the block's output, prepared, where the calls are.
 
     Raises:
@@ -38,7 +38,7 @@ def learn(block: nn.Module, settings: Reconstruction, calls: Calls, inputs: Tens
     block.requires_grad_(False)
     graphed = settings.graph and inputs.is_cuda
     optimizer, schedule = _optimizer(settings, inputs.device if graphed else None)
-    batch, whole = min(settings.batch_size, len(inputs)), settings.iterations
+    batch, whole = min(settings.batch_size * calls.entries, len(inputs)), settings.iterations
     step = Step(block, settings, calls, inputs, loss, optimizer, batch)
     iterate: Callable[[bool], None] = Graphed(step) if graphed else step
     draws = _draws(len(inputs), batch)
@@ -97,7 +97,7 @@ def _beta(done: float, settings: Reconstruction) -> float | None:
     return last + (first - last) * (1.0 - (done - settings.warmup) / (1.0 - settings.warmup))
 
 
-def _draws(images: int, batch: int) -> Iterator[Tensor]:
-    """Batches of image numbers, on the CPU: no image twice in a permutation, whose remainder is dropped."""
+def _draws(entries: int, batch: int) -> Iterator[Tensor]:
+    """Batches of numbers of entries, on the CPU: none twice in a permutation, whose remainder is dropped."""
     while True:
-        yield from torch.split(torch.randperm(images)[: images // batch * batch], batch)
+        yield from torch.split(torch.randperm(entries)[: entries // batch * batch], batch)

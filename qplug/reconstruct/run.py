@@ -214,7 +214,8 @@ class Reconstructor:
         """The error of the unit as the plan and the model have it now, on all images."""
         block, total = lower_block(self.backend, self.model, unit, self.plan), 0.0
         with self.backend.inference(block):
-            for images in torch.split(torch.arange(len(inputs), device=inputs.device), len(self.batches[0])):
+            entries = torch.arange(len(inputs), device=inputs.device)
+            for images in torch.split(entries, len(self.batches[0]) * calls.entries):
                 args, kwargs = calls.arguments(inputs[images].to(self.device), images)
                 difference = block(*args, **kwargs) - calls.outputs[images].to(self.device)
                 total += float(loss(difference, images)) * len(images) / len(inputs)

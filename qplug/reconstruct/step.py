@@ -27,10 +27,10 @@ class Step:
         block: the lowered block, whose learners alone have gradients.
         settings: learners, λ, QDrop's share, and whether iterations are compiled.
         calls: what the float block is given and gives.
-        inputs: (images, …) what the quantised model before it gives, where ``calls`` are.
+        inputs: (entries, …) what the quantised model before it gives, where ``calls`` are.
         loss: of the block's output, prepared, where ``calls`` are.
         optimizer: of the learners' parameters.
-        batch: images of an iteration.
+        batch: entries of an iteration.
     """
 
     def __init__(

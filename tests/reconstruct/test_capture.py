@@ -123,6 +123,19 @@ def test_within_a_block_calls_are_those_of_the_whole_forward_and_nothing_before_
         assert torch.equal(one.outputs, other.outputs)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_windows_are_entries_of_an_image(batch):
+    model, images = toy_swin(), toy_images(4)
+    name = "layers.0.blocks.1.attn.qkv"  # sees 4 windows of 16 tokens
+    block = Forwards(model, images.split(batch)).within("layers.0.blocks.1")
+    calls, whole = block.capture(name), capture(model, name, images.split(4))
+    assert (calls.entries, len(calls.inputs)) == (4, 16)
+    assert torch.allclose(calls.inputs, whole.inputs, atol=1e-6)
+    picked = torch.tensor([13, 2])
+    args, kwargs = calls.arguments(calls.inputs[picked], picked)
+    assert torch.allclose(model.get_submodule(name)(*args, **kwargs), whole.outputs[picked], atol=1e-5)
+
+
 class Masked(nn.Module):
     def __init__(self):
         super().__init__()
@@ -174,6 +187,6 @@ def test_a_block_that_is_called_twice_is_refused():
 
 def test_a_block_without_a_batch_first_is_refused():
     model = Sequence(lambda m, x: m.block(x.sum(0)), block=nn.Linear(4, 4))
-    with pytest.raises(InputError, match="an entry for every image") as refused:
+    with pytest.raises(InputError, match="as many entries for every image") as refused:
         capture(model, "block", [torch.randn(3, 4)])
     assert refused.value.where == "block"

@@ -5,6 +5,7 @@ from typing import Literal
 import pytest
 import torch
 from cnn_toys import lively
+from plugin_toys import toy_swin
 from qplug_brecq import AdaRound, Brecq
 from test_run import errors, reconstructed
 from timm.layers import PatchEmbed
@@ -47,6 +48,24 @@ def test_convolutions_of_residual_blocks_learn_by_every_loss(loss):
     recipe = toy_recipe(AdaRound, registry=registry, bits=3, iterations=50, rounding_rate=0.02, loss=loss)
     found = errors(run(recipe, registry=registry).plan)
     assert {"layer1.0.conv1", "layer1.0.conv2", "fc"} <= found.keys()
+    before, after = map(sum, zip(*found.values(), strict=True))
+    assert after < 0.9 * before
+
+
+class Windowed(ToyModel):
+    """Linears of its attention see windows of an image, four in the first stage."""
+
+    def load(self):
+        return FloatModel.of(toy_swin(), "toy", Preprocessing((3, 16, 16), (0.5,) * 3, (0.25,) * 3, "nearest", 1.0))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_operations_on_windows_learn_by_every_loss(loss):
+    registry = toy_registry(AdaRound)
+    registry.models = {**registry.models, "toy": Windowed}
+    recipe = toy_recipe(AdaRound, registry=registry, bits=3, iterations=50, rounding_rate=0.02, loss=loss)
+    found = errors(run(recipe, registry=registry).plan)
+    assert {"layers.0.blocks.1.attn.qkv", "layers.0.blocks.1.mlp.fc1", "head.fc"} <= found.keys()
     before, after = map(sum, zip(*found.values(), strict=True))
     assert after < 0.9 * before
 

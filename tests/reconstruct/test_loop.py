@@ -70,6 +70,22 @@ def test_between_the_best_of_all_roundings_and_the_nearest():
     assert totals[1] < 0.75 * totals[2]
 
 
+@pytest.mark.parametrize(("entries", "expected"), [(1, 8), (4, 32), (128, 256)])
+def test_an_iteration_sees_as_many_entries_as_its_images_have(entries, expected):
+    weight, x, grid = problem()
+    seen = []
+
+    class Counting(MeanSquared):
+        def forward(self, difference, images):
+            seen.append((len(difference), len(images.unique())))
+            return super().forward(difference, images)
+
+    learner = LearnedRounding(weight, grid)
+    settings = Reconstruction({"w": learner}, RATES, iterations=2, batch_size=8)
+    learn(Layer(learner), settings, Calls(x, x @ weight.T, entries=entries), x, Counting())
+    assert seen == [(expected, expected)] * 2
+
+
 def test_every_bit_ends_hard_and_every_weight_beside_its_own_place():
     weight, x, grid = problem()
     learner = learned(weight, x, grid)

@@ -43,6 +43,11 @@ def small(tail=torch.tanh):
     return model.double()
 
 
+def windows():
+    torch.manual_seed(0)
+    return {"windows": nn.Linear(12, 8), "head": nn.Linear(64 * 8, 5)}
+
+
 def unit_of(model, images, batch=None, name="block", loss="kl", noise=0.1, axis=-1):
     block = Noisy(copy.deepcopy(model.get_submodule(name)), noise)
     return Unit(name, model, block, images.split(batch or len(images)), axis, loss, 0)
@@ -190,16 +195,34 @@ def test_directions_within_the_noise_are_left_out():
     assert not directions(deltas, -gradients).any()
 
 
+def test_a_gradient_at_an_output_to_which_the_model_adds_in_place():
+    def added(m, x):
+        y = m.block(x)
+        y += x
+        return m.head(torch.tanh(y))
+
+    model = Sequence(added, block=nn.Linear(4, 4), head=nn.Linear(4, 3)).double()
+    apart = Sequence(lambda m, x: m.head(torch.tanh(m.block(x) + x)), block=model.block, head=model.head)
+    x = randn(5, 4)
+    found, expected = (gradient(m, "block", x, lambda logits: logits.square().sum()) for m in (model, apart))
+    assert torch.equal(found, expected)
+    assert found.abs().min() > 0
+
+
 # what all of them promise
 
 
+@pytest.mark.parametrize("block", ["blocks.1", "windows"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_batches_do_not_change_what_is_prepared(name):
-    model, _ = sited(toy_vit(), toy_images(1))
+def test_batches_do_not_change_what_is_prepared(name, block):
+    if block == "windows":  # four of each image
+        model = Sequence(lambda m, x: m.head(torch.tanh(m.windows(x.reshape(-1, 12))).reshape(len(x), -1)), **windows())
+    else:
+        model, _ = sited(toy_vit(), toy_images(1))
     images = toy_images(7)
     kept = []
     for batch in (3, 7):
-        loss = prepared(LOSSES[name](), model, images, batch, "blocks.1")
+        loss = prepared(LOSSES[name](), model, images, batch, block)
         kept.append(dict(loss.named_buffers()))
     assert len(kept[0]) == {"mse": 0, "low_rank": 2}.get(name, 1)
     for key, tensor in kept[0].items():
@@ -240,20 +263,6 @@ def test_the_model_stays_as_it_was_and_a_loss_forgets_the_unit_before(name):
 
 
 # what is refused
-
-
-def test_a_gradient_at_an_output_to_which_the_model_adds_in_place():
-    def added(m, x):
-        y = m.block(x)
-        y += x
-        return m.head(torch.tanh(y))
-
-    model = Sequence(added, block=nn.Linear(4, 4), head=nn.Linear(4, 3)).double()
-    apart = Sequence(lambda m, x: m.head(torch.tanh(m.block(x) + x)), block=model.block, head=model.head)
-    x = randn(5, 4)
-    found, expected = (gradient(m, "block", x, lambda logits: logits.square().sum()) for m in (model, apart))
-    assert torch.equal(found, expected)
-    assert found.abs().min() > 0
 
 
 def test_fisher_without_a_gradient_to_take_is_refused():

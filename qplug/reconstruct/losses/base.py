@@ -54,7 +54,8 @@ class OutputLoss(nn.Module):
 
         Args:
             difference: ŷ − y, (B, …) float, on the device that learns.
-            images: (B,) int64, which of the calibration images they are, on the device of the loss's tensors.
+            images: (B,) int64, which of the calibration images they are, or which entries of these where an operation
+                sees several of each, as ``Calls`` has them, on the device of the loss's tensors.
         """
         raise TypeError(f"{type(self).__name__} does not implement forward()")
 
@@ -81,7 +82,7 @@ class Weighted(OutputLoss):
         self.register_buffer("weights", None)
 
     def weigh(self, weights: Tensor, unit: Unit) -> None:
-        """Keep ``weights``, (images, …) or (1, …) for all of them, none negative, divided by their mean."""
+        """Keep ``weights``, (entries, …) or (1, …) for all of them, none negative, divided by their mean."""
         self.weights = normalized(weights, unit).cpu()
 
     def forward(self, difference: Tensor, images: Tensor) -> Tensor:

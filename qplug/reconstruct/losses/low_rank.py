@@ -65,10 +65,10 @@ class LowRank(OutputLoss):
                 return found
 
             g = gradient(unit.model, unit.name, batch, loss, put).flatten(1).cpu().double()
-            part = one_hot(torch.arange(first, first + len(batch)) % rank, rank).double().T
+            part = one_hot(torch.arange(first, first + len(g)) % rank, rank).double().T
             deltas = deltas + part @ differences[-1].flatten(1).double()
             gradients, sizes = gradients + part @ g, sizes + g.abs().sum(0)
-            first += len(batch)
+            first += len(g)
         self.diagonal = normalized(sizes.view(1, *differences[0].shape[1:]), unit)
         self.directions = directions(deltas, gradients).float()
         even = self._parts(torch.cat(differences).float())

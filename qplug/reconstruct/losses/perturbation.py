@@ -49,7 +49,7 @@ class Perturbation(Weighted):
             up, down = (gradient(unit.model, unit.name, batch, loss, partial(put, side=side)) for side in (1.0, -1.0))
             change = ((up - down) / (2.0 * steps[0])).abs().sum(0, keepdim=True, dtype=torch.float64)
             total = change if total is None else total + change
-            first += len(batch)
+            first += len(up)
         assert total is not None
         self.weigh(total / first, unit)
 
