@@ -1,4 +1,4 @@
-"""Whether two recipes differ by more than noise: an exact test over images, and a bootstrap over seeds."""
+"""Whether two recipes differ by more than noise: an exact test over images, and Student's t over seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 """Of the exact test, two-sided, and of the interval; not corrected for the number of pairs."""
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Difference:
     Attributes:
         top1: share of images, mean over seeds.
         p: of the exact test over images.
-        interval: 95 % of the bootstrap over seeds; ``None`` where there is one seed, so that only images are known.
+        interval: 95 % of Student's t over seeds; ``None`` where there is one seed, so that only images are known.
     """
 
     top1: float
@@ -70,16 +69,16 @@ def exact_p(delta: NDArray[np.int64]) -> float:
 
 
 def seed_interval(means: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of the mean over seeds by bootstrap: of every resample up to five seeds, else of 10,000."""
-    import numpy as np
+    """95 % interval of the mean over two seeds or more, (seeds,) differences of the same seed, by Student's t.
+
+    A bootstrap has no more to draw from than the seeds: of two or three its 95 % are from the least to the largest,
+    which hold the mean in 50 and 75 of 100 cases.
+    """
+    from scipy.stats import t
 
     count = len(means)
-    if count <= 5:
-        chosen = np.array(list(itertools.product(range(count), repeat=count)))
-    else:
-        chosen = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
-    low, high = np.quantile(means[chosen].mean(1), [LEVEL / 2, 1 - LEVEL / 2], method="inverted_cdf")
-    return float(low), float(high)
+    far = t.ppf(1.0 - LEVEL / 2, count - 1) * means.std(ddof=1) / count**0.5
+    return float(means.mean() - far), float(means.mean() + far)
 
 
 def letters(count: int, tied: Callable[[int, int], bool]) -> list[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Values = dict[str, Any]
 BEST_IS_LEAST = {"size_mb", "bops_g", "drop", "published_drop", "seconds", "peak_memory_mb"}
 BEST_IS_LEAST |= {"bits_weights", "bits_activations"}
-TIES = "rows that share a letter are ties: exact test over images (p ≥ 0.05), or 95 % bootstrap over seeds holds 0"
+TIES = "rows that share a letter are ties: exact test over images (p ≥ 0.05), or 95 % of Student's t over seeds hold 0"
 
 
 def values(groups: Iterable[Group], convention: Convention) -> list[Values]:

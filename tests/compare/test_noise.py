@@ -1,4 +1,4 @@
-"""What is noise: the exact test against scipy and by enumeration, the bootstrap, and the letters of ties."""
+"""What is noise: the exact test against scipy and by enumeration, the interval over seeds, and the letters of ties."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
 from qplug.compare.noise import Difference, difference, exact_p, letters, seed_interval
 
@@ -33,10 +33,17 @@ def test_seeds_of_the_same_images_are_not_more_evidence():
     assert exact_p(np.repeat(one, 3, axis=0)) == pytest.approx(exact_p(one))
 
 
-def test_three_seeds_are_noise_unless_all_agree():
-    assert seed_interval(np.array([0.01, 0.03, 0.02])) == pytest.approx((0.01, 0.03))
-    low, high = seed_interval(np.array([0.04, -0.01, 0.02]))
-    assert low < 0 < high
+def test_the_interval_over_seeds_is_scipys():
+    means = np.array([0.01, 0.03, 0.025])
+    assert seed_interval(means) == pytest.approx(ttest_1samp(means, 0.0).confidence_interval(0.95))
+    assert seed_interval(np.array([0.02, 0.02])) == pytest.approx((0.02, 0.02))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_no_more_than_one_in_twenty_differences_of_nothing_is_called_one(seeds):
+    draws = np.random.default_rng(seeds).normal(0.0, 0.02, (2000, seeds))
+    missed = np.mean([low > 0.0 or high < 0.0 for low, high in map(seed_interval, draws)])
+    assert missed == pytest.approx(0.05, abs=0.015)
 
 
 def test_many_seeds_narrow_the_interval():
