@@ -120,6 +120,26 @@ def test_published_figures(capsys, runs):
     assert "names no paper" not in out
 
 
+def test_a_paper_that_does_not_print_its_float_top1(capsys, tmp_path):
+    published = [{"model": "deit_tiny", "weights": 4, "activations": 4, "top1": 55.62, "float_top1": None}]
+    write_run(tmp_path / "a", resolved("a", paper={"title": "Table 1", "protocol": {}, "published": published}))
+    code, out, _ = qplug(capsys, tmp_path / "a", "--paper")
+    (line,) = [line for line in out.splitlines() if "55.62" in line]
+    assert code == 0
+    assert line.split()[-4:] == ["55.62", "–", "50.0", "30.0"]
+
+
+def test_costs_of_the_float_model_are_empty_where_rewriting_made_them_differ(capsys, tmp_path):
+    for name, size in (("a", 22.9), ("b", 30.1)):
+        write_run(tmp_path / name, resolved(name), **{"float.size_mb": size})
+    _, out, _ = qplug(capsys, tmp_path, "--json")
+    _, out, _ = qplug(capsys, tmp_path)
+    (line,) = [line for line in out.splitlines() if "W32A32" in line]
+    assert "22.9" not in line
+    assert "30.1" not in line
+    assert "1290" in line  # on which both agree
+
+
 def test_plans_side_by_side(capsys, runs):
     _, out, _ = qplug(capsys, "--diff", runs / "a", runs / "b")
     assert "A against B: 1 of 1 sites differ" in out

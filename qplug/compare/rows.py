@@ -116,14 +116,15 @@ def group(runs: Sequence[Run], recipes: Mapping[str, Recipe] | None = None) -> l
     members: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         measured = json.dumps([_model(run), run.lock["hashes"]["evaluation_images"]], sort_keys=True)
-        members.setdefault(measured, {}).setdefault(json.dumps(_setting(run), sort_keys=True), []).append(run)
+        setting = _setting(run, recipes)
+        members.setdefault(measured, {}).setdefault(json.dumps(setting, sort_keys=True), []).append(run)
     found = [
         [_row(tuple(sorted(_distinct(some), key=_seed)), recipes) for some in rows.values()]
         for rows in members.values()
     ]
     facts = [_model(rows[0].runs[0]) for rows in found]
     names = told_apart([rows[0].model for rows in found], facts, [rows[0].model for rows in found])
-    return [Group(name, _named_apart(rows)) for name, rows in zip(names, found, strict=True)]
+    return [Group(name, _named_apart(rows, recipes)) for name, rows in zip(names, found, strict=True)]
 
 
 def _model(run: Run) -> dict[str, Any]:
@@ -132,10 +133,15 @@ def _model(run: Run) -> dict[str, Any]:
     return {**flat({"model": config}), "weights": run.lock["hashes"]["model"][:8]}
 
 
-def _setting(run: Run) -> dict[str, Any]:
-    """What makes a row, beside the model and the evaluation images that its group has."""
+def _setting(run: Run, recipes: Mapping[str, Recipe]) -> dict[str, Any]:
+    """What makes a row, beside the model and the evaluation images that its group has.
+
+    A run knows images by their content: the one of ``recipes`` that it answers may find them elsewhere.
+    """
     recipe = {key: value for key, value in run.recipe.items() if key not in (*WITHOUT_INFLUENCE, "seed", "model")}
-    recipe["data"] = {key: value for key, value in recipe["data"].items() if key != "evaluation"}
+    asked = recipes.get(run.lock["content"])
+    data = recipe["data"] if asked is None else asked.dump()["data"]
+    recipe["data"] = {key: value for key, value in data.items() if key != "evaluation"}
     code = {package: digest[:8] for package, digest in run.lock["code"].items()}
     device = run.lock["machine"]["device"].partition(":")[0]
     return flat({**recipe, "code": code, "packages": run.lock["packages"], "device": device})
@@ -156,10 +162,10 @@ def _row(runs: tuple[Run, ...], recipes: Mapping[str, Recipe]) -> Row:
     return Row(recipe.get("name") or runs[0].folder.name, runs, recipe.get("paper"))
 
 
-def _named_apart(rows: Sequence[Row]) -> tuple[Row, ...]:
+def _named_apart(rows: Sequence[Row], recipes: Mapping[str, Recipe]) -> tuple[Row, ...]:
     """Bits are no part of a name: they have a column of their own."""
     alike = [(row.name, _bits(row, "weights"), _bits(row, "activations")) for row in rows]
-    names = told_apart([row.name for row in rows], [_setting(row.runs[0]) for row in rows], alike)
+    names = told_apart([row.name for row in rows], [_setting(row.runs[0], recipes) for row in rows], alike)
     return tuple(replace(row, name=name) for row, name in zip(rows, names, strict=True))
 
 

@@ -130,14 +130,13 @@ def comparison_tables(groups: Sequence[Group], rows: Sequence[Values], conventio
         for row in mine:
             text = "; ".join(f"{name} {value}" for name, value in row["protocol"].items())
             row["letter"] = letters.setdefault(text, letter(len(letters)).upper())
-        metrics = group.rows[0].runs[0].metrics
         which = f" ({group.evaluation[:8]}…)" if models[group.model] > 1 else ""
         title = f"{group.model}: {group.images} images{which}, float top-1 {percent(group.float_top1, 1)}"
         notes = [_seeds(mine), *([TIES] if any(row["tie"] for row in mine) else [])]
         tuned = any(row["finetuned_top1"] is not None for row in mine)
         columns = [(name, cell) for name, cell in COLUMNS if tuned or name != TUNED]
         titles = [name for name, _ in columns]
-        cells = [_float_row(metrics, convention, titles)] + [tuple(cell(row) for _, cell in columns) for row in mine]
+        cells = [_float_row(group, convention, titles)] + [tuple(cell(row) for _, cell in columns) for row in mine]
         tables.append(Table(title, titles, cells, [name for name in RIGHT if name in titles], notes))
     if tables:
         legend = [f"{sign}: {text}" for text, sign in letters.items()]
@@ -149,8 +148,8 @@ def comparison_tables(groups: Sequence[Group], rows: Sequence[Values], conventio
     return tables
 
 
-def _points(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"
+def _points(share: float | None, digits: int = 1) -> str:
+    return "–" if share is None else f"{100 * share:.{digits}f}"
 
 
 def _seeds(rows: Sequence[Values]) -> str:
@@ -171,13 +170,19 @@ def _with_spread(values: Values, key: str) -> str:
     return percent(values[key], 1) + (f" ±{100 * spread:.1f}" if spread is not None else "")
 
 
-def _float_row(metrics: dict[str, Any], convention: Convention, titles: Sequence[str]) -> tuple[str, ...]:
+def _float_row(group: Group, convention: Convention, titles: Sequence[str]) -> tuple[str, ...]:
+    """Costs are empty where rows disagree on them: they are those of the model as it was rewritten."""
+
+    def agreed(key: str) -> float | None:
+        found = {run.metrics.get(convention.key(key)) for row in group.rows for run in row.runs}
+        return found.pop() if len(found) == 1 else None
+
     known = {
         "recipe": "float",
         "bits": "W32A32",
-        "MB": number(metrics.get(convention.key("float.size_mb"))),
-        "GBOPs": number(metrics.get(convention.key("float.bops_g")), digits=1),
-        "top-1": percent(metrics.get("float.top1"), 1),
+        "MB": number(agreed("float.size_mb")),
+        "GBOPs": number(agreed("float.bops_g"), digits=1),
+        "top-1": percent(group.float_top1, 1),
     }
     return tuple(known.get(title, "") for title in titles)
 
@@ -191,7 +196,7 @@ def paper_table(rows: Iterable[Values]) -> Table:
             cells.append((name, model, "names no paper", "", "", "", ""))
             continue
         theirs, loss = row["published_top1"], row["published_drop"]
-        published = ("not published", "–") if theirs is None else (f"{100 * theirs:.2f}", f"{100 * loss:.2f}")
+        published = ("not published", "–") if theirs is None else (_points(theirs, 2), _points(loss, 2))
         cells.append((name, model, paper, *published, _points(row["top1"]), _points(row["drop"])))
         words = [f"{key}: {there} there, {here} here" for key, (there, here) in row["protocol_differences"].items()]
         notes.append(f"{name}, {model}: {'; '.join(words) or 'no difference of protocol is named'}")

@@ -77,6 +77,21 @@ def test_where_the_evaluation_images_and_the_weights_lie_makes_no_other_row(tmp_
     assert [row.seeds for row in found.rows] == [[0, 1]]
 
 
+def test_where_the_calibration_images_lay_makes_no_other_row_of_a_recipe_that_asks_for_both(tmp_path):
+    class Asks:
+        def dump(self):
+            return resolved("a", data={"calibration": {"path": "new"}})
+
+    folders = [
+        write_run(tmp_path / place, resolved("a", seed, data={"calibration": {"path": place}}), 0.5)
+        for seed, place in enumerate(("old", "new"))
+    ]
+    runs = [read_run(folder) for folder in folders]
+    assert len(group(runs)[0].rows) == 2
+    (row,) = group(runs, {run.lock["content"]: Asks() for run in runs})[0].rows
+    assert (row.name, row.seeds) == ("a", [0, 1])
+
+
 def test_other_inputs_of_one_model_are_not_held_against_each_other(tmp_path):
     """The same weights, cropped otherwise, or as another architecture's with other means: another float top-1."""
 
