@@ -58,12 +58,13 @@ class LoweredConv(nn.Module):
     def __init__(self, original: nn.Conv2d, operands: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.input, self.weight = operands.get("input", nn.Identity()), operands["weight"]
-        self.original = original
+        self.bias, self.geometry = original.bias, copy.copy(original)
+        self.geometry._parameters = {"weight": None, "bias": None}  # a program would keep the float weight for nothing
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, O, H', W')."""
-        out: Tensor = self.original._conv_forward(self.input(x), self.weight(), None)
-        return out if self.original.bias is None else out + self.original.bias[:, None, None]
+        out: Tensor = self.geometry._conv_forward(self.input(x), self.weight(), None)
+        return out if self.bias is None else out + self.bias[:, None, None]
 
 
 class LoweredMatMul(nn.Module):
