@@ -147,7 +147,8 @@ class Recall:
         start = time.perf_counter()
         answer = ask()
         seconds = time.perf_counter() - start
-        if isinstance(answer, Choice) and seconds > WORTH and self.comes_back(answer.quantizer):
+        told = bool(technique.notes)  # which a run that recalls the answer would not tell
+        if isinstance(answer, Choice) and seconds > WORTH and not told and self.comes_back(answer.quantizer):
             about = {"seconds": seconds, "quantizer": answer.quantizer.to_dict(), "reason": answer.reason}
             self._cache.store("quantizers", key, {}, about)
         return answer

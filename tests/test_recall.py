@@ -217,6 +217,29 @@ def test_a_model_whose_code_is_in_no_file_is_computed_every_time(tmp_path: Path,
     assert cache.entries() == []
 
 
+class Notes(Slow):
+    """Says something of every answer."""
+
+    class Config(Config):
+        """Its value."""
+
+        use: Literal["toy.notes"] = "toy.notes"
+        factor: float = 1.0
+
+    @hookimpl
+    def qplug_estimate_range(self, site, spec, stats):
+        self.notes.append(f"{site.name} was asked for")
+        return super().qplug_estimate_range(site, spec, stats)
+
+
+def test_what_a_technique_says_of_an_answer_is_said_again(tmp_path: Path) -> None:
+    registry, cache = toy_registry(Notes), Cache(tmp_path / "cache")
+    recipe = toy_recipe(Notes, registry=registry)
+    first, again = (run(recipe, registry=registry, cache=cache).warnings for _ in range(2))
+    assert "head.weight was asked for" in "".join(first)
+    assert again == first
+
+
 @pytest.mark.parametrize(("technique", "kept"), [(Slow, True), (Remembers, False), (Derives, False)])
 def test_an_answer_that_no_file_can_give_back_is_asked_for_again(tmp_path: Path, technique, kept, monkeypatch) -> None:
     """A technique that remembers answers by more than a key holds, and a quantizer may hide behind another's kind."""
