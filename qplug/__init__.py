@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from qplug.quantizers.search import line_search
     from qplug.recipe import Recipe, load_recipe
     from qplug.reconstruct import Block, OutputLoss, Rate, Reconstruction, Unit
+    from qplug.runtime import full_float32
     from qplug.schedule import Schedule
     from qplug.sensitivity import SqnrTable
     from qplug.sensitivity.hessian import Trace, hessian_traces
@@ -71,6 +72,7 @@ _PUBLIC = {
     "qplug.quantizers.search": ("line_search",),
     "qplug.recipe": ("Recipe", "load_recipe"),
     "qplug.reconstruct": ("Block", "OutputLoss", "Rate", "Reconstruction", "Unit"),
+    "qplug.runtime": ("full_float32",),
     "qplug.schedule": ("Schedule",),
     "qplug.sensitivity": ("SqnrTable",),
     "qplug.sensitivity.hessian": ("Trace", "hessian_traces"),
@@ -135,6 +137,7 @@ __all__ = [
     "choose_bits",
     "evenly",
     "export_run",
+    "full_float32",
     "grid_search",
     "hessian_traces",
     "hookimpl",

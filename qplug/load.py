@@ -62,7 +62,8 @@ def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Regist
 
     Returns:
         The model in eval mode, quantised by the recipe's backend. On the device of the run, its logits are bit for bit
-        those that the run evaluated.
+        those that the run evaluated; on CUDA within ``qplug.full_float32()``, as runs are: by default torch rounds what
+        convolutions multiply there.
 
     Raises:
         InputError: the folder is none, is of another format, lacks or holds something that is not the run's, or names

@@ -217,6 +217,8 @@ def _short(node: YamlNode) -> str:
 
 def _hint(error: Exception) -> str:
     text = str(error)
+    if "'\\t'" in text:
+        return "indent by spaces"
     if "alias" in text or "cannot start any token" in text:
         return "put quotes around a value that begins with one of * & ! % @ `"
     if "mapping values are not allowed" in text:

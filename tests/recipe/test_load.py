@@ -166,6 +166,9 @@ def test_what_is_no_yaml_is_shown_with_its_place(write: Write) -> None:
     assert "not YAML" in found
     (found,) = problems(write(text="a: \x00"))
     assert "not YAML" in found
+    (found,) = problems(write(text="a:\n\tb: 1"))
+    assert found.startswith("2:1: this is not YAML: ")
+    assert found.endswith("indent by spaces")
 
 
 def test_aliases_of_aliases_do_not_grow_without_bound(write: Write) -> None:
