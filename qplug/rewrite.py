@@ -8,6 +8,7 @@ from torch import nn
 
 from qplug.guard import Guard
 from qplug.models.explicit import MatMul
+from qplug.models.places import replace
 from qplug.models.provenance import is_gelu
 from qplug.plan import Change
 from qplug.steps import Steps
@@ -20,12 +21,15 @@ ACTIVATIONS = frozenset("ReLU ReLU6 LeakyReLU PReLU ELU SiLU Hardswish Mish Tanh
 def rewrite(model: nn.Module, steps: Steps, guard: Guard | None) -> list[Change]:
     """Ask for every module, in model order, and put what the techniques return in its place; returns what changed.
 
+    It comes to the model's device, and wherever the model holds the module: one may bear several names.
+
     Promises to preserve the function are held to ``guard``; with ``None`` they were in the run that is done again.
 
     Raises:
         GuardError: a rewrite that promised to preserve the function did not.
     """
     changes: list[Change] = []
+    device = next((parameter.device for parameter in model.parameters()), None)
     for hook, wanted in zip(HOOKS, (_is_norm, _is_activation, _is_other), strict=True):
         if not steps.implements(hook):
             continue
@@ -36,8 +40,7 @@ def rewrite(model: nn.Module, steps: Steps, guard: Guard | None) -> list[Change]
             if answer is None:
                 continue
             technique, result = answer
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, result.module.eval())
+            replace(model, module, result.module.eval().to(device))
             changes.append(Change(name, technique.name(), result.preserves, result.reason))
             if guard is not None:
                 guard.check(changes[-1:])  # one by one: the promise of one holds whatever another did

@@ -76,6 +76,51 @@ def test_activations():
     assert type(model.blocks[1].mlp.act) is nn.ReLU6
 
 
+class Learned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bound = nn.Parameter(torch.tensor(6.0))
+
+    def forward(self, x):
+        return x.clamp(0.0, self.bound)
+
+
+class Learn(Base):
+    @qplug.hookimpl
+    def qplug_bound_activation(self, name, module):
+        return Rewrite(Learned(), preserves=False)
+
+
+def test_what_a_technique_returns_comes_to_the_models_device():
+    model = nn.Sequential(nn.Linear(2, 2, device="meta"), nn.ReLU())
+    rewrite(model, steps(Learn), NoGuard())
+    assert model[1].bound.device.type == "meta"
+
+
+def test_a_module_under_two_names_is_replaced_under_both():
+    act = nn.ReLU()
+    model = nn.Sequential(nn.Linear(2, 2), act, nn.Linear(2, 2), act)
+    assert [c.where for c in rewrite(model, steps(Learn), NoGuard())] == ["1"]
+    assert model[1] is model[3]
+    assert isinstance(model[3], Learned)
+
+
+class ConvGELU(nn.Module):
+    """A block, for all that its name says."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 3, 1), nn.GELU()
+
+    def forward(self, x):
+        return self.act(self.conv(x))
+
+
+def test_a_block_that_is_named_after_its_activation_is_none():
+    model = nn.Sequential(ConvGELU())
+    assert [c.where for c in rewrite(model, steps(Learn), NoGuard())] == ["0.act"]
+
+
 def test_modules_and_in_eval_mode_and_children_of_what_was_replaced_are_not_asked():
     model, asked = vit(), []
 

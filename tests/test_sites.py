@@ -143,6 +143,16 @@ def test_a_convolutional_network():
     assert found.total_macs == sum(site.macs for site in found.sites if site.kind.is_weight)
 
 
+def test_norms_of_images_whose_channels_come_first_are_no_norms_of_the_last_axis():
+    from timm.models.convnext import ConvNeXt
+
+    model = ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), num_classes=5).eval()
+    _, found = sited(model, torch.randn(1, 3, 64, 64))
+    norms = [site for site in found.sites if site.kind is K.LAYERNORM_INPUT]
+    assert {site.module for site in norms} == {f"stages.{i}.blocks.0.norm" for i in range(4)}
+    assert [site.shape[-1] for site in norms] == [8, 16, 24, 32]
+
+
 def test_grouped_convolutions_count_their_own_channels():
     conv = nn.Conv2d(4, 8, 3, padding=1, groups=4)
     found = find_sites(nn.Sequential(conv), torch.randn(1, 4, 5, 5))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qplug.errors import InputError
 from qplug.models.explicit import MatMul
+from qplug.models.places import replace
 from qplug.plan import Plan
 from qplug.quantizers import Quantizer
 from qplug.seeding import seeded
@@ -76,11 +77,10 @@ class Lowering(ABC):
         held = chain(model.parameters(), *(quantizer.buffers() for quantizer in quantizers))
         device = next(tensor.device for tensor in held)  # a part of a model may have quantizers and no parameters
         for path in plan.modules():
-            parent, _, leaf = path.rpartition(".")
             original = model.get_submodule(path)
             with seeded(path):  # a library's layers may draw weights before they get the model's
                 lowered = self._lower(path, original, plan.of(path))
-            setattr(model.get_submodule(parent), leaf, lowered.eval().to(device))  # a stored plan is on the CPU
+            replace(model, original, lowered.eval().to(device))  # a stored plan is on the CPU
         return model
 
     @abstractmethod

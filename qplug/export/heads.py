@@ -9,6 +9,7 @@ from qplug.export.integers import Codes, IntegerLinear, Values, eight_bits
 from qplug.export.lower import LoweredMatMul
 from qplug.export.qdq import Affine
 from qplug.models.explicit import ExplicitAttention
+from qplug.models.places import replace
 from qplug.plan import Plan
 
 
@@ -81,8 +82,7 @@ def integer_heads(lowered: nn.Module, plan: Plan) -> dict[str, list[str]]:
         sites = (("matmul_qk.lhs", False), ("matmul_qk.rhs", True), ("matmul_av.rhs", True))
         q, k, v = (eight_bits(decided.get(f"{path}.{name}"), signed) for name, signed in sites)
         if q and k and v:
-            parent, _, leaf = path.rpartition(".")
-            setattr(lowered.get_submodule(parent), leaf, IntegerAttention(module, (q, k, v)).eval())
+            replace(lowered, module, IntegerAttention(module, (q, k, v)).eval())
             joined[f"{path}.proj"] = [f"{path}.{name}" for name in WITHIN]
     return joined
 

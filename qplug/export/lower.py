@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qplug.errors import InputError
 from qplug.export.plain import FloatWeight
 from qplug.models.explicit import MatMul
+from qplug.models.places import replace
 from qplug.plan import Decision, Plan
 from qplug.types import Role
 
@@ -114,9 +115,9 @@ def lower(model: nn.Module, plan: Plan, form: Format) -> nn.Module:
     """
     lowered = copy.deepcopy(model)
     for path in plan.modules():
-        parent, _, leaf = path.rpartition(".")
+        original = lowered.get_submodule(path)
         decisions = {decision.site.role: decision for decision in plan if decision.site.module == path}
-        setattr(lowered.get_submodule(parent), leaf, _operation(path, lowered.get_submodule(path), decisions, form))
+        replace(lowered, original, _operation(path, original, decisions, form))
     return lowered.eval().requires_grad_(False)
 
 

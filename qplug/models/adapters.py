@@ -83,6 +83,8 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
     """
     import torch
 
+    from qplug.models.places import replace
+
     table = {adapter.path: adapter for adapter in reversed(list(adapters))}
     targets = {
         name: module
@@ -126,8 +128,7 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
                 where=name,
                 fix="the installed library may compute this module in another way: report it, or remove the adapter",
             )
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, explicit)
+        replace(model, module, explicit)
         replaced.append(name)
     return replaced
 

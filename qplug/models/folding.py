@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from qplug.models.places import replace
 from qplug.models.provenance import Tracer, no_grad_forward
 from qplug.plan import Change
 
@@ -77,7 +78,7 @@ def fold_batchnorms(model: nn.Module, image: Tensor) -> Folding:
                 folding.left[name] = problem
                 continue
             _fuse(model.get_submodule(operation), norm)
-            _replace(model, norm, _rest(norm))
+            replace(model, norm, _rest(norm))
             folding.changes.append(Change(f"{name} → {operation}", BY, True, REASON))
     for module in model.modules():
         if getattr(module, "inplace", False) is True:
@@ -195,10 +196,3 @@ def _rest(norm: nn.Module) -> nn.Module:
     calls = [(name, getattr(norm, name)) for name in AFTER[_path(norm)]]
     rest = OrderedDict((name, module) for name, module in calls if not isinstance(module, nn.Identity))
     return nn.Sequential(rest).eval() if rest else nn.Identity().eval()
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Wherever the model holds ``old``: a module may bear several names."""
-    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, new)

@@ -76,13 +76,17 @@ def _only_moved(name: str, before: Tensor, after: Tensor) -> bool:
 
 
 def is_gelu(module: nn.Module) -> bool:
-    """Whether ``module`` is a GELU in one of its spellings (nn.GELU, timm's GELU, GELUTanh, QuickGELU)."""
-    return "gelu" in type(module).__name__.lower()
+    """Whether ``module`` is a GELU in one of its spellings (nn.GELU, timm's GELU, GELUTanh, QuickGELU).
+
+    A block that holds one, or parameters, is none, whatever its name.
+    """
+    alone = not any(module.children()) and next(module.parameters(), None) is None
+    return alone and "gelu" in type(module).__name__.lower()
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether ``module`` is a LayerNorm (timm's variants included) over the last axis."""
-    return isinstance(module, nn.LayerNorm)
+    """Whether ``module`` is a LayerNorm over the last axis, timm's variants included; its ``LayerNorm2d`` is none."""
+    return isinstance(module, nn.LayerNorm) and "2d" not in type(module).__name__
 
 
 def no_grad_forward(model: nn.Module, image: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qplug.backends.base import Backend
+from qplug.models.places import put
 from qplug.plan import Plan
 
 
@@ -55,16 +56,6 @@ def lower_block(backend: Backend, model: nn.Module, name: str, plan: Plan) -> nn
     put(frame, name, copy.deepcopy(model.get_submodule(name)))  # the backend finds modules by their paths in the model
     inside = {key: d for key, d in plan.decisions.items() if within(name, d.site.module)}
     return backend.apply(frame, Plan(inside)).get_submodule(name)
-
-
-def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` at the path ``name`` of ``model``, in the place of what is there; parents that lack are made."""
-    *parents, leaf = name.split(".")
-    for parent in parents:
-        if not hasattr(model, parent):
-            model.add_module(parent, nn.Module())
-        model = model.get_submodule(parent)
-    setattr(model, leaf, module)
 
 
 def within(block: str, module: str) -> bool:

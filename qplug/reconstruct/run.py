@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from qplug.backends.base import Backend
 from qplug.errors import PluginError
 from qplug.memory import fits
+from qplug.models.places import put
 from qplug.plan import Decision, Plan
 from qplug.quantizers import Quantizer
 from qplug.quantizers.learners import Learner
-from qplug.reconstruct.blocks import called, find_blocks, lower_block, put, within
+from qplug.reconstruct.blocks import called, find_blocks, lower_block, within
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.forwards import Forwards
 from qplug.reconstruct.loop import learn

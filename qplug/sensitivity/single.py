@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qplug.backends import Backend
 from qplug.errors import InputError
 from qplug.metrics.accuracy import signal_and_noise, top1
+from qplug.models.places import replace
 from qplug.plan import Decision, Plan
 
 
@@ -106,11 +107,10 @@ def quantized(model: nn.Module, backend: Backend, decision: Decision) -> Iterato
     32 images takes 600).
     """
     path = decision.site.module
-    parent, _, leaf = path.rpartition(".")
     original = model.get_submodule(path)
     try:
         backend.apply(model, Plan({decision.site.name: decision}))
         with backend.inference(model):
             yield
     finally:
-        setattr(model.get_submodule(parent), leaf, original)
+        replace(model, model.get_submodule(path), original)

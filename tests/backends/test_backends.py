@@ -99,6 +99,27 @@ def test_what_the_plan_leaves_out_stays_in_float(backend, vit):
         assert relative(quantized(images), reference(model, plan, images)) < 1e-6
 
 
+class Shared(nn.Module):
+    """One linear under two names, called by the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.again = self.first
+
+    def forward(self, x):
+        return self.again(x)
+
+
+def test_a_module_under_two_names_is_quantised_under_both(backend):
+    torch.manual_seed(0)
+    known = (*calibrated(Shared(), torch.randn(4, 6)), torch.randn(3, 6))
+    quantized, plan = lowered(backend, known)
+    assert quantized.again is quantized.first
+    with backend.inference(quantized):
+        assert torch.equal(quantized(known[-1]), reference(known[0], plan, known[-1]))
+
+
 def test_inference_leaves_the_model_as_it_was(backend, vit):
     *_, images = vit
     quantized, _ = lowered(backend, vit)
