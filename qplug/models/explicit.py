@@ -61,7 +61,7 @@ class ExplicitAttention(nn.Module):
             setattr(self, name, getattr(original, name))
         self.gate = original.gate  # None is no child, so the loop above leaves it out
         self.matmul_qk = MatMul(transpose_rhs=True)
-        self.softmax = nn.Softmax(dim=-1)
+        self.softmax = MaskedSoftmax(dim=-1)
         self.matmul_av = MatMul()
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -72,8 +72,7 @@ class ExplicitAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         scores = self.matmul_qk(q * self.scale, k)
         mask = resolve_self_attn_mask(tokens, scores, attn_mask, is_causal)
-        scores = scores if mask is None else scores + mask
-        out = self.matmul_av(self.attn_drop(self.softmax(scores)), v)
+        out = self.matmul_av(self.attn_drop(self.softmax(scores, mask)), v)
         out = self.norm(out.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
         if self.gate is not None:
             out = out * self.gate(x).sigmoid()
@@ -82,7 +81,7 @@ class ExplicitAttention(nn.Module):
 
 
 class ExplicitWindowAttention(nn.Module):
-    """timm's Swin ``WindowAttention`` with its two matmuls as modules (its Softmax is one already)."""
+    """timm's Swin ``WindowAttention`` with its two matmuls as modules; its Softmax adds the mask of shifted windows."""
 
     qkv: nn.Module
     softmax: nn.Module
@@ -104,6 +103,7 @@ class ExplicitWindowAttention(nn.Module):
         self.relative_position_bias_table = original.relative_position_bias_table
         self.register_buffer("relative_position_index", original.relative_position_index, persistent=False)
         self.matmul_qk = MatMul(transpose_rhs=True)
+        self.softmax = MaskedSoftmax(dim=-1)
         self.matmul_av = MatMul()
 
     def position_bias(self) -> Tensor:
@@ -118,10 +118,8 @@ class ExplicitWindowAttention(nn.Module):
         q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         scores = self.matmul_qk(q * self.scale, k) + self.position_bias()
         if mask is not None:
-            windows = mask.shape[0]
-            scores = scores.view(-1, windows, self.num_heads, tokens, tokens) + mask.unsqueeze(1).unsqueeze(0)
-            scores = scores.view(-1, self.num_heads, tokens, tokens)
-        out = self.matmul_av(self.attn_drop(self.softmax(scores)), v)
+            mask = mask.repeat(batch // len(mask), 1, 1).unsqueeze(1)  # an image's windows lie side by side
+        out = self.matmul_av(self.attn_drop(self.softmax(scores, mask)), v)
         result: Tensor = self.proj_drop(self.proj(out.transpose(1, 2).reshape(batch, tokens, -1)))
         return result
 
