@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from qplug.errors import InputError
 from qplug.models.explicit import MatMul
+from qplug.models.provenance import is_norm
 from qplug.operations import Operation, Rows, SampleSize, Shape, operation_of
 from qplug.seeding import seeded
 from qplug.stats import Product, SiteStats
@@ -106,6 +107,8 @@ class Calibration:
             for name, operation in self._operations.items()
         ]
         if loss is not None:
+            norms = (self.model.get_submodule(name) for name in self._operations)
+            handles += [norm.register_forward_pre_hook(_branch) for norm in norms if is_norm(norm)]
             tables = (module for module in self.model.modules() if isinstance(module, nn.Embedding))
             handles += [table.register_forward_hook(_trace_output) for table in tables]
         frozen = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -223,6 +226,11 @@ class Calibration:
 def _traced(batch: Tensor) -> Tensor:
     """The batch, from which a graph grows although every parameter is frozen; of tokens it grows from embeddings."""
     return batch.detach().requires_grad_(True) if batch.is_floating_point() else batch
+
+
+def _branch(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a norm reads as a tensor of its own: the gradient of a residual stream is that of all who read it."""
+    return (args[0].view_as(args[0]), *args[1:])
 
 
 def _trace_output(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from numeric_toys import Sequence, calibrated, sited, swin, vit
 from torch import nn
 from torch.nn import functional as F
 
-from qplug import Granularity, InputError, Smoothing
+from qplug import Granularity, InputError, SiteKind, Smoothing
 from qplug.cache import Cache
 from qplug.calibrate import LOSSES, Calibration, watched_sites
 from qplug.content import content_key
@@ -116,6 +116,42 @@ def test_importance_is_the_square_of_autograds_gradient():
             assert float(expected.max()) > 0
             checked += 1
     assert checked == 4 * 2 + 2 * 2 + 1
+
+
+def test_importance_of_a_norms_input_is_that_of_what_the_norm_makes_of_it():
+    """A residual stream has others that read it, and an error that a quantizer makes before the norm reaches none."""
+    images, size = toy_images(3), SampleSize(10**6, 10**6, 10**6)
+    model, found, calibration = calibrated(images=images, loss="cross_entropy", size=size)
+    norms = [site for site in found.sites if site.kind is SiteKind.LAYERNORM_INPUT]
+    inputs = {}
+
+    def before(name):
+        def hook(module, args):
+            inputs[name] = args[0] + 0.0
+            inputs[name].retain_grad()
+            return (inputs[name],)
+
+        return hook
+
+    handles = [model.get_submodule(site.module).register_forward_pre_hook(before(site.name)) for site in norms]
+    logits = model(images.clone().requires_grad_(True))
+    F.cross_entropy(logits, logits.detach().argmax(-1), reduction="sum").backward()
+    for handle in handles:
+        handle.remove()
+    assert len(norms) == 5
+    for site in norms:
+        expected = inputs[site.name].grad.square().flatten(0, -2)
+        importance = calibration.stats(site).importance
+        assert torch.allclose(importance.reshape(expected.shape), expected, rtol=1e-4, atol=1e-10)
+        assert float(expected.max()) > 0
+
+
+def test_the_mask_of_shifted_windows_is_no_value_of_the_scores():
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model, found, calibration = calibrated(swin().requires_grad_(False), images)
+    scores = [site for site in found.sites if site.kind is SiteKind.SOFTMAX_INPUT]
+    assert any(block.attn_mask is not None for layer in model.layers for block in layer.blocks)
+    assert all(calibration.stats(site).min > -60.0 for site in scores)  # timm masks by -100
 
 
 def squared_gradients(loss, logits):
