@@ -19,7 +19,8 @@ class BoundedActivation(Technique):
     Both are another function above α, and below 0 in the place of GELU: training has to fit the model again, and learns
     PACT's α with it. The paper does not print the first α: 6 by default, so that both bounds start at the same place; a
     bound that clips nothing has no gradient, so choose one within the range. Nor does it print the penalty on α² that
-    Choi et al. train with, and none is added here [ours]. Other activations, and those bounded already, are left.
+    Choi et al. train with: none is added here, unless ``qat.weight_decay`` is given, which decays α too [ours]. Other
+    activations, and those bounded already, are left.
     """
 
     paper = "Zhao et al. 2023, Q-MLP, 'Activation layer design', Eq. 4, Table 3; Choi et al. 2018, PACT"

@@ -57,12 +57,12 @@ class V2sf(Technique):
 
     @hookimpl
     def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
-        """Take sites of the configured kinds that have one scale, at 3 bits or more."""
+        """Take sites of the configured kinds that have one scale and positive values, at 3 bits or more."""
         from qplug import line_search
 
         if spec.granularity is not Granularity.PER_TENSOR or spec.bits < 3:
             return None
-        if site.kind not in [KINDS[kind] for kind in self.config.kinds]:
+        if site.kind not in [KINDS[kind] for kind in self.config.kinds] or not stats.max > 0:
             return None
         signed = bool(stats.min < 0)
         shifts = [spec.bits - 1] if self.config.ratio == "paper" else list(range(1, spec.bits + (0 if signed else 1)))

@@ -32,7 +32,7 @@ class UnitThreshold(nn.Module):
 
 
 class FixedZeroPoint(nn.Module):
-    """The zero point that the plan decided, as integers in float32."""
+    """The zero point that the plan decided: integers in float32, or any float32 where the plan has float ones."""
 
     def __init__(self, zero_point: Tensor) -> None:
         super().__init__()

@@ -49,7 +49,9 @@ class Training(Config):
     accumulate: int = Field(1, ge=1, le=65536, description="parts in which a batch is computed, to save memory")
     optimizer: str = Field("adamw", min_length=1, description="timm's name of the optimiser")
     learning_rate: float = Field(2e-5, gt=0.0, le=10.0, description="the largest, after the warm-up")
-    weight_decay: float = Field(0.0, ge=0.0, le=10.0, description="of weights, not of biases, norms and scales")
+    weight_decay: float = Field(
+        0.0, ge=0.0, le=10.0, description="of weights, and in qat of bounds of activations, of nothing else"
+    )
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate after the warm-up")
     warmup: float = Field(0.05, ge=0.0, lt=1.0, description="share of the steps in which the rate grows linearly")
     clip: float | None = Field(None, gt=0.0, description="largest norm of the gradient of weights, and that of scales")

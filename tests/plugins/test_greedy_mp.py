@@ -132,9 +132,8 @@ def test_elements_and_layers_count_differently():
     sites = [site(0, 1000), site(1, 10), site(2, 10)]
     by_elements = allocate(7.0, linear(sites), average="elements")
     by_layers = allocate(7.0, linear(sites), average="layers")
-    assert by_elements == {"layer0.weight": 7, "layer1.weight": 7, "layer2.weight": 7} or mean(by_elements, sites) <= 7
-    assert mean(by_layers, sites, "layers") == 7.0
-    assert by_elements != by_layers
+    assert by_elements == {"layer0.weight": 6, "layer1.weight": 8, "layer2.weight": 8}  # 7 for it alone is one too many
+    assert by_layers == {"layer0.weight": 5, "layer1.weight": 8, "layer2.weight": 8}
 
 
 @pytest.mark.parametrize("target", [8.0, 6.0, 5.0, 2.0])

@@ -43,7 +43,8 @@ X = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(1)) * 3 + 1
 
 @pytest.mark.parametrize("start", ["fresh", "affine"])
 def test_layer_norm_is_equation_3(start):
-    before, state = affine(), affine().state_dict()
+    before = affine()
+    state = copy.deepcopy(before.state_dict())
     found = make(Norm, start=start, eps=1e-3).qplug_rewrite_norm(name="norm1", module=before)
     x = X.double().numpy()
     gain, offset = (1.0, 0.0) if start == "fresh" else (before.alpha.numpy(), before.beta.numpy())
@@ -52,6 +53,7 @@ def test_layer_norm_is_equation_3(start):
     assert (found.preserves, found.reason) == (False, "Affine → LayerNorm")
     assert not any(parameter.requires_grad for parameter in found.module.parameters())
     assert state.keys() == before.state_dict().keys()
+    assert all(torch.equal(before.state_dict()[name], kept) for name, kept in state.items())
 
 
 def test_batch_norm_is_the_affine_until_training_moves_it():

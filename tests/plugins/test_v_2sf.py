@@ -85,3 +85,8 @@ def test_it_takes_its_kinds_alone():
     assert choose(make(V2sf), activation(softmax_data()), QuantSpec(4)) is None
     assert choose(make(V2sf), softmax, QuantSpec(2)) is None
     assert choose(make(V2sf), softmax, QuantSpec(4, Granularity.PER_HEAD)) is None
+
+
+def test_a_gelu_that_gives_nothing_above_zero_is_left_to_the_next_technique():
+    for x in (gelu_data().clamp(max=0.0), gelu_data().clamp(max=-1e-3)):
+        assert choose(make(V2sf), activation(x, kind=SiteKind.POST_GELU), QuantSpec(4)) is None
