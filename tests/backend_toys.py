@@ -56,7 +56,10 @@ def reference(model, plan, images):
         roles = ("lhs", "rhs") if isinstance(module, MatMul) else ("input",)
         chosen = [quantizers.get(role) for role in roles]
         module.register_forward_pre_hook(
-            lambda _, args, chosen=chosen: tuple(q(x) if q else x for q, x in zip(chosen, args, strict=True))
+            lambda _, args, chosen=chosen: (
+                *(q(x) if q else x for q, x in zip(chosen, args[: len(chosen)], strict=True)),
+                *args[len(chosen) :],  # a mask
+            )
         )
     return model(images)
 

@@ -72,7 +72,8 @@ class ExplicitAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         scores = self.matmul_qk(q * self.scale, k)
         mask = resolve_self_attn_mask(tokens, scores, attn_mask, is_causal)
-        out = self.matmul_av(self.attn_drop(self.softmax(scores, mask)), v)
+        weights = self.softmax(scores) if mask is None else self.softmax(scores, mask)
+        out = self.matmul_av(self.attn_drop(weights), v)
         out = self.norm(out.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
         if self.gate is not None:
             out = out * self.gate(x).sigmoid()
@@ -119,7 +120,8 @@ class ExplicitWindowAttention(nn.Module):
         scores = self.matmul_qk(q * self.scale, k) + self.position_bias()
         if mask is not None:
             mask = mask.repeat(batch // len(mask), 1, 1).unsqueeze(1)  # an image's windows lie side by side
-        out = self.matmul_av(self.attn_drop(self.softmax(scores, mask)), v)
+        weights = self.softmax(scores) if mask is None else self.softmax(scores, mask)
+        out = self.matmul_av(self.attn_drop(weights), v)
         result: Tensor = self.proj_drop(self.proj(out.transpose(1, 2).reshape(batch, tokens, -1)))
         return result
 
