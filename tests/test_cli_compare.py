@@ -191,6 +191,7 @@ def test_a_sweep_says_its_title_and_its_order(capsys, tmp_path, monkeypatch):
     assert out.splitlines()[0] == "Table 9"
     assert [line.split()[0] for line in out.splitlines()[4:7]] == ["float", "b", "a"]
     assert "means over seeds 3, 4" in out
+    assert "of two, recipes differ where their difference is 9 times as large as its own ±" in " ".join(out.split())
     assert "4 runs asked for: 0 finished, 4 to run" in err
     found = json.loads(qplug(capsys, "sweep.yaml", "--seeds", "3,4", "--json", "--no-cache")[1])
     assert (found["titles"], [row["seeds"] for row in found["rows"]]) == (["Table 9"], [[3, 4], [3, 4]])

@@ -160,6 +160,9 @@ def _seeds(rows: Sequence[Values]) -> str:
         which = "; ".join(f"{', '.join(some)}: {seeds}" for seeds, some in names.items())
         return f"means over seeds, which differ ({which}); ± is their standard deviation"
     (seeds,) = names
+    if seeds.count(",") == 1:
+        few = "of two, recipes differ where their difference is 9 times as large as its own ±"
+        return f"means over seeds {seeds}; ± is their standard deviation; {few}"
     if "," in seeds:
         return f"means over seeds {seeds}; ± is their standard deviation"
     return f"seed {seeds} alone: how much the choice of calibration images moves a figure is not known"
