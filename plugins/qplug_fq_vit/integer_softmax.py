@@ -25,8 +25,9 @@ class IntegerSoftmax(nn.Softmax):
         super().__init__(dim)
         self.axis, self.step = dim, step
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: any shape, floating point."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x: any shape, floating point; mask: broadcasts to it and is added, as attention on windows or texts asks."""
+        x = x if mask is None else x + mask
         exact = torch.softmax(x, self.axis)
         values = self._values(x.detach()).to(x.dtype)
         return exact + (values - exact).detach() if x.requires_grad else values

@@ -48,9 +48,11 @@ class LogIntSoftmax(Technique):
 
     @hookimpl
     def qplug_rewrite_module(self, name: str, module: nn.Module) -> Rewrite | None:
-        """Replace every Softmax, where asked."""
+        """Replace every Softmax, masked ones too, where asked."""
         dim = getattr(module, "dim", None)
-        if not self.config.integer_exp or type(module).__name__ != "Softmax" or not isinstance(dim, int):
+        if type(module).__name__ not in ("Softmax", "MaskedSoftmax") or not isinstance(dim, int):
+            return None
+        if not self.config.integer_exp:
             return None
         from qplug_fq_vit.integer_softmax import IntegerSoftmax
 

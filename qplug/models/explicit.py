@@ -61,7 +61,7 @@ class ExplicitAttention(nn.Module):
             setattr(self, name, getattr(original, name))
         self.gate = original.gate  # None is no child, so the loop above leaves it out
         self.matmul_qk = MatMul(transpose_rhs=True)
-        self.softmax = MaskedSoftmax(dim=-1)
+        self.softmax = nn.Softmax(dim=-1)
         self.matmul_av = MatMul()
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -72,8 +72,8 @@ class ExplicitAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         scores = self.matmul_qk(q * self.scale, k)
         mask = resolve_self_attn_mask(tokens, scores, attn_mask, is_causal)
-        weights = self.softmax(scores) if mask is None else self.softmax(scores, mask)
-        out = self.matmul_av(self.attn_drop(weights), v)
+        scores = scores if mask is None else scores + mask
+        out = self.matmul_av(self.attn_drop(self.softmax(scores)), v)
         out = self.norm(out.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
         if self.gate is not None:
             out = out * self.gate(x).sigmoid()
