@@ -41,17 +41,6 @@ class Residual(ToyModel):
         return FloatModel.of(model, "toy", Preprocessing((3, 32, 32), (0.5,) * 3, (0.25,) * 3, "nearest", 1.0))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_convolutions_of_residual_blocks_learn_by_every_loss(loss):
-    registry = toy_registry(AdaRound)
-    registry.models = {**registry.models, "toy": Residual}
-    recipe = toy_recipe(AdaRound, registry=registry, bits=3, iterations=50, rounding_rate=0.02, loss=loss)
-    found = errors(run(recipe, registry=registry).plan)
-    assert {"layer1.0.conv1", "layer1.0.conv2", "fc"} <= found.keys()
-    before, after = map(sum, zip(*found.values(), strict=True))
-    assert after < 0.9 * before
-
-
 class Windowed(ToyModel):
     """Linears of its attention see windows of an image, four in the first stage."""
 
@@ -60,12 +49,19 @@ class Windowed(ToyModel):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_operations_on_windows_learn_by_every_loss(loss):
+@pytest.mark.parametrize(
+    ("model", "some"),
+    [
+        (Residual, {"layer1.0.conv1", "layer1.0.conv2", "fc"}),
+        (Windowed, {"layers.0.blocks.1.attn.qkv", "layers.0.blocks.1.mlp.fc1", "head.fc"}),
+    ],
+)
+def test_operations_of_residual_blocks_and_on_windows_learn_by_every_loss(model, some, loss):
     registry = toy_registry(AdaRound)
-    registry.models = {**registry.models, "toy": Windowed}
+    registry.models = {**registry.models, "toy": model}
     recipe = toy_recipe(AdaRound, registry=registry, bits=3, iterations=50, rounding_rate=0.02, loss=loss)
     found = errors(run(recipe, registry=registry).plan)
-    assert {"layers.0.blocks.1.attn.qkv", "layers.0.blocks.1.mlp.fc1", "head.fc"} <= found.keys()
+    assert some <= found.keys()
     before, after = map(sum, zip(*found.values(), strict=True))
     assert after < 0.9 * before
 
