@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qplug.errors import InputError
 from qplug.models.places import put
 from qplug.reconstruct.capture import Calls, capture
 
@@ -36,8 +37,14 @@ class Forwards:
         return capture(self.run, name, self.batches)
 
     def within(self, block: str) -> Forwards:
-        """For modules within ``block``: what lies before the block need not be run again for each of them."""
-        calls = self.capture(block)
+        """For modules within ``block``: what lies before the block need not be run again for each of them.
+
+        A block that is not called once, with an entry for each image and the like, is not replayed: the model is run.
+        """
+        try:
+            calls = self.capture(block)
+        except InputError:
+            return self
         if calls.entries > 1:
             return self
         places = torch.split(torch.arange(len(calls.inputs)), [len(batch) for batch in self.batches])

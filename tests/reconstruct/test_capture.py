@@ -179,6 +179,24 @@ def test_an_argument_that_is_another_for_each_batch_is_refused():
     assert refused.value.where == "block"
 
 
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.inner(x), x
+
+
+def test_within_a_block_that_cannot_be_captured_itself_the_model_is_run():
+    model = Sequence(lambda m, x: m.block(x)[0], block=Pair())
+    batches = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).split(2)
+    with pytest.raises(InputError):
+        capture(model, "block", batches)
+    calls = Forwards(model, batches).within("block").capture("block.inner")
+    assert torch.equal(calls.outputs, capture(model, "block.inner", batches).outputs)
+
+
 def test_a_block_that_is_called_twice_is_refused():
     model = Sequence(lambda m, x: m.block(m.block(x)), block=nn.Linear(4, 4))
     with pytest.raises(InputError, match="calls this 2 times"):
