@@ -106,7 +106,7 @@ class RunSpecs:
         ``None`` leaves the norm to the next technique, and as it is where no one takes it. ``preserves=False`` asks for
         a fine-tune: all parameters of the model are trained then, and the run warns where the recipe has none. With
         ``preserves=True`` the core checks that the model's output is the same to 1e-4, and refuses to go on where it is
-        not.
+        not. The new module comes to the model's device, and wherever the model holds the old one.
 
         Example::
 
@@ -131,7 +131,8 @@ class RunSpecs:
     def qplug_rewrite_module(self, name: str, module: nn.Module) -> Rewrite | None:
         """Replace any other module, after norms and activations. Called as ``qplug_rewrite_norm`` is.
 
-        Attention is explicit by then: its matmuls and its Softmax are modules.
+        Attention is explicit by then: its matmuls and its Softmax are modules. That of Swin and of BERT is a
+        ``MaskedSoftmax``, called with a mask behind the scores where there is one; what takes its place adds it.
 
         Example::
 

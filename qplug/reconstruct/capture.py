@@ -35,7 +35,7 @@ class Calls:
     entries: int = 1
 
     def arguments(self, inputs: Tensor, images: Tensor) -> tuple[list[Any], dict[str, Any]]:
-        """The call's arguments for these entries of ``images`` (int64, where the calls are), first ``inputs``."""
+        """The call's arguments for the entries ``images`` (int64, where the calls are), the first being ``inputs``."""
         taken = self.fixed | {key: x[images].to(inputs.device) for key, x in self.by_image.items()}
         places = sorted(key for key in taken if isinstance(key, int))
         return [inputs, *(taken[place] for place in places)], {k: v for k, v in taken.items() if isinstance(k, str)}
