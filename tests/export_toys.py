@@ -41,11 +41,17 @@ def digits_run(out: Path, steps: str = "", overrides: str = "", text: str = DIGI
     return out
 
 
-def toy_run(out: Path, steps: str = "{use: baseline.minmax}", registry: Registry | None = None, bits: int = 8) -> Path:
-    """A run folder of ``toy_vit``."""
+def toy_run(
+    out: Path,
+    steps: str = "{use: baseline.minmax}",
+    registry: Registry | None = None,
+    bits: int = 8,
+    weights: int | None = None,
+) -> Path:
+    """A run folder of ``toy_vit``; ``weights`` have as many bits as activations unless given."""
     registry = registry or toy_registry()
     data = "{calibration: {source: toy, split: train}, evaluation: {source: toy, split: test, images: 6}}"
-    quantize = f"{{weights: {{bits: {bits}}}, activations: {{bits: {bits}, symmetric: false}}}}"
+    quantize = f"{{weights: {{bits: {weights or bits}}}, activations: {{bits: {bits}, symmetric: false}}}}"
     path = out.with_suffix(".yaml")
     path.write_text(f"version: 1\nmodel: {{source: toy}}\ndata: {data}\nquantize: {quantize}\ntechniques: [{steps}]\n")
     qplug.run(qplug.load_recipe(path, registry=registry), out=out, registry=registry)

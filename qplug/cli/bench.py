@@ -24,6 +24,9 @@ def bench(
     form: Annotated[
         str, typer.Option("--format", help=f"Of the quantised file: {' or '.join(FORMATS)}.")
     ] = "onnx-integer",
+    saturating: Annotated[
+        bool, typer.Option("--saturating", help="Faster products of bytes: right with VNNI, wrong on x86 without.")
+    ] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the quantised model's time goes.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -34,7 +37,9 @@ def bench(
     batches = _batches(batch)
     from qplug.report.bench import bench_tables, summary
 
-    found = measure(run, batches=batches, threads=threads, rounds=rounds, form=form, profiled=profile)
+    found = measure(
+        run, batches=batches, threads=threads, rounds=rounds, form=form, saturating=saturating, profiled=profile
+    )
     if as_json:
         print_json(summary(found))
         return

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qplug.export.processor import INTEGER
+
 if TYPE_CHECKING:
     from qplug.export.speed import Profile, Race
     from qplug.registry import Registry
 
 PROFILED = 10
 """Calls whose times a profile averages, fewer where a batch is large."""
-FORMATS = ("onnx-integer", "onnx-qdq")
+FORMATS = INTEGER
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Bench:
 
     Attributes:
         folder: the run's.
-        form: of the quantised file.
+        form: of the quantised file, and whether its products are saturating.
         runtime: its name and version.
         megabytes: of the float file and of the quantised one, 10^6 bytes.
         races: one for each batch, in the order asked for.
@@ -44,6 +46,7 @@ def bench(
     threads: int,
     rounds: int,
     form: str = "onnx-integer",
+    saturating: bool = False,
     profiled: bool = False,
     registry: Registry | None = None,
 ) -> Bench:
@@ -55,6 +58,7 @@ def bench(
         threads: of the runtime, for both.
         rounds: how often each is timed.
         form: of the quantised file, one of ``FORMATS``.
+        saturating: as of ``export_run``.
         profiled: whether to say where the quantised file's time goes.
         registry: what is installed, unless given.
 
@@ -78,7 +82,7 @@ def bench(
     planned = load_planned(folder, registry)
     quantized = {"onnx-integer": integer_file, "onnx-qdq": qdq_file}[form]
     with explained(planned, form, registry):
-        files = [make(planned).model for make in (float_file, quantized)]
+        files = [float_file(planned).model, quantized(planned, saturating).model]
     example = planned.preprocessing.example()
     inputs = [example.repeat(batch, *[1] * (example.dim() - 1)).numpy() for batch in batches]
     races = tuple(race(files[0], files[1], x, threads, rounds) for x in inputs)
@@ -89,4 +93,4 @@ def bench(
     on = processor()
     vnni = ", ".join(on["instructions"]) or "without VNNI"
     name = f"ONNX Runtime {onnxruntime.__version__} on {on['name']} ({on['architecture']}, {vnni})"
-    return Bench(Path(folder), form, name, sizes, races, profiles)
+    return Bench(Path(folder), f"{form} --saturating" if saturating else form, name, sizes, races, profiles)

@@ -8,18 +8,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qplug import __version__
-from qplug.export.processor import processor
+from qplug.export.processor import INTEGER, SATURATING, processor
 
 if TYPE_CHECKING:
     from qplug.export.gate import Parity
     from qplug.export.trace import Call
     from qplug.load import Planned
 
+EXACT = "exact on every processor"
 NOT_VERIFIED = "not verified: exported with --no-verify"
 
 
-def metadata(planned: Planned, form: str, calls: Sequence[Call], parity: Parity | None) -> dict[str, str]:
-    """Keys ``qplug.…`` → text, JSON but for the version, the format and a parity that nobody checked."""
+def metadata(
+    planned: Planned, form: str, calls: Sequence[Call], parity: Parity | None, saturating: bool = False
+) -> dict[str, str]:
+    """Keys ``qplug.…`` → text, JSON but for the version, the format, its products and a parity that nobody checked."""
     values = {
         "run": _run(planned),
         "preprocessing": _preprocessing(planned),
@@ -38,7 +41,8 @@ def metadata(planned: Planned, form: str, calls: Sequence[Call], parity: Parity 
     }
     texts = {f"qplug.{key}": json.dumps(value, ensure_ascii=False) for key, value in values.items()}
     checked = NOT_VERIFIED if parity is None else json.dumps(parity.summary() | {"processor": processor()})
-    return {"qplug.version": __version__, "qplug.format": form, **texts, "qplug.parity": checked}
+    products = {"qplug.products": SATURATING if saturating else EXACT} if form in INTEGER else {}
+    return {"qplug.version": __version__, "qplug.format": form, **products, **texts, "qplug.parity": checked}
 
 
 def _run(planned: Planned) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from qplug.export.choice import choose_by_processor
 from qplug.export.graph import widths
 from qplug.export.heads import integer_heads
 from qplug.export.integers import Integers
@@ -20,16 +21,19 @@ OPSET = 20
 """The first in which Gelu is one operator; from 21 on ONNX Runtime 1.32 fails where it moves signed integers."""
 
 
-def integer_file(planned: Planned) -> OnnxFile:
+def integer_file(planned: Planned, saturating: bool = False) -> OnnxFile:
     """The plan, its products of 8-bit integers written out as ONNX Runtime executes them fastest.
 
     Attention from ``qkv`` to its second product is one piece, so its operations are ``joined`` and not among the calls.
     """
     example = planned.preprocessing.example()
-    form = Integers(widths(OPSET), readers(planned.model, planned.plan, example))
+    form = Integers(widths(OPSET), readers(planned.model, planned.plan, example), saturating)
     lowered = lower(planned.model, planned.plan, form)
     joined = integer_heads(lowered, planned.plan)
-    return replace(onnx_file(lowered, planned.plan, example, OPSET), joined=joined)
+    file = onnx_file(lowered, planned.plan, example, OPSET)
+    if not saturating:
+        choose_by_processor(file.model)
+    return replace(file, joined=joined)
 
 
 def float_file(planned: Planned) -> OnnxFile:

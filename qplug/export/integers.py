@@ -4,7 +4,8 @@ Measured on ViT-Ti with AVX512 VNNI, ONNX Runtime 1.32, the reasons for each for
 
 - x·W + b as MatMulInteger, Cast, Mul, Add becomes one node, bias included; of a MatMul between dequantised operands the
   sum with the bias is a pass of its own. The runtime fuses only where the scale is no constant, hence ``_Scale``.
-- Unsigned left operands and signed right ones: u8 · u8 takes over twice as long in attention, s8 · s8 in linears.
+- Unsigned left operands and signed right ones: u8 · u8 takes over twice as long with VNNI, s8 · s8 in linears. Without
+  VNNI such products saturate: ``choice`` lets the file choose.
 - Integers, not floats, pass through what only moves values.
 - A patch embedding as a product of patches: convolutions stay in float unless their outputs are integers too.
 """
@@ -12,27 +13,15 @@ Measured on ViT-Ti with AVX512 VNNI, ONNX Runtime 1.32, the reasons for each for
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
-from qplug.export.qdq import Affine, Qdq, Shifted
+from qplug.export.qdq import SHIFT, Affine, Qdq, Shifted
 from qplug.plan import Decision
 from qplug.quantizers import UniformQuantizer
 from qplug.types import Role
-
-SHIFT = 128
-"""Between the integers of 8 bits with and without a sign."""
-
-
-def as_signed(affine: Affine, signed: bool) -> Affine:
-    """The same values in integers with or without a sign: the zero point moves by ``SHIFT``."""
-    if affine.signed == signed:
-        return affine
-    moved = affine.zero_point.to(torch.int16) + (-SHIFT if signed else SHIFT)
-    return replace(affine, zero_point=moved.to(torch.int8 if signed else torch.uint8), signed=signed)
 
 
 def eight_bits(decision: Decision | None, signed: bool) -> Affine | None:
@@ -41,7 +30,7 @@ def eight_bits(decision: Decision | None, signed: bool) -> Affine | None:
     if type(quantizer) is not UniformQuantizer or quantizer.bits != 8:
         return None
     affine = Affine.of(quantizer, 8)
-    return as_signed(affine, signed) if affine and affine.axis is None else None
+    return affine.with_sign(signed) if affine and affine.axis is None else None
 
 
 class Codes(nn.Module):
@@ -157,15 +146,11 @@ class IntegerPatches(nn.Module):
 
 
 class Integers(Qdq):
-    """As ``Qdq``; products of 8-bit integers with a weight as above, right operands of attention's matmuls signed."""
+    """As ``Qdq``; products of 8-bit integers with a weight as above."""
 
-    def activation(self, decision: Decision, transposed: bool) -> nn.Module:
-        """See ``Format``."""
-        affine = eight_bits(decision, signed=decision.site.role == "rhs")
-        if affine is None:
-            return super().activation(decision, transposed)
-        assert isinstance(decision.quantizer, UniformQuantizer)
-        return self.affine_activation(decision, decision.quantizer, affine, transposed)
+    def signed(self, decision: Decision, quantizer: UniformQuantizer) -> bool:
+        """Right operands of attention's matmuls alone."""
+        return decision.site.role == "rhs"
 
     def operation(self, original: nn.Module, decisions: Mapping[Role, Decision]) -> nn.Module | None:
         """See ``Format``."""

@@ -55,11 +55,11 @@ class OnnxFile:
         return content
 
 
-def qdq_file(planned: Planned) -> OnnxFile:
+def qdq_file(planned: Planned, saturating: bool = False) -> OnnxFile:
     """The plan as QuantizeLinear and DequantizeLinear, all else as plain operators; opset 21, or 25 for 2 bits."""
     opset = _opset(planned)
     example = planned.preprocessing.example()
-    form = Qdq(widths(opset), readers(planned.model, planned.plan, example))
+    form = Qdq(widths(opset), readers(planned.model, planned.plan, example), saturating)
     return onnx_file(lower(planned.model, planned.plan, form), planned.plan, example, opset)
 
 

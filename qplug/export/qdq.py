@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,12 @@ from qplug.quantizers import UniformQuantizer, integer_range
 
 HELD = {(8, True): torch.int8, (8, False): torch.uint8, (16, True): torch.int16, (16, False): torch.uint16}
 """(bits, signed) → the type of torch. Narrower integers are traced in 8 bits: see ``qplug.export.graph.narrow``."""
+SHIFT = 128
+"""Between the integers of 8 bits with and without a sign."""
+LARGEST_PAIR = 2**15 - 1
+"""Largest sum of two products that 16 bits hold. Without VNNI, ONNX Runtime adds products of unsigned by signed bytes
+on x86 in pairs, in 16 bits and with saturation (VPMADDUBSW). Where both sides are unsigned it widens them first, and
+their products are exact on every processor."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,17 @@ class Affine:
         axis = wide[0] if wide else None
         return cls(scale.reshape(flat), zero.reshape(flat).to(held), axis, bits, quantizer.signed)
 
+    def with_sign(self, signed: bool) -> Affine:
+        """The same values in bytes with or without a sign: the zero point moves by ``SHIFT``."""
+        if self.signed == signed:
+            return self
+        moved = self.zero_point.to(torch.int16) + (-SHIFT if signed else SHIFT)
+        return replace(self, zero_point=moved.to(HELD[8, signed]), signed=signed)
+
+    def moved(self, quantizer: UniformQuantizer) -> int:
+        """How far these integers lie above those of ``quantizer``: 0, or ``SHIFT`` up or down."""
+        return int(self.zero_point.flatten()[0]) - int(quantizer.zero_point.flatten()[0])
+
 
 class _Linear(nn.Module):
     """What both operators share: their inputs, and which of them a file holds in fewer bits."""
@@ -81,10 +98,12 @@ class QdqActivation(_Linear):
 
     def __init__(self, quantizer: UniformQuantizer, affine: Affine, transposed: bool) -> None:
         super().__init__(affine, transposed)
+        moved = affine.moved(quantizer)
+        self.affine, self.largest = affine, quantizer.high + moved
         self.clips = quantizer.bits < affine.bits
         if self.clips:
-            self.register_buffer("low", self.zero_point.new_tensor(quantizer.low))
-            self.register_buffer("high", self.zero_point.new_tensor(quantizer.high))
+            self.register_buffer("low", self.zero_point.new_tensor(quantizer.low + moved))
+            self.register_buffer("high", self.zero_point.new_tensor(self.largest))
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantise: clamp(round(x/s) + z, l, h), where the quantizer rounds x/s + z."""
@@ -114,9 +133,8 @@ class Shifted(nn.Module):
     def __init__(self, quantizer: UniformQuantizer, affine: Affine) -> None:
         super().__init__()
         self.quantizer = copy.deepcopy(quantizer).cpu()
-        moved = affine.zero_point.flatten()[0] - self.quantizer.zero_point.flatten()[0]  # to integers of another sign
         self.register_buffer("one", torch.ones(()))
-        self.register_buffer("origin", moved.to(affine.zero_point.dtype))
+        self.register_buffer("origin", affine.zero_point.new_tensor(affine.moved(quantizer)))
         self.narrow = {"origin": (affine.bits, affine.signed)}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,13 +175,19 @@ class QdqWeight(_Linear):
 class Qdq(Format):
     """The format: what is uniform by its own operators, all else as plain ones.
 
+    Bytes of activations are unsigned, and so are those of a weight whose products with them might saturate. What the
+    file gives therefore does not depend on the processor.
+
     Args:
         widths: bits that integers may have in the file, ascending.
         on_grid: operations that read the model's own input, whose values may be ties.
+        saturating: whether bytes keep their quantizer's sign, which is faster with VNNI and wrong on x86 without it.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (4, 8, 16), on_grid: Container[str] = ()) -> None:
-        self.widths, self.on_grid = widths, on_grid
+    def __init__(
+        self, widths: tuple[int, ...] = (4, 8, 16), on_grid: Container[str] = (), saturating: bool = False
+    ) -> None:
+        self.widths, self.on_grid, self.saturating = widths, on_grid, saturating
 
     def activation(self, decision: Decision, transposed: bool) -> nn.Module:
         """See ``Format``. Runtimes clip integers of 8 bits, and of no other width.
@@ -176,8 +200,14 @@ class Qdq(Format):
         if type(quantizer) is UniformQuantizer and quantizer.bits <= bits:
             affine = Affine.of(quantizer, bits)
             if affine is not None and affine.axis is None:
+                if bits == 8:
+                    affine = affine.with_sign(self.signed(decision, quantizer))
                 return self.affine_activation(decision, quantizer, affine, transposed)
         return traced(quantizer, transposed)
+
+    def signed(self, decision: Decision, quantizer: UniformQuantizer) -> bool:
+        """Whether an activation's bytes have a sign in the file."""
+        return self.saturating and quantizer.signed
 
     def affine_activation(
         self, decision: Decision, quantizer: UniformQuantizer, affine: Affine, transposed: bool
@@ -200,5 +230,14 @@ class Qdq(Format):
         bits = next((width for width in self.widths if width >= quantizer.bits), 0)
         bits = bits if bits > 4 or isinstance(beside, QdqActivation) else 0
         if type(quantizer) is UniformQuantizer and bits and (affine := Affine.of(quantizer, bits)):
-            return QdqWeight(quantizer.encode(weight) + quantizer.low, affine, transposed)
+            codes = quantizer.encode(weight) + quantizer.low
+            largest = beside.largest if isinstance(beside, QdqActivation) and beside.affine.bits == bits == 8 else 0
+            if not self.saturating and saturates(largest, codes):
+                affine = affine.with_sign(False)
+            return QdqWeight(codes + affine.moved(quantizer), affine, transposed)
         return plain_weight(decision, weight, transposed, DecodedWeight)
+
+
+def saturates(largest: int, codes: Tensor) -> bool:
+    """Whether some sum of two products, of bytes up to ``largest`` by signed ``codes``, may exceed 16 bits."""
+    return 2 * largest * int(codes.abs().max()) > LARGEST_PAIR

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qplug.errors import InputError, ParityError, QplugError
+from qplug.export.processor import INTEGER, SATURATING, caution
 from qplug.files import check_file, write_file
 from qplug.load import Planned, load_planned, load_quantized
 from qplug.lock import EVALUATION_SEED
@@ -58,6 +59,7 @@ def export_run(
     *,
     verify: bool = True,
     images: int = IMAGES,
+    saturating: bool = False,
     registry: Registry | None = None,
 ) -> Export:
     """Write a run's quantised model in ``format``, if a runtime computes from it what was simulated.
@@ -70,6 +72,8 @@ def export_run(
         out: the file; by default beside the run folder, with its name.
         verify: run the file on the first ``images`` of the run's evaluation images and compare it with the simulation.
         images: how many, at least 1.
+        saturating: of ``onnx-qdq`` and ``onnx-integer``: multiply unsigned by signed bytes, which is faster with VNNI
+            and saturates on x86 without it; the file says so. Otherwise the products are exact on every processor.
         registry: what is installed, unless given.
 
     Raises:
@@ -78,6 +82,12 @@ def export_run(
     """
     if format not in get_args(FormatName):
         raise InputError(f"there is no format '{format}'", fix=f"choose one of {', '.join(get_args(FormatName))}")
+    if saturating and format not in INTEGER:
+        raise InputError(
+            f"{format} multiplies no bytes",
+            where="saturating",
+            fix=f"leave it out, or export to {' or '.join(INTEGER)}",
+        )
     if images < 1:
         raise InputError(f"expected at least 1 image to compare, received {images}", where="images")
     require_extra()
@@ -87,11 +97,10 @@ def export_run(
     planned = load_planned(run_folder, registry)
 
     from qplug.export.describe import metadata
-    from qplug.export.processor import caution
     from qplug.export.refusal import explained
 
     with explained(planned, format, registry):
-        file = _file(planned, format)
+        file = _file(planned, format, saturating)
     parity = None
     if verify:
         try:
@@ -102,15 +111,16 @@ def export_run(
             said = f"the runtime cannot execute the file: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise ParityError(said, where=format, fix=FIX) from error
         if parity.first_wrong is not None:
-            found, hint = refusal(parity, planned), caution(format)
+            found, hint = refusal(parity, planned), caution() if saturating else None
             raise ParityError(found.what, where=found.where, fix=f"{hint}; {found.fix}" if hint else found.fix)
-    content = file.content(metadata(planned, format, file.calls, parity))
+    content = file.content(metadata(planned, format, file.calls, parity, saturating))
     check_new(target)
     write_file(target, content)
     warnings = [f"{name} is in float32 in the file: its quantizer has no codes" for name in file.float_weights]
     if parity is None:
         warnings.append("nobody checked that a runtime computes from this file what was simulated")
-    warnings += filter(None, [caution(format)])
+    if saturating:
+        warnings.append(f"the file multiplies {SATURATING}")
     float_size = round(planned.run.metrics["float.size_mb"] * 1e6)
     return Export(target, format, len(content), float_size, parity, warnings)
 
@@ -166,7 +176,7 @@ def refusal(parity: Parity, planned: Planned) -> ParityError:
 FIX = "nothing was written; --no-verify writes the file all the same and says so in it, for finding the cause"
 
 
-def _file(planned: Planned, format: str) -> Any:
+def _file(planned: Planned, format: str, saturating: bool) -> Any:
     if format == "torch":
         from qplug.export.program import torch_file
 
@@ -174,8 +184,9 @@ def _file(planned: Planned, format: str) -> Any:
     from qplug.export.integer_file import integer_file
     from qplug.export.onnx_file import qdq_file, qonnx_file
 
-    files = {"onnx-qdq": qdq_file, "onnx-integer": integer_file, "onnx-qonnx": qonnx_file}
-    return files[format](planned)
+    if format == "onnx-qonnx":
+        return qonnx_file(planned)
+    return {"onnx-qdq": qdq_file, "onnx-integer": integer_file}[format](planned, saturating)
 
 
 def _parity(file: Any, planned: Planned, images: int, registry: Registry) -> Parity:

@@ -108,21 +108,37 @@ class Profile:
         return sum(share.seconds for share in self.shares if not share.integer) / self.seconds if self.shares else 0.0
 
 
-def session(model: onnx.ModelProto, threads: int, profile: Path | None = None) -> Any:
+def session(
+    model: onnx.ModelProto,
+    threads: int,
+    profile: Path | None = None,
+    optimised: Path | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Any:
     """A session of ONNX Runtime on the CPU, all optimisations on.
 
     Threads do not spin behind a call: those of one session would take the processor from another.
+
+    Args:
+        model: the file.
+        threads: within an operator.
+        profile: what the file of the runtime's profile begins with; ``None``: it writes none.
+        optimised: where the runtime writes the graph that it executes; ``None``: nowhere.
+        options: further ones of the session, by the runtime's names.
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    chosen = onnxruntime.SessionOptions()
+    chosen.intra_op_num_threads, chosen.inter_op_num_threads = threads, 1
+    chosen.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    chosen.log_severity_level = 3
+    for name, value in {"session.force_spinning_stop": "1", **(options or {})}.items():
+        chosen.add_session_config_entry(name, value)
     if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        chosen.enable_profiling, chosen.profile_file_prefix = True, str(profile)
+    if optimised is not None:
+        chosen.optimized_model_filepath = str(optimised)
+    return onnxruntime.InferenceSession(model.SerializeToString(), chosen, providers=["CPUExecutionProvider"])
 
 
 def race(float_: onnx.ModelProto, quantized: onnx.ModelProto, x: NDArray[Any], threads: int, rounds: int) -> Race:
