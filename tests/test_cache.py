@@ -170,6 +170,7 @@ def test_what_alone_passes_the_limit_is_not_kept_and_drives_nothing_out(tmp_path
 
 
 def test_what_is_there_can_be_seen_and_cleared(tmp_path: Path) -> None:
+    started = time.time_ns()
     cache = filled(tmp_path)
     cache.store("ranges", numbered(1), {"x": torch.zeros(1000)}, {})
     (tmp_path / "ranges/notes.safetensors").write_text("mine")
@@ -178,7 +179,7 @@ def test_what_is_there_can_be_seen_and_cleared(tmp_path: Path) -> None:
     assert [(held.kind, held.key) for held in entries] == [("statistics", KEY), ("ranges", numbered(1))]
     assert [held.size for held in entries] == [held.path.stat().st_size for held in entries]
     assert cache.size_mb() == sum(held.size for held in entries) / 1e6
-    assert time.time() - entries[1].used / 1e9 < 600
+    assert started - 1e9 <= entries[1].used <= time.time_ns()  # a file system may round by a second
     cache.clear()
     assert cache.entries() == []
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
@@ -300,12 +301,13 @@ class Slow:
         self.file.write(content[: len(content) // 2])
         self.file.flush()
         print("half", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 Path.open = lambda path, mode: Slow(write(path, mode))
 cache.Cache(Path(sys.argv[1])).store("statistics", sys.argv[2], {"x": torch.zeros(100000)}, {})
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
 def test_a_kill_in_the_middle_leaves_nothing_that_is_loaded(tmp_path: Path, name: str) -> None:
@@ -316,7 +318,7 @@ def test_a_kill_in_the_middle_leaves_nothing_that_is_loaded(tmp_path: Path, name
         Cache(tmp_path).store("statistics", numbered(1), {}, {})
         assert len(leftovers(tmp_path)) == 1  # it still lives, and keeps its half
         work.send_signal(getattr(signal, name))
-        assert work.wait(timeout=30) != 0
+        assert work.wait(timeout=300) != 0
     assert len(leftovers(tmp_path)) == (name == "SIGKILL")
     cache = Cache(tmp_path)
     assert cache.load("statistics", KEY) is None
@@ -352,6 +354,7 @@ def start(folder: Path, value: int, turns: int) -> subprocess.Popen[str]:
     return work
 
 
+@pytest.mark.slow
 def test_processes_at_once_on_one_key_and_on_others_all_succeed(tmp_path: Path) -> None:
     works = [start(tmp_path, value, 40) for value in (1, 2)]
     for work in works:
@@ -359,7 +362,7 @@ def test_processes_at_once_on_one_key_and_on_others_all_succeed(tmp_path: Path) 
         work.stdin.write("\n")
         work.stdin.flush()
     for work in works:
-        out, errors = work.communicate(timeout=120)
+        out, errors = work.communicate(timeout=300)
         assert (work.returncode, out, errors) == (0, "[]\n", "")
     cache = Cache(tmp_path)
     kinds = [held.kind for held in cache.entries()]
@@ -368,6 +371,7 @@ def test_processes_at_once_on_one_key_and_on_others_all_succeed(tmp_path: Path) 
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
 def test_kills_at_any_moment_leave_whole_entries_only(tmp_path: Path) -> None:
     cache = Cache(tmp_path)

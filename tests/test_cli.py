@@ -385,7 +385,7 @@ def run(recipe, *, out, **_):
     with RunFolder(out, required=()) as folder:
         folder.write_text("metrics.json", "x")
         print("half", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 fake.run = run
 sys.modules["qplug.pipeline"] = fake
 from qplug.cli import main
@@ -401,7 +401,7 @@ def test_a_signal_ends_a_run_cleanly(place: Path, name: str) -> None:
         assert work.stdout is not None
         assert work.stdout.readline() == "half\n"
         work.send_signal(getattr(signal, name))
-        _, errors = work.communicate(timeout=30)
+        _, errors = work.communicate(timeout=300)
     assert work.returncode == 1
     assert "Traceback" not in errors
     assert sorted(path.name for path in place.iterdir()) == ["bad.yaml", "good.yaml"]

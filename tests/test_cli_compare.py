@@ -182,6 +182,7 @@ def test_a_recipe_and_a_run_are_compared_in_the_order_in_which_they_are_named(ca
     assert ("edited" in found["ours"], "edited" in found["theirs"]) == (False, True)
 
 
+@pytest.mark.slow
 def test_a_sweep_says_its_title_and_its_order(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("minmax.yaml").write_text(TEXT)
@@ -258,6 +259,7 @@ def test_what_is_wrong_is_said(capsys, runs, arguments, message):
     assert message in err
 
 
+@pytest.mark.slow
 def test_a_recipe_is_run_once_and_known_afterwards_without_torch(tmp_path):
     """The second time neither torch nor scikit-learn is imported."""
     (tmp_path / "minmax.yaml").write_text(TEXT)

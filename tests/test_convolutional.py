@@ -239,7 +239,7 @@ def test_every_family_is_reconstructed_and_comes_back(name, tmp_path):
     is_reconstructed_and_comes_back(lambda: family(name), tmp_path / "run", (3, 32, 32))
 
 
-@pytest.mark.slow
+@pytest.mark.real
 def test_the_real_mobilenet_at_eight_bits(shared, tmp_path):
     sample = shared / "data" / "imagenet_sample"
     values = {"model.checkpoint_path": shared / "weights" / "mobilenetv1_025.safetensors"}

@@ -1,5 +1,7 @@
 """Every installed technique keeps the contract that third parties test theirs by."""
 
+import pytest
+
 from qplug.registry import installed
 from qplug.testing import TechniqueContract
 
@@ -44,14 +46,30 @@ CONFIGS = {
 }
 """Parameters that a technique needs, and combinations worth a run; the others are tried with their defaults."""
 
+SLOW = {
+    "brecq.adaround",
+    "brecq.brecq",
+    "easyquant.cosine",
+    "modelopt.auto_quantize",
+    "modelopt.awq_lite",
+    "mr_biq.binary_coding",
+    "mr_biq.reconstruct",
+    "ptq4vit.search",
+}
+
 for _name, _technique in installed().techniques.items():
     _class = "Test" + "".join(word.title() for word in _name.replace(".", "_").split("_"))
     globals()[_class] = type(
         _class,
         (TechniqueContract,),
-        {"technique": _technique, "configs": CONFIGS.get(_name, ({},)), "__module__": __name__},
+        {
+            "technique": _technique,
+            "configs": CONFIGS.get(_name, ({},)),
+            "__module__": __name__,
+            "pytestmark": [pytest.mark.slow] if _name in SLOW else [],
+        },
     )
 
 
 def test_every_configuration_is_of_an_installed_technique():
-    assert set(CONFIGS) <= set(installed().techniques)
+    assert set(CONFIGS) | SLOW <= set(installed().techniques)

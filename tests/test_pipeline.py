@@ -186,7 +186,7 @@ def test_the_whole_method_end_to_end(registry, model):
     assert metrics["size_mb"] < metrics["float.size_mb"]
     assert metrics["bops_g"] < 0.1 * metrics["float.bops_g"]
     assert metrics["quantized.logit_sqnr_db"] > 3.0  # measured: 6.0 (swin) to 13.6
-    assert 0.99 * metrics["seconds.total"] <= sum(metrics[f"seconds.{s}"] for s in STAGES) + 0.1
+    assert 0.8 <= sum(metrics[f"seconds.{s}"] for s in STAGES) / metrics["seconds.total"] <= 1.0
     assert {d.technique for d in result.plan} == {"mptq_vit.opt_m", "tsptq_vit.v_2sf", "baseline.hessian"}
     assert {change.technique for change in result.plan.changes} == {"mptq_vit.sq_b"}
     assert result.warnings == []
@@ -210,6 +210,7 @@ def test_more_bits_lose_less(registry):
     assert values[1] + 25 < values[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["toy", "swin"])
 def test_the_same_recipe_gives_the_same_run(registry, model):
     one, other = (run(recipe(registry, model=model, seed=3), registry=registry) for _ in range(2))
@@ -238,6 +239,7 @@ def test_a_run_leaves_the_global_generators_alone(registry):
     assert random.getstate() == before[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "batch_size"), [("toy", 1), ("swin", 4)])
 def test_the_batch_size_does_not_change_the_plan(registry, model, batch_size):
     """Beyond a scale in a hundred, whose two best candidates lie within float32's rounding of each other."""
@@ -436,6 +438,7 @@ def rebuilt(folder: Path, model: torch.nn.Module, registry) -> tuple[torch.nn.Mo
     return backend.apply(model.eval(), plan), backend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "build"), [("toy", toy_vit), ("deit", toy_deit), ("swin", toy_swin)])
 def test_a_run_folder_is_complete_and_gives_back_the_model_bit_for_bit(registry, tmp_path, name, build):
     kept = {}
@@ -468,6 +471,7 @@ def test_a_run_without_an_allocator_writes_no_sensitivity(registry, tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
 
 
+@pytest.mark.slow
 def test_the_resolved_recipe_of_a_folder_runs_to_the_same_result(registry, tmp_path):
     first = run(recipe(registry), out=tmp_path / "one", registry=registry)
     again = qplug.load_recipe(tmp_path / "one" / "recipe.yaml", registry=registry)
@@ -488,6 +492,7 @@ def test_a_rewrite_reaches_the_softmax_inside_attention(registry):
     assert kinds[SiteKind.POST_SOFTMAX] == "fq_vit.log_int_softmax"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of getrusage")
 def test_nor_the_peak_memory_of_the_process_that_started_it():
     code = "import torch; from qplug.runtime import peak_memory_mb; print(peak_memory_mb(torch.device('cpu')))"

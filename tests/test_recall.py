@@ -163,6 +163,7 @@ def test_the_second_run_computes_nothing_twice_and_finds_the_same(once) -> None:
     assert second.metrics["seconds.ranges"] > WORTH * 8  # what it once took
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_computed_again(once) -> None:
     go, calls = once
     go()
@@ -188,6 +189,7 @@ def swapped(registry, **values):
     return recipe_type(registry).model_validate(toy_recipe(Slow, registry=registry).dump() | values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [

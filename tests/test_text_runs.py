@@ -40,6 +40,7 @@ def predictions(folder: Path, language: Path, task: str, length: int) -> torch.T
         return torch.cat([top1(model(tokens)) for tokens, _ in batches(texts, transform, 8)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_folder_gives_back_the_model_without_the_original(
@@ -121,7 +122,7 @@ def test_runs_on_texts_can_be_compared(small_language: Path, tmp_path: Path) -> 
     assert found.rows[0].correct.mean() == folders[0].metrics["quantized.top1"]
 
 
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.parametrize(("kind", "task"), list(zip(KINDS, TASKS, strict=True)))
 def test_trained_models_keep_what_their_bits_allow(
     trained_language: Path, tmp_path: Path, kind: str, task: str

@@ -66,10 +66,19 @@ def smoothings(technique: Technique) -> Iterator[tuple[NormGroup, SiteStats, Smo
         yield from ((group, stats, result) for result in results)
 
 
-def choices(technique: Technique) -> Iterator[tuple[Site, QuantSpec, SiteStats, Choice]]:
-    """The quantizers that the technique makes, for every site of the toy at a few specifications."""
+def choices(
+    technique: Technique, *, one_of_a_kind: bool = False
+) -> Iterator[tuple[Site, QuantSpec, SiteStats, Choice]]:
+    """The quantizers that the technique makes at a few specifications.
+
+    For every site of the toy; if ``one_of_a_kind``, for one of those that have kind, role, shape and axes in common.
+    """
     hook = _hooks(technique)
-    for site, stats in toy_calibration():
+    sites = dict(toy_calibration())
+    if one_of_a_kind:
+        kinds = {(site.kind, site.role, site.shape, site.channel_axis, site.head_axis): site for site in sites}
+        sites = {site: sites[site] for site in kinds.values()}
+    for site, stats in sites.items():
         for spec in _specs(site):
             with _Untouched(f"{technique.name()}: qplug_estimate_range", _tensors(stats)):
                 choice = hook.qplug_estimate_range(site=site, spec=spec, stats=stats)
@@ -114,17 +123,17 @@ def reconstructions(technique: Technique) -> Iterator[tuple[Block, Reconstructio
     """What the technique would learn of the toy's blocks, from quantizers of its own or else min-max ones."""
     model, _, _ = calibrated_toy()
     known = {site: stats for site, stats in toy_calibration() if site.macs}
-    decisions = []
+    decisions, hook = [], _hooks(technique)
     for site, stats in known.items():
         spec = QuantSpec(4, Granularity.PER_CHANNEL if site.kind.is_weight else Granularity.PER_TENSOR)
-        choice = _hooks(technique).qplug_estimate_range(site=site, spec=spec, stats=stats)
+        choice = hook.qplug_estimate_range(site=site, spec=spec, stats=stats)
         quantizer = choice.quantizer if choice else UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
         decisions.append(Decision(site, spec, quantizer, "", "", ""))
     for name in find_blocks(model, dict.fromkeys(site.module for site in known), toy_images(1), BLOCKS):
         inside = [decision for decision in decisions if within(name, decision.site.module)]
         weights = {d.site.name: known[d.site].sample for d in inside if d.site.kind.is_weight}
         block = Block(name, inside, weights)
-        answer = _hooks(technique).qplug_reconstruct(block=block)
+        answer = hook.qplug_reconstruct(block=block)
         if answer is not None:
             yield block, answer
 
@@ -133,7 +142,8 @@ def answers(technique: Technique) -> list[Any]:
     """Everything that the technique says of the toys, as values that can be compared."""
     said: list[Any] = [dict(allocation(technique))]
     said += [(g.norm, s.shift.tolist(), s.scale.tolist(), s.reason) for g, _, s in smoothings(technique)]
-    said += [(s.name, spec, c.quantizer.to_dict(), c.reason) for s, spec, _, c in choices(technique)]
+    asked = choices(technique, one_of_a_kind=True)
+    said += [(s.name, spec, c.quantizer.to_dict(), c.reason) for s, spec, _, c in asked]
     for name, _, rewrite in rewrites(technique):
         state = {key: value.tolist() for key, value in rewrite.module.state_dict().items()}
         said.append((name, type(rewrite.module).__name__, state, rewrite.preserves, rewrite.reason))

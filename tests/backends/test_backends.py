@@ -326,6 +326,7 @@ def test_one_plan_gives_the_same_gradients_on_both(pair, vit):
     assert max(relative(a, b) for a, b in zip(found[0][0], found[1][0], strict=True)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     [

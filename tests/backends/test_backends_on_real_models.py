@@ -10,7 +10,7 @@ from qplug.data import batches
 from qplug.registry import component, installed
 from qplug.runtime import backend_of, full_float32
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.real
 RECIPE = Path(__file__).parents[2] / "recipes/imagenet/mptq_vit_mp5.yaml"
 
 

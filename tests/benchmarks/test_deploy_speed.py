@@ -12,7 +12,7 @@ from qplug.export.bench import bench
 RECIPE = Path(__file__).parents[2] / "recipes" / "deploy_int8.yaml"
 NAME = "vit_tiny_patch16_224"
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.real
 
 
 def test_integers_are_well_over_half_as_fast_again(shared, tmp_path):

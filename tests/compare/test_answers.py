@@ -57,6 +57,7 @@ def test_an_error_that_nobody_foresaw_does_not_either(tmp_path, recipe, monkeypa
     assert found.failures[0].exit_code == 1
 
 
+@pytest.mark.slow
 def test_recipes_whose_code_is_in_no_file_are_run_each_time_and_answer_for_none(tmp_path, recipe):
     """Nobody can tell whether they are alike, so the second must not be given the first one's figures."""
     registry = copy.copy(installed())

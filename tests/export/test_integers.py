@@ -20,7 +20,7 @@ from qplug import ParityError, UniformQuantizer
 from qplug.data import batches
 from qplug.export.gate import compare
 from qplug.export.integer_file import float_file, integer_file
-from qplug.export.integers import Integers, as_signed, eight_bits
+from qplug.export.integers import Integers, eight_bits
 from qplug.export.lower import readers
 from qplug.export.onnx_file import qdq_file
 from qplug.export.qdq import Affine
@@ -82,6 +82,7 @@ def test_a_linear_is_exact_on_the_grid(activation, scales):
     torch.testing.assert_close(found, expected.detach(), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(8, 9), (9, 11)])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_patches_are_the_convolution_exactly(activation, size):
@@ -106,11 +107,11 @@ def rounded(affine: Affine, x: torch.Tensor) -> torch.Tensor:
 def test_with_or_without_a_sign_the_values_are_the_same(zero, signed, to_signed):
     held = torch.int8 if signed else torch.uint8
     affine = Affine(torch.tensor(0.5), torch.tensor(zero - 128 * signed, dtype=held), None, 8, signed)
-    moved = as_signed(affine, to_signed)
+    moved = affine.with_sign(to_signed)
     assert (moved.signed, moved.zero_point.dtype) == (to_signed, torch.int8 if to_signed else torch.uint8)
     x = torch.arange(-300.0, 300.0, 0.25, dtype=torch.float64)  # beyond the range on both sides
     assert torch.equal(rounded(moved, x), rounded(affine, x))
-    back = as_signed(moved, signed)
+    back = moved.with_sign(signed)
     assert (back.signed, back.zero_point.dtype, int(back.zero_point)) == (signed, held, zero - 128 * signed)
 
 
@@ -254,6 +255,7 @@ def test_other_widths_stand_in_integers_that_the_format_has(overrides, tmp_path)
     assert ("UINT16" in kinds) == ("16" in OTHER_WIDTHS[overrides])  # not wider than the codes
 
 
+@pytest.mark.slow
 def test_the_order_of_rounding_and_zero_point_decides_ties():
     """What the test above would not show if it took no odd zero points: half of the ties differ."""
     quantizer = ACTIVATIONS["odd"]

@@ -8,7 +8,7 @@ import pytest
 
 import qplug
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.real
 MOBILENET = (
     "{source: import, target: 'timm.models.efficientnet:_gen_mobilenet_v1', "
     "kwargs: {variant: mobilenetv1_100, channel_multiplier: 0.25, pad_type: same, bn_eps: 0.001}, "

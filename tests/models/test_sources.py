@@ -85,6 +85,7 @@ def test_input_size_builds_the_architecture_for_it() -> None:
     assert tuple(convolutional.module(torch.zeros(1, 3, 64, 64)).shape) == (1, 1000)
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_size_is_resampled_only_on_request(checkpoint: Path) -> None:
     state = load_file(checkpoint)
     with pytest.raises(InputError, match="another architecture"):
@@ -202,7 +203,7 @@ def test_keys_are_found_without_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "mobilenetv1_025"])
 def test_real_weights_reach_their_accuracy(shared: Path, name: str) -> None:
     path = str(shared / "weights" / f"{name}.safetensors")

@@ -65,6 +65,7 @@ def test_embedded_model_is_small_and_accurate_on_the_held_out_third(name: str) -
     assert model.note == ""
 
 
+@pytest.mark.slow
 def test_training_is_seeded_writes_a_whole_file_and_leaves_the_generators_alone(tmp_path: Path) -> None:
     state, seen = torch.random.get_rng_state(), []
     accuracy = train("vit_digits", tmp_path / "a.safetensors", epochs=1, progress=lambda *at: seen.append(at))

@@ -124,6 +124,7 @@ def test_non_uniform_is_never_above_the_least_squares_of_a_uniform_grid_without_
     assert (ends[0] <= ends[1] + slack).all()
 
 
+@pytest.mark.slow
 @given(WEIGHTS, st.integers(1, 4))
 def test_with_an_offset_it_is_never_above_greedy_the_uniform_grid_or_itself_without(w, bits):
     basis = Format(bits, offset=True).basis()

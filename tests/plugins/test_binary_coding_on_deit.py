@@ -29,7 +29,7 @@ def errors(w, bits):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.real
 def test_alternated_codes_lose_least_of_their_kind(shared):
     """On every row of every layer: alternated ≤ greedy and ≤ uniform, with an offset and without."""
     from safetensors import safe_open

@@ -134,6 +134,7 @@ def test_the_penalty_is_zero_at_hard_bits_alone():
     assert torch.equal(quantizer(values), values)
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 10_000),
     st.integers(2, 4),
@@ -211,6 +212,7 @@ def test_a_block_without_binary_coded_weights_is_left():
     assert make(Reconstruct).qplug_reconstruct(block=other) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("parameters", [{}, {"uniform": True}])
 def test_learning_both_beats_the_coding_and_either_alone(parameters, turn):

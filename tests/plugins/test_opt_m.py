@@ -219,7 +219,7 @@ def test_it_takes_post_gelu_sites_with_one_scale_alone():
     assert choose(make(OptM), activation(gelu_data(), kind=POST_GELU), QuantSpec(4, Granularity.PER_CHANNEL)) is None
 
 
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.parametrize("bits", [4, 6])
 @pytest.mark.parametrize("name", REAL)
 def test_on_the_real_models_it_never_loses_more_than_the_uniform_quantizer(shared, name, bits, capsys):

@@ -213,7 +213,7 @@ def test_it_loses_less_than_the_uniform_quantizer_that_the_search_finds(kind, x,
     assert error_of(make(Twin, **parameters), pair, bits) < share[bits] * error_of(make(Search), pair, bits)
 
 
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.parametrize("name", REAL)
 def test_on_the_real_models_too(shared, name, capsys):
     """Output error at 4 bits, Hessian-guided, as a share of the searched uniform quantizer's, by block.
@@ -378,7 +378,7 @@ def test_the_zero_gradient_is_that_of_the_released_code():
     assert useful.abs().max() > 1e-2
 
 
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.parametrize("name", REAL)
 def test_on_the_real_models_it_is_noise_and_not_0(shared, name, capsys):
     """Root mean square of dL/dO at the head, as a share of cross-entropy's: 3.1e-07 for ViT-Ti, 7.8e-08 for DeiT-Ti."""

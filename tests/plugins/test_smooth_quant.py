@@ -108,7 +108,7 @@ def test_the_function_is_preserved(build, norms, alpha):
     assert changed.norm() > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.parametrize("name", REAL)
 def test_the_function_of_the_real_models_is_preserved(shared, name):
     changed, error = smoothed_real(shared, name, make(SmoothQuant))

@@ -150,7 +150,7 @@ def test_the_reduction_of_a_swin_gets_the_bias_that_it_lacked():
     assert model.layers[1].downsample.reduction.bias.abs().max() > 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.parametrize("name", REAL)
 def test_the_function_of_the_real_models_is_preserved(shared, name):
     changed, error = smoothed_real(shared, name, make(SqB))

@@ -45,6 +45,7 @@ RECIPES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=RECIPES)
 def test_round_trip(tmp_path: Path, values: dict[str, Any]) -> None:

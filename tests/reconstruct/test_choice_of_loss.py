@@ -68,6 +68,7 @@ def errors(technique, **parameters):
     return {match[1]: (float(match[2]), float(match[3])) for match in found if match}
 
 
+@pytest.mark.slow
 def test_each_name_learns_by_another_loss():
     quick = {"iterations": 20, "batch_size": 4, "rounding_rate": 0.02}
     found = [errors(Brecq, loss=name, **quick) for name in LOSSES]
@@ -102,6 +103,7 @@ class Own(Technique):
         return Reconstruction(roundings(block), rates, iterations=100, batch_size=4, loss=loss, each_operation=True)
 
 
+@pytest.mark.slow
 def test_a_plugin_brings_its_own_loss():
     Own.units.clear()
     before, after = map(sum, zip(*errors(Own).values(), strict=True))

@@ -48,6 +48,7 @@ class Windowed(ToyModel):
         return FloatModel.of(toy_swin(), "toy", Preprocessing((3, 16, 16), (0.5,) * 3, (0.25,) * 3, "nearest", 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(
     ("model", "some"),
@@ -80,6 +81,7 @@ class Steps(Technique):
         return Reconstruction(learners, rates, iterations=30, batch_size=4, each_operation=each)
 
 
+@pytest.mark.slow
 def test_operations_without_weights_are_learned_too():
     plan = reconstructed(Steps, bits=3).plan
     start = reconstructed(Brecq, bits=3, iterations=1, steps=False).plan
@@ -92,6 +94,7 @@ def test_operations_without_weights_are_learned_too():
             assert decision.quantizer.to_dict() != start.decisions[site].quantizer.to_dict()
 
 
+@pytest.mark.slow
 def test_operations_that_are_no_block_and_have_no_parameters_are_learned_too():
     registry = toy_registry(Steps)
     registry.blocks = []

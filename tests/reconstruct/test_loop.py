@@ -52,6 +52,7 @@ def learned(original, x, grid, **more):
     return learner
 
 
+@pytest.mark.slow
 def test_between_the_best_of_all_roundings_and_the_nearest():
     """Relaxed bits settle in a local minimum: seed 0 gains a tenth of the nearest's error, the others two thirds."""
     found = []
@@ -103,6 +104,7 @@ def test_without_a_penalty_the_bits_stay_soft_and_the_output_exact():
     assert error(weight, learner(weight).detach(), x) < 0.01 * error(weight, grid.infer(weight), x)
 
 
+@pytest.mark.slow
 def test_scales_are_learned_where_asked():
     weight, x, grid = problem()
     assert torch.equal(learned(weight, x, grid).harden()[0].scale, grid.scale)
@@ -112,6 +114,7 @@ def test_scales_are_learned_where_asked():
     assert torch.equal(quantizer.infer(values), values)
 
 
+@pytest.mark.slow
 def test_the_same_seed_learns_the_same():
     weight, x, grid = problem()
     assert torch.equal(learned(weight, x, grid).logits, learned(weight, x, grid).logits)
@@ -139,6 +142,7 @@ def test_every_image_comes_once_before_any_comes_again():
         assert sorted(torch.cat([next(draws) for _ in range(3)]).tolist()) == list(range(12))
 
 
+@pytest.mark.slow
 def test_more_images_a_step_than_there_are_is_all_of_them():
     weight, x, grid = problem()
     many, all_of_them = (learned(weight, x, grid, batch_size=size) for size in (1000, 256))

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import pytest
 from other_backend import with_other
 from qplug_brecq import Brecq
 from test_run import QUICK
@@ -12,6 +13,7 @@ from qplug.pipeline import run
 from qplug.testing.run import toy_recipe, toy_registry
 
 
+@pytest.mark.slow
 def test_what_was_learned_by_another_backend_is_not_recalled(tmp_path):
     registry = with_other(toy_registry(Brecq))
     recipe = toy_recipe(Brecq, registry=registry, bits=3, **QUICK)
@@ -39,6 +41,7 @@ class Ranges(Technique):
         return Choice(Unknown(found.scale, None, found.bits, found.signed), "unknown")
 
 
+@pytest.mark.slow
 def test_a_block_with_a_quantizer_that_no_file_gives_back_is_learned_again(tmp_path):
     registry = toy_registry(Brecq, Ranges)
     recipe = toy_recipe(Brecq, registry=registry, bits=3, steps=False, **QUICK)

@@ -35,6 +35,7 @@ def errors(plan):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("technique", [Brecq, AdaRound])
 def test_outputs_come_nearer_to_the_float_ones(technique):
     plan = reconstructed(technique, iterations=150).plan
@@ -45,6 +46,7 @@ def test_outputs_come_nearer_to_the_float_ones(technique):
     assert after < 0.9 * before
 
 
+@pytest.mark.slow
 def test_adaround_leaves_activations_and_brecq_learns_their_steps():
     plain, block = reconstructed(AdaRound).plan, reconstructed(Brecq, steps=False).plan
     learned = reconstructed(Brecq, step_rate=0.01).plan
@@ -81,6 +83,7 @@ class Stop:
                 raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_a_run_that_was_stopped_goes_on_to_the_same_result(tmp_path, blocks):
     whole = reconstructed().plan.to_dict()
@@ -98,6 +101,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_result(tmp_path, blocks):
     assert other != whole
 
 
+@pytest.mark.slow
 def test_one_process_with_other_batches_of_captures_says_the_same():
     """The batch size of the data decides how calls are captured, not what is learned."""
     registry = toy_registry(Brecq)
@@ -165,6 +169,7 @@ def test_a_block_that_learning_made_worse_stays_as_it_was_and_the_plan_says_so()
     assert kept.reason.endswith("50.0% of the bits still soft, so the start was kept")
 
 
+@pytest.mark.slow
 def test_bits_that_no_penalty_decided_are_a_warning_also_of_a_run_that_recalls_them(tmp_path, monkeypatch):
     cache = Cache(tmp_path)
     learned = reconstructed(weight=0.0, cache=cache).warnings
@@ -237,6 +242,7 @@ def test_a_block_that_no_technique_takes_stays_as_it_is():
     assert plan.decisions["head.input"].quantizer.bits == 4
 
 
+@pytest.mark.slow
 def test_dropping_learns_something_else():
     plain, dropped = (reconstructed(**more).plan.to_dict() for more in ({}, {"keep": 0.5}))
     assert plain != dropped

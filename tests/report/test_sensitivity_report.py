@@ -189,6 +189,7 @@ def test_the_picture_names_measures_units_and_protocol():
         assert f"<!-- {words}" in text
 
 
+@pytest.mark.slow
 def test_tables_need_no_matplotlib():
     code = "import sys; import qplug.report.sensitivity, qplug.sensitivity.measure; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

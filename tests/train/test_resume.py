@@ -34,6 +34,7 @@ def outcome(tmp_path, name, cache, **more):
     return result, load_file(out / "model.safetensors"), (out / "plan.json").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["finetune", "qat"])
 @pytest.mark.parametrize("step", random.Random(0).sample(range(1, 15), 3))
 def test_a_stop_at_any_step_changes_nothing(tmp_path, monkeypatch, stage, step):

@@ -118,6 +118,7 @@ def test_bounds_are_learned_where_asked(tmp_path, asked):
     assert not any("make up for it" in warning for warning in run(tuned, registry=toy_registry(Bounded)).warnings)
 
 
+@pytest.mark.slow
 def test_the_options_of_training_change_it(tmp_path):
     def loss(**more):
         return run(recipe(tmp_path, finetune={"augment": None, **more})).trainings["finetune"].loss
