@@ -220,8 +220,8 @@ class NoCodes(Odd):
 def test_what_does_not_agree_leaves_no_file(run, tmp_path, monkeypatch):
     real = exporting._file
 
-    def wrong(planned, form):
-        file = real(planned, form)
+    def wrong(planned, form, saturating):
+        file = real(planned, form, saturating)
         for tensor in file.model.graph.initializer:
             if tensor.name == "head.weight.scale":
                 scales = torch.frombuffer(bytearray(tensor.raw_data), dtype=torch.float32)
