@@ -46,6 +46,7 @@ def call(*arguments):
     return int(ended.value.code or 0)
 
 
+@pytest.mark.slow
 def test_token_mixers_before_and_after(capsys, place):
     options = ("--calibration-images", 8, "--hessian-probes", 4)
     asked = ("--ranges", "--hessian", "--after", "mixers.yaml", "--picture", "a.svg")

@@ -103,6 +103,7 @@ def written(folder: Path) -> dict:
     return json.loads((folder / "lock.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_seed_is_measured_on_the_same_images(recipe, tmp_path: Path) -> None:
     """Otherwise neither a mean over seeds nor a test on the same images would be possible."""
     for seed in ("0", "1"):

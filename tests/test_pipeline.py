@@ -202,6 +202,7 @@ def test_scope_adds_the_inputs_of_softmax_and_layernorm(registry):
     assert whole.metrics["quantized.logit_sqnr_db"] != plain.metrics["quantized.logit_sqnr_db"]
 
 
+@pytest.mark.slow
 def test_more_bits_lose_less(registry):
     """64 images, so that clipping what calibration did not show is not what decides."""
     runs = [run(recipe(registry, "baseline.hessian", bits=b, images=64), registry=registry) for b in (3, 6, 12)]

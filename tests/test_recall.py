@@ -175,6 +175,7 @@ def test_only_what_changed_is_computed_again(once) -> None:
     assert Slow.asked
 
 
+@pytest.mark.slow
 def test_technique_that_is_in_no_file_is_asked_every_time(once, monkeypatch) -> None:
     go, calls = once
     monkeypatch.setattr(Slow, "__module__", "__console__")
@@ -242,6 +243,7 @@ def test_what_a_technique_says_of_an_answer_is_said_again(tmp_path: Path) -> Non
     assert again == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("technique", "kept"), [(Slow, True), (Remembers, False), (Derives, False)])
 def test_an_answer_that_no_file_can_give_back_is_asked_for_again(tmp_path: Path, technique, kept, monkeypatch) -> None:
     """A technique that remembers answers by more than a key holds, and a quantizer may hide behind another's kind."""
@@ -266,6 +268,7 @@ def test_statistics_are_the_same_after_somebody_looked_at_them() -> None:
     assert stats_digest(stats) == before
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_computed_again(once, tmp_path: Path) -> None:
     go, calls = once
     first = go()

@@ -56,6 +56,7 @@ def test_it_can_be_pointed_at_other_models_and_folders(name):
 LANGUAGE = [name for name in ALL if name.startswith("nlp")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LANGUAGE)
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 @pytest.mark.parametrize("task", ["sequence_classification", "question_answering"])

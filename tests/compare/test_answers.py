@@ -71,6 +71,7 @@ def test_recipes_whose_code_is_in_no_file_are_run_each_time_and_answer_for_none(
         assert len(list((tmp_path / "runs").iterdir())) == count
 
 
+@pytest.mark.slow
 def test_what_another_process_finished_meanwhile_is_read(tmp_path, recipe, monkeypatch):
     """Both began with an empty folder: the slower one finds the run before it begins, or when it is to be written."""
     (run,) = answer([recipe()], tmp_path / "other").runs

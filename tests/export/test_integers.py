@@ -68,6 +68,7 @@ ACTIVATIONS = {
 added."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("scales", [1, 5])
 def test_a_linear_is_exact_on_the_grid(activation, scales):

@@ -103,6 +103,7 @@ class Multiplied(nn.Module):
         return product
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saturating", [False, True])
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("bits", [8, 5])

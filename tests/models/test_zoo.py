@@ -87,6 +87,7 @@ def test_checkpoint_says_how_it_was_made(name: str) -> None:
     assert training["test_top1"] == EMBEDDED[name][1]
 
 
+@pytest.mark.slow
 def test_training_a_batchnorm_keeps_its_statistics(tmp_path: Path) -> None:
     train("convmixer_digits", tmp_path / "a.safetensors", epochs=1)
     with safe_open(str(tmp_path / "a.safetensors"), "pt") as file:

@@ -147,6 +147,7 @@ def test_bounds_are_amounts_or_shares():
     assert Bound.parse("25%").between(1.0, 9.0) == 3.0
 
 
+@pytest.mark.slow
 def test_traces_come_to_those_of_a_softmax_regression():
     """Its Hessian is the mean of (diag(p) − ppᵀ) ⊗ xxᵀ, whose trace is that of Σ p(1 − p)·‖x‖²."""
     torch.manual_seed(0)

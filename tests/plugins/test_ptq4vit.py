@@ -334,6 +334,7 @@ def operation_errors(toy, quantizers, distance=None) -> dict[str, float]:
     return errors
 
 
+@pytest.mark.slow
 def test_rounds_alternate_and_never_lose(toy):
     """Every scale that is searched again keeps its candidates, so no round can lose; most operations gain."""
     once, thrice = (operation_errors(toy, decided(toy, rounds)) for rounds in (0, 3))

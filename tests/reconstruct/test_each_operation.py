@@ -18,6 +18,7 @@ from qplug.reconstruct.losses import LOSSES
 from qplug.testing.run import ToyModel, toy_recipe, toy_registry
 
 
+@pytest.mark.slow
 def test_operations_of_a_block_are_seen_without_forwards_of_what_lies_before_it(monkeypatch):
     whole = PatchEmbed.forward
     seen = []

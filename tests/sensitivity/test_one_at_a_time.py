@@ -74,6 +74,7 @@ def test_the_model_is_put_back(known):
     assert dict(model.named_modules()) == modules
 
 
+@pytest.mark.slow
 def test_agreement_and_sqnr_are_those_of_a_run_whatever_the_batches(known):
     model, decisions = known
     whole = one_at_a_time(model, BACKEND, decisions, [IMAGES])
