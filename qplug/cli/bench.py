@@ -25,7 +25,7 @@ def bench(
         str, typer.Option("--format", help=f"Of the quantised file: {' or '.join(FORMATS)}.")
     ] = "onnx-integer",
     saturating: Annotated[
-        bool, typer.Option("--saturating", help="Faster products of bytes: right with VNNI, wrong on x86 without.")
+        bool, typer.Option("--saturating", help="Hold signed bytes alone: exact with VNNI, wrong on x86 without it.")
     ] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the quantised model's time goes.")] = False,
     as_json: Json = False,

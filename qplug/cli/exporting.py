@@ -21,7 +21,7 @@ def export(
     ] = False,
     images: Annotated[int, typer.Option(min=1, help="Evaluation images that are compared.")] = 16,
     saturating: Annotated[
-        bool, typer.Option("--saturating", help="Faster products of bytes: right with VNNI, wrong on x86 without.")
+        bool, typer.Option("--saturating", help="Hold signed bytes alone: exact with VNNI, wrong on x86 without it.")
     ] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Print how far every operation differs.")] = False,
     as_json: Json = False,

@@ -72,8 +72,9 @@ def export_run(
         out: the file; by default beside the run folder, with its name.
         verify: run the file on the first ``images`` of the run's evaluation images and compare it with the simulation.
         images: how many, at least 1.
-        saturating: of ``onnx-qdq`` and ``onnx-integer``: multiply unsigned by signed bytes, which is faster with VNNI
-            and saturates on x86 without it; the file says so. Otherwise the products are exact on every processor.
+        saturating: of ``onnx-qdq`` and ``onnx-integer``: multiply unsigned by signed bytes on every processor. With
+            VNNI an ``onnx-qdq`` file is faster by it; on x86 without VNNI the products saturate. The file says so.
+            Otherwise the products are exact on every processor.
         registry: what is installed, unless given.
 
     Raises:
