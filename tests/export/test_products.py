@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qplug import InputError, UniformQuantizer
+from qplug import InputError, ParityError, UniformQuantizer
 from qplug.export.integer_file import integer_file
 from qplug.export.integers import Integers
 from qplug.export.onnx_file import onnx_file, qdq_file
@@ -186,7 +186,7 @@ def test_weights_of_fewer_bits_stay_signed_since_no_processor_saturates(tmp_path
 def test_a_saturating_file_says_so_and_is_refused_where_it_saturates(folder, tmp_path):
     target = tmp_path / "fast.onnx"
     if caution() is not None:
-        with pytest.raises(InputError, match="no VNNI"):
+        with pytest.raises(ParityError, match="no VNNI"):
             export_run(folder, "onnx-integer", target, images=4, saturating=True, registry=toy_registry())
         assert not target.exists()
         return
