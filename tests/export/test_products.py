@@ -121,10 +121,8 @@ def test_the_largest_bytes_multiply_exactly(bits, signed, saturating):
     file = onnx_file(module.eval(), Plan(), x[:1], 21).model
     in_float = saturating and signed and bits < 8  # signed bytes that are clipped, ONNX Runtime leaves alone
     assert [product.operator for product in products(file)] == ([] if in_float else ["MatMulIntegerToFloat"])
-    if not saturating or in_float or caution() is None:
-        assert torch.equal(executed(file, x), expected)
-    else:
-        assert not torch.equal(executed(file, x), expected)
+    wrong = saturating and bits == 8 and caution() is not None  # 5 bits by 8 stay within 16
+    assert torch.equal(executed(file, x), expected) is not wrong
 
 
 @pytest.mark.parametrize("bits", [8, 7])
