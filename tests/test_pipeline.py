@@ -186,7 +186,7 @@ def test_the_whole_method_end_to_end(registry, model):
     assert metrics["size_mb"] < metrics["float.size_mb"]
     assert metrics["bops_g"] < 0.1 * metrics["float.bops_g"]
     assert metrics["quantized.logit_sqnr_db"] > 3.0  # measured: 6.0 (swin) to 13.6
-    assert 0.8 <= sum(metrics[f"seconds.{s}"] for s in STAGES) / metrics["seconds.total"] <= 1.0
+    assert 0.9 <= sum(metrics[f"seconds.{s}"] for s in STAGES) / metrics["seconds.total"] <= 1.0
     assert {d.technique for d in result.plan} == {"mptq_vit.opt_m", "tsptq_vit.v_2sf", "baseline.hessian"}
     assert {change.technique for change in result.plan.changes} == {"mptq_vit.sq_b"}
     assert result.warnings == []

@@ -1,4 +1,4 @@
-"""Products of bytes that a file holds in two forms, of which it chooses the one that its processor computes exactly.
+"""Two forms of a file's byte products, of which it chooses the one that its processor computes exactly.
 
 On x86 with VNNI, ONNX Runtime multiplies unsigned by signed bytes fastest, and exactly. Without VNNI such products
 saturate, and products of two unsigned bytes are exact. So the file multiplies the largest bytes first and compares
@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from qplug.export.qdq import LARGEST_PAIR, SHIFT
+from qplug.export.qdq import SHIFT, saturates
 
 if TYPE_CHECKING:
     import onnx
@@ -52,7 +53,7 @@ def _branches(node: onnx.NodeProto, constants: dict[str, Any]) -> tuple[list[Any
 
     if node.op_type == "MatMulInteger" and len(node.input) == 3 and node.input[1] in constants:
         codes = onnx.numpy_helper.to_array(constants[node.input[1]])
-        if codes.dtype != np.int8 or 2 * 255 * int(np.abs(codes.astype(int)).max()) <= LARGEST_PAIR:
+        if codes.dtype != np.int8 or not saturates(255, torch.from_numpy(codes.astype(np.int32))):
             return None
         shifted, name = _shifted(node.input[1], node.output[0])
         return [node], [*shifted, _like(node, [node.input[0], name, node.input[2], f"{PREFIX}shift"])]

@@ -113,7 +113,6 @@ def session(
     threads: int,
     profile: Path | None = None,
     optimised: Path | None = None,
-    options: Mapping[str, str] | None = None,
 ) -> Any:
     """A session of ONNX Runtime on the CPU, all optimisations on.
 
@@ -124,21 +123,19 @@ def session(
         threads: within an operator.
         profile: what the file of the runtime's profile begins with; ``None``: it writes none.
         optimised: where the runtime writes the graph that it executes; ``None``: nowhere.
-        options: further ones of the session, by the runtime's names.
     """
     import onnxruntime
 
-    chosen = onnxruntime.SessionOptions()
-    chosen.intra_op_num_threads, chosen.inter_op_num_threads = threads, 1
-    chosen.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    chosen.log_severity_level = 3
-    for name, value in {"session.force_spinning_stop": "1", **(options or {})}.items():
-        chosen.add_session_config_entry(name, value)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if profile is not None:
-        chosen.enable_profiling, chosen.profile_file_prefix = True, str(profile)
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if optimised is not None:
-        chosen.optimized_model_filepath = str(optimised)
-    return onnxruntime.InferenceSession(model.SerializeToString(), chosen, providers=["CPUExecutionProvider"])
+        options.optimized_model_filepath = str(optimised)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def race(float_: onnx.ModelProto, quantized: onnx.ModelProto, x: NDArray[Any], threads: int, rounds: int) -> Race:
