@@ -1,4 +1,4 @@
-"""qplug: a plugin framework for quantising vision models.
+"""qplug: a plugin framework for quantizing vision models.
 
 The public names are those below. They are imported when first used, so that ``import qplug`` is light and a plugin can
 be discovered without importing torch.

@@ -44,7 +44,7 @@ class Limit:
 
 
 def choose_bits(costs: Mapping[str, Mapping[int, float]], limits: Sequence[Limit]) -> dict[str, int]:
-    """The width of each group that minimises Σ costs[group][bits] within every limit, to a millionth of the least sum.
+    """The width of each group that minimizes Σ costs[group][bits] within every limit, to a millionth of the least sum.
 
     A multiple-choice knapsack, NP-hard but kind. Prices of the limits (Lagrange multipliers) bound from below what a
     choice with any one candidate in it must cost; ``scipy.optimize.milp`` searches the candidates that come near, and

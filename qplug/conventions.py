@@ -46,7 +46,7 @@ CONVENTIONS = {
         Convention(
             "full",
             "MACs × bits × bits, attention's matmuls included, operands in float at 32 bits; "
-            "MB of 10^6 bytes as stored, with scales, and in float32 what is not quantised",
+            "MB of 10^6 bytes as stored, with scales, and in float32 what is not quantized",
             stored=True,
         ),
         Convention(

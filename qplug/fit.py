@@ -33,7 +33,7 @@ OVERRIDE = "recipe, override"
 
 
 class Specs(dict[str, QuantSpec]):
-    """What the recipe asks of each site that it quantises, by name.
+    """What the recipe asks of each site that it quantizes, by name.
 
     Attributes:
         fixed: sites whose bits an override fixes.

@@ -150,7 +150,7 @@ class RunSpecs:
         where it has that hook, and after all smoothing where it has not, so that the model is as the techniques before
         left it. ``model`` is a copy (eval mode, attention explicit, BatchNorms folded) that belongs to the technique.
         ``images`` gives the same batches at every iteration, (B, C, H, W) float32 on the model's device, and has their
-        number as its length. ``specs`` says what the recipe asks of each site that it quantises. What was found is
+        number as its length. ``specs`` says what the recipe asks of each site that it quantizes. What was found is
         remembered in ``self``; the answer is always ``None``.
 
         Example::
@@ -212,9 +212,9 @@ class RunSpecs:
 
     @hookspec(firstresult=True)
     def qplug_alternate(self, operands: Sequence[Site]) -> int | None:
-        """How many times the operands of one operation are fitted again, each against the other as it is quantised.
+        """How many times the operands of one operation are fitted again, each against the other as it is quantized.
 
-        Called for every linear, convolution and matmul whose two operands are both quantised. 0, or ``None`` from
+        Called for every linear, convolution and matmul whose two operands are both quantized. 0, or ``None`` from
         everyone, fits each operand once, against the other in float. In each round ``qplug_estimate_range`` is asked
         for the weight (or left operand) and then for the input (or right operand), with ``stats`` whose errors are
         those beside the other operand's present quantizer (``SiteStats.given``), so that every technique alternates.
@@ -234,7 +234,7 @@ class RunSpecs:
 
         Called for every block in the order of execution, after every site has its quantizer: a transformer or residual
         block, or an operation that stands outside of all of them. Stops at the first result that is not ``None``;
-        ``None`` leaves the block as it is. The core shows the block what the quantised part before it gives, and learns
+        ``None`` leaves the block as it is. The core shows the block what the quantized part before it gives, and learns
         by Adam; gradients reach only the parameters of the learners. See ``qplug.reconstruct.settings``.
 
         Example::

@@ -1,4 +1,4 @@
-"""A run folder → the quantised model that it describes, or the model and the plan that a backend makes it from."""
+"""A run folder → the quantized model that it describes, or the model and the plan that a backend makes it from."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Planned:
 
 
 def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Registry | None = None) -> nn.Module:
-    """The quantised model of a run, which takes and gives what ``qplug.models.FloatModel.module`` does.
+    """The quantized model of a run, which takes and gives what ``qplug.models.FloatModel.module`` does.
 
     The recipe's model is built without its weights (see ``ModelSource.architecture``), so the original checkpoint need
     not exist. Techniques that rewrote modules are asked again; what they make of weights must lie in their modules'
@@ -61,7 +61,7 @@ def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Regist
         registry: what is installed, unless given.
 
     Returns:
-        The model in eval mode, quantised by the recipe's backend. On the device of the run, its logits are bit for bit
+        The model in eval mode, quantized by the recipe's backend. On the device of the run, its logits are bit for bit
         those that the run evaluated; on CUDA within ``qplug.full_float32()``, as runs are: by default torch rounds what
         convolutions multiply there.
 
@@ -89,7 +89,7 @@ def load_planned(run_folder: str | Path, registry: Registry) -> Planned:
     known = {site.name: (site.kind, site.shape) for site in find_sites(model, image).sites}
     for site in (decision.site for decision in plan):
         if known.get(site.name) != (site.kind, site.shape):
-            what = f"quantises {site.name} ({site.kind.value}, {site.shape}), which the recipe's model lacks"
+            what = f"quantizes {site.name} ({site.kind.value}, {site.shape}), which the recipe's model lacks"
             raise InputError(what, where=str(run.folder / "plan.json"), fix=AGAIN)
     return Planned(run, recipe, model, plan, source.preprocessing)
 

@@ -89,7 +89,7 @@ def run(
     observers: Sequence[object] = (),
     cache: Cache | None = None,
 ) -> RunResult:
-    """Quantise and measure by ``recipe``.
+    """Quantize and measure by ``recipe``.
 
     Where a launcher started several processes, all of them go the same way, share the batches of what is trained, and
     the first one writes.
@@ -214,7 +214,7 @@ def run(
         with clock.stage("qat", trainer.steps(recipe.qat)) as advance:
             plan.changes.append(trainer.qat(model, plan, backend, recipe.qat, advance))
 
-    with clock.stage("quantise"):
+    with clock.stage("quantize"):
         quantized = backend.apply(copy.deepcopy(model), plan)
 
     with clock.stage("evaluation", len(evaluation_images)) as advance, backend.inference(quantized):
@@ -277,7 +277,7 @@ WIDTHS = ((8, 8), (4, 8), (4, 4))
 
 @dataclass
 class Inspection:
-    """What of a model can be quantised.
+    """What of a model can be quantized.
 
     Attributes:
         sites: all of them, the inputs of Softmax and LayerNorm included.
@@ -285,7 +285,7 @@ class Inspection:
         float_macs: module → multiply-accumulates that no site covers.
         float_norms: BatchNorms that could not be folded, each with the reason.
         costs: convention → bits, as ``W8A8`` → size and bit operations, as ``metrics.costs`` has them, with every
-            operand that has a site quantised.
+            operand that has a site quantized.
     """
 
     sites: list[Site]

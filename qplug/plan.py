@@ -1,4 +1,4 @@
-"""The plan: the whole decision about a model, serialisable, and the same for every backend."""
+"""The plan: the whole decision about a model, serializable, and the same for every backend."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the float model before quantisation: a rewrite, a folded BatchNorm, or a smoothing."""
+    """A change of the float model before quantization: a rewrite, a folded BatchNorm, or a smoothing."""
 
     where: str
     technique: str
@@ -44,7 +44,7 @@ class Plan:
         decisions: by site name, in model order.
         changes: rewrites, folded BatchNorms and smoothings, in the order in which they were applied.
         float_sites: names of sites, and of BatchNorms that could not be folded, that stay in float, with the reason.
-        float_macs: module → multiply-accumulates of one image that are not fully quantised.
+        float_macs: module → multiply-accumulates of one image that are not fully quantized.
         total_macs: multiply-accumulates of one image.
     """
 
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def coverage(self) -> float:
-        """Share of all multiply-accumulates, attention's included, whose both operands are quantised."""
+        """Share of all multiply-accumulates, attention's included, whose both operands are quantized."""
         return 1.0 - sum(self.float_macs.values()) / self.total_macs if self.total_macs else 0.0
 
     def to_dict(self) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class Recall:
         return answer
 
     def identities(self, makers: Iterable[object]) -> list[Any] | None:
-        """What those are that make a quantised model, techniques and backend: each one's values and its code.
+        """What those are that make a quantized model, techniques and backend: each one's values and its code.
 
         ``None`` where the code of one is in no file.
         """

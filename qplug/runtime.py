@@ -108,15 +108,15 @@ def forward_seconds(model: nn.Module, images: Tensor, repeats: int = 2) -> float
     seconds = []
     with torch.no_grad():
         for _ in range(repeats + 1):
-            _synchronise(images.device)
+            _synchronize(images.device)
             start = time.perf_counter()
             model(images)
-            _synchronise(images.device)
+            _synchronize(images.device)
             seconds.append(time.perf_counter() - start)
     return min(seconds[1:])
 
 
-def _synchronise(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

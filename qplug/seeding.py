@@ -11,7 +11,7 @@ from contextlib import contextmanager
 def seeded(*key: object) -> Iterator[None]:
     """Within it, torch draws from a seed made of ``key``, on every device; afterwards its generators are as before.
 
-    ``torch.manual_seed`` is avoided: where CUDA is not initialised it queues a call with a stack trace each time, and a
+    ``torch.manual_seed`` is avoided: where CUDA is not initialized it queues a call with a stack trace each time, and a
     run that seeds some thousand times then spends minutes on the queue.
     """
     import torch

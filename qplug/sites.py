@@ -1,4 +1,4 @@
-"""Sites: every tensor of a model that can be quantised, found by one traced forward."""
+"""Sites: every tensor of a model that can be quantized, found by one traced forward."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class SiteMap:
     uncovered_macs: dict[str, int] = field(default_factory=dict)
 
     def float_macs(self, quantized: Container[str]) -> dict[str, int]:
-        """Module → multiply-accumulates that stay in float if the sites named in ``quantized`` are quantised.
+        """Module → multiply-accumulates that stay in float if the sites named in ``quantized`` are quantized.
 
-        An operation counts as quantised where both of its operands are.
+        An operation counts as quantized where both of its operands are.
         """
         left = dict(self.uncovered_macs)
         for site in self.sites:

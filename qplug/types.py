@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SiteKind(str, Enum):
-    """What a tensor that can be quantised is. Recipes match on these values in ``overrides``."""
+    """What a tensor that can be quantized is. Recipes match on these values in ``overrides``."""
 
     LINEAR_WEIGHT = "linear_weight"
     CONV_WEIGHT = "conv_weight"
@@ -67,7 +67,7 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class Site:
-    """One tensor that can be quantised.
+    """One tensor that can be quantized.
 
     Attributes:
         name: unique and stable, ``<module>.<role>``, for example ``blocks.0.attn.qkv.weight``.
@@ -223,7 +223,7 @@ class BackendOffer:
         granularities: how many scales a tensor may have.
         asymmetric: whether zero may map to another integer than 0.
         float_zero_points: whether what zero maps to may lie between integers (``QuantSpec.zero_point``).
-        scope: of ``softmax`` and ``layernorm``, those whose inputs it can quantise.
+        scope: of ``softmax`` and ``layernorm``, those whose inputs it can quantize.
         without: hooks of techniques that it cannot serve, such as ``qplug_reconstruct`` where it has no gradients.
     """
 
@@ -263,7 +263,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Metric:
-    """A measurement that a plugin adds: called with float and quantised logits (N, classes) and labels (N,).
+    """A measurement that a plugin adds: called with float and quantized logits (N, classes) and labels (N,).
 
     Where the model answers questions these are (N, 2, L), ``MASKED`` where there is padding, and (N, 2).
     """

@@ -1,4 +1,4 @@
-"""The weights of a run folder: those that the plan quantises as packed codes, everything else as it is."""
+"""The weights of a run folder: those that the plan quantizes as packed codes, everything else as it is."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def read_weights(path: Path, plan: Plan) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, path: Path, plan: Plan) -> None:
-    """Put the weights of a run folder into ``model``: attention explicit, rewritten as in the run, not quantised yet.
+    """Put the weights of a run folder into ``model``: attention explicit, rewritten as in the run, not quantized yet.
 
     Parameters that the model lacks and smoothing made (the bias of a linear without one) are made again.
 
@@ -106,7 +106,7 @@ def _weights(plan: Plan) -> list[Decision]:
 
 
 def _codes(weight: Tensor, quantizer: Quantizer) -> Tensor:
-    """The packed codes of ``weight``; raises where they would not give back the quantised weight."""
+    """The packed codes of ``weight``; raises where they would not give back the quantized weight."""
     quantizer = copy.deepcopy(quantizer).to(weight.device)
     codes, expected = quantizer.encode(weight), quantizer.infer(weight)
     packed = pack_bits(codes, quantizer.bits)
@@ -120,7 +120,7 @@ def _codes(weight: Tensor, quantizer: Quantizer) -> Tensor:
 
 def _warning(names: list[str], reason: str) -> str:
     some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    count = f"{len(names)} quantised weight{'s' if len(names) > 1 else ''}"
+    count = f"{len(names)} quantized weight{'s' if len(names) > 1 else ''}"
     return f"{FILE} holds {count} in float32, which size_mb does not count ({some}): {reason}"
 
 

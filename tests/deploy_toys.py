@@ -72,7 +72,7 @@ def unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class Product:
-    """A node of the optimised graph that multiplies bytes.
+    """A node of the optimized graph that multiplies bytes.
 
     Attributes:
         operator: its type.
@@ -102,10 +102,10 @@ OPERANDS = {
 
 
 def products(model: onnx.ModelProto) -> list[Product]:
-    """What multiplies bytes once ONNX Runtime has optimised ``model`` for this machine."""
+    """What multiplies bytes once ONNX Runtime has optimized ``model`` for this machine."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
-        session(model, 1, optimised=path)
+        path = Path(folder) / "optimized.onnx"
+        session(model, 1, optimized=path)
         graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
     constants = {one.name: one for one in graph.initializer}
     types = {one.name: one.type.tensor_type.elem_type for one in (*graph.value_info, *graph.input)}

@@ -123,7 +123,7 @@ def test_run_shows_a_summary(pipeline: Any, capsys: Output) -> None:
     assert pipeline.asked["device"] == "cpu"
     text, errors = capsys.readouterr()
     for part in (
-        "top-1, quantised      96.00 %",
+        "top-1, quantized      96.00 %",
         "logit SQNR            inf dB",
         "0.100 MB, 7.0 times less than float (0.700 MB)",
         "bit operations        0.047 G\n",

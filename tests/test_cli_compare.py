@@ -165,7 +165,7 @@ def test_plans_of_other_models_and_after_other_changes_say_so(capsys, runs):
     notes = json.loads(qplug(capsys, "--json", "--diff", runs / "a", runs / "d")[1])["notes"]
     assert notes == [
         "the float models differ, so scales may differ for that alone",
-        "changes before quantisation: A none; B toy.smooth × 2",
+        "changes before quantization: A none; B toy.smooth × 2",
     ]
 
 

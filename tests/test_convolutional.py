@@ -1,4 +1,4 @@
-"""Convolutional networks through the whole house: folded, quantised, reconstructed, loaded again."""
+"""Convolutional networks through the whole house: folded, quantized, reconstructed, loaded again."""
 
 import json
 from pathlib import Path
@@ -84,7 +84,7 @@ def registry(build, *techniques, size=(3, 16, 16)):
 
 
 def quantized(build, technique=Quiet, bits=8, out=None, size=(3, 16, 16), **more):
-    """The result of a run, the logits of its quantised model, and the registry."""
+    """The result of a run, the logits of its quantized model, and the registry."""
     kept, toys = {}, registry(build, technique, size=size)
     toys.metrics = {"trial.keep": Metric("keep", lambda f, q, y: kept.update(logits=q) or 0.0)}
     recipe = toy_recipe(technique, registry=toys, bits=bits, **more)
@@ -216,7 +216,7 @@ def is_reconstructed_and_comes_back(build, out, size):
     return result
 
 
-def test_squeeze_and_excite_multiplies_in_float_and_its_convolutions_are_quantised(tmp_path):
+def test_squeeze_and_excite_multiplies_in_float_and_its_convolutions_are_quantized(tmp_path):
     result = is_reconstructed_and_comes_back(
         lambda: small_mobilenet("ir_r1_k3_s2_e2_c16_se0.25_nhs"), tmp_path / "run", (3, 16, 16)
     )

@@ -42,7 +42,7 @@ WIDTHS = {
 
 
 def quantized(text: str, out: Path, registry=None):
-    """Run the recipe; the result, and the logits of the quantised model."""
+    """Run the recipe; the result, and the logits of the quantized model."""
     kept = {}
     registry = registry or toy_registry()
     registry.metrics = {"trial.keep": Metric("keep", lambda f, q, y: kept.update(logits=q) or 0.0)}
@@ -268,7 +268,7 @@ def rename(plan) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (rename, "quantises blocks.7.mlp.fc1.input"),
+        (rename, "quantizes blocks.7.mlp.fc1.input"),
         (lambda plan: plan["decisions"][1]["site"].update(shape=[5]), "which the recipe's model lacks"),
         (lambda plan: plan.update(format=99), "a plan of format 99, this version reads"),
         (lambda plan: plan.pop("decisions"), "holds no plan: KeyError: 'decisions'"),

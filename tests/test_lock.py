@@ -71,7 +71,7 @@ def test_code_that_is_in_no_file_answers_for_no_other_run(recipe) -> None:
 
 
 def test_what_other_plugins_bring_to_every_run_counts(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An adapter changes what can be quantised, a block what is learned, and a metric what is measured, unnamed."""
+    """An adapter changes what can be quantized, a block what is learned, and a metric what is measured, unnamed."""
     (tmp_path / "newcomer.py").write_text("def build(module): ...\ndef measure(float_, quantized, labels): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     import newcomer

@@ -45,7 +45,7 @@ from qplug.testing import toy_images, toy_registry, toy_vit
 from qplug.testing.toys import SIZE
 from qplug.weights import load_weights
 
-STAGES = ("load", "rewrite", "sites", "statistics", "smoothing", "bits", "ranges", "quantise", "evaluation")
+STAGES = ("load", "rewrite", "sites", "statistics", "smoothing", "bits", "ranges", "quantize", "evaluation")
 DESIGNED = {
     *("float.top1", "quantized.top1", "quantized.agreement", "quantized.logit_sqnr_db", "size_mb", "bops_g"),
     *("bops_convention", "bits.weights_mean", "bits.activations_mean", "coverage.macs"),
@@ -431,7 +431,7 @@ FILES = {"recipe.yaml", "lock.json", "plan.json", "metrics.json", "evaluation.sa
 
 
 def rebuilt(folder: Path, model: torch.nn.Module, registry) -> tuple[torch.nn.Module, object]:
-    """The quantised model of a run folder, from its plan and its weights alone."""
+    """The quantized model of a run folder, from its plan and its weights alone."""
     make_explicit(model, registry.adapters, toy_images(1))
     plan = Plan.from_dict(json.loads((folder / "plan.json").read_text()), registry.quantizers)
     load_weights(model, folder / "model.safetensors", plan)

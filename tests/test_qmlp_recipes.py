@@ -81,7 +81,7 @@ def test_token_mixers_that_were_not_trained_cost_no_bit_operation_and_gain_nothi
 
 @pytest.mark.parametrize("name", ["mixer", "resmlp", "convmixer"])
 def test_training_keeps_w4a8_within_a_point_and_a_half_of_float(name):
-    """Table 9. Measured, fine-tuned and quantised: mixer 0.990, 0.988, resmlp 0.985, 0.983, convmixer 0.993, 0.992;
+    """Table 9. Measured, fine-tuned and quantized: mixer 0.990, 0.988, resmlp 0.985, 0.983, convmixer 0.993, 0.992;
     the same bits without training, ranges by moving average, have 0.985, 0.990 and 0.988 here.
     """
     found = run(load_recipe(RECIPES / f"qmlp_{name}_qat.yaml"))

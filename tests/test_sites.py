@@ -181,7 +181,7 @@ def test_macs_outside_any_module_are_the_models():
     assert find_sites(model, torch.randn(1, 6, 8)).uncovered_macs == {"(model)": 6 * 8 * 3}
 
 
-def test_float_macs_count_an_operation_unless_both_operands_are_quantised():
+def test_float_macs_count_an_operation_unless_both_operands_are_quantized():
     _, found = sited(vit(depth=1))
     everything = {site.name for site in found.sites}
     assert found.float_macs(everything) == {}

@@ -72,7 +72,7 @@ def test_output_error_per_head(known, name):
 
 
 def test_output_error_is_that_of_the_operation_itself(known):
-    """Quantise a weight, run the linear, weigh the difference: nothing of how the sample is kept enters."""
+    """Quantize a weight, run the linear, weigh the difference: nothing of how the sample is kept enters."""
     model, stats = known[0], known[1]["blocks.0.mlp.fc1.weight"]
     quantized = coarse(stats, T)
     x, linear = known[1]["blocks.0.mlp.fc1.input"].sample, model.blocks[0].mlp.fc1

@@ -17,7 +17,7 @@ SPEC = QuantSpec(4)
 
 
 def plan_of(model: nn.Module, **quantizers) -> Plan:
-    """A plan that quantises the weight of the linears that ``quantizers`` names."""
+    """A plan that quantizes the weight of the linears that ``quantizers`` names."""
     plan = Plan()
     for path, quantizer in quantizers.items():
         shape = tuple(model.get_submodule(path).weight.shape)
@@ -53,7 +53,7 @@ QUANTIZERS = {
 
 
 @pytest.mark.parametrize("make", QUANTIZERS.values(), ids=QUANTIZERS)
-def test_what_comes_back_is_the_quantised_weight(tmp_path, make):
+def test_what_comes_back_is_the_quantized_weight(tmp_path, make):
     model = small()
     weight = model[0].weight.detach()
     quantizer = make(weight)
@@ -110,7 +110,7 @@ def test_what_codes_would_lose_stays_in_float_and_is_named(tmp_path, kind, reaso
     plan = plan_of(model, **{"0": kind(scale, None, 4, True), "2": Uniform(torch.tensor(0.1), None, 4, True)})
     held, (warning,), state = through(tmp_path, model, plan)
     assert reason in warning
-    assert "1 quantised weight in float32" in warning
+    assert "1 quantized weight in float32" in warning
     assert "0.weight" in warning
     assert "2.weight" not in warning
     assert torch.equal(held["0.weight"], model[0].weight)

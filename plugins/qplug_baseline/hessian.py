@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Hessian(Technique):
-    """The range that minimises Σ (dL/dO)²·(Ô − O)² over the sampled outputs O of the operation that reads the tensor.
+    """The range that minimizes Σ (dL/dO)²·(Ô − O)² over the sampled outputs O of the operation that reads the tensor.
 
     Deviations from PTQ4ViT: L is the recipe's ``calibration.loss``, by default a probe whose squared gradient estimates
     the Hessian of the KL divergence (the released code takes the gradient of KL(float ‖ float), which is zero) [ours];

@@ -94,7 +94,7 @@ class Percentile(Technique):
 
 
 class Mse(Technique):
-    """The range that minimises the squared error of the tensor itself, by search over factors of the min-max range."""
+    """The range that minimizes the squared error of the tensor itself, by search over factors of the min-max range."""
 
     paper = "Nagel et al. 2021, A White Paper on Neural Network Quantization, section 3.1"
 

@@ -39,7 +39,7 @@ def roundings(block: Block, learn_scale: bool = False) -> dict[str, Learner]:
 class AdaRound(Technique):
     """Each operation learns which neighbour each of its weights takes.
 
-    Activations keep the quantizers that they have, and the operation sees its input as the quantised operations before
+    Activations keep the quantizers that they have, and the operation sees its input as the quantized operations before
     give it (the paper's asymmetric reconstruction, Eq. 25, without its activation function) [ours]. Weights with other
     than uniform quantizers stay.
     """
@@ -94,7 +94,7 @@ class Brecq(Technique):
             le=1.0,
             description="Adam's rate of scales, a share of them; null: 4e-5, for fewer iterations as rounding_rate",
         )
-        keep: float = Field(1.0, gt=0.0, le=1.0, description="share of activations that are quantised (QDrop: 0.5)")
+        keep: float = Field(1.0, gt=0.0, le=1.0, description="share of activations that are quantized (QDrop: 0.5)")
 
     @hookimpl
     def qplug_reconstruct(self, block: Block) -> Reconstruction | None:

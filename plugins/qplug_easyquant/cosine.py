@@ -1,4 +1,4 @@
-"""EasyQuant: the scales whose quantised output points where the float output does."""
+"""EasyQuant: the scales whose quantized output points where the float output does."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Cosine(Technique):
-    """Scales of weights and activations in turn, each the one of n that maximises cos(Ô, O) (Eq. 4).
+    """Scales of weights and activations in turn, each the one of n that maximizes cos(Ô, O) (Eq. 4).
 
     The paper's scale S multiplies: x̂ = round(x·S)/S (Eq. 1). It starts from the largest magnitude, and candidates are
     S·(alpha + i·(beta − alpha)/n), i = 0 … n − 1, so ranges from twice to half the largest magnitude are tried, narrow
     ones in finer steps. Weights by channel choose each by its own channel's output.
 
     Deviations: the paper averages the cosine over images, here it is that of all sampled outputs together [ours].
-    Algorithm 1 goes through the whole network in each round, on activations of the network quantised so far; here an
+    Algorithm 1 goes through the whole network in each round, on activations of the network quantized so far; here an
     operation alternates alone, on the float model's activations [ours]. The first weight is searched beside an input
     that was searched beside the float weight, not beside a max-based one [ours]. Rounds end where nothing changes.
     """

@@ -20,7 +20,7 @@ class LogIntSoftmax(Technique):
 
     With ``integer_exp``, Softmax itself computes with integers of a fixed step, by I-BERT's second-order polynomial for
     the exponential, as the paper does. Deviations: the step is a parameter, where the authors take the scale of the
-    quantised Softmax input, which is not known before calibration [ours]; the authors round the sum over the
+    quantized Softmax input, which is not known before calibration [ours]; the authors round the sum over the
     exponential to an integer before they take its logarithm, here the quantizer takes that of the quotient [ours].
     At the default step the exponential is within 3 % down to e^−3 and within 8 % down to e^−10, and the logits of
     ``qplug.testing.toy_vit`` move by 0.2 % of their norm; so the function is not preserved, and the run warns of it.

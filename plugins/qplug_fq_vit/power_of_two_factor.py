@@ -22,7 +22,7 @@ class PowerOfTwoFactor(Technique):
     one value among all that were seen, as far as it is likely to be missing [ours]. Without them, half of the channels
     of DeiT-Ti and ViT-Ti are clipped. As in the authors' code, s_c = s where alpha_c = K; the paper prints s·2^alpha_c
     with s divided by 2^K, which is the same. Takes LayerNorm inputs with one scale, which are sites where the recipe
-    says ``quantize: {scope: {layernorm: true}}``; the paper quantises them asymmetrically. Storage counts a scale of 32
+    says ``quantize: {scope: {layernorm: true}}``; the paper quantizes them asymmetrically. Storage counts a scale of 32
     bits for every channel, where 2 bits and one scale would do; activations are not stored.
     """
 

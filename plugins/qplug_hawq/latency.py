@@ -58,7 +58,7 @@ def total(table: Mapping[str, Mapping[int, float]], bits: Mapping[str, int], mod
 
     Args:
         table: layer → bits → milliseconds.
-        bits: layer → its bits, of every quantised layer; what else is in the table stays in float.
+        bits: layer → its bits, of every quantized layer; what else is in the table stays in float.
         modules: names of all modules of the model.
 
     Raises:

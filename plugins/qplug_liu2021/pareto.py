@@ -1,4 +1,4 @@
-"""Bits by module: the least sum of nuclear norm times quantisation error within an average."""
+"""Bits by module: the least sum of nuclear norm times quantization error within an average."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Pareto(Technique):
     """All operators of one attention, or of one MLP, share their bits: those of least Omega within the average asked.
 
     Omega = Σ over modules Σ over their tensors ‖Y‖_*·‖Ŷ − Y‖², with the nuclear norm of what passes through a module
-    and the error of quantising it. Of all configurations within the averages the one of least Omega is a point of the
+    and the error of quantizing it. Of all configurations within the averages the one of least Omega is a point of the
     Pareto frontier of (size, Omega); it is found exactly, as an integer programme, first for weights and then for
-    activations. Liu et al.'s text is not at hand, so these are [ours]: Y is each quantised tensor, where they weigh a
+    activations. Liu et al.'s text is not at hand, so these are [ours]: Y is each quantized tensor, where they weigh a
     module's output features (attention maps for MSA); the norm of an activation is that of its sampled rows, for
     attention the mean over sampled images, summed over heads; what belongs to no attention or MLP is a module of its
     own; the average counts elements.

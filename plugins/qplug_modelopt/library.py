@@ -28,7 +28,7 @@ class Found:
 
     Attributes:
         amax: role → largest magnitude: () or, one a channel of a weight, (O, 1, …) float32.
-        scale: (C,) float32, what the input is multiplied by, and the weight divided by, before both are quantised.
+        scale: (C,) float32, what the input is multiplied by, and the weight divided by, before both are quantized.
     """
 
     amax: dict[str, Tensor]

@@ -33,7 +33,7 @@ class ScaledQuantizer(Quantizer):
         return ScaledQuantizer(self.base.scaled(factor), self.factor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantise (…, C); gradients pass inside the range and stop outside."""
+        """Fake-quantize (…, C); gradients pass inside the range and stop outside."""
         out: Tensor = self.base(x * self.factor) / self.factor
         return out
 

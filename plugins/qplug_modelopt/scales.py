@@ -87,7 +87,7 @@ class SmoothQuant(_Scales):
 
     @hookimpl
     def qplug_calibrate(self, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]) -> None:
-        """Let ModelOpt smooth every linear whose weight and input are both quantised."""
+        """Let ModelOpt smooth every linear whose weight and input are both quantized."""
         algorithm = {"method": "smoothquant", "alpha": self.config.alpha}
         self._begin(quantize(model, entries(_both(specs), INT8), algorithm, images, self.notes))
 
@@ -95,10 +95,10 @@ class SmoothQuant(_Scales):
 class AwqLite(_Scales):
     """Scales that protect the weights of important input channels, by ``mtq.quantize`` with ``awq_lite``.
 
-    ModelOpt takes s_j = mean|x_j|^a/mean|W_j|^(1 − a), normalised, with the a in steps of 0.1 at which the linear's own
+    ModelOpt takes s_j = mean|x_j|^a/mean|W_j|^(1 − a), normalized, with the a in steps of 0.1 at which the linear's own
     output moves least under weights of the recipe's bits. Its preset for 4 bits has a scale for every 128 inputs; here
     a weight has what the recipe asks, one for the tensor or for each channel. Only weights hold a scale that could not
-    be folded: an input is quantised as it is.
+    be folded: an input is quantized as it is.
     """
 
     paper = "NVIDIA ModelOpt, INT4_AWQ_CFG; Lin et al. 2024, AWQ"
@@ -112,13 +112,13 @@ class AwqLite(_Scales):
 
     @hookimpl
     def qplug_calibrate(self, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]) -> None:
-        """Let ModelOpt search for every quantised weight."""
+        """Let ModelOpt search for every quantized weight."""
         algorithm = {"method": "awq_lite", "alpha_step": self.config.alpha_step}
         self._begin(quantize(model, entries(specs, roles=self.roles), algorithm, images, self.notes))
 
 
 def _both(specs: Mapping[str, QuantSpec]) -> dict[str, Any]:
-    """The weights and inputs of which ModelOpt can quantise the partner too."""
+    """The weights and inputs of which ModelOpt can quantize the partner too."""
     able = {name for name, spec in specs.items() if expressible(name.rpartition(".")[2], spec)}
     partner = {"weight": "input", "input": "weight"}
     return {

@@ -20,7 +20,7 @@ class SqB(Technique):
     eps_j = (max|Y_j| / max|W_j|)^0.5. The core then sets gamma' = gamma/eps, beta' = (beta − mu)/eps, W' = W·diag(eps),
     b' = b + W·mu (Eq. 4 and 5). Eq. 1 prints the maxima without bars; a norm's output has both signs, so they are
     maxima of absolute values, as in SmoothQuant. Whether Y is taken before or after subtracting mu is not said: after
-    it, by default, since that is the range that will be quantised [ours]. A linear that several read shares one eps.
+    it, by default, since that is the range that will be quantized [ours]. A linear that several read shares one eps.
     """
 
     paper = "Tai and Wu 2024, MPTQ-ViT, section 3.1, Eq. 1, 4, 5"

@@ -57,7 +57,7 @@ def alternate(
 
 
 def least_squares(counts: Tensor, totals: Tensor, basis: Tensor) -> Tensor:
-    """The shortest of the scales that minimise Σ(w − ŵ)² of each row, whose codes are known by their sums alone.
+    """The shortest of the scales that minimize Σ(w − ŵ)² of each row, whose codes are known by their sums alone.
 
     Args:
         counts: (rows, 2^q) float64, as ``sums_by_code``.

@@ -77,7 +77,7 @@ class BinaryCodingQuantizer(Quantizer):
         return level_sums(self.alphas, self.offset)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantise a weight (O, I) or (O, I, kh, kw); gradients pass between the least and the largest sum."""
+        """Quantize a weight (O, I) or (O, I, kh, kw); gradients pass between the least and the largest sum."""
         values = self.infer(x)
         if not x.requires_grad:
             return values

@@ -58,7 +58,7 @@ class Reconstruct(Technique):
             description="rate of activation steps, a share of them, cosine; null: 4e-5, for fewer as codes_rate",
         )
         keep: float = Field(
-            1.0, gt=0.0, le=1.0, description="share of activations that are quantised in a step (QDrop); 1: all of them"
+            1.0, gt=0.0, le=1.0, description="share of activations that are quantized in a step (QDrop); 1: all of them"
         )
 
     @hookimpl

@@ -1,4 +1,4 @@
-"""NoisyQuant (Liu et al. 2023, arXiv:2211.16056): a fixed noisy bias before quantisation, taken away after it."""
+"""NoisyQuant (Liu et al. 2023, arXiv:2211.16056): a fixed noisy bias before quantization, taken away after it."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class NoisyQuantizer(Quantizer):
         self.register_buffer("noise", noise.detach().to(torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantise (…, C); gradients pass inside the range and stop outside."""
+        """Fake-quantize (…, C); gradients pass inside the range and stop outside."""
         out: Tensor = self.base(x + self.noise) - self.noise
         return out
 

@@ -36,7 +36,7 @@ class TwinQuantizer(Quantizer):
         return TwinQuantizer(self.negative * factor, self.positive * factor, self.bits)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantise; gradients pass inside the range and stop outside."""
+        """Fake-quantize; gradients pass inside the range and stop outside."""
         values = self.infer(x)
         if not x.requires_grad:
             return values

@@ -25,8 +25,8 @@ class Fused(qplug.Config):
 class Search(Technique):
     """Scales from evenly spaced candidates by the Hessian-guided metric, weight and activation in turn (section 3.3).
 
-    Candidates are alpha + i·(beta − alpha)/n, i = 0 … n − 1, of max|x|/(2^(b−1) − 0.5); each minimises
-    Σ (dL/dO)²·(Ô − O)² beside the other operand as it is quantised (Eq. 7–8). L is the recipe's ``calibration.loss``:
+    Candidates are alpha + i·(beta − alpha)/n, i = 0 … n − 1, of max|x|/(2^(b−1) − 0.5); each minimizes
+    Σ (dL/dO)²·(Ô − O)² beside the other operand as it is quantized (Eq. 7–8). L is the recipe's ``calibration.loss``:
     ``kl_zero`` is that of the released code, ``none`` makes it the plain squared error. ``objective: cosine`` takes the
     cosine distance of the output instead.
 

@@ -57,7 +57,7 @@ class Twin(Technique):
     ``ratio: free`` is the released code's: ``candidates`` steps, evenly spaced from 0.01 to 1.2 times
     max/(2^(b−1) − 0.5).
 
-    Candidates are compared by the Hessian-guided output error, where operands alternate beside the quantised other
+    Candidates are compared by the Hessian-guided output error, where operands alternate beside the quantized other
     operand. The released code compares splits beside the float value, in every round anew, with the same result.
     """
 

@@ -1,4 +1,4 @@
-"""RepQ-ViT (Li et al. 2023): scale re-parametrisation after LayerNorm, log √2 after Softmax, percentile ranges."""
+"""RepQ-ViT (Li et al. 2023): scale re-parametrization after LayerNorm, log √2 after Softmax, percentile ranges."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Percentile(Technique):
     Of the ranges between the (100 − p)-th and the p-th percentile, p = 99.9, 99.99 and 99.999, each scale takes the one
     with the least Σ(x̂ − x)². Deviations from the released code: percentiles are those of the capped sample instead of
     all calibration values [ours]; ranges are widened to hold 0, so that 0 maps to 0 [ours]; statistics are those of the
-    float model, while the code calibrates each layer behind the quantised ones before it [ours].
+    float model, while the code calibrates each layer behind the quantized ones before it [ours].
     """
 
     paper = "Li et al. 2023, RepQ-ViT (arXiv:2212.08254), released code"

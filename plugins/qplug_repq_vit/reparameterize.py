@@ -1,4 +1,4 @@
-"""Scale re-parametrisation: what LayerNorm gives to linears, quantised per channel at the price of per tensor."""
+"""Scale re-parametrization: what LayerNorm gives to linears, quantized per channel at the price of per tensor."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Reparameterize(Technique):
 
     @hookimpl
     def qplug_smooth(self, group: NormGroup, stats: SiteStats) -> Smoothing | None:
-        """Fold where the norm or one of its linears matches, and its output is to be quantised with one scale."""
+        """Fold where the norm or one of its linears matches, and its output is to be quantized with one scale."""
         import torch
 
         from qplug import UniformQuantizer
@@ -93,7 +93,7 @@ class Reparameterize(Technique):
             return None
         coarser = tensor.high / ((1 << (spec.bits - tensor.signed)) - 1)
         zero = None if tensor.symmetric else torch.round(tensor.zero_point / coarser)
-        return Choice(UniformQuantizer(tensor.scale * coarser, zero, spec.bits, tensor.signed), "re-parametrised")
+        return Choice(UniformQuantizer(tensor.scale * coarser, zero, spec.bits, tensor.signed), "re-parametrized")
 
 
 def of_channels(low: Tensor, high: Tensor, spec: QuantSpec) -> UniformQuantizer:

@@ -22,10 +22,10 @@ class OutlierSuppressionPlus(Technique):
     threshold t for the norm. The core folds both as it folds SQ-b's. t runs from max|Y − mu| down to 1 in
     max(100, max|Y − mu|/0.5) equal steps, as in the authors' code; the first of those with the least Σ(Ô − O)² stays,
     O being the outputs of all linears that read the norm for the sampled tokens, and Ô those with input and weights
-    quantised to min-max ranges, at the bits and granularity that the recipe asks. Where max|Y − mu| is below 1 there is
+    quantized to min-max ranges, at the bits and granularity that the recipe asks. Where max|Y − mu| is below 1 there is
     nothing to search, and eps is 1.
 
-    MPTQ-ViT prints both with X̄, the normalised input, and eps as max(X̄_j − mu_j)/t_j. X̄ is read as Y, since Eq. 4
+    MPTQ-ViT prints both with X̄, the normalized input, and eps as max(X̄_j − mu_j)/t_j. X̄ is read as Y, since Eq. 4
     subtracts mu from Y. t is read as one threshold for all channels and eps as bounded by 1 below, as in Wei et al.:
     with a t_j for each channel eps would be free, and no grid of that many dimensions can be searched. The authors'
     code takes attention's output for O where the linears are q, k and v; here it is theirs [ours].

@@ -1,4 +1,4 @@
-"""Backends: what executes the quantised operations. A technique never sees one."""
+"""Backends: what executes the quantized operations. A technique never sees one."""
 
 from qplug.backends.base import Backend
 

@@ -11,10 +11,10 @@ from qplug.plan import Plan
 
 
 class Backend(Protocol):
-    """Lowers a plan to quantised operations."""
+    """Lowers a plan to quantized operations."""
 
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
-        """Quantise ``model`` (eval mode, attention explicit) in place, as ``plan`` says, and return it.
+        """Quantize ``model`` (eval mode, attention explicit) in place, as ``plan`` says, and return it.
 
         Raises:
             InputError: a quantizer or an operation that the backend cannot execute.

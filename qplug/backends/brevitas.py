@@ -1,4 +1,4 @@
-"""brevitas: ``QuantLinear``, ``QuantConv2d`` and ``QuantIdentity`` hold every quantised operation."""
+"""brevitas: ``QuantLinear``, ``QuantConv2d`` and ``QuantIdentity`` hold every quantized operation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BrevitasBackend(Lowering):
 
     @contextmanager
     def inference(self, model: nn.Module) -> Iterator[None]:
-        """Proxies in brevitas's export mode: weights quantised once, activations in one buffer, plain tensors."""
+        """Proxies in brevitas's export mode: weights quantized once, activations in one buffer, plain tensors."""
         proxies = [proxy for proxy in _proxies(model) if not proxy.export_mode]  # others belong to one around this
         for proxy in proxies:
             proxy.export_handler = InferenceHandler()

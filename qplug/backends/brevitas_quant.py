@@ -57,7 +57,7 @@ class CustomTensorQuant(nn.Module):
         self.bit_width = BitWidthConst(quantizer.bits)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Fake-quantise ``x``."""
+        """Fake-quantize ``x``."""
         return self.quantizer(x), self.scale(), self.zero_point(), self.bit_width()
 
 
@@ -105,7 +105,7 @@ class InferenceHandler(nn.Module):
         self.cached: Tensor | None = None
 
     def prepare_for_export(self, proxy: Any) -> None:
-        """Called by the proxy when it enters export mode: take over its quantizer, and quantise a weight once."""
+        """Called by the proxy when it enters export mode: take over its quantizer, and quantize a weight once."""
         weight = isinstance(proxy, WeightQuantProxyFromInjector)
         self.quantizer = planned(proxy.tensor_quant if weight else proxy.fused_activation_quant_proxy.tensor_quant)
         if weight:

@@ -18,27 +18,27 @@ from qplug.seeding import seeded
 
 
 class QuantMatMul(nn.Module):
-    """A matmul of attention whose operands pass a quantising module each, or ``nn.Identity``."""
+    """A matmul of attention whose operands pass a quantizing module each, or ``nn.Identity``."""
 
     def __init__(self, original: MatMul, lhs: nn.Module, rhs: nn.Module) -> None:
         super().__init__()
         self.lhs_quant, self.rhs_quant, self.matmul = lhs, rhs, original
 
     def forward(self, lhs: Tensor, rhs: Tensor) -> Tensor:
-        """As ``MatMul``, on fake-quantised operands."""
+        """As ``MatMul``, on fake-quantized operands."""
         out: Tensor = self.matmul(self.lhs_quant(lhs), self.rhs_quant(rhs))
         return out
 
 
 class QuantInput(nn.Module):
-    """A norm or Softmax whose input passes a quantising module."""
+    """A norm or Softmax whose input passes a quantizing module."""
 
     def __init__(self, original: nn.Module, quant: nn.Module) -> None:
         super().__init__()
         self.input_quant, self.operation = quant, original
 
     def forward(self, x: Tensor, *others: Any) -> Tensor:
-        """The original on its fake-quantised input; a mask is no value to quantise."""
+        """The original on its fake-quantized input; a mask is no value to quantize."""
         out: Tensor = self.operation(self.input_quant(x), *others)
         return out
 
@@ -89,7 +89,7 @@ class Lowering(ABC):
 
     @abstractmethod
     def activation(self, quantizer: Quantizer) -> nn.Module:
-        """A module that fake-quantises what it is given."""
+        """A module that fake-quantizes what it is given."""
 
     def _lower(self, path: str, original: nn.Module, quantizers: Mapping[str, Quantizer]) -> nn.Module:
         if isinstance(original, MatMul):

@@ -1,4 +1,4 @@
-"""NVIDIA ModelOpt: its layers and ``TensorQuantizer``s hold every quantised operation."""
+"""NVIDIA ModelOpt: its layers and ``TensorQuantizer``s hold every quantized operation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ModelOptBackend(Lowering):
 
     @contextmanager
     def inference(self, model: nn.Module) -> Iterator[None]:
-        """Weights are quantised once, activations in one buffer."""
+        """Weights are quantized once, activations in one buffer."""
         planned = [module for module in model.modules() if isinstance(module, Planned) and not module.inferring]
         for one in planned:
             one.begin_inference()

@@ -1,9 +1,9 @@
 """How a quantizer becomes ModelOpt's ``TensorQuantizer``, exactly.
 
-ModelOpt's own fake quantisation multiplies by the rounded reciprocal m/amax and divides by it again, so that a value
+ModelOpt's own fake quantization multiplies by the rounded reciprocal m/amax and divides by it again, so that a value
 near the middle of two integers may fall to the other side of qplug's x/s, and no value is s times its integer to the
 last bit. Each ``TensorQuantizer`` therefore *says* in ModelOpt's terms what it is (bits, sign, axis, amax), as its
-summaries and exporters read it, and computes by a registered quantisation backend, which is the plan's quantizer.
+summaries and exporters read it, and computes by a registered quantization backend, which is the plan's quantizer.
 Without ``backend``, a symmetric uniform one computes the same natively, but for that rounding.
 """
 
@@ -23,7 +23,7 @@ with warnings.catch_warnings():  # see qplug.backends.modelopt
     from modelopt.torch.quantization.nn import TensorQuantizer, is_registered_quant_backend, register_quant_backend
 
 NAME = "qplug"
-"""Of the registered quantisation backend."""
+"""Of the registered quantization backend."""
 
 
 class Planned(nn.Module):
@@ -44,7 +44,7 @@ class Planned(nn.Module):
         self.inferring, self._cached = False, None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantise ``x``."""
+        """Fake-quantize ``x``."""
         if not self.inferring:
             values: Tensor = self.quantizer(x)
             return values

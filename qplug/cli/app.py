@@ -31,7 +31,7 @@ class Ordered(TyperGroup):
 app = typer.Typer(
     name="qplug",
     cls=Ordered,
-    help="Quantise vision models: every paper's technique under one protocol.",
+    help="Quantize vision models: every paper's technique under one protocol.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

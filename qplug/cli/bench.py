@@ -1,4 +1,4 @@
-"""``qplug bench``: how much faster a run's quantised model is than its float one."""
+"""``qplug bench``: how much faster a run's quantized model is than its float one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime, for both models.")] = 1,
     rounds: Annotated[int, typer.Option(min=3, help="How often each model is timed.")] = 15,
     form: Annotated[
-        str, typer.Option("--format", help=f"Of the quantised file: {' or '.join(FORMATS)}.")
+        str, typer.Option("--format", help=f"Of the quantized file: {' or '.join(FORMATS)}.")
     ] = "onnx-integer",
     saturating: Annotated[
         bool, typer.Option("--saturating", help="Hold signed bytes alone: exact with VNNI, wrong on x86 without it.")
     ] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Show where the quantised model's time goes.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the quantized model's time goes.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Time float and quantised models side by side in ONNX Runtime."""
+    """Time float and quantized models side by side in ONNX Runtime."""
     State.json = as_json
     if form not in FORMATS:
         raise InputError(f"expected {KNOWN}, received {form!r}", where="--format")

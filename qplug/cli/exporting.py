@@ -26,7 +26,7 @@ def export(
     layers: Annotated[bool, typer.Option("--layers", help="Print how far every operation differs.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a run's quantised model as ONNX or as a torch program, if a runtime computes what was simulated."""
+    """Write a run's quantized model as ONNX or as a torch program, if a runtime computes what was simulated."""
     State.json = as_json
     from qplug.export.run import FormatName, export_run
     from qplug.report.export import summary, tables

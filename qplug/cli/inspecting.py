@@ -1,4 +1,4 @@
-"""``qplug inspect``: what of a model can be quantised, and what makes that hard."""
+"""``qplug inspect``: what of a model can be quantized, and what makes that hard."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def inspect(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Show what of a model can be quantised, and what it would cost.
+    """Show what of a model can be quantized, and what it would cost.
 
     Sites, kinds, shapes and MACs, what stays in float, size and bit operations; or with --ranges and --hessian, what
-    makes it hard to quantise.
+    makes it hard to quantize.
     """
     State.json = as_json
     counted_by = convention(accounting)

@@ -41,7 +41,7 @@ def run(
     cache_folder: CacheFolder = None,
     no_cache: NoCache = False,
 ) -> None:
-    """Quantise and measure by a recipe, and write a run folder."""
+    """Quantize and measure by a recipe, and write a run folder."""
     State.json = as_json
     counted_by = convention(accounting)
     from qplug.recipe import load_recipe

@@ -1,4 +1,4 @@
-"""``qplug sensitivity``: which tensors are hard to quantise, and do cheap measures predict the expensive one?"""
+"""``qplug sensitivity``: which tensors are hard to quantize, and do cheap measures predict the expensive one?"""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def sensitivity(
     ] = None,
     bits: Annotated[str, typer.Option(help="Widths at which each site's SQNR is measured.")] = "8,6,4",
     drop_bits: Annotated[
-        int | None, typer.Option(help="Width of the one quantised site.", show_default="the smallest of --bits")
+        int | None, typer.Option(help="Width of the one quantized site.", show_default="the smallest of --bits")
     ] = None,
     hessian: Annotated[bool, typer.Option("--hessian", help="Estimate the Hessian trace of every weight.")] = False,
     hessian_probes: Annotated[
@@ -74,7 +74,7 @@ def sensitivity(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Show which tensors are hard to quantise.
+    """Show which tensors are hard to quantize.
 
     SQNR of every site, what it alone does to the logits, Hessian traces of weights, and how these rank alike.
     """

@@ -63,7 +63,7 @@ class Row:
 
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
-        """(seeds, images) whether the quantised model was right."""
+        """(seeds, images) whether the quantized model was right."""
         import numpy as np
 
         return np.stack([run.evaluation["quantized.top1"] == run.evaluation["labels"] for run in self.runs])

@@ -1,4 +1,4 @@
-"""``qplug bench``: a run's float and quantised models side by side in ONNX Runtime."""
+"""``qplug bench``: a run's float and quantized models side by side in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Bench:
 
     Attributes:
         folder: the run's.
-        form: of the quantised file, and whether its products are saturating.
+        form: of the quantized file, and whether its products are saturating.
         runtime: its name and version.
-        megabytes: of the float file and of the quantised one, 10^6 bytes.
+        megabytes: of the float file and of the quantized one, 10^6 bytes.
         races: one for each batch, in the order asked for.
-        profiles: of the quantised file, likewise; empty where none was asked for.
+        profiles: of the quantized file, likewise; empty where none was asked for.
     """
 
     folder: Path
@@ -57,9 +57,9 @@ def bench(
         batches: images a call.
         threads: of the runtime, for both.
         rounds: how often each is timed.
-        form: of the quantised file, one of ``FORMATS``.
+        form: of the quantized file, one of ``FORMATS``.
         saturating: as of ``export_run``.
-        profiled: whether to say where the quantised file's time goes.
+        profiled: whether to say where the quantized file's time goes.
         registry: what is installed, unless given.
 
     Raises:

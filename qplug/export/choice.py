@@ -4,7 +4,7 @@ On x86 with VNNI, ONNX Runtime multiplies unsigned by signed bytes fastest, and 
 saturate, and products of two unsigned bytes are exact. So the file multiplies the largest bytes first and compares
 the result. All of this is constant. When the runtime loads the file, it computes this probe by the kernel of its own
 processor, keeps one branch and folds the weight into that branch's form. A call of the loaded file costs nothing more.
-A model that the runtime saves after it has optimised the file holds one branch, and is for such processors alone.
+A model that the runtime saves after it has optimized the file holds one branch, and is for such processors alone.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def along(
     Args:
         values: input, logits and some outputs, of one batch.
         calls: all of the file.
-        simulation: the quantised model.
+        simulation: the quantized model.
         noise: within it every operation's output moves a little.
 
     Yields:

@@ -125,7 +125,7 @@ def compare(
 
     Args:
         runtime: executes the file.
-        simulation: the quantised model on the CPU, within its backend's ``inference``.
+        simulation: the quantized model on the CPU, within its backend's ``inference``.
         plan: of it.
         batches: inputs of the model, (B, …).
         joined: operation → those before it that are one in the file and have no call; ``None``: all have one.

@@ -53,7 +53,7 @@ def build(model: nn.Module, operations: Sequence[str], example: Tensor, opset: i
         The model, with ``logits`` and the values of every call as outputs, and the calls in their order.
     """
     program, of = trace(model, operations, example)
-    with torch.no_grad():  # without optimisations, which would fold weights back to float
+    with torch.no_grad():  # without optimizations, which would fold weights back to float
         exported = torch.onnx.export(program, opset_version=opset, optimize=False, verbose=False)
     assert exported is not None
     traced = exported.model

@@ -37,5 +37,5 @@ def integer_file(planned: Planned, saturating: bool = False) -> OnnxFile:
 
 
 def float_file(planned: Planned) -> OnnxFile:
-    """The model that a run quantised, without quantizers; its weights are the quantised ones, in float32."""
+    """The model that a run quantized, without quantizers; its weights are the quantized ones, in float32."""
     return onnx_file(lower(planned.model, Plan(), Qdq()), Plan(), planned.preprocessing.example(), OPSET)

@@ -2,7 +2,7 @@
 
 Measured on ViT-Ti with AVX512 VNNI, ONNX Runtime 1.32, the reasons for each form:
 
-- x·W + b as MatMulInteger, Cast, Mul, Add becomes one node, bias included; of a MatMul between dequantised operands the
+- x·W + b as MatMulInteger, Cast, Mul, Add becomes one node, bias included; of a MatMul between dequantized operands the
   sum with the bias is a pass of its own. The runtime fuses only where the scale is no constant, hence ``_Scale``.
 - Unsigned left operands and signed right ones: u8 · u8 takes over twice as long with VNNI, s8 · s8 in linears. Without
   VNNI such products saturate: ``choice`` lets the file choose.
@@ -59,7 +59,7 @@ class Values(Codes):
 
 
 class _Scale(nn.Module):
-    """s_x·s_w, of the one integer 1 dequantised with s_x: a constant that the runtime does not fold before it fuses."""
+    """s_x·s_w, of the one integer 1 dequantized with s_x: a constant that the runtime does not fold before it fuses."""
 
     codes: Tensor
 

@@ -18,15 +18,15 @@ from qplug.types import Role
 
 
 class Format(Protocol):
-    """How a file format writes a quantised tensor down."""
+    """How a file format writes a quantized tensor down."""
 
     def activation(self, decision: Decision, transposed: bool) -> nn.Module:
-        """A module from an activation to its quantised values, their last two axes swapped where ``transposed``."""
+        """A module from an activation to its quantized values, their last two axes swapped where ``transposed``."""
 
     def weight(self, decision: Decision, weight: Tensor, transposed: bool, beside: nn.Module | None) -> nn.Module:
-        """A module without inputs that gives the quantised values of ``weight``; of a linear as (I, O).
+        """A module without inputs that gives the quantized values of ``weight``; of a linear as (I, O).
 
-        ``beside`` is the module of the operation's input, where that is quantised.
+        ``beside`` is the module of the operation's input, where that is quantized.
         """
 
     def operation(self, original: nn.Module, decisions: Mapping[Role, Decision]) -> nn.Module | None:
@@ -49,10 +49,10 @@ class LoweredLinear(nn.Module):
 
 
 class LoweredConv(nn.Module):
-    """A convolution of quantised operands, and its bias as an addition of its own.
+    """A convolution of quantized operands, and its bias as an addition of its own.
 
     ONNX Runtime would make an operator's own bias 32-bit integers of the step s_x·s_w: a channel that batch
-    normalisation has all but switched off, whose s_w is tiny, then loses its bias (on MobileNetV1: 4 % of the first
+    normalization has all but switched off, whose s_w is tiny, then loses its bias (on MobileNetV1: 4 % of the first
     output).
     """
 
@@ -69,7 +69,7 @@ class LoweredConv(nn.Module):
 
 
 class LoweredMatMul(nn.Module):
-    """A matmul of attention on quantised operands, the right one transposed before it is multiplied."""
+    """A matmul of attention on quantized operands, the right one transposed before it is multiplied."""
 
     def __init__(self, original: MatMul, operands: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -90,20 +90,20 @@ class Transposed(nn.Module):
 
 
 class LoweredInput(nn.Module):
-    """A norm or Softmax of a quantised input."""
+    """A norm or Softmax of a quantized input."""
 
     def __init__(self, original: nn.Module, operands: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.input, self.original = operands["input"], original
 
     def forward(self, x: Tensor, *others: Tensor | None) -> Tensor:
-        """The original; a mask among ``others`` is no value to quantise."""
+        """The original; a mask among ``others`` is no value to quantize."""
         out: Tensor = self.original(self.input(x), *others)
         return out
 
 
 def operands(lowered: nn.Module) -> int:
-    """How many of its arguments a lowered operation quantises: two of a matmul, one of all others."""
+    """How many of its arguments a lowered operation quantizes: two of a matmul, one of all others."""
     return 2 if isinstance(lowered, LoweredMatMul) else 1
 
 
@@ -177,7 +177,7 @@ def _operation(path: str, original: nn.Module, decisions: Mapping[Role, Decision
 
 
 def float_weights(lowered: nn.Module, plan: Plan) -> list[str]:
-    """Names of the quantised weights that ``lowered`` holds in float32, because their quantizers have no codes."""
+    """Names of the quantized weights that ``lowered`` holds in float32, because their quantizers have no codes."""
     names = (decision.site.name for decision in plan if decision.site.kind.is_weight)
     places = ((name, lowered.get_submodule(name.rpartition(".")[0])) for name in names)
     return [name for name, operation in places if isinstance(getattr(operation, "weight", None), FloatWeight)]

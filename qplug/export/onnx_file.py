@@ -31,7 +31,7 @@ class OnnxFile:
     Attributes:
         model: gives the logits.
         calls: where each call of a planned operation stands in it.
-        float_weights: quantised weights that it holds in float32, whose quantizers have no codes.
+        float_weights: quantized weights that it holds in float32, whose quantizers have no codes.
         joined: planned operations that are one with others in it and so have no call, by the operation that reads them.
     """
 

@@ -1,4 +1,4 @@
-"""Quantised tensors as plain operators: what every format falls back to, since all of them hold tensor arithmetic."""
+"""Quantized tensors as plain operators: what every format falls back to, since all of them hold tensor arithmetic."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Traced(nn.Module):
         self.quantizer, self.transposed = copy.deepcopy(quantizer).cpu(), transposed
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantise."""
+        """Fake-quantize."""
         values = self._values(x)
         return values.transpose(-2, -1) if self.transposed else values
 
@@ -53,13 +53,13 @@ class Lookup(nn.Module):
         self.register_buffer("table", copy.deepcopy(quantizer).cpu().infer(integers * step))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantise."""
+        """Fake-quantize."""
         values = self.table[(x / self.step).round().clamp(self.least, self.most).to(torch.int64) - self.least]
         return values.transpose(-2, -1) if self.transposed else values
 
 
 def traced(quantizer: Quantizer, transposed: bool) -> nn.Module:
-    """A module from an activation to its quantised values, by operators that every format has."""
+    """A module from an activation to its quantized values, by operators that every format has."""
     if type(quantizer) is RegionQuantizer and quantizer.most - quantizer.least < LARGEST_TABLE:
         return Lookup(quantizer, transposed)
     return Traced(quantizer, transposed)

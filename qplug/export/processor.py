@@ -25,7 +25,7 @@ def caution() -> str | None:
     """Why a saturating file is wrong on this machine; ``None`` where it computes what an exact one does.
 
     Without VNNI, ONNX Runtime adds pairs of products of unsigned and signed bytes on x86 in 16 bits, with saturation:
-    255·127·2 is 64770, and the most that they hold 32767. Its documentation of quantisation says so, under "U8U8".
+    255·127·2 is 64770, and the most that they hold 32767. Its documentation of quantization says so, under "U8U8".
     """
     found = processor()
     if found["architecture"] != "x86_64" or found["instructions"]:

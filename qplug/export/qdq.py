@@ -106,7 +106,7 @@ class QdqActivation(_Linear):
             self.register_buffer("high", self.zero_point.new_tensor(self.largest))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantise: clamp(round(x/s) + z, l, h), where the quantizer rounds x/s + z."""
+        """Fake-quantize: clamp(round(x/s) + z, l, h), where the quantizer rounds x/s + z."""
         codes = self.codes(x)
         kind = codes.dtype
         if self.clips:
@@ -223,7 +223,7 @@ class Qdq(Format):
     def weight(self, decision: Decision, weight: Tensor, transposed: bool, beside: nn.Module | None) -> nn.Module:
         """See ``Format``.
 
-        ONNX Runtime multiplies values that are not integers by dequantised ones of 4 bits and fewer with a kernel of
+        ONNX Runtime multiplies values that are not integers by dequantized ones of 4 bits and fewer with a kernel of
         its own, which rounds the values to 8 bits (6e-3 of the norm on DeiT-Ti): such weights are decoded in sight.
         """
         quantizer = decision.quantizer

@@ -40,7 +40,7 @@ class Quant(nn.Module):
         self.attributes: dict[str, Any] = {"signed": int(quantizer.signed), "narrow": 0, "rounding_mode": "ROUND"}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantise."""
+        """Fake-quantize."""
         inputs = (x, self.scale, self.zero_point, self.bits)
         values = symbolic(f"{DOMAIN}::Quant", inputs, self.attributes, dtype=x.dtype, shape=x.shape, version=1)
         return values.transpose(-2, -1) if self.transposed else values

@@ -40,7 +40,7 @@ def _refusal(error: Exception, planned: Planned, format: str, registry: Registry
             return InputError(
                 f"{format} cannot express {_operator(own)}, of quantizer '{kind}'{f' of {owner}' if owner else ''}",
                 where=decision.site.name,
-                fix="quantise such sites by another technique, or leave them in float: "
+                fix="quantize such sites by another technique, or leave them in float: "
                 f"quantize.overrides: [{{match: {decision.site.kind.value}, skip: true}}]",
             )
     return InputError(

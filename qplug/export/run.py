@@ -62,7 +62,7 @@ def export_run(
     saturating: bool = False,
     registry: Registry | None = None,
 ) -> Export:
-    """Write a run's quantised model in ``format``, if a runtime computes from it what was simulated.
+    """Write a run's quantized model in ``format``, if a runtime computes from it what was simulated.
 
     Args:
         run_folder: that ``qplug run`` or ``qplug.run`` wrote.

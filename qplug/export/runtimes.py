@@ -34,11 +34,11 @@ class Runtime(Protocol):
 
 
 class OnnxRuntime:
-    """ONNX Runtime with its default optimisations, as many threads as torch has.
+    """ONNX Runtime with its default optimizations, as many threads as torch has.
 
-    What it is asked to show of a file cannot be fused away, so it watches in sessions of their own: one optimised, as
+    What it is asked to show of a file cannot be fused away, so it watches in sessions of their own: one optimized, as
     the file will run, and one that executes every operator as it is. A wrong axis, say, is lost where the runtime fuses
-    a matmul with its dequantised weight, and another runtime would meet it. What is fused across operations is in
+    a matmul with its dequantized weight, and another runtime would meet it. What is fused across operations is in
     sessions that show every second output, and one in six, about one a block of a transformer.
     """
 
@@ -58,7 +58,7 @@ class OnnxRuntime:
         names = sorted({name for call in self.calls for name in (*call.inputs, call.output)} - {INPUT, LOGITS})
         if not self._watching:
             shown = _showing(self._model, names)
-            self._watching = [_session(shown, optimised) for optimised in (True, False)]
+            self._watching = [_session(shown, optimized) for optimized in (True, False)]
         for session in self._watching:
             yield _values(session, names, x)
 
@@ -73,14 +73,14 @@ class OnnxRuntime:
             yield {name.removeprefix(APART): -v if name.startswith(APART) else v for name, v in found.items()}
 
 
-def _session(content: bytes, optimised: bool = True) -> Any:
+def _session(content: bytes, optimized: bool = True) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # each session's would keep the most that any batch needed
-    if not optimised:
+    if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
@@ -106,7 +106,7 @@ def _showing_apart(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
     """Values with their signs turned, and ``APART`` before their names.
 
     The runtime moves the quantizer of an operand through a transpose up to the output that it reads, and would show
-    that output quantised; the same output with another reader it leaves alone.
+    that output quantized; the same output with another reader it leaves alone.
     """
     import onnx
 

@@ -63,12 +63,12 @@ class Race:
 
     @property
     def quantized_spread(self) -> Spread:
-        """Seconds of a call of the quantised file."""
+        """Seconds of a call of the quantized file."""
         return Spread.of(self.quantized_seconds)
 
     @property
     def ratio(self) -> Spread:
-        """How many times as fast the quantised file is: of the ratios of each round."""
+        """How many times as fast the quantized file is: of the ratios of each round."""
         pairs = zip(self.float_seconds, self.quantized_seconds, strict=True)
         return Spread.of([slow / fast for slow, fast in pairs])
 
@@ -112,9 +112,9 @@ def session(
     model: onnx.ModelProto,
     threads: int,
     profile: Path | None = None,
-    optimised: Path | None = None,
+    optimized: Path | None = None,
 ) -> Any:
-    """A session of ONNX Runtime on the CPU, all optimisations on.
+    """A session of ONNX Runtime on the CPU, all optimizations on.
 
     Threads do not spin behind a call: those of one session would take the processor from another.
 
@@ -122,7 +122,7 @@ def session(
         model: the file.
         threads: within an operator.
         profile: what the file of the runtime's profile begins with; ``None``: it writes none.
-        optimised: where the runtime writes the graph that it executes; ``None``: nowhere.
+        optimized: where the runtime writes the graph that it executes; ``None``: nowhere.
     """
     import onnxruntime
 
@@ -133,8 +133,8 @@ def session(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    if optimised is not None:
-        options.optimized_model_filepath = str(optimised)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

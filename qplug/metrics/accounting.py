@@ -23,7 +23,7 @@ def account(model: nn.Module, plan: Plan) -> dict[str, float]:
 
     Returns:
         what ``costs`` gives, under ``Convention.key``; ``bits.weights_mean`` and ``bits.activations_mean``: over the
-        elements of quantised sites; ``coverage.macs``.
+        elements of quantized sites; ``coverage.macs``.
     """
     counted = {
         convention.key(metric): value
@@ -41,8 +41,8 @@ def account(model: nn.Module, plan: Plan) -> dict[str, float]:
 def costs(model: nn.Module, plan: Plan, convention: Convention) -> dict[str, float]:
     """``size_mb`` and ``float.size_mb``; ``bops_g`` and ``float.bops_g``, 10^9 bit operations of one image.
 
-    Where a convention counts every parameter at the weights' bits, a quantised weight counts at its own, what its
-    operation adds to it (a bias) and what belongs to no operation (norms, embeddings) at the mean of all quantised
+    Where a convention counts every parameter at the weights' bits, a quantized weight counts at its own, what its
+    operation adds to it (a bias) and what belongs to no operation (norms, embeddings) at the mean of all quantized
     weights, and an operation whose weight stays in float in float32 [ours: the papers have one width everywhere].
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -62,7 +62,7 @@ def uniform_plan(site_map: SiteMap, weights: int, activations: int) -> Plan:
 
 
 def plan_of(site_map: SiteMap, bits: Callable[[Site], int]) -> Plan:
-    """The plan that quantises every operand of ``site_map`` at these bits: what an architecture costs, before any range
+    """The plan that quantizes every operand of ``site_map`` at these bits: what an architecture costs, before any range
     is known. One scale a channel for weights, one a tensor for activations; the scales mean nothing.
     """
     decisions = {}

@@ -1,4 +1,4 @@
-"""Top-1, agreement and logit SQNR on the evaluation images or texts, for float and quantised model in one pass.
+"""Top-1, agreement and logit SQNR on the evaluation images or texts, for float and quantized model in one pass.
 
 Logits are (N, classes). Where the model answers questions they are (N, 2, L), of starts and ends over L tokens; top-1
 is then the exact match of both, and labels are (N, 2), negative where no answer can be right.

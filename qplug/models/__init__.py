@@ -112,7 +112,7 @@ class FloatModel:
             more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
             raise InputError(
                 f"the weights of {name} hold NaN or infinite values, in {', '.join(broken[:5])}{more}",
-                fix="use another checkpoint: no quantisation of this one can be right",
+                fix="use another checkpoint: no quantization of this one can be right",
             )
         return cls(module, name, preprocessing, fingerprint(state), note)
 

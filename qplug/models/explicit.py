@@ -31,7 +31,7 @@ class MatMul(nn.Module):
 
 
 class MaskedSoftmax(nn.Softmax):
-    """Softmax of scores to which a mask is added within, so that what quantises scores never sees the mask."""
+    """Softmax of scores to which a mask is added within, so that what quantizes scores never sees the mask."""
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """Scores of any shape, and a mask that broadcasts to it, 0 or ``MASKED``."""

@@ -25,7 +25,7 @@ AFTER = {
     "timm.layers.norm_act:FrozenBatchNormAct2d": ("drop", "act"),
     "torchvision.ops.misc:FrozenBatchNorm2d": (),
 }
-"""Types of BatchNorm that can be folded → the children that each calls, in this order, on what it has normalised."""
+"""Types of BatchNorm that can be folded → the children that each calls, in this order, on what it has normalized."""
 
 
 @dataclass
@@ -129,7 +129,7 @@ class _Reads:
         if len(self._readers[operation]) > 1:
             return f"is not alone in reading {operation}: {', '.join(self._readers[operation])}"
         if operation in self._tokens:
-            return f"normalises another axis than the outputs of {operation}"
+            return f"normalizes another axis than the outputs of {operation}"
         hooked = [name for name in (norm, operation) if name in self._hooked]
         return f"is computed with the help of hooks of {hooked[0]}" if hooked else ""
 
@@ -192,7 +192,7 @@ def _fuse(operation: Any, norm: Any) -> None:
 
 
 def _rest(norm: nn.Module) -> nn.Module:
-    """What the BatchNorm did beside normalising."""
+    """What the BatchNorm did beside normalizing."""
     calls = [(name, getattr(norm, name)) for name in AFTER[_path(norm)]]
     rest = OrderedDict((name, module) for name, module in calls if not isinstance(module, nn.Identity))
     return nn.Sequential(rest).eval() if rest else nn.Identity().eval()

@@ -138,7 +138,7 @@ def fit(
     import torch
     from torch.nn import functional as F
 
-    from qplug.train.optimise import rate_factor
+    from qplug.train.optimize import rate_factor
 
     augment = augment or affine
     steps = epochs * math.ceil(len(images) / BATCH)
@@ -159,7 +159,7 @@ def fit(
 def affine(images: Tensor) -> Tensor:
     """A random rotation (±15°), scale (0.85 … 1.15 on each axis), shear (±0.15) and shift (±1/8 of the image).
 
-    ``images`` (N, C, H, W), normalised; what comes in from outside repeats the border.
+    ``images`` (N, C, H, W), normalized; what comes in from outside repeats the border.
     """
     import torch
     from torch.nn import functional as F
@@ -179,7 +179,7 @@ def affine(images: Tensor) -> Tensor:
 def shift_and_flip(images: Tensor) -> Tensor:
     """A random shift by up to 4 pixels on each axis, and a flip from left to right of every second image.
 
-    ``images`` (N, C, H, W), normalised; what comes in from outside mirrors the border.
+    ``images`` (N, C, H, W), normalized; what comes in from outside mirrors the border.
     """
     import torch
     from torch.nn import functional as F

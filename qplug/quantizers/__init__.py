@@ -1,4 +1,4 @@
-"""Quantizers: modules that fake-quantise. What one paper invents lives in its plugin; what several share lives here."""
+"""Quantizers: modules that fake-quantize. What one paper invents lives in its plugin; what several share lives here."""
 
 from qplug.quantizers.base import Quantizer, integer_range, round_ste
 from qplug.quantizers.log import LogQuantizer

@@ -38,7 +38,7 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, low: int, high: int) -> Tensor:
-        """Fake-quantise, and keep what the gradients need."""
+        """Fake-quantize, and keep what the gradients need."""
         place = x.contiguous() / scale  # a view's strides would make every operation from here on copy
         if zero_point is not None:
             place.add_(zero_point)
@@ -95,7 +95,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None, low: int,
 
 
 class Quantizer(nn.Module):
-    """Fake-quantises a tensor: ``forward`` returns values on the quantizer's grid, in the input's shape and dtype.
+    """Fake-quantizes a tensor: ``forward`` returns values on the quantizer's grid, in the input's shape and dtype.
 
     Subclasses set ``kind`` (the name under which ``qplug_quantizers`` offers them), ``bits``, and implement ``forward``
     (straight-through gradients), ``to_dict`` and ``from_dict`` (bit-exact both ways, JSON values only). Those that
@@ -106,7 +106,7 @@ class Quantizer(nn.Module):
     bits: int
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantise ``x`` (any shape that the scales broadcast with, floating point)."""
+        """Fake-quantize ``x`` (any shape that the scales broadcast with, floating point)."""
         raise TypeError(f"{type(self).__name__} does not implement forward()")
 
     def infer(self, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from qplug.types import Granularity
 PARTS = 5
 
 Objective = Literal["output", "value", "cosine"]
-"""What a search minimises: ``output`` is the Hessian-guided error of the operation (PTQ4ViT), ``value`` the squared
+"""What a search minimizes: ``output`` is the Hessian-guided error of the operation (PTQ4ViT), ``value`` the squared
 error of the tensor itself, ``cosine`` the cosine distance of the operation's output (EasyQuant)."""
 
 

@@ -58,7 +58,7 @@ class Learner(Quantizer):
     """A quantizer while it is learned: ``forward`` is what the operation sees, with gradients for its parameters.
 
     ``bits`` are those of the quantizer that it becomes. A weight's learner is made from the weight and ignores what it
-    is given; an activation's quantises what it is given.
+    is given; an activation's quantizes what it is given.
     """
 
     kind = "learner"
@@ -93,7 +93,7 @@ class LearnedStep(Learner):
     """A quantizer whose scale is learned by straight-through gradients (LSQ), and its zero point where that is asked.
 
     Esser et al. 2020, Eq. 3, whose gradient is that of ``forward`` with rounding passed straight through. It is not
-    divided by √(N·h) as theirs is: reconstruction and training optimise by Adam, which does not see a constant factor.
+    divided by √(N·h) as theirs is: reconstruction and training optimize by Adam, which does not see a constant factor.
     The scale is learned as its logarithm relative to where it starts, ``scale·exp(u)``, so that it stays positive and
     one rate suits every layer; near the start that is their scale in units of itself [ours]. What is not uniform is
     learned as f·Q(x/f) with f = exp(u), whose gradient is the same where Q passes gradients straight through [ours].
@@ -128,7 +128,7 @@ class LearnedStep(Learner):
         return steps if self.shift is None else {**steps, "zero_points": [self.shift]}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantise ``x`` with the present scale and zero point."""
+        """Fake-quantize ``x`` with the present scale and zero point."""
         factor = self.factor()
         if not isinstance(self.start, UniformQuantizer):
             values: Tensor = self.start(x / factor) * factor

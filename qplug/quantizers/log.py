@@ -37,7 +37,7 @@ class LogQuantizer(Quantizer):
         return LogQuantizer(self.scale * factor, self.rate, self.bits)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantise; the gradient passes between 0 and the scale, and stops outside."""
+        """Fake-quantize; the gradient passes between 0 and the scale, and stops outside."""
         values = self.infer(x)
         if not x.requires_grad:
             return values

@@ -78,7 +78,7 @@ class RegionQuantizer(Quantizer):
         return code * torch.exp2(shift) * self.step
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantise; gradients pass inside the range and stop outside."""
+        """Fake-quantize; gradients pass inside the range and stop outside."""
         q = clamp_ste(round_ste(x / self.step), self.least, self.most)
         values = self._values(q.detach())
         return q * self.step + (values - q * self.step).detach() if x.requires_grad else values

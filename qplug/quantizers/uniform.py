@@ -67,7 +67,7 @@ class UniformQuantizer(Quantizer):
         return UniformQuantizer((self.scale * factor).clamp_min(TINY), zero, self.bits, self.signed)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantise; gradients pass inside the range and stop outside."""
+        """Fake-quantize; gradients pass inside the range and stop outside."""
         return fake_quantize(x, self.scale, None if self.symmetric else self.zero_point, self.low, self.high)
 
     @torch.no_grad()

@@ -76,7 +76,7 @@ def _scope(root: Node, offer: BackendOffer) -> Iterator[tuple[Place, str, str]]:
         for step in ("quantize", "scope", name):
             node = node.child(step) if node is not None else None
         if node is not None and node.value is True and name not in offer.scope:
-            what = f"quantize.scope.{name}: {{backend}} cannot quantise these inputs"
+            what = f"quantize.scope.{name}: {{backend}} cannot quantize these inputs"
             yield node.place, what, "set it to false, or change the backend"
 
 

@@ -20,7 +20,7 @@ Bits = Annotated[int, Field(ge=2, le=16, description="bit width, in bits")]
 
 
 class TensorConfig(Config):
-    """How tensors of one role are quantised where no override and no technique says otherwise."""
+    """How tensors of one role are quantized where no override and no technique says otherwise."""
 
     bits: Bits
     granularity: Granularity = Field(Granularity.PER_TENSOR, description="how many scales a tensor gets")
@@ -87,10 +87,10 @@ class CalibrationConfig(Config):
 
 
 class Scope(Config):
-    """Which inputs beyond those of linears, convolutions and matmuls are quantised too."""
+    """Which inputs beyond those of linears, convolutions and matmuls are quantized too."""
 
-    softmax: bool = Field(False, description="quantise the inputs of Softmax")
-    layernorm: bool = Field(False, description="quantise the inputs of LayerNorm")
+    softmax: bool = Field(False, description="quantize the inputs of Softmax")
+    layernorm: bool = Field(False, description="quantize the inputs of LayerNorm")
 
 
 class Quantize(Config):
@@ -117,7 +117,7 @@ class Published(Config):
     model: str = Field(min_length=1, description="the model, as timm names it")
     weights: float = Field(gt=0, le=32, description="bits of weights, on average")
     activations: float = Field(gt=0, le=32, description="bits of activations, on average")
-    top1: float = Field(ge=0, le=100, description="top-1 of the quantised model, percent")
+    top1: float = Field(ge=0, le=100, description="top-1 of the quantized model, percent")
     float_top1: float | None = Field(
         None, ge=0, le=100, description="top-1 of its float model, percent; null where the paper does not print it"
     )
@@ -143,11 +143,11 @@ class Recipe(Config):
     model: SerializeAsAny[Config]
     data: DataConfig
     calibration: CalibrationConfig = CalibrationConfig()
-    backend: str = Field("brevitas", description="what executes the quantised operations")
+    backend: str = Field("brevitas", description="what executes the quantized operations")
     quantize: Quantize
     techniques: tuple[SerializeAsAny[Config], ...] = Field(min_length=1)
     finetune: FineTune | None = Field(None, description="train the float model after rewrites")
-    qat: Qat | None = Field(None, description="train the quantised model")
+    qat: Qat | None = Field(None, description="train the quantized model")
 
     @field_validator("finetune", "qat")
     @classmethod

@@ -47,7 +47,7 @@ class Training(Config):
     epochs: int = Field(ge=1, le=100_000, description="passes over the training images")
     batch_size: int = Field(64, ge=1, le=1 << 20, description="images of one step, over all processes together")
     accumulate: int = Field(1, ge=1, le=65536, description="parts in which a batch is computed, to save memory")
-    optimizer: str = Field("adamw", min_length=1, description="timm's name of the optimiser")
+    optimizer: str = Field("adamw", min_length=1, description="timm's name of the optimizer")
     learning_rate: float = Field(2e-5, gt=0.0, le=10.0, description="the largest, after the warm-up")
     weight_decay: float = Field(
         0.0, ge=0.0, le=10.0, description="of weights, and in qat of bounds of activations, of nothing else"
@@ -73,11 +73,11 @@ WITHOUT_INFLUENCE = ("checkpoint_minutes", "workers", "divergence")
 
 
 class FineTune(Training):
-    """Fine-tuning of the float model, after rewrites and before anything is quantised."""
+    """Fine-tuning of the float model, after rewrites and before anything is quantized."""
 
 
 class Learn(Config):
-    """What of the quantisation is learned beside the weights, where the quantizer allows it."""
+    """What of the quantization is learned beside the weights, where the quantizer allows it."""
 
     weight_scales: bool = Field(True, description="the scales of weights, as LSQ does")
     activation_scales: bool = Field(True, description="the scales of activations, as LSQ does")
@@ -89,6 +89,6 @@ class Learn(Config):
 
 
 class Qat(Training):
-    """Quantisation-aware training of the quantised model: weights, and scales as ``learn`` says."""
+    """Quantization-aware training of the quantized model: weights, and scales as ``learn`` says."""
 
     learn: Learn = Learn()

@@ -29,7 +29,7 @@ def learn(block: nn.Module, settings: Reconstruction, calls: Calls, inputs: Tens
         block: the lowered block; its weights get no gradient.
         settings: learners, rates and schedule.
         calls: what the float block is given and gives.
-        inputs: (entries, …) what the quantised model before it gives, where the calls are.
+        inputs: (entries, …) what the quantized model before it gives, where the calls are.
         loss: of the block's output, prepared, where the calls are.
 
     Raises:

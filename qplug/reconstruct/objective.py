@@ -1,4 +1,4 @@
-"""What an iteration of a reconstruction minimises, as it stands or compiled."""
+"""What an iteration of a reconstruction minimizes, as it stands or compiled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qplug.reconstruct.losses import OutputLoss
 VARIANTS = 65_536
 """How often ``Objective`` may be compiled in a process: without and with the penalty, for each kind of block."""
 
-Minimised: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+Minimized: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Objective(nn.Module):
@@ -33,14 +33,14 @@ class Objective(nn.Module):
     def forward(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], expected: Tensor, images: Tensor, beta: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """What is minimised, and the error alone, without gradients; () each.
+        """What is minimized, and the error alone, without gradients; () each.
 
         Args:
             args: the block's.
             kwargs: the block's.
             expected: (B, …) what the float block gives.
             images: (B,) int64, their numbers.
-            beta: () the penalty's exponent; ``None`` while nothing is penalised.
+            beta: () the penalty's exponent; ``None`` while nothing is penalized.
         """
         error: Tensor = self.loss(self.block(*args, **kwargs) - expected, images)
         if beta is None:
@@ -49,7 +49,7 @@ class Objective(nn.Module):
         return error + self.weight * penalties.sum(), error.detach()
 
 
-def compiled(objective: Objective) -> Minimised:
+def compiled(objective: Objective) -> Minimized:
     """The same by ``torch.compile``, which joins elementwise passes over memory; blocks that are alike share it."""
     return torch.compile(objective, fullgraph=True, dynamic=False)
 

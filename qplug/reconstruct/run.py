@@ -147,7 +147,7 @@ class Reconstructor:
     def _learn(
         self, unit: str, technique: Technique, settings: Reconstruction, floats: Forwards, quantized: Forwards
     ) -> None:
-        """Learn one unit, and put what it has become into the model, the plan and the quantised model."""
+        """Learn one unit, and put what it has become into the model, the plan and the quantized model."""
         decisions = self._decisions(unit)
         mine = {d.site.name: settings.learners[d.site.name] for d in decisions if d.site.name in settings.learners}
         if not mine:
@@ -180,7 +180,7 @@ class Reconstructor:
     def _observe(
         self, unit: str, technique: Technique, settings: Reconstruction, floats: Forwards, quantized: Forwards
     ) -> tuple[Calls, Tensor, OutputLoss]:
-        """What the float unit is given and gives, what the quantised one is given, and the loss that is asked for."""
+        """What the float unit is given and gives, what the quantized one is given, and the loss that is asked for."""
         calls = floats.capture(unit)
         with self.backend.inference(quantized.run):
             inputs = quantized.capture(unit).inputs

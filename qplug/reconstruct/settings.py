@@ -60,7 +60,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How a block is reconstructed: by minimising the error of its output plus ``weight``·Σ penalties of soft bits.
+    """How a block is reconstructed: by minimizing the error of its output plus ``weight``·Σ penalties of soft bits.
 
     Attributes:
         learners: site name → what is learned there; other sites keep their quantizers.
@@ -70,7 +70,7 @@ class Reconstruction:
         weight: λ of the penalty.
         beta: the penalty's exponent, which falls linearly from the first to the second value after the warm-up.
         warmup: share of the iterations before the penalty sets in.
-        keep: share of elements that are quantised where activations are, QDrop's 1 − p: the others pass in float, and
+        keep: share of elements that are quantized where activations are, QDrop's 1 − p: the others pass in float, and
             so do those of the block's input, drawn anew in each step. 1 drops nothing.
         loss: what an error of the output costs: one of ``qplug.reconstruct.losses`` by name, or an object of one's own.
         each_operation: reconstruct those of the block's operations that have a learner one after the other, as AdaRound

@@ -13,7 +13,7 @@ from qplug.quantizers import Quantizer
 from qplug.quantizers.learners import Learner
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.losses import OutputLoss
-from qplug.reconstruct.objective import Minimised, Objective, compiled
+from qplug.reconstruct.objective import Minimized, Objective, compiled
 from qplug.reconstruct.settings import Reconstruction
 
 EAGER = 3
@@ -27,7 +27,7 @@ class Step:
         block: the lowered block, whose learners alone have gradients.
         settings: learners, λ, QDrop's share, and whether iterations are compiled.
         calls: what the float block is given and gives.
-        inputs: (entries, …) what the quantised model before it gives, where ``calls`` are.
+        inputs: (entries, …) what the quantized model before it gives, where ``calls`` are.
         loss: of the block's output, prepared, where ``calls`` are.
         optimizer: of the learners' parameters.
         batch: entries of an iteration.
@@ -45,15 +45,15 @@ class Step:
     ) -> None:
         self._keep, self._calls, self._inputs, self._optimizer = settings.keep, calls, inputs, optimizer
         objective = Objective(block, settings.learners.values(), loss, settings.weight)
-        self._objective: Minimised = compiled(objective) if settings.compile else objective
+        self._objective: Minimized = compiled(objective) if settings.compile else objective
         self.device = next(block.parameters()).device
         self.images = torch.zeros(batch, dtype=torch.int64, device=inputs.device)
         self.beta = torch.zeros((), device=self.device)
         self.finite = torch.zeros((), dtype=torch.int64, device=self.device)
         """Iterations whose error was finite."""
 
-    def __call__(self, penalised: bool) -> None:
-        """One iteration of Adam, on the block's error and, where ``penalised``, on its soft bits."""
+    def __call__(self, penalized: bool) -> None:
+        """One iteration of Adam, on the block's error and, where ``penalized``, on its soft bits."""
         images = self.images
         given = self._inputs[images].to(self.device)
         if self._keep < 1.0:
@@ -61,10 +61,10 @@ class Step:
         args, kwargs = self._calls.arguments(given, images)
         expected = self._calls.outputs[images].to(self.device)
         with torch.enable_grad():
-            minimised, error = self._objective(args, kwargs, expected, images, self.beta if penalised else None)
+            minimized, error = self._objective(args, kwargs, expected, images, self.beta if penalized else None)
             self.finite += torch.isfinite(error)
             self._optimizer.zero_grad()
-            minimised.backward()  # type: ignore[no-untyped-call]
+            minimized.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
 
 
@@ -82,23 +82,23 @@ class Graphed:
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         self._seen = {False: 0, True: 0}
 
-    def __call__(self, penalised: bool) -> None:
+    def __call__(self, penalized: bool) -> None:
         """One iteration."""
-        self._seen[penalised] += 1
-        if self._seen[penalised] <= EAGER:
+        self._seen[penalized] += 1
+        if self._seen[penalized] <= EAGER:
             self._stream.wait_stream(torch.cuda.current_stream(self._step.device))
-            with torch.cuda.stream(self._stream), _refuse_waiting(self._seen[penalised] == EAGER):
-                self._step(penalised)
+            with torch.cuda.stream(self._stream), _refuse_waiting(self._seen[penalized] == EAGER):
+                self._step(penalized)
             torch.cuda.current_stream(self._step.device).wait_stream(self._stream)
             return
-        if penalised not in self._graphs:
-            self._graphs[penalised] = self._capture(penalised)
-        self._graphs[penalised].replay()
+        if penalized not in self._graphs:
+            self._graphs[penalized] = self._capture(penalized)
+        self._graphs[penalized].replay()
 
-    def _capture(self, penalised: bool) -> torch.cuda.CUDAGraph:
+    def _capture(self, penalized: bool) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
-            self._step(penalised)
+            self._step(penalized)
         return graph
 
 
@@ -121,7 +121,7 @@ def _refuse_waiting(refuse: bool) -> Iterator[None]:
 
 
 class Dropped(Learner):
-    """QDrop (Wei et al. 2022, Eq. 8): each element is quantised with probability ``keep`` and else passes in float."""
+    """QDrop (Wei et al. 2022, Eq. 8): each element is quantized with probability ``keep`` and else passes in float."""
 
     def __init__(self, quantizer: Quantizer, keep: float) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class Dropped(Learner):
         self.bits = quantizer.bits
 
     def forward(self, x: Tensor) -> Tensor:
-        """A mixture of ``x`` and of ``x`` fake-quantised, drawn anew."""
+        """A mixture of ``x`` and of ``x`` fake-quantized, drawn anew."""
         return mix(self.quantizer(x), x, self.keep)
 
 

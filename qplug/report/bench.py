@@ -60,7 +60,7 @@ def bench_tables(found: Bench) -> list[Table]:
 
 
 def _races(found: Bench) -> Table:
-    times_of = ("float (ms)", "quantised (ms)", "float (images/s)", "quantised (images/s)")
+    times_of = ("float (ms)", "quantized (ms)", "float (images/s)", "quantized (images/s)")
     columns = ("batch", "threads", *times_of, "ratio", "quartiles")
     rows = []
     for one in found.races:
@@ -72,8 +72,8 @@ def _races(found: Bench) -> Table:
     rounds = len(found.races[0].float_seconds) if found.races else 0
     sizes = f"{found.megabytes[1]:.1f} MB against {found.megabytes[0]:.1f} MB"
     notes = [
-        f"medians of {rounds} rounds, float and quantised in turns; ratio: of each round's times, and its quartiles",
-        f"{found.runtime}, {found.form} against float32 with the same optimisations; files {sizes}",
+        f"medians of {rounds} rounds, float and quantized in turns; ratio: of each round's times, and its quartiles",
+        f"{found.runtime}, {found.form} against float32 with the same optimizations; files {sizes}",
         f"not compared with the simulation; qplug export {found.folder} --format {found.form} does that",
     ]
     return Table(f"Latency of {found.folder}", columns, rows, columns, notes)
@@ -93,4 +93,4 @@ def _operators(found: Bench, one: Profile) -> Table:
         if share.seconds >= one.seconds / 1000
     ]
     notes = [f"{one.float_share:.0%} of the time goes to operators that read floats; those below 0.1 % are not shown"]
-    return Table(f"Where the quantised model's time goes, batch {one.batch}", columns, rows, columns[2:], notes)
+    return Table(f"Where the quantized model's time goes, batch {one.batch}", columns, rows, columns[2:], notes)

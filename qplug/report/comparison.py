@@ -87,7 +87,7 @@ COLUMNS: list[tuple[str, Callable[[Values], str]]] = [  # of ``values``, and the
     ("P", lambda v: v["letter"]),
     ("MB", lambda v: number(v["size_mb"])),
     ("GBOPs", lambda v: number(v["bops_g"], digits=1)),
-    ("quantised", lambda v: percent(v["coverage"], 1)),
+    ("quantized", lambda v: percent(v["coverage"], 1)),
     (TUNED, lambda v: _with_spread(v, "finetuned_top1")),
     ("top-1", lambda v: _with_spread(v, "top1")),
     ("drop", lambda v: _points(v["drop"])),

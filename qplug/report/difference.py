@@ -39,5 +39,5 @@ def other_things(ours: Run, theirs: Run) -> list[str]:
     changes = [Counter(change["technique"] for change in run.plan["changes"]) for run in (ours, theirs)]
     if ours.plan["changes"] != theirs.plan["changes"]:
         words = [", ".join(f"{name} × {count}" for name, count in its.items()) or "none" for its in changes]
-        notes.append(f"changes before quantisation: A {words[0]}; B {words[1]}")
+        notes.append(f"changes before quantization: A {words[0]}; B {words[1]}")
     return notes

@@ -60,14 +60,14 @@ def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
     rows = [
         ("top-1, float", percent(m.get("float.top1"))),
         *([("top-1, fine-tuned", percent(m["finetuned.top1"]))] if "finetuned.top1" in m else []),
-        ("top-1, quantised", percent(m.get("quantized.top1"))),
+        ("top-1, quantized", percent(m.get("quantized.top1"))),
         ("agreement with float", percent(m.get("quantized.agreement"))),
         ("logit SQNR", number(m.get("quantized.logit_sqnr_db"), "dB")),
         ("size", _size(m, convention)),
         ("bit operations", number(m.get(convention.key("bops_g")), "G", 3)),
         ("both counted by", str(convention)),
         ("mean bits", bits),
-        ("MACs quantised", percent(m.get("coverage.macs"))),
+        ("MACs quantized", percent(m.get("coverage.macs"))),
         ("images", f"{m.get('images.calibration', '–')} to calibrate, {m.get('images.evaluation', '–')} to measure"),
         *((title, _training(m, stage)) for stage, title in TRAININGS.items() if f"{stage}.steps" in m),
         ("time", _seconds(m)),
@@ -105,7 +105,7 @@ def protocol_parts(groups: Iterable[Mapping[str, Any]], result: RunResult) -> li
     if skipped:
         parts.append(f"in float: {_first(skipped)}")
     if not result.float_macs:
-        return [*parts, "every MAC has both operands quantised"]
+        return [*parts, "every MAC has both operands quantized"]
     share = sum(result.float_macs.values()) / result.plan.total_macs if result.plan.total_macs else 0.0
     return [*parts, f"{percent(share)} of the MACs in float: {_first(result.float_macs)}"]
 

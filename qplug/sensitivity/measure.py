@@ -37,19 +37,19 @@ class Request(Config):
     """What to measure, of which sites."""
 
     bits: tuple[Bits, ...] = Field((8, 6, 4), min_length=1, description="widths at which SQNR is measured")
-    drop_bits: Bits | None = Field(None, description="width of the one quantised site; the smallest of bits if unset")
+    drop_bits: Bits | None = Field(None, description="width of the one quantized site; the smallest of bits if unset")
     scope: Scope = Scope()
     match: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="patterns over names, modules and kinds of sites; all if empty"
     )
     hessian_probes: int = Field(0, ge=0, description="probes of the Hessian trace, at most; 0 leaves it out")
-    backend: str = Field("brevitas", description="what executes the quantised operations")
+    backend: str = Field("brevitas", description="what executes the quantized operations")
     batch_size: int = Field(32, ge=1, description="evaluation images at a time")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of the choice of images and of everything random")
 
     @property
     def drop_at(self) -> int:
-        """Bits of the one quantised site."""
+        """Bits of the one quantized site."""
         return self.drop_bits or min(self.bits)
 
     def quantize(self) -> Quantize:
@@ -65,7 +65,7 @@ class Measured:
     Attributes:
         decision: its quantizer at the width of the drop, and who chose it.
         sqnr_db: bits → SQNR of the site's own values, in dB.
-        effect: what it alone, quantised, does to the logits.
+        effect: what it alone, quantized, does to the logits.
         trace: of the weight's Hessian, where asked.
         perturbation: ‖ΔW‖² at the width of the drop; NaN for activations.
     """

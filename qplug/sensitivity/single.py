@@ -1,4 +1,4 @@
-"""One site quantised at a time: what it alone does to the logits."""
+"""One site quantized at a time: what it alone does to the logits."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def one_at_a_time(
     batches: Iterable[Tensor],
     advance: Callable[[int], None] | None = None,
 ) -> dict[str, Effect]:
-    """Quantise each site alone, everything else in float, and compare logits.
+    """Quantize each site alone, everything else in float, and compare logits.
 
     The float logits of a batch are computed once, every image is decoded once whatever the number of sites, and one
     batch is in memory at a time.
 
     Args:
         model: the float model (eval mode, attention explicit); as it was when this returns.
-        backend: executes each quantised operation.
+        backend: executes each quantized operation.
         decisions: one for each site.
         batches: images (B, C, H, W) float32, iterated once.
         advance: is told how many sites are done, counted over all batches.
@@ -91,7 +91,7 @@ def one_at_a_time(
 
 
 def refusal(model: nn.Module, backend: Backend, decision: Decision) -> str | None:
-    """Why the backend cannot execute this site quantised; ``None`` where it can. Found without a forward."""
+    """Why the backend cannot execute this site quantized; ``None`` where it can. Found without a forward."""
     try:
         with quantized(model, backend, decision):
             return None
@@ -101,7 +101,7 @@ def refusal(model: nn.Module, backend: Backend, decision: Decision) -> str | Non
 
 @contextmanager
 def quantized(model: nn.Module, backend: Backend, decision: Decision) -> Iterator[None]:
-    """Within it, ``model`` has this one site quantised; the operation that reads it is put back afterwards.
+    """Within it, ``model`` has this one site quantized; the operation that reads it is put back afterwards.
 
     Copies nothing: a backend replaces the operation and keeps its parameters (1 to 3 ms, where a forward of DeiT-Ti on
     32 images takes 600).

@@ -25,13 +25,13 @@ def check_quantizer(quantizer: Quantizer, x: Tensor) -> None:
     assert torch.equal(x, before), f"{what}: infer writes to its input"
     assert torch.equal(inferred, out), f"{what}: infer and forward differ"
     assert quantizer.storage_bits(tuple(x.shape)) >= x.numel(), f"{what}: storage_bits is below one bit an element"
-    _check_serialisation(quantizer, x, out, what)
+    _check_serialization(quantizer, x, out, what)
     _check_gradient(quantizer, x, out, what)
     _check_codes(quantizer, x, inferred, what)
     _check_scaled(quantizer, x, inferred, what)
 
 
-def _check_serialisation(quantizer: Quantizer, x: Tensor, out: Tensor, what: str) -> None:
+def _check_serialization(quantizer: Quantizer, x: Tensor, out: Tensor, what: str) -> None:
     data = quantizer.to_dict()
     assert data.get("kind") == quantizer.kind, f"{what}: to_dict lacks 'kind': {quantizer.kind!r}"
     text = json.dumps(data, allow_nan=False)
@@ -40,7 +40,7 @@ def _check_serialisation(quantizer: Quantizer, x: Tensor, out: Tensor, what: str
         f"{what}: from_dict(to_dict()) has {again.bits} bits instead of {quantizer.bits}"
     )
     assert json.dumps(again.to_dict()) == text, f"{what}: from_dict(to_dict()) describes itself differently"
-    assert torch.equal(again(x), out), f"{what}: from_dict(to_dict()) quantises differently"
+    assert torch.equal(again(x), out), f"{what}: from_dict(to_dict()) quantizes differently"
 
 
 def _check_gradient(quantizer: Quantizer, x: Tensor, out: Tensor, what: str) -> None:
@@ -75,7 +75,7 @@ def _check_scaled(quantizer: Quantizer, x: Tensor, inferred: Tensor, what: str) 
     except NotImplementedError:
         return
     assert type(twice) is type(quantizer), f"{what}: scaled makes a {type(twice).__name__}"
-    assert torch.equal(twice.infer(2.0 * x), 2.0 * inferred), f"{what}: scaled(2) does not quantise 2·x to 2·x̂"
+    assert torch.equal(twice.infer(2.0 * x), 2.0 * inferred), f"{what}: scaled(2) does not quantize 2·x to 2·x̂"
 
 
 class QuantizerContract:

@@ -1,4 +1,4 @@
-"""Training: fine-tuning of the float model after rewrites, and quantisation-aware training of the quantised one.
+"""Training: fine-tuning of the float model after rewrites, and quantization-aware training of the quantized one.
 
 Whatever is random in it (order, augmentation, dropout) is drawn from a seed made of the recipe's, the step and the
 image, never from what was drawn before. So a checkpoint holds no state of random generators, and a run that was stopped

@@ -19,7 +19,7 @@ def accelerator_of(precision: str, device: torch.device) -> Accelerator:
     """An ``Accelerator`` on the kind of ``device``, whatever one before it was made with.
 
     accelerate keeps its state for the whole process and refuses another precision or device. A run may fine-tune in one
-    and train the quantised model in another, so the state is made anew; processes that were started together stay so.
+    and train the quantized model in another, so the state is made anew; processes that were started together stay so.
 
     Raises:
         InputError: the device cannot compute in this precision.

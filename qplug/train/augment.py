@@ -60,7 +60,7 @@ def transform(preparation: Preparation, augment: Augment | None) -> Callable[[An
 
 
 def _keep_a_bit(part: Any) -> None:
-    """Let timm's posterising keep one bit at least: strong policies ask for none, which Pillow 13 refuses."""
+    """Let timm's posterizing keep one bit at least: strong policies ask for none, which Pillow 13 refuses."""
     if getattr(part, "name", "").startswith("Posterize"):
         posterize = part.aug_fn
         part.aug_fn = lambda image, bits, **more: posterize(image, max(bits, 1), **more)

@@ -31,7 +31,7 @@ def unpack(tensors: Mapping[str, Tensor], groups: Mapping[str, Mapping[str, Tens
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors by ``optimizer.<parameter>.<name>``, and the other values of parameters and groups as JSON.
 
-    Raises ``PluginError`` where an optimiser keeps something that is neither.
+    Raises ``PluginError`` where an optimizer keeps something that is neither.
     """
     whole = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}

@@ -22,7 +22,7 @@ from qplug.train.divergence import Watch
 from qplug.train.history import History
 from qplug.train.images import TrainingImages
 from qplug.train.objective import Objective, check_labels
-from qplug.train.optimise import Average, optimizer_of, rate_factor
+from qplug.train.optimize import Average, optimizer_of, rate_factor
 from qplug.train.task import Task
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Fit:
         task: what is trained.
         settings: how.
         images: what it sees.
-        objective: what it minimises.
+        objective: what it minimizes.
         seed: the recipe's.
         processes: that share every batch.
         slot: where checkpoints are kept, and may lie.
@@ -105,7 +105,7 @@ class Fit:
         return history
 
     def _step(self, model: Any, parts: Iterator[tuple[Tensor, Tensor]], step: int) -> None:
-        """One batch: its parts, the gradient of the mean over all of them, one step of the optimiser."""
+        """One batch: its parts, the gradient of the mean over all of them, one step of the optimizer."""
         settings, history = self.settings, self.history
         factor = rate_factor((step + 1) / (history.steps + 1), settings.warmup, settings.schedule)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):

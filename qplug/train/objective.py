@@ -1,4 +1,4 @@
-"""What is minimised: cross-entropy with label smoothing, and the divergence from the float model's answers."""
+"""What is minimized: cross-entropy with label smoothing, and the divergence from the float model's answers."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Trainer:
         """Train the float ``model`` in place; returns what the plan says of it."""
         if self.processes.count > 1 and batchnorms(model):
             self.warnings.append(
-                f"finetune: BatchNorms normalise by each process's share of a batch, one of {self.processes.count}"
+                f"finetune: BatchNorms normalize by each process's share of a batch, one of {self.processes.count}"
             )
         return self._train(float_task(model), model, None, settings, advance, ())
 
@@ -99,7 +99,7 @@ class Trainer:
     def _slot(
         self, name: str, model: nn.Module, plan: Plan | None, settings: Training, makers: Sequence[object]
     ) -> Slot:
-        # A quantised model is what every technique and the backend made of it; a float one what its rewriters did,
+        # A quantized model is what every technique and the backend made of it; a float one what its rewriters did,
         # which recall knows already, so that recipes which differ in the rest share a fine-tune.
         by = self.recall.identities(makers)
         if by is None:

@@ -25,7 +25,7 @@ class Task:
 
     Attributes:
         name: its stage, ``finetune`` or ``qat``.
-        model: what is trained, on its device: the float model's copy, or that with its operations quantised.
+        model: what is trained, on its device: the float model's copy, or that with its operations quantized.
         weights: what is learned of the float model, by name.
         bounds: names among them that are bounds of activations.
         learners: site name → its quantizer while it is learned.

@@ -71,7 +71,7 @@ def test_outputs_are_those_of_plain_torch_and_inference_gives_the_same_bits(back
     assert torch.equal(inferred, normal)
     assert relative(normal, reference(model, plan, images)) < 1e-6
     if setting != "16 bits":
-        assert relative(normal, model(images)) > 1e-3  # something was quantised
+        assert relative(normal, model(images)) > 1e-3  # something was quantized
 
 
 def test_with_quantizers_off_the_model_computes_exactly_what_it_did(backend, known):
@@ -111,7 +111,7 @@ class Shared(nn.Module):
         return self.again(x)
 
 
-def test_a_module_under_two_names_is_quantised_under_both(backend):
+def test_a_module_under_two_names_is_quantized_under_both(backend):
     torch.manual_seed(0)
     known = (*calibrated(Shared(), torch.randn(4, 6)), torch.randn(3, 6))
     quantized, plan = lowered(backend, known)

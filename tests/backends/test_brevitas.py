@@ -1,4 +1,4 @@
-"""brevitas holds every quantised operation, and computes what the plan's quantizers say."""
+"""brevitas holds every quantized operation, and computes what the plan's quantizers say."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def vit():
     return (*calibrated(), toy_images(3))
 
 
-def test_every_quantised_operation_is_a_layer_of_brevitas(known):
+def test_every_quantized_operation_is_a_layer_of_brevitas(known):
     _, found, *_ = known
     quantized, _ = lowered(BACKEND, known)
     count = {

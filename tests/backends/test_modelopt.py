@@ -1,4 +1,4 @@
-"""ModelOpt's layers and TensorQuantizers hold every quantised operation, and say in its own terms what they are."""
+"""ModelOpt's layers and TensorQuantizers hold every quantized operation, and say in its own terms what they are."""
 
 import shutil
 
@@ -28,7 +28,7 @@ def known(request):
     return (*calibrated(swin().requires_grad_(False), torch.randn(2, 3, 32, 32)), torch.randn(2, 3, 32, 32))
 
 
-def test_every_quantised_operation_is_held_by_modelopt(known):
+def test_every_quantized_operation_is_held_by_modelopt(known):
     _, found, *_ = known
     quantized, plan = lowered(BACKEND, known)
     kinds = [site.kind for site in found.sites]
@@ -105,7 +105,7 @@ def test_what_uses_the_model_as_modelopts_own_sees_its_quantizers(known, capsys)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The run folder of a run on ModelOpt, with what its quantised model said of some images."""
+    """The run folder of a run on ModelOpt, with what its quantized model said of some images."""
     registry = toy_registry()
     recipe = toy_recipe(registry.techniques["mptq_vit.opt_m"], registry=registry).model_copy(
         update={"backend": "modelopt"}

@@ -77,7 +77,7 @@ def test_calibration_costs_at_most_30_float_forwards(benchmark, shared, settings
     assert multiple <= 30.0  # measured: 23
 
 
-def test_a_fake_quantised_forward_costs_at_most_1_4_plain_ones(benchmark, shared, folder):
+def test_a_fake_quantized_forward_costs_at_most_1_4_plain_ones(benchmark, shared, folder):
     """Batch 32, attention's matmuls included; a plain one divides, rounds, clamps and multiplies every operand.
 
     What a plain one costs over timm's own float model depends on the processor: memory passes and attention made

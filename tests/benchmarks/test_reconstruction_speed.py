@@ -59,7 +59,7 @@ def decided(model: nn.Module, images: Tensor) -> Plan:
 def test_an_iteration_costs_little_more_than_the_blocks_own_forward_and_backward(
     benchmark, shared: Path, compiled: bool, most: float, batch: int
 ):
-    """BRECQ on a block of DeiT-Ti: weights softly rounded, eight activations quantised with learned steps."""
+    """BRECQ on a block of DeiT-Ti: weights softly rounded, eight activations quantized with learned steps."""
     source = real_model(shared, "deit_tiny_patch16_224")
     images = real_images(shared, "calib", 64, source.preprocessing.transform())
     model, fused = source.module, copy.deepcopy(source.module)

@@ -109,7 +109,7 @@ def judged(exported, change=None):
 
 
 def constant(model: onnx.ModelProto, node: str, position: int) -> onnx.TensorProto:
-    """An initialiser of its own for one input of the node of that name."""
+    """An initializer of its own for one input of the node of that name."""
     (found,) = (one for one in model.graph.node if one.name == node)
     (shared,) = (one for one in model.graph.initializer if one.name == found.input[position])
     own = onnx.TensorProto()

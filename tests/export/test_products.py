@@ -92,7 +92,7 @@ def test_a_weights_bytes_have_a_sign_only_where_no_processor_saturates(left, bit
 
 
 class Multiplied(nn.Module):
-    """x·W, both quantised."""
+    """x·W, both quantized."""
 
     def __init__(self, left: nn.Module, right: nn.Module) -> None:
         super().__init__()

@@ -69,7 +69,7 @@ def test_coverage(counted):
     assert counted["coverage.macs"] == pytest.approx((A_MACS + MATMUL) / (A_MACS + B_MACS + MATMUL + ELSEWHERE))
 
 
-def test_nothing_quantised_costs_what_the_float_model_costs():
+def test_nothing_quantized_costs_what_the_float_model_costs():
     plan = Plan(total_macs=100, float_macs={"a": 100})
     found = account(nn.Linear(8, 6), plan)
     assert found["size_mb"] == found["float.size_mb"] == 54 * 4 / 1e6

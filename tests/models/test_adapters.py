@@ -21,7 +21,7 @@ def close(one, other):
     return float((one - other).norm() / other.norm()) < 1e-5
 
 
-def randomised(module):
+def randomized(module):
     """Biases, norms and tables too, which timm starts at 0 or 1."""
     with torch.no_grad():
         for parameter in module.parameters():
@@ -44,7 +44,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_attention_in_every_variant_with_and_without_masks(variant, fused):
     torch.manual_seed(0)
-    original = randomised(Attention(24, num_heads=3, **VARIANTS[variant]))
+    original = randomized(Attention(24, num_heads=3, **VARIANTS[variant]))
     original.fused_attn = fused
     explicit = ExplicitAttention(copy.deepcopy(original)).eval()
     x = torch.randn(2, 9, 24)
@@ -62,7 +62,7 @@ def test_attention_in_every_variant_with_and_without_masks(variant, fused):
 @pytest.mark.parametrize("fused", [True, False])
 def test_window_attention_with_and_without_mask(fused):
     torch.manual_seed(0)
-    original = randomised(WindowAttention(24, num_heads=3, window_size=4))
+    original = randomized(WindowAttention(24, num_heads=3, window_size=4))
     original.fused_attn = fused
     explicit = ExplicitWindowAttention(copy.deepcopy(original)).eval()
     x, mask = torch.randn(2 * 4, 16, 24), torch.randn(4, 16, 16)
@@ -84,7 +84,7 @@ def test_a_whole_model_is_replaced_in_place_and_computes_the_same():
     swin = SwinTransformer(
         img_size=32, patch_size=2, window_size=4, embed_dim=12, depths=(2, 2), num_heads=(2, 2), num_classes=5
     )
-    for model, image, count in ((toy_vit(), toy_images(1), 2), (randomised(swin), torch.randn(1, 3, 32, 32), 4)):
+    for model, image, count in ((toy_vit(), toy_images(1), 2), (randomized(swin), torch.randn(1, 3, 32, 32), 4)):
         with torch.no_grad():
             expected = model(image)
             replaced = make_explicit(model, ADAPTERS, image)

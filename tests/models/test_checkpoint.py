@@ -118,7 +118,7 @@ def test_batch_counter_may_be_missing_as_in_old_checkpoints(tmp_path: Path) -> N
     assert load(timm.create_model("test_resnet"), tmp_path / "w.safetensors", "test_resnet") == ""
 
 
-def test_real_checkpoint_for_another_architecture_is_recognised(shared: Path) -> None:
+def test_real_checkpoint_for_another_architecture_is_recognized(shared: Path) -> None:
     path = shared / "weights/vit_tiny_patch16_224.safetensors"
     with pytest.raises(InputError, match=r"150 have another shape|have another shape") as error:
         load(timm.create_model("vit_small_patch16_224"), path, "vit_small_patch16_224")

@@ -253,7 +253,7 @@ def test_what_cannot_be_folded_stays_and_is_named(case):
 @pytest.mark.parametrize(("shape", "kind"), [((1, 4, 4), nn.BatchNorm1d), ((1, 4, 4, 4), nn.BatchNorm2d)])
 def test_a_batchnorm_over_the_tokens_of_a_linear_stays(shape, kind):
     _, folding = folded(lambda m, x: m.norm(m.fc(x)), torch.randn(shape), fc=nn.Linear(4, 4), norm=kind(4))
-    assert folding.left == {"norm": "normalises another axis than the outputs of fc"}
+    assert folding.left == {"norm": "normalizes another axis than the outputs of fc"}
 
 
 def test_one_in_training_mode_stays_and_one_that_is_not_called_is_not_mentioned():

@@ -1,4 +1,4 @@
-"""OPT-m: section 4.3's numbers, the two splits, what each search minimises, and never worse than uniform."""
+"""OPT-m: section 4.3's numbers, the two splits, what each search minimizes, and never worse than uniform."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_codes_fit_the_slices_of_section_3_2(bits):
 
 
 def oracle(x: np.ndarray, s0: float, m0: int, m1: int, bits: int, split: str) -> np.ndarray:
-    """Section 3.2 in Python integers: quantise to b + m1 bits, keep a slice, round, saturate."""
+    """Section 3.2 in Python integers: quantize to b + m1 bits, keep a slice, round, saturate."""
     out = []
     small, large = 2 ** (bits - 2) - 1, 2 ** (bits - 1) - 1
     bound = 2 ** (m0 + bits - (2 if split == "consistent" else 3))
@@ -138,7 +138,7 @@ def error(stats, s0: float, m0: int, m1: int, bits: int, split: str, importance)
 
 
 @pytest.mark.parametrize("split", ["consistent", "paper"])
-def test_m0_and_then_s0_minimise_the_hessian_guided_metric(split):
+def test_m0_and_then_s0_minimize_the_hessian_guided_metric(split):
     x = gelu_data(images=2, tokens=8)
     weight = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
     importance = torch.randn(16, 5, generator=torch.Generator().manual_seed(2)).square()

@@ -321,7 +321,7 @@ def decided(toy, rounds: int, *, objective: str = "hessian"):
 
 
 def operation_errors(toy, quantizers, distance=None) -> dict[str, float]:
-    """What each operation loses with both operands quantised."""
+    """What each operation loses with both operands quantized."""
     _, found, calibration = toy
     errors = {}
     for site in found.sites:

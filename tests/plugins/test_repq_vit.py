@@ -1,4 +1,4 @@
-"""RepQ-ViT: the re-parametrisation in float64 and code by code, log √2, the percentile search, and a whole toy run."""
+"""RepQ-ViT: the re-parametrization in float64 and code by code, log √2, the percentile search, and a whole toy run."""
 
 from __future__ import annotations
 

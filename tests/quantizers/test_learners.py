@@ -1,4 +1,4 @@
-"""Soft bits, learned steps, and the gradients of fake quantisation, against float64 and against composition."""
+"""Soft bits, learned steps, and the gradients of fake quantization, against float64 and against composition."""
 
 import numpy as np
 import pytest

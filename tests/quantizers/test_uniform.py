@@ -197,7 +197,7 @@ def test_an_empty_range_maps_zero_to_zero(symmetric):
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (4, 1, 1, 1)])
-def test_each_channel_is_quantised_as_it_would_be_alone(shape):
+def test_each_channel_is_quantized_as_it_would_be_alone(shape):
     x = torch.randn(4, *[3] * (len(shape) - 1), generator=torch.Generator().manual_seed(1)) * torch.arange(1, 5).view(
         shape
     )

@@ -37,7 +37,7 @@ STEPS = {
 
 
 class Both(nn.Module):
-    """A linear that quantises its weight and its input."""
+    """A linear that quantizes its weight and its input."""
 
     def __init__(self, weight, step):
         super().__init__()
@@ -56,7 +56,7 @@ def learned(**more):
     return found
 
 
-def test_the_error_is_told_apart_from_what_is_minimised():
+def test_the_error_is_told_apart_from_what_is_minimized():
     weight, x, grid = problem()
     found = LearnedRounding(weight, grid)
     objective = Objective(Layer(found), [found], MeanSquared(), 0.25)
@@ -64,9 +64,9 @@ def test_the_error_is_told_apart_from_what_is_minimised():
     alone, error = objective(*call, None)
     assert torch.equal(alone, error)
     assert not error.requires_grad
-    minimised, same = objective(*call, torch.tensor(2.0))
+    minimized, same = objective(*call, torch.tensor(2.0))
     assert torch.equal(same, error)
-    assert float((minimised - error).detach()) == pytest.approx(0.25 * float(found.penalty(2.0).detach()), rel=1e-4)
+    assert float((minimized - error).detach()) == pytest.approx(0.25 * float(found.penalty(2.0).detach()), rel=1e-4)
 
 
 @pytest.mark.slow

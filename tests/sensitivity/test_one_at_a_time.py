@@ -41,7 +41,7 @@ def decide(made, calibration, sites, bits):
 
 
 def logits(model, decision, images=IMAGES):
-    """Float and quantised logits by a copy of the model and a plan of one decision."""
+    """Float and quantized logits by a copy of the model and a plan of one decision."""
     whole = BACKEND.apply(copy.deepcopy(model), Plan({decision.site.name: decision}))
     with torch.no_grad(), BACKEND.inference(whole):
         return model(images), whole(images)

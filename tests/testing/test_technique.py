@@ -39,7 +39,7 @@ def contract(technique):
         (trial.Writes, "same_inputs_same_results", "qplug_smooth writes to a tensor"),
         (trial.Negative, "results_are_valid", "scale is not positive"),
         (trial.BreaksPromise, "results_are_valid", "preserves=True, and the output moves by"),
-        (trial.Forgets, "results_are_valid", "quantises differently"),
+        (trial.Forgets, "results_are_valid", "quantizes differently"),
         (trial.OtherBits, "results_are_valid", "the quantizer has 5 bits"),
         (trial.ManyBits, "results_are_valid", "whole numbers from 2 to 16"),
     ],

@@ -83,7 +83,7 @@ def test_timms_policies_serve_grey_images_too(preparation, policy):
 
 
 @pytest.mark.parametrize("policy", ["rand-m10-n3-inc1", "original", "augmix-m10"])
-def test_the_strongest_posterising_keeps_a_bit(policy):
+def test_the_strongest_posterizing_keeps_a_bit(policy):
     """Pillow 13 refuses to keep none, which timm asks for at a strength of 10."""
     apply = transform(RGB, Augment(auto_augment=policy))
     image = DigitImages("train", range(1))[0][0]

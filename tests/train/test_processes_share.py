@@ -51,7 +51,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path):
     assert two == pytest.approx(one, rel=1e-5)
 
 
-def test_two_processes_train_the_quantised_model_as_one_does(tmp_path):
+def test_two_processes_train_the_quantized_model_as_one_does(tmp_path):
     """At the rate that a recipe has by default.
 
     What is rounded is less patient than a float model: where the order of a sum moves a value by 1e-7 over the edge of

@@ -1,4 +1,4 @@
-"""Fine-tuning and quantisation-aware training inside a run: what is learned, what is not, and what a reader is told."""
+"""Fine-tuning and quantization-aware training inside a run: what is learned, what is not, and what a reader is told."""
 
 import json
 from typing import Literal

@@ -15,7 +15,7 @@ class Unit:
     Attributes:
         name: dotted path of its module.
         model: the float model, in eval mode; leave it as it is.
-        quantized: the unit alone, quantised as the plan has it now; takes what the float one takes, without gradients.
+        quantized: the unit alone, quantized as the plan has it now; takes what the float one takes, without gradients.
         batches: the calibration images, (B, C, H, W) each, on the model's device.
         channel_axis: that of the channels of its output: 1 of convolutions' (B, C, H, W), −1 else.
         loss: the recipe's ``calibration.loss``.

@@ -1,4 +1,4 @@
-"""FIMA-Q's loss: a diagonal and a few directions of the Fisher information, from gradients of the quantised block."""
+"""FIMA-Q's loss: a diagonal and a few directions of the Fisher information, from gradients of the quantized block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RANK = 5
 class LowRank(OutputLoss):
     """Half Σ d·δ² and half ‖Vᵀδ‖², δ = ŷ − y: diagonal plus low rank (Wu et al. 2025, FIMA-Q, DPLR-FIM).
 
-    With the block quantised, y off by δ, the gradient of KL(float ‖ quantised) is g = F·δ, F the Fisher information:
+    With the block quantized, y off by δ, the gradient of KL(float ‖ quantized) is g = F·δ, F the Fisher information:
     linear in it, where BRECQ squares. Diagonal: d = mean |g| over the images. Low rank: pairs (Δ, G) of differences and
     their gradients, averaged over images, of which G = F·Δ; the F of rank k that does this is G(ΔᵀG)⁻¹Gᵀ.
 

@@ -1,4 +1,4 @@
-"""timm's optimisers, the learning rate of a step, and the moving average of what is learned."""
+"""timm's optimizers, the learning rate of a step, and the moving average of what is learned."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from qplug.suggest import did_you_mean
 def optimizer_of(
     settings: Training, weights: Mapping[str, nn.Parameter], bounds: set[str], scales: Mapping[str, nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser; what has one axis or none does not decay, but bounds do, as PACT's paper has it.
+    """The recipe's optimizer; what has one axis or none does not decay, but bounds do, as PACT's paper has it.
 
     Args:
-        settings: optimiser, rate and decay.
+        settings: optimizer, rate and decay.
         weights: of the model, by name.
         bounds: names among them that are bounds of activations.
         scales: of quantizers, whose rate is relative (see ``Learn.rate``).
 
     Raises:
-        InputError: timm has no such optimiser, or it refuses these values.
+        InputError: timm has no such optimizer, or it refuses these values.
     """
     from timm.optim import create_optimizer_v2, list_optimizers
 
@@ -37,11 +37,11 @@ def optimizer_of(
     given = [{"params": found, "weight_decay": decay, "lr": rate} for found, decay in groups if found]
     if name not in list_optimizers():
         fix = did_you_mean(name, list_optimizers()) or "timm.optim.list_optimizers() lists all"
-        raise InputError(f"timm has no optimiser '{name}'", where="optimizer", fix=fix)
+        raise InputError(f"timm has no optimizer '{name}'", where="optimizer", fix=fix)
     try:
         made: torch.optim.Optimizer = create_optimizer_v2(given, opt=name, lr=rate, weight_decay=settings.weight_decay)
     except (ImportError, TypeError, ValueError) as error:
-        what = f"timm cannot make the optimiser '{name}': {type(error).__name__}: {error}"
+        what = f"timm cannot make the optimizer '{name}': {type(error).__name__}: {error}"
         raise InputError(what, where="optimizer", fix="take another, such as adamw") from error
     return made
 

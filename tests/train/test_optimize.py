@@ -1,4 +1,4 @@
-"""Rates, groups, moving averages, and an optimiser's state as tensors and JSON."""
+"""Rates, groups, moving averages, and an optimizer's state as tensors and JSON."""
 
 import json
 
@@ -9,7 +9,7 @@ from torch import nn
 from qplug import InputError, PluginError
 from qplug.recipe.training import FineTune
 from qplug.train.checkpoint import optimizer_state, restore_optimizer
-from qplug.train.optimise import Average, optimizer_of, rate_factor
+from qplug.train.optimize import Average, optimizer_of, rate_factor
 
 
 def parameters():
@@ -32,7 +32,7 @@ def test_biases_and_scales_do_not_decay_and_bounds_do():
     assert found == [([(3, 2), ()], 0.05), ([(3,)], 0.0), ([(3, 1)], 0.0)]
 
 
-def test_an_unknown_optimiser_is_refused_with_a_near_one():
+def test_an_unknown_optimizer_is_refused_with_a_near_one():
     with pytest.raises(InputError, match="did you mean 'adamw'"):
         optimizer_of(FineTune(epochs=1, optimizer="adamww"), parameters(), set(), {})
 
@@ -55,7 +55,7 @@ def test_an_average_follows_the_formula_and_can_be_swapped():
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "nadamw", "lion", "adopt", "rmsproptf"])
-def test_an_optimiser_goes_on_from_tensors_and_json(name):
+def test_an_optimizer_goes_on_from_tensors_and_json(name):
     def steps(made, given, count):
         for i in range(count):
             made.zero_grad()
