@@ -57,7 +57,7 @@ def test_values(path: Path, override: str, keys: tuple[Any, ...] | None, value: 
         ("a..b=3", "expected key=value"),
         ("quantize.weights.bits=99", "quantize.weights.bits: expected at most 16, received 99"),
         ("quantize.weights.bit=3", "unknown key 'bit'\n  → did you mean 'bits'?"),
-        ("quantize.weights.bits=3", "unknown key 'quantize'\n  → did you mean 'quantize'?"),
+        ("quantise.weights.bits=3", "unknown key 'quantise'\n  → did you mean 'quantize'?"),
         ("seed.deep=2", "'seed' is"),
         ("techniques.9.split=1", "'techniques' has 2 items, so the index must be below 2, received 9"),
         ("techniques.toy.spli.split=1", "'techniques' holds no technique 'toy.spli'\n  → did you mean 'toy.split'?"),
