@@ -11,7 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qplug.allocation import Limit, choose_bits
-    from qplug.errors import GuardError, InputError, ParityError, PluginError, QplugError, RecipeError
+    from qplug.core.component import Config, DataSource, ModelSource, Technique
+    from qplug.core.device import full_float32
+    from qplug.core.errors import GuardError, InputError, ParityError, PluginError, QplugError, RecipeError
+    from qplug.core.types import (
+        Adapter,
+        BackendOffer,
+        Choice,
+        Event,
+        Extra,
+        Granularity,
+        LossName,
+        Metric,
+        NormGroup,
+        QuantSpec,
+        Rewrite,
+        Site,
+        SiteKind,
+        Smoothing,
+        matches,
+    )
     from qplug.export.run import Export, export_run
     from qplug.hooks import hookimpl
     from qplug.load import load_quantized
@@ -31,33 +50,14 @@ if TYPE_CHECKING:
     from qplug.quantizers.search import line_search
     from qplug.recipe import Recipe, load_recipe
     from qplug.reconstruct import Block, OutputLoss, Rate, Reconstruction, Unit
-    from qplug.runtime import full_float32
     from qplug.schedule import Schedule
     from qplug.sensitivity import SqnrTable
     from qplug.sensitivity.hessian import Trace, hessian_traces
     from qplug.stats import SiteStats
-    from qplug.techniques import Config, DataSource, ModelSource, Technique
-    from qplug.types import (
-        Adapter,
-        BackendOffer,
-        Choice,
-        Event,
-        Extra,
-        Granularity,
-        LossName,
-        Metric,
-        NormGroup,
-        QuantSpec,
-        Rewrite,
-        Site,
-        SiteKind,
-        Smoothing,
-        matches,
-    )
 
 _PUBLIC = {
     "qplug.allocation": ("Limit", "choose_bits"),
-    "qplug.errors": ("GuardError", "InputError", "ParityError", "PluginError", "QplugError", "RecipeError"),
+    "qplug.core.errors": ("GuardError", "InputError", "ParityError", "PluginError", "QplugError", "RecipeError"),
     "qplug.export.run": ("Export", "export_run"),
     "qplug.hooks": ("hookimpl",),
     "qplug.load": ("load_quantized",),
@@ -72,13 +72,13 @@ _PUBLIC = {
     "qplug.quantizers.search": ("line_search",),
     "qplug.recipe": ("Recipe", "load_recipe"),
     "qplug.reconstruct": ("Block", "OutputLoss", "Rate", "Reconstruction", "Unit"),
-    "qplug.runtime": ("full_float32",),
+    "qplug.core.device": ("full_float32",),
     "qplug.schedule": ("Schedule",),
     "qplug.sensitivity": ("SqnrTable",),
     "qplug.sensitivity.hessian": ("Trace", "hessian_traces"),
     "qplug.stats": ("SiteStats",),
-    "qplug.techniques": ("Config", "DataSource", "ModelSource", "Technique"),
-    "qplug.types": (
+    "qplug.core.component": ("Config", "DataSource", "ModelSource", "Technique"),
+    "qplug.core.types": (
         *("Adapter", "BackendOffer", "Choice", "Event", "Extra", "Granularity", "LossName", "Metric", "NormGroup"),
         *("QuantSpec", "Rewrite", "Site", "SiteKind", "Smoothing", "matches"),
     ),

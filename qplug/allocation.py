@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np

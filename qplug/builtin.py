@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from qplug.core.component import DataSource, ModelSource
+from qplug.core.types import Adapter, BackendOffer, Extra
 from qplug.data.digits import Digits
 from qplug.data.folder import Folder
 from qplug.data.hf import HuggingFace
@@ -13,8 +15,6 @@ from qplug.models.adapters import ADAPTERS
 from qplug.models.blocks import BLOCKS
 from qplug.models.sources import ImportedModel, TimmModel, ZooModel
 from qplug.models.transformers import TransformersModel
-from qplug.techniques import DataSource, ModelSource
-from qplug.types import Adapter, BackendOffer, Extra
 
 MODELOPT = Extra("modelopt", "pip install 'qplug[modelopt]'")
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
+from qplug.core.seeding import seeded
+from qplug.core.types import MASKED, Site, SiteKind, Smoothing
 from qplug.models.explicit import MatMul
 from qplug.models.provenance import is_norm
 from qplug.operations import Operation, Rows, SampleSize, Shape, operation_of
-from qplug.seeding import seeded
 from qplug.stats import Product, SiteStats
-from qplug.types import MASKED, Site, SiteKind, Smoothing
 
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "kl": lambda logits: (_kl_probe(logits.detach()) * logits).sum(),

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from qplug.types import QuantSpec
+from qplug.core.types import QuantSpec
 
 if TYPE_CHECKING:
+    from qplug.core.component import Technique
     from qplug.steps import Steps
-    from qplug.techniques import Technique
 
 HOOK = "qplug_calibrate"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qplug.errors import InputError
-from qplug.suggest import did_you_mean
+from qplug.core.errors import InputError
+from qplug.core.text import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,21 @@ import torch
 from torch import nn
 
 from qplug.conventions import convention
-from qplug.errors import InputError, PluginError
+from qplug.core.errors import InputError, PluginError
+from qplug.core.types import BackendOffer, Choice, Granularity, QuantSpec, Site
 from qplug.metrics import costs
 from qplug.plan import Decision, Plan
 from qplug.quantizers import Quantizer
 from qplug.sensitivity import SqnrTable
-from qplug.types import BackendOffer, Choice, Granularity, QuantSpec, Site
 
 if TYPE_CHECKING:
     from qplug.calibrate import Calibration
+    from qplug.core.component import Technique
     from qplug.recall import Recall
     from qplug.recipe.schema import Quantize
     from qplug.sites import SiteMap
     from qplug.stats import SiteStats
     from qplug.steps import Steps
-    from qplug.techniques import Technique
 
 RECIPE = "recipe"
 OVERRIDE = "recipe, override"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from qplug.errors import GuardError
+from qplug.core.errors import GuardError
+from qplug.core.types import MASKED
 from qplug.plan import Change
-from qplug.types import MASKED
 
 TOLERANCE = 1e-4
 

@@ -16,11 +16,22 @@ import pluggy
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from qplug.core.component import DataSource, ModelSource, Technique
+    from qplug.core.types import (
+        Adapter,
+        BackendOffer,
+        Choice,
+        Event,
+        Metric,
+        NormGroup,
+        QuantSpec,
+        Rewrite,
+        Site,
+        Smoothing,
+    )
     from qplug.reconstruct import Block, Reconstruction
     from qplug.sensitivity import SqnrTable
     from qplug.stats import SiteStats
-    from qplug.techniques import DataSource, ModelSource, Technique
-    from qplug.types import Adapter, BackendOffer, Choice, Event, Metric, NormGroup, QuantSpec, Rewrite, Site, Smoothing
 
 PROJECT = "qplug"
 hookspec = pluggy.HookspecMarker(PROJECT)

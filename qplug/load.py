@@ -7,15 +7,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qplug.errors import InputError
+from qplug.core.device import backend_of, parse_device
+from qplug.core.errors import InputError
+from qplug.core.storage.run_folder import AGAIN, Run, read_run
 from qplug.models.adapters import make_explicit
 from qplug.models.folding import BY, fold_batchnorms
 from qplug.plan import Plan
 from qplug.recipe import load_recipe
-from qplug.record import AGAIN, Run, read_run
 from qplug.registry import Registry, component, installed
 from qplug.rewrite import HOOKS, rewrite
-from qplug.runtime import backend_of, parse_device
 from qplug.sites import find_sites
 from qplug.steps import Steps
 from qplug.train.task import BY as BY_TRAINING

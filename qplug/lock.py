@@ -12,14 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from qplug import __version__
-from qplug.content import code_digest, content_key
-from qplug.errors import InputError
-from qplug.record import FORMAT
+from qplug.core.errors import InputError
+from qplug.core.storage.hashing import code_digest, content_key
+from qplug.core.storage.run_folder import FORMAT
 from qplug.registry import Registry, component, installed
 
 if TYPE_CHECKING:
+    from qplug.core.component import Config
     from qplug.recipe import Recipe
-    from qplug.techniques import Config
 
 PACKAGES = (
     *("torch", "torchvision", "timm", "brevitas", "nvidia-modelopt", "numpy", "scipy", "scikit-learn", "pillow"),

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qplug.core.types import Site, Smoothing
 from qplug.models.explicit import MatMul
 from qplug.stats import Product
-from qplug.types import Site, Smoothing
 
 Shape = tuple[int, ...]
 

@@ -10,11 +10,24 @@ from typing import Any
 
 import torch
 
-from qplug.cache import Cache
 from qplug.calibrate import Calibration, watched_sites
 from qplug.calibrators import Calibrators
-from qplug.content import images_digest
 from qplug.conventions import CONVENTIONS, DEFAULT
+from qplug.core.component import ModelSource
+from qplug.core.device import (
+    Clock,
+    backend_of,
+    forget_peak_memory,
+    forward_seconds,
+    full_float32,
+    parse_device,
+    peak_memory_mb,
+)
+from qplug.core.distributed import launched
+from qplug.core.storage.cache import Cache
+from qplug.core.storage.hashing import images_digest
+from qplug.core.storage.run_folder import RunFolder, check_target
+from qplug.core.types import OUT_OF_SCOPE, Site
 from qplug.data import LabelTransform, batches, check_disjoint
 from qplug.data.stream import Stream
 from qplug.fit import Fitter, allocate, resolve
@@ -26,28 +39,15 @@ from qplug.models.adapters import make_explicit
 from qplug.models.folding import Folding, fold_batchnorms
 from qplug.notes import notes
 from qplug.plan import Change, Plan
-from qplug.processes import launched
 from qplug.recall import Recall, source_key
 from qplug.recipe import Recipe
 from qplug.reconstruct.run import Reconstructor
-from qplug.record import RunFolder, check_target
 from qplug.registry import Registry, component, installed
 from qplug.rewrite import ask_for_training, rewrite
-from qplug.runtime import (
-    Clock,
-    backend_of,
-    forget_peak_memory,
-    forward_seconds,
-    full_float32,
-    parse_device,
-    peak_memory_mb,
-)
 from qplug.sites import find_sites
 from qplug.smoothing import smooth
 from qplug.steps import Steps
-from qplug.techniques import ModelSource
 from qplug.train import History, Trainer
-from qplug.types import OUT_OF_SCOPE, Site
 from qplug.weights import write_weights
 
 

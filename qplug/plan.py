@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
+from qplug.core.types import Granularity, QuantSpec, Site, SiteKind
 from qplug.quantizers import Quantizer
-from qplug.types import Granularity, QuantSpec, Site, SiteKind
 
 FORMAT = 1
 

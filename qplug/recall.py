@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from qplug.content import content_key, images_digest
-from qplug.errors import InputError
+from qplug.core.component import Component, ModelSource
+from qplug.core.errors import InputError
+from qplug.core.storage.hashing import content_key, images_digest
+from qplug.core.types import Choice, QuantSpec, Site
 from qplug.lock import code_of, versions
 from qplug.models import fingerprint
 from qplug.plan import quantizer_of
 from qplug.quantizers import Quantizer
-from qplug.techniques import Component, ModelSource
-from qplug.types import Choice, QuantSpec, Site
 
 if TYPE_CHECKING:
-    from qplug.cache import Cache, Entry
     from qplug.calibrate import Calibration
+    from qplug.core.component import Technique
+    from qplug.core.device import Clock
+    from qplug.core.storage.cache import Cache, Entry
     from qplug.data import Examples
     from qplug.models import FloatModel, Preparation
-    from qplug.runtime import Clock
     from qplug.stats import SiteStats
-    from qplug.techniques import Technique
 
 WORTH = 0.02
 """Seconds that a quantizer must have taken, to be worth a file."""

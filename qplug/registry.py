@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import pluggy
 
 from qplug import hooks
-from qplug.errors import PluginError
+from qplug.core.component import Component, Config, DataSource, ModelSource, Technique
+from qplug.core.errors import PluginError
+from qplug.core.types import Adapter, BackendOffer, Metric
 from qplug.manager import Manager
-from qplug.techniques import Component, Config, DataSource, ModelSource, Technique
-from qplug.types import Adapter, BackendOffer, Metric
 
 GROUP = "qplug"
 BLOCK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

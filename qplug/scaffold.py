@@ -11,7 +11,7 @@ import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 
 EXAMPLE = "qplug-example-plugin"
 FILES = ("pyproject.toml", "README.md", "src", "tests")  # as pyproject.toml puts them into the wheel

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from qplug.techniques import Config
-from qplug.types import LossName
+from qplug.core.component import Config
+from qplug.core.types import LossName
 
 Exponent = Annotated[float, Field(ge=1.0, le=100.0)]
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from qplug.core.types import NormGroup, QuantSpec, Site, SiteKind
 from qplug.models.explicit import MatMul
 from qplug.models.provenance import Tracer, is_gelu, is_norm, no_grad_forward
-from qplug.types import NormGroup, QuantSpec, Site, SiteKind
 
 SOURCES = {"gelu": SiteKind.POST_GELU, "softmax": SiteKind.POST_SOFTMAX, "norm": SiteKind.POST_LAYERNORM}
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from qplug.errors import PluginError
+from qplug.core.errors import PluginError
+from qplug.core.types import NormGroup, QuantSpec, Smoothing
 from qplug.plan import Change
-from qplug.types import NormGroup, QuantSpec, Smoothing
 
 if TYPE_CHECKING:
     from qplug.calibrate import Calibration
+    from qplug.core.component import Technique
     from qplug.guard import Guard
     from qplug.sites import SiteMap
     from qplug.steps import Steps
-    from qplug.techniques import Technique
 
 
 def smooth(

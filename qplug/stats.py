@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from qplug.types import Granularity, Site, SiteKind, Smoothing
+from qplug.core.types import Granularity, Site, SiteKind, Smoothing
 
 ToMatrix = Callable[[Tensor], Tensor]
 

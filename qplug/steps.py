@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from qplug import hooks
-from qplug.errors import PluginError, QplugError
+from qplug.core.component import Technique
+from qplug.core.errors import PluginError, QplugError
+from qplug.core.seeding import seeded
+from qplug.core.types import Event
 from qplug.manager import Manager
 from qplug.registry import Registry
-from qplug.seeding import seeded
-from qplug.techniques import Technique
-from qplug.types import Event
 
 
 class Steps:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
+from qplug.core.storage.bit_packing import pack_bits, unpack_bits
+from qplug.core.storage.run_folder import AGAIN
 from qplug.models import fingerprint
-from qplug.packing import pack_bits, unpack_bits
 from qplug.plan import Decision, Plan
 from qplug.quantizers import Quantizer
-from qplug.record import AGAIN
 
 if TYPE_CHECKING:
-    from qplug.record import RunFolder
+    from qplug.core.storage.run_folder import RunFolder
 
 FILE = "model.safetensors"
 CODES = ".codes"

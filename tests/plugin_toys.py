@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from qplug.calibrate import Calibration
+from qplug.core.types import Choice, QuantSpec, Site, SiteKind
 from qplug.data import batches
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.registry import installed
 from qplug.sites import SiteMap, find_sites
 from qplug.stats import Product, SiteStats
-from qplug.types import Choice, QuantSpec, Site, SiteKind
 
 REAL = ("vit_tiny_patch16_224", "deit_tiny_patch16_224")
 

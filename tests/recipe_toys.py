@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from qplug.core.component import Config, DataSource, ModelSource, Technique
+from qplug.core.types import BackendOffer, Granularity
 from qplug.hooks import hookimpl
 from qplug.registry import Plugin, Registry
-from qplug.techniques import Config, DataSource, ModelSource, Technique
-from qplug.types import BackendOffer, Granularity
 
 
 class Ranges(Technique):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qplug.record import FORMAT, RunFolder
+from qplug.core.storage.run_folder import FORMAT, RunFolder
 
 TEXT = """
 version: 1

@@ -10,13 +10,13 @@ import torch
 from plugin_toys import calibrated, real_images, real_model
 from torch import Tensor, nn
 
+from qplug.core.types import Granularity, NormGroup, QuantSpec, Smoothing
 from qplug.guard import Guard
 from qplug.recipe.schema import Quantize
 from qplug.registry import installed
 from qplug.smoothing import smooth
 from qplug.stats import SiteStats
 from qplug.steps import Steps
-from qplug.types import Granularity, NormGroup, QuantSpec, Smoothing
 
 W4 = QuantSpec(4, Granularity.PER_CHANNEL)
 A4 = QuantSpec(4)

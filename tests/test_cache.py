@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qplug.cache import MB, Cache
-from qplug.content import content_key
+from qplug.core.storage.cache import MB, Cache
+from qplug.core.storage.hashing import content_key
 
 KEY = content_key(of="tests")
 TENSORS = {
@@ -331,8 +331,8 @@ MANY = """
 import sys, time
 from pathlib import Path
 import torch
-from qplug.cache import Cache
-from qplug.content import content_key
+from qplug.core.storage.cache import Cache
+from qplug.core.storage.hashing import content_key
 cache, value, count = Cache(Path(sys.argv[1])), float(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -396,6 +396,7 @@ def test_kills_at_any_moment_leave_whole_entries_only(tmp_path: Path) -> None:
 
 def test_importing_it_imports_nothing_heavy() -> None:
     heavy = ("torch", "timm", "numpy", "sklearn", "brevitas", "safetensors", "psutil")
-    code = f"import sys, qplug.cache, qplug.content; print([name for name in {heavy} if name in sys.modules])"
+    modules = "qplug.core.storage.cache, qplug.core.storage.hashing"
+    code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,14 +7,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from qplug import Granularity, InputError, SiteKind, Smoothing
-from qplug.cache import Cache
 from qplug.calibrate import LOSSES, Calibration, watched_sites
-from qplug.content import content_key
+from qplug.core.storage.cache import Cache
+from qplug.core.storage.hashing import content_key
+from qplug.core.types import MASKED
 from qplug.operations import Rows, SampleSize
 from qplug.sites import find_sites
 from qplug.smoothing import fold
 from qplug.testing import toy_images, toy_vit
-from qplug.types import MASKED
 
 SMALL = {"img_size": 16, "embed_dim": 16, "num_heads": 2}
 PARTS = (

@@ -18,8 +18,8 @@ from recipe_toys import GOOD, registry
 
 from qplug import __version__
 from qplug.cli import main
-from qplug.errors import InputError, QplugError
-from qplug.types import Event, Site, SiteKind
+from qplug.core.errors import InputError, QplugError
+from qplug.core.types import Event, Site, SiteKind
 
 ROOT = Path(__file__).parents[1]
 METRICS: dict[str, Any] = {
@@ -379,7 +379,7 @@ import sys, time, types
 sys.path.insert(0, {tests!r})
 import recipe_toys, qplug.registry, qplug.recipe.load
 qplug.recipe.load.installed = recipe_toys.registry
-from qplug.record import RunFolder
+from qplug.core.storage.run_folder import RunFolder
 fake = types.ModuleType("qplug.pipeline")
 def run(recipe, *, out, **_):
     with RunFolder(out, required=()) as folder:

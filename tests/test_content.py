@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qplug.content import code_digest, content_key, file_digest, images_digest
+from qplug.core.errors import InputError
+from qplug.core.storage.hashing import code_digest, content_key, file_digest, images_digest
 from qplug.data import folder as folders
 from qplug.data.folder import Folder, FolderImages
-from qplug.errors import InputError
 from qplug.testing.run import ToyImages
 
 QPLUG = Path(__file__).parents[1] / "qplug"
@@ -58,7 +58,7 @@ def test_a_file_is_known_by_its_bytes(tmp_path: Path) -> None:
 
 def fresh(path: Path, module: str) -> str:
     """``code_digest`` in a process that began after every edit."""
-    code = f"from qplug.content import code_digest; print(code_digest({module!r}))"
+    code = f"from qplug.core.storage.hashing import code_digest; print(code_digest({module!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -148,7 +148,7 @@ def test_an_edit_during_the_process_is_noticed_and_stays_its_own(
     for path in package.rglob("*.py"):
         os.utime(path, ns=(0, 0))  # as tools do that install from an archive
     assert code_digest("mine") not in (first, fresh(package.parent, "mine"))
-    monkeypatch.setattr("qplug.content._STARTED", time.time_ns())
+    monkeypatch.setattr("qplug.core.storage.hashing._STARTED", time.time_ns())
     assert code_digest("mine") == fresh(package.parent, "mine")
 
 
@@ -163,7 +163,9 @@ def test_code_of_a_script_is_the_script(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     digests = []
     for width in (1, 1, 2):
-        script.write_text(f"from qplug.content import code_digest\nprint(code_digest(__name__), {width})\n")
+        script.write_text(
+            f"from qplug.core.storage.hashing import code_digest\nprint(code_digest(__name__), {width})\n"
+        )
         done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
         digests.append(done.stdout.split()[0])
     assert digests[0] == digests[1] != digests[2]
@@ -176,7 +178,7 @@ def test_code_that_is_not_in_files_is_refused(module: str) -> None:
 
 
 def test_code_at_a_prompt_is_refused() -> None:
-    code = "from qplug.content import code_digest; code_digest('__main__')"
+    code = "from qplug.core.storage.hashing import code_digest; code_digest('__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "InputError: there are no source files of '__main__'" in done.stderr
 

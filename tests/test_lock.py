@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from qplug import InputError, Metric, hookimpl, load_recipe
+from qplug.core.types import Adapter, Event
 from qplug.lock import code_of, content, content_if_known, lock
 from qplug.pipeline import run
 from qplug.registry import installed
-from qplug.types import Adapter, Event
 
 TEXT = """
 version: 1

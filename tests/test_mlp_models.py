@@ -8,10 +8,10 @@ from mlp_toys import convmixer, embedded, quantized, resmlp
 from numeric_toys import mixer, sited
 
 import qplug
+from qplug.core.types import SiteKind
 from qplug.models.folding import fold_batchnorms
 from qplug.models.sources import TimmModel
 from qplug.pipeline import inspect
-from qplug.types import SiteKind
 
 RELU = "does not read the output of an nn.Conv2d or nn.Linear as it is"
 

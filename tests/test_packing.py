@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qplug.packing import pack_bits, packed_bytes, unpack_bits
+from qplug.core.storage.bit_packing import pack_bits, packed_bytes, unpack_bits
 
 BITS = range(1, 17)
 

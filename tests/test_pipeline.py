@@ -32,6 +32,7 @@ from qplug import (
     hookimpl,
 )
 from qplug.calibrate import Calibration
+from qplug.core.device import backend_of, peak_memory_mb
 from qplug.data import batches
 from qplug.models import FloatModel, Preprocessing
 from qplug.models.adapters import ADAPTERS, make_explicit
@@ -39,7 +40,6 @@ from qplug.operations import SampleSize
 from qplug.pipeline import run
 from qplug.plan import Plan
 from qplug.recipe import recipe_type
-from qplug.runtime import backend_of, peak_memory_mb
 from qplug.sites import find_sites
 from qplug.testing import toy_images, toy_registry, toy_vit
 from qplug.testing.toys import SIZE
@@ -414,7 +414,7 @@ def test_an_interrupted_run_leaves_nothing(registry, tmp_path, at):
 
 
 def test_an_interrupt_while_writing_leaves_nothing(registry, tmp_path, monkeypatch):
-    from qplug.record import RunFolder
+    from qplug.core.storage.run_folder import RunFolder
 
     def interrupted(*_, **__):
         assert len(list(tmp_path.iterdir())) == 1  # the partial folder
@@ -496,7 +496,7 @@ def test_a_rewrite_reaches_the_softmax_inside_attention(registry):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of getrusage")
 def test_nor_the_peak_memory_of_the_process_that_started_it():
-    code = "import torch; from qplug.runtime import peak_memory_mb; print(peak_memory_mb(torch.device('cpu')))"
+    code = "import torch; from qplug.core.device import peak_memory_mb; print(peak_memory_mb(torch.device('cpu')))"
     ballast = torch.ones(500_000_000, dtype=torch.uint8)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < peak_memory_mb(torch.device("cpu")) - 300

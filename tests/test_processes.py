@@ -5,7 +5,7 @@ import pytest
 from qplug import InputError, QplugError
 from qplug.cli.app import report
 from qplug.compare.answers import answer
-from qplug.processes import COUNT, LOCAL, RANK, Processes, launched
+from qplug.core.distributed import COUNT, LOCAL, RANK, Processes, launched
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from qplug import Choice, Config, ModelSource, Rewrite, Technique, UniformQuantizer, hookimpl, run
-from qplug.cache import Cache
 from qplug.calibrate import Calibration
+from qplug.core.storage.cache import Cache
 from qplug.models import FloatModel, Preprocessing
 from qplug.recall import WORTH, stats_digest
 from qplug.recipe import recipe_type

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from qplug.errors import InputError, QplugError
-from qplug.record import FILES, FORMAT, RunFolder, check_target, read_run, to_json
+from qplug.core.errors import InputError, QplugError
+from qplug.core.storage.run_folder import FILES, FORMAT, RunFolder, check_target, read_run, to_json
 
 SMALL = ("metrics.json",)
 
@@ -164,8 +164,8 @@ def test_names_stay_in_the_folder(tmp_path: Path) -> None:
 
 FULL = """
 import resource, sys, torch
-from qplug.record import RunFolder
-from qplug.errors import QplugError
+from qplug.core.storage.run_folder import RunFolder
+from qplug.core.errors import QplugError
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     with RunFolder({target!r}, required=()) as folder:
@@ -192,7 +192,7 @@ def test_a_real_limit_of_the_file_size(tmp_path: Path, tensors: bool) -> None:
 
 WORK = """
 import signal, sys, time
-from qplug.record import RunFolder
+from qplug.core.storage.run_folder import RunFolder
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 with RunFolder({target!r}, required=()) as folder:
     folder.write_text("metrics.json", "x")

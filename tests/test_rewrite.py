@@ -9,7 +9,7 @@ from torch import nn
 
 import qplug
 from qplug import Rewrite
-from qplug.errors import GuardError
+from qplug.core.errors import GuardError
 from qplug.guard import Guard
 from qplug.rewrite import rewrite
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from qplug.seeding import seeded
+from qplug.core.seeding import seeded
 
 
 def test_the_same_key_gives_the_same_draw_and_the_generator_is_left_as_it_was():

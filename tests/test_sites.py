@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from qplug import SiteKind
+from qplug.core.types import Smoothing
 from qplug.sites import find_sites
 from qplug.smoothing import fold
-from qplug.types import Smoothing
 
 K = SiteKind
 

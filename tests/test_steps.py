@@ -8,7 +8,7 @@ from numeric_toys import steps
 
 import qplug
 from qplug import InputError, PluginError, QuantSpec, Site, SiteKind
-from qplug.types import Event
+from qplug.core.types import Event
 
 HOOK = "qplug_estimate_range"
 SITE = Site("a.input", SiteKind.LINEAR_INPUT, "a", "input", (4,))

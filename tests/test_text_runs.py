@@ -12,11 +12,11 @@ from text_toys import ANSWERS, KINDS, LENGTH, TASKS, recipe_of
 
 from qplug import InputError, load_quantized, run
 from qplug.compare.rows import group
+from qplug.core.storage.run_folder import read_run
 from qplug.data import batches
 from qplug.data.text import Text
 from qplug.metrics.accuracy import top1
 from qplug.models.transformers import TransformersModel
-from qplug.record import read_run
 from qplug.registry import installed
 
 MINMAX = [{"use": "baseline.minmax"}]

@@ -9,9 +9,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from qplug.analysis.depth import Depth
-from qplug.errors import InputError
+from qplug.core.errors import InputError
+from qplug.core.types import Site, matches
 from qplug.sensitivity.hessian import Trace, hessian_traces
-from qplug.types import Site, matches
 
 Role = Literal["token", "channel"]
 TOKENS = ("*.mlp_tokens.*", "*.linear_tokens", "*.linear_tokens.*", "*.attn.*")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from qplug.analysis.depth import Depth
-from qplug.errors import InputError
+from qplug.core.errors import InputError
+from qplug.core.seeding import seeded
+from qplug.core.types import Site
 from qplug.operations import Rows
-from qplug.seeding import seeded
-from qplug.types import Site
 
 PERCENTILE = 99.0
 BLOCK_OUTPUT = "block_output"

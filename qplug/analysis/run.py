@@ -14,14 +14,14 @@ from qplug.analysis.mixing import CHANNELS, TOKENS, Mixing, mixers, mixing_trace
 from qplug.analysis.ranges import Range, activation_ranges
 from qplug.analysis.subjects import as_it_is, of_run, rewritten
 from qplug.calibrate import watched_sites
+from qplug.core.component import Config, DataSource, ModelSource
+from qplug.core.device import Clock, full_float32, parse_device
 from qplug.data.stream import Stream
 from qplug.plan import Change
 from qplug.registry import Registry, installed
-from qplug.runtime import Clock, full_float32, parse_device
 from qplug.sensitivity.hessian import TOLERANCE
 from qplug.sensitivity.measure import SLICE
 from qplug.steps import Steps
-from qplug.techniques import Config, DataSource, ModelSource
 
 Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from qplug.analysis.depth import Depth, find_depth
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 from qplug.guard import Guard
 from qplug.load import load_planned
 from qplug.models import FloatModel

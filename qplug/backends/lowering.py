@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
+from qplug.core.seeding import seeded
 from qplug.models.explicit import MatMul
 from qplug.models.places import replace
 from qplug.plan import Plan
 from qplug.quantizers import Quantizer
-from qplug.seeding import seeded
 
 
 class QuantMatMul(nn.Module):

@@ -13,8 +13,8 @@ import typer
 
 from qplug.cli import bench, catalogue, compare, exporting, inspecting, making, running, sensitivity
 from qplug.cli.app import State, app, report, screen_of
-from qplug.errors import QplugError
-from qplug.memory import keep_freed_memory
+from qplug.core.errors import QplugError
+from qplug.core.memory import keep_freed_memory
 
 __all__ = [
     "app",

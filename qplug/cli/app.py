@@ -11,10 +11,10 @@ import typer
 from typer.core import TyperGroup
 
 from qplug.conventions import CONVENTIONS
-from qplug.errors import InputError, QplugError, RecipeError
+from qplug.core.errors import InputError, QplugError, RecipeError
 
 if TYPE_CHECKING:
-    from qplug.cache import Cache
+    from qplug.core.storage.cache import Cache
     from qplug.report.screen import Screen
 
 ORDER = "run compare export bench validate inspect sensitivity techniques plugins schema zoo new-plugin".split()
@@ -72,14 +72,14 @@ def cache_of(folder: Path | None, unwanted: bool) -> Cache | None:
         return None
     from platformdirs import user_cache_path
 
-    from qplug.cache import Cache
+    from qplug.core.storage.cache import Cache
 
     return Cache(folder or user_cache_path("qplug"))
 
 
 def print_json(value: Any) -> None:
     """Print strict JSON."""
-    from qplug.record import to_json
+    from qplug.core.storage.run_folder import to_json
 
     print(to_json(value), end="")
 
@@ -96,7 +96,7 @@ def report(error: QplugError) -> int:
 
     A wrong input is wrong for every process of a launch: the first one says so.
     """
-    from qplug.processes import launched
+    from qplug.core.distributed import launched
 
     with suppress(InputError):  # what a launcher said may itself be wrong
         if isinstance(error, InputError) and not launched().is_main:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qplug.cli.app import Json, State, app, print_json, screen_of
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 from qplug.export.bench import FORMATS
 from qplug.export.bench import bench as measure
 

@@ -24,13 +24,13 @@ from qplug.cli.app import (
     screen_of,
 )
 from qplug.conventions import DEFAULT, convention
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 
 if TYPE_CHECKING:
-    from qplug.cache import Cache
     from qplug.compare.answers import Answers
+    from qplug.core.storage.cache import Cache
+    from qplug.core.storage.run_folder import Run
     from qplug.recipe import Recipe
-    from qplug.record import Run
     from qplug.report.screen import Table
 
 

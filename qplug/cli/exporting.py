@@ -8,7 +8,7 @@ from typing import Annotated, get_args
 import typer
 
 from qplug.cli.app import Json, State, app, print_json, screen_of
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 
 
 @app.command()

@@ -22,10 +22,10 @@ from qplug.cli.options import (
     image_sources,
 )
 from qplug.conventions import DEFAULT, Convention, convention
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 
 if TYPE_CHECKING:
-    from qplug.techniques import ModelSource
+    from qplug.core.component import ModelSource
 
 IMAGES, PROBES = 32, 100
 KNOWN = "by timm's names, and by shape"
@@ -106,7 +106,7 @@ def inspect(
     (images,) = image_sources(source.name(), model, [wanted], class_map, "qplug inspect")
 
     from qplug.analysis.run import Request, analyse
-    from qplug.files import write_file
+    from qplug.core.storage.atomic import write_file
     from qplug.report.analysis import analysis_tables, summary
     from qplug.report.progress import Progress
 

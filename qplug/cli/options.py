@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from qplug.errors import InputError
-from qplug.files import check_file
+from qplug.core.errors import InputError
+from qplug.core.storage.atomic import check_file
 
 if TYPE_CHECKING:
-    from qplug.techniques import DataSource
+    from qplug.core.component import DataSource
 
 T = TypeVar("T")
 Model = Annotated[str, typer.Argument(help="A model of the zoo, timm's name, or module:function.")]

@@ -24,7 +24,7 @@ from qplug.cli.app import (
     screen_of,
 )
 from qplug.conventions import DEFAULT, convention
-from qplug.errors import InputError, QplugError
+from qplug.core.errors import InputError, QplugError
 
 if TYPE_CHECKING:
     from qplug.recipe import Recipe
@@ -44,15 +44,15 @@ def run(
     """Quantize and measure by a recipe, and write a run folder."""
     State.json = as_json
     counted_by = convention(accounting)
+    from qplug.core.storage.run_folder import check_target
     from qplug.recipe import load_recipe
-    from qplug.record import check_target
 
     loaded = load_recipe(recipe, overrides or ())
     target = out or _default_out(recipe)
     check_target(target)
 
+    from qplug.core.distributed import launched
     from qplug.pipeline import run as run_pipeline
-    from qplug.processes import launched
     from qplug.report.progress import Progress
     from qplug.report.run import summary, summary_tables
 

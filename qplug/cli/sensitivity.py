@@ -20,10 +20,10 @@ from qplug.cli.options import (
     checked,
     image_sources,
 )
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 
 if TYPE_CHECKING:
-    from qplug.techniques import Technique
+    from qplug.core.component import Technique
 
 PROBES = 32
 
@@ -79,7 +79,7 @@ def sensitivity(
     SQNR of every site, what it alone does to the logits, Hessian traces of weights, and how these rank alike.
     """
     State.json = as_json
-    from qplug.files import check_file, write_file
+    from qplug.core.storage.atomic import check_file, write_file
 
     if out is not None:
         check_file(out, "--out")
@@ -118,7 +118,7 @@ def sensitivity(
             error.where, error.fix = "--ranges", "add --ranges baseline.hessian, which takes what is left"
         raise
     if out is not None:
-        from qplug.record import to_json
+        from qplug.core.storage.run_folder import to_json
 
         write_file(out, to_json(summary(found)).encode())
     if picture is not None:

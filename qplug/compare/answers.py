@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qplug.errors import InputError, QplugError
+from qplug.core.distributed import launched
+from qplug.core.errors import InputError, QplugError
+from qplug.core.storage.run_folder import FILES, Run, read_run
 from qplug.lock import content_if_known
-from qplug.processes import launched
-from qplug.record import FILES, Run, read_run
 from qplug.registry import Registry, installed
 
 if TYPE_CHECKING:
-    from qplug.cache import Cache
+    from qplug.core.storage.cache import Cache
     from qplug.recipe import Recipe
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Container, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from qplug.errors import InputError
-from qplug.suggest import did_you_mean
+from qplug.core.errors import InputError
+from qplug.core.text import did_you_mean
 
 Values = dict[str, Any]
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {

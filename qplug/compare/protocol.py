@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qplug.compare.rows import Row
-from qplug.record import Run
+from qplug.core.storage.run_folder import Run
 
 TRAININGS = {"finetune": "fine-tuned", "qat": "QAT"}
 NEAR = 0.5

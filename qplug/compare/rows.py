@@ -11,8 +11,8 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from qplug.compare.noise import Difference, difference, letters
+from qplug.core.storage.run_folder import Run
 from qplug.lock import WITHOUT_INFLUENCE
-from qplug.record import Run
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from qplug.core.component import Config, DataSource
 from qplug.data import choose, sha256
-from qplug.techniques import Config, DataSource
 
 if TYPE_CHECKING:
     from numpy import uint8

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from qplug.content import file_digest
+from qplug.core.component import Config, DataSource
+from qplug.core.errors import InputError
+from qplug.core.storage.hashing import file_digest
 from qplug.data import choose, decode
-from qplug.errors import InputError
-from qplug.techniques import Config, DataSource
 
 if TYPE_CHECKING:
     from PIL import Image

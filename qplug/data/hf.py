@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from qplug.core.component import Config, DataSource
+from qplug.core.errors import InputError
 from qplug.data import choose, decode, sha256
 from qplug.data.rows import DATASETS, ParquetRows, files_in, folder_of, named, need_datasets
-from qplug.errors import InputError
-from qplug.techniques import Config, DataSource
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from qplug.errors import InputError
-from qplug.types import Extra
+from qplug.core.errors import InputError
+from qplug.core.types import Extra
 
 LINES = (".jsonl", ".json")
 TABLES = (".csv",)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from qplug.core.component import Config, DataSource
+from qplug.core.errors import InputError
 from qplug.data import Label, choose, sha256
 from qplug.data.rows import LINES, TABLES, ParquetRows, PlainRows, Rows, files_in, folder_of, named, need_datasets
-from qplug.errors import InputError
-from qplug.techniques import Config, DataSource
 
 
 @dataclass(frozen=True)

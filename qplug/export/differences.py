@@ -8,7 +8,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from qplug.types import MASKED
+from qplug.core.types import MASKED
 
 CLOSE = 1e-4
 """An element is off where it differs by more, relative to the root mean square of its tensor. Measured on ViT-Ti,

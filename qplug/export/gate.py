@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qplug.errors import ParityError
+from qplug.core.errors import ParityError
 from qplug.export.differences import Difference
 from qplug.export.fused import FUSED, allowed, along, settle
 from qplug.export.runtimes import Runtime

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
+from qplug.core.types import Role
 from qplug.export.qdq import SHIFT, Affine, Qdq, Shifted
 from qplug.plan import Decision
 from qplug.quantizers import UniformQuantizer
-from qplug.types import Role
 
 
 def eight_bits(decision: Decision | None, signed: bool) -> Affine | None:

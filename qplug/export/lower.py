@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
+from qplug.core.types import Role
 from qplug.export.plain import FloatWeight
 from qplug.models.explicit import MatMul
 from qplug.models.places import replace
 from qplug.plan import Decision, Plan
-from qplug.types import Role
 
 
 class Format(Protocol):

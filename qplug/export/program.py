@@ -16,10 +16,10 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_structure
 
+from qplug.core.storage.bit_packing import pack_bits
 from qplug.export.lower import Format, float_weights, lower
 from qplug.export.plain import plain_weight, traced
 from qplug.export.trace import INPUT, LOGITS, Call, named, trace
-from qplug.packing import pack_bits
 from qplug.plan import Decision
 from qplug.quantizers import Quantizer
 
@@ -32,7 +32,7 @@ WIDTHS = (1, 2, 4, 8, 16)
 
 
 class PackedWeight(nn.Module):
-    """A weight as packed codes (see ``qplug.packing``) and the operators of its quantizer's own ``decode``."""
+    """A weight as packed codes (``qplug.core.storage.bit_packing``) and the operators of its quantizer's ``decode``."""
 
     packed: Tensor
     shifts: Tensor

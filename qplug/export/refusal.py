@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from qplug.errors import InputError, QplugError
+from qplug.core.errors import InputError, QplugError
 from qplug.export.plain import DecodedWeight, plain_weight, traced
 from qplug.plan import Decision
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from qplug.errors import InputError, ParityError, QplugError
+from qplug.core.errors import InputError, ParityError, QplugError
+from qplug.core.storage.atomic import check_file, write_file
 from qplug.export.processor import INTEGER, SATURATING, caution
-from qplug.files import check_file, write_file
 from qplug.load import Planned, load_planned, load_quantized
 from qplug.lock import EVALUATION_SEED
 from qplug.registry import Registry, component, installed
@@ -191,8 +191,8 @@ def _file(planned: Planned, format: str, saturating: bool) -> Any:
 
 
 def _parity(file: Any, planned: Planned, images: int, registry: Registry) -> Parity:
+    from qplug.core.device import backend_of
     from qplug.export.gate import compare
-    from qplug.runtime import backend_of
 
     simulation = load_quantized(planned.run.folder, registry=registry)
     inputs = _inputs(planned, images, registry)

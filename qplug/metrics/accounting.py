@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from qplug.conventions import CONVENTIONS, Convention
+from qplug.core.types import Granularity, QuantSpec, Site
 from qplug.models.explicit import MatMul
 from qplug.plan import Decision, Plan
 from qplug.quantizers import UniformQuantizer
 from qplug.sites import SiteMap
-from qplug.types import Granularity, QuantSpec, Site
 
 FLOAT_BITS = 32
 

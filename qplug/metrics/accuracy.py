@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qplug.errors import InputError
-from qplug.types import MASKED
+from qplug.core.errors import InputError
+from qplug.core.types import MASKED
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image

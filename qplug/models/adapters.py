@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from qplug.errors import GuardError, InputError
-from qplug.types import Adapter
+from qplug.core.errors import GuardError, InputError
+from qplug.core.types import Adapter
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

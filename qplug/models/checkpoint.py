@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 
 Shapes = dict[str, tuple[int, ...]]
 RETELLING = "the checkpoint's keys were translated by timm's checkpoint_filter_fn"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qplug.types import MASKED
+from qplug.core.types import MASKED
 
 
 class LanguageModel(nn.Module):

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from qplug.content import code_digest
+from qplug.core.component import Config, ModelSource
+from qplug.core.errors import InputError
+from qplug.core.storage.hashing import code_digest
+from qplug.core.text import did_you_mean
 from qplug.data import sha256
-from qplug.errors import InputError
 from qplug.models import FloatModel, Preprocessing
-from qplug.suggest import did_you_mean
-from qplug.techniques import Config, ModelSource
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,8 +6,8 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from qplug.core.errors import InputError
 from qplug.data import Label
-from qplug.errors import InputError
 
 if TYPE_CHECKING:
     import torch

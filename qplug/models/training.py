@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 from qplug.models.zoo import ZOO, Entry
 
 if TYPE_CHECKING:

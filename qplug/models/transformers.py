@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from qplug.content import file_digest
-from qplug.errors import InputError
+from qplug.core.component import Config, ModelSource
+from qplug.core.errors import InputError
+from qplug.core.storage.hashing import file_digest
+from qplug.core.types import Extra
 from qplug.models import FloatModel
 from qplug.models.sources import seeded
 from qplug.models.tokens import Task, Tokenization
-from qplug.techniques import Config, ModelSource
-from qplug.types import Extra
 
 if TYPE_CHECKING:
     from torch import nn

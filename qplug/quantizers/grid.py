@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from qplug.core.types import Granularity
 from qplug.quantizers.base import Quantizer
 from qplug.stats import SiteStats
-from qplug.types import Granularity
 
 PARTS = 5
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from qplug.core.types import Granularity
 from qplug.quantizers.base import Quantizer
 from qplug.quantizers.grid import Objective, best_of
 from qplug.stats import SiteStats
-from qplug.types import Granularity
 
 
 def line_search(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from qplug.errors import Problem
+from qplug.core.component import Component
+from qplug.core.errors import Problem
+from qplug.core.text import did_you_mean
 from qplug.recipe.nodes import Node, Place
 from qplug.registry import Registry
-from qplug.suggest import did_you_mean
-from qplug.techniques import Component
 
 Loc = tuple[str | int, ...]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qplug.errors import Problem
+from qplug.core.component import Technique
+from qplug.core.errors import Problem
+from qplug.core.types import BackendOffer, Granularity
 from qplug.recipe.check import Named, dotted, implements, unknown
 from qplug.recipe.nodes import Node, Place
 from qplug.recipe.schema import Recipe, TensorConfig, WeightConfig
 from qplug.registry import Registry
-from qplug.techniques import Technique
-from qplug.types import BackendOffer, Granularity
 
 WIDTHS = range(2, 17)
 """Bits that any recipe may ask for; what lies outside, the validation refuses."""

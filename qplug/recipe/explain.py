@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from qplug.errors import Problem
+from qplug.core.errors import Problem
+from qplug.core.text import close, did_you_mean
 from qplug.recipe.check import Loc, Named, dotted
 from qplug.recipe.nodes import Node, Place
-from qplug.suggest import close, did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

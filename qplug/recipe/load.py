@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from qplug.errors import InputError, Problem, RecipeError
+from qplug.core.errors import InputError, Problem, RecipeError
+from qplug.core.text import did_you_mean
 from qplug.recipe.check import check_names
 from qplug.recipe.executable import check_backend
 from qplug.recipe.nodes import Node, Place, Reader, Source
 from qplug.recipe.overrides import Override, apply_override, parse
 from qplug.recipe.schema import Recipe, build_type
 from qplug.registry import Registry, installed
-from qplug.suggest import did_you_mean
 
 MAX_BYTES = 1 << 20
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qplug.errors import Problem
+from qplug.core.errors import Problem
 
 if TYPE_CHECKING:
     from ruamel.yaml import YAML

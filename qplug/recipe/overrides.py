@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-from qplug.errors import Problem
+from qplug.core.errors import Problem
+from qplug.core.text import did_you_mean
 from qplug.recipe.nodes import Node, Place, Reader, Source
-from qplug.suggest import did_you_mean
 
 
 class _Wrong(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qplug.errors import Problem
+from qplug.core.errors import Problem
 
 if TYPE_CHECKING:
     from rich.text import Text

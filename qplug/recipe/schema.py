@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_validator, model_validator
 
+from qplug.core.component import Component, Config
+from qplug.core.types import Granularity, QuantSpec, Site, ZeroPoint
 from qplug.recipe.training import FineTune, Qat, Training
 from qplug.registry import Registry
-from qplug.techniques import Component, Config
-from qplug.types import Granularity, QuantSpec, Site, ZeroPoint
 
 Bits = Annotated[int, Field(ge=2, le=16, description="bit width, in bits")]
 

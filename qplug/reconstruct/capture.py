@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 from qplug.models.places import put
 from qplug.reconstruct.capture import Calls, capture
 

@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from qplug.errors import PluginError
+from qplug.core.errors import PluginError
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.losses import OutputLoss
 from qplug.reconstruct.objective import compiling

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from qplug.errors import PluginError
+from qplug.core.errors import PluginError
 from qplug.quantizers.learners import Learner
 from qplug.reconstruct.losses import OutputLoss
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from qplug.backends.base import Backend
-from qplug.errors import PluginError
-from qplug.memory import fits
+from qplug.core.errors import PluginError
+from qplug.core.memory import fits
+from qplug.core.seeding import seeded
+from qplug.core.types import SiteKind
 from qplug.models.places import put
 from qplug.plan import Decision, Plan
 from qplug.quantizers import Quantizer
@@ -25,13 +27,11 @@ from qplug.reconstruct.loop import learn
 from qplug.reconstruct.losses import LOSSES, OutputLoss, Unit
 from qplug.reconstruct.settings import Block, Reconstruction
 from qplug.reconstruct.step import Dropped
-from qplug.seeding import seeded
-from qplug.types import SiteKind
 
 if TYPE_CHECKING:
+    from qplug.core.component import Technique
     from qplug.recall import Recall
     from qplug.steps import Steps
-    from qplug.techniques import Technique
 
 HOOK = "qplug_reconstruct"
 SOFT = 0.05

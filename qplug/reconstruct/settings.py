@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qplug.core.types import LossName
     from qplug.plan import Decision
     from qplug.quantizers.learners import Learner
     from qplug.reconstruct.losses import OutputLoss
-    from qplug.types import LossName
 
 
 @dataclass(frozen=True)

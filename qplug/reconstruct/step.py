@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from qplug.errors import PluginError
+from qplug.core.errors import PluginError
 from qplug.quantizers import Quantizer
 from qplug.quantizers.learners import Learner
 from qplug.reconstruct.capture import Calls

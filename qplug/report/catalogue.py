@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
+from qplug.core.text import did_you_mean
 from qplug.registry import Plugin, Registry
 from qplug.report.screen import Table
-from qplug.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from qplug.techniques import Technique
+    from qplug.core.component import Technique
 
 _BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
 

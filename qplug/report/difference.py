@@ -10,7 +10,7 @@ from qplug.report.screen import Table
 
 if TYPE_CHECKING:
     from qplug.compare.plans import PlanDifference
-    from qplug.record import Run
+    from qplug.core.storage.run_folder import Run
 
 
 def difference_tables(found: Sequence[PlanDifference], ours: Run, theirs: Run) -> list[Table]:

@@ -6,8 +6,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
+from qplug.core.types import Event
 from qplug.hooks import hookimpl
-from qplug.types import Event
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qplug.conventions import Convention
+from qplug.core.types import OUT_OF_SCOPE
 from qplug.report.screen import Table
-from qplug.types import OUT_OF_SCOPE
 
 if TYPE_CHECKING:
     from qplug.pipeline import RunResult

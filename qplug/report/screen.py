@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from qplug.errors import QplugError, RecipeError
+from qplug.core.errors import QplugError, RecipeError
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qplug.calibrate import LOSSES
-from qplug.errors import InputError
-from qplug.seeding import seeded
+from qplug.core.errors import InputError
+from qplug.core.seeding import seeded
 
 Loss = Callable[[Tensor], Tensor]
 """From logits (B, classes) to a scalar: the sum over the images of a batch."""

@@ -10,9 +10,12 @@ from pydantic import Field
 
 from qplug.calibrate import Calibration, watched_sites
 from qplug.calibrators import Calibrators
+from qplug.core.component import Config, DataSource, ModelSource, Technique
+from qplug.core.device import Clock, backend_of, full_float32, parse_device
+from qplug.core.errors import InputError
+from qplug.core.types import Granularity, Site
 from qplug.data import batches, check_disjoint
 from qplug.data.stream import Stream
-from qplug.errors import InputError
 from qplug.fit import RECIPE, Fitter, resolve
 from qplug.models.adapters import make_explicit
 from qplug.models.folding import fold_batchnorms
@@ -20,14 +23,11 @@ from qplug.plan import Decision
 from qplug.recall import Recall
 from qplug.recipe.schema import ActivationConfig, Bits, Override, Quantize, Scope, WeightConfig
 from qplug.registry import Registry, installed
-from qplug.runtime import Clock, backend_of, full_float32, parse_device
 from qplug.sensitivity.correlation import Correlation, correlations
 from qplug.sensitivity.hessian import Trace, hessian_traces
 from qplug.sensitivity.single import Effect, one_at_a_time, refusal
 from qplug.sites import SiteMap, find_sites
 from qplug.steps import Steps
-from qplug.techniques import Config, DataSource, ModelSource, Technique
-from qplug.types import Granularity, Site
 
 SLICE = 8
 """Images at a time where gradients are taken: one of DeiT-Ti takes 0.15 GB for its second derivatives."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from qplug.types import QuantSpec, Site
+from qplug.core.types import QuantSpec, Site
 
 if TYPE_CHECKING:
     from qplug.stats import SiteStats

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from qplug.conventions import convention
+from qplug.core.component import Technique
+from qplug.core.types import Choice, Granularity, NormGroup, QuantSpec, Rewrite, Site, Smoothing
 from qplug.hooks import RunSpecs
 from qplug.manager import Manager
 from qplug.metrics import costs, plan_of
@@ -23,10 +25,8 @@ from qplug.reconstruct import Block, Reconstruction
 from qplug.reconstruct.blocks import find_blocks, within
 from qplug.sensitivity import SqnrTable
 from qplug.stats import SiteStats
-from qplug.techniques import Technique
 from qplug.testing.quantizers import check_quantizer
 from qplug.testing.toys import calibrated_toy, toy_calibration, toy_groups, toy_images, toy_vit
-from qplug.types import Choice, Granularity, NormGroup, QuantSpec, Rewrite, Site, Smoothing
 
 TOLERANCE = 1e-4
 """How far a step that preserves the function may move it, as a share of the output's norm."""

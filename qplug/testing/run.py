@@ -10,15 +10,15 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from qplug.core.component import Config, DataSource, ModelSource, Technique
+from qplug.core.types import Choice, QuantSpec, Site
 from qplug.hooks import hookimpl
 from qplug.models import FloatModel, Preprocessing
 from qplug.quantizers import UniformQuantizer
 from qplug.recipe import Recipe, recipe_type
 from qplug.registry import Plugin, Registry, installed
 from qplug.stats import SiteStats
-from qplug.techniques import Config, DataSource, ModelSource, Technique
 from qplug.testing.toys import CLASSES, SIZE, toy_vit
-from qplug.types import Choice, QuantSpec, Site
 
 if TYPE_CHECKING:
     from qplug.pipeline import RunResult

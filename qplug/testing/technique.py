@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 from pydantic import ValidationError
 
+from qplug.core.component import Config, Technique
 from qplug.registry import check_technique
-from qplug.techniques import Config, Technique
 from qplug.testing import hooks
 from qplug.testing.run import toy_run
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from qplug.calibrate import Calibration
+from qplug.core.types import Granularity, NormGroup, QuantSpec, Site
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.sites import SiteMap, find_sites
 from qplug.stats import SiteStats
-from qplug.types import Granularity, NormGroup, QuantSpec, Site
 
 SIZE = (3, 16, 16)
 """(C, H, W) of a toy image."""

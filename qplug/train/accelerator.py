@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qplug.errors import InputError
-from qplug.processes import launched
+from qplug.core.distributed import launched
+from qplug.core.errors import InputError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

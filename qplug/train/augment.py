@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 from qplug.models import Preparation, Preprocessing
 from qplug.recipe.training import Augment
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qplug.errors import PluginError
+from qplug.core.errors import PluginError
 
 PLAIN = (bool, int, float, str, type(None))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qplug.errors import QplugError
+from qplug.core.errors import QplugError
 from qplug.train.task import Task
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from qplug.core.distributed import Processes
+from qplug.core.errors import InputError
 from qplug.data import Examples, LabelTransform
-from qplug.errors import InputError
 from qplug.models import Preparation
-from qplug.processes import Processes
 from qplug.recipe.training import Training
 from qplug.train.augment import drawn_from, transform
 

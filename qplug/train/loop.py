@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qplug.errors import QplugError
-from qplug.processes import Processes
+from qplug.core.distributed import Processes
+from qplug.core.errors import QplugError
+from qplug.core.seeding import seeded
 from qplug.recipe.training import Training
-from qplug.seeding import seeded
 from qplug.train.accelerator import accelerator_of
 from qplug.train.checkpoint import optimizer_state, pack, restore_optimizer, unpack
 from qplug.train.divergence import Watch
@@ -26,8 +26,8 @@ from qplug.train.optimize import Average, optimizer_of, rate_factor
 from qplug.train.task import Task
 
 if TYPE_CHECKING:
+    from qplug.core.device import Advance
     from qplug.recall import Slot
-    from qplug.runtime import Advance
 
 
 @dataclass

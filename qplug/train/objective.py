@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 from qplug.recipe.training import Training
 
 

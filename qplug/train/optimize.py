@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
+from qplug.core.text import did_you_mean
 from qplug.recipe.training import Training
-from qplug.suggest import did_you_mean
 
 
 def optimizer_of(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from qplug.content import images_digest
+from qplug.core.storage.hashing import images_digest
 from qplug.models import FloatModel, fingerprint
 from qplug.plan import Change, Plan
 from qplug.recall import Recall, Slot, source_key
@@ -21,10 +21,10 @@ from qplug.train.task import BY, Task, batchnorms, float_task, quantized_task, t
 
 if TYPE_CHECKING:
     from qplug.backends.base import Backend
+    from qplug.core.component import Technique
+    from qplug.core.device import Advance
+    from qplug.core.distributed import Processes
     from qplug.data import Examples
-    from qplug.processes import Processes
-    from qplug.runtime import Advance
-    from qplug.techniques import Technique
 
 
 @dataclass

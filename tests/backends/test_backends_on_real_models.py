@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import qplug
+from qplug.core.device import backend_of, full_float32
 from qplug.data import batches
 from qplug.registry import component, installed
-from qplug.runtime import backend_of, full_float32
 
 pytestmark = pytest.mark.real
 RECIPE = Path(__file__).parents[2] / "recipes/imagenet/mptq_vit_mp5.yaml"

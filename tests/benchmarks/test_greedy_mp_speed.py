@@ -10,8 +10,8 @@ from plugin_toys import make, uncounted
 from qplug_mptq_vit import GreedyMp
 from workbench import ratio
 
+from qplug.core.types import QuantSpec, Site, SiteKind
 from qplug.sensitivity import SqnrTable
-from qplug.types import QuantSpec, Site, SiteKind
 
 SITES = 10_000
 

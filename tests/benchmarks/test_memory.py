@@ -13,7 +13,7 @@ from PIL import Image
 WORK = """
 import sys
 import torch
-from qplug.memory import keep_freed_memory
+from qplug.core.memory import keep_freed_memory
 from qplug.pipeline import run
 from qplug.recipe import recipe_type
 from qplug.registry import installed

@@ -17,7 +17,7 @@ from timm.models import VisionTransformer
 from qplug import hookimpl
 from qplug.models import FloatModel, Preprocessing
 from qplug.pipeline import run
-from qplug.runtime import forget_peak_memory, peak_memory_mb
+from qplug.core.device import forget_peak_memory, peak_memory_mb
 from qplug.testing.run import ToyModel, toy_recipe, toy_registry
 from qplug_brecq import Brecq
 

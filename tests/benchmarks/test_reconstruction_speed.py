@@ -14,7 +14,8 @@ from workbench import least_seconds
 
 from qplug import Block, Granularity, QuantSpec, UniformQuantizer
 from qplug.calibrate import Calibration, watched_sites
-from qplug.memory import keep_freed_memory
+from qplug.core.device import backend_of
+from qplug.core.memory import keep_freed_memory
 from qplug.models.adapters import make_explicit
 from qplug.plan import Decision, Plan
 from qplug.reconstruct.blocks import lower_block
@@ -24,7 +25,6 @@ from qplug.reconstruct.losses import MeanSquared
 from qplug.reconstruct.run import _with_learners
 from qplug.reconstruct.step import Step
 from qplug.registry import installed
-from qplug.runtime import backend_of
 from qplug.sites import find_sites
 
 pytestmark = pytest.mark.slow

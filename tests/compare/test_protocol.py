@@ -6,7 +6,7 @@ from run_toys import resolved, write_run
 
 from qplug.compare import group
 from qplug.compare.protocol import paper_figure, protocol
-from qplug.record import read_run
+from qplug.core.storage.run_folder import read_run
 
 
 def test_protocol(tmp_path):

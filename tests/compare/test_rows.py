@@ -8,7 +8,7 @@ from run_toys import resolved, write_run
 
 from qplug.compare import group
 from qplug.compare.rows import flat, told_apart
-from qplug.record import read_run
+from qplug.core.storage.run_folder import read_run
 
 
 def grouped(tmp_path, *runs):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from qplug.core.errors import InputError
 from qplug.data import check_disjoint
 from qplug.data.digits import Digits, arrays
-from qplug.errors import InputError
 
 
 def source(split: str, images: int | None = None) -> Digits:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from qplug.core.errors import InputError
 from qplug.data.folder import Folder, FolderImages, read_class_map
-from qplug.errors import InputError
 
 
 def open_folder(path: Path, seed: int = 0, **values: object) -> FolderImages:

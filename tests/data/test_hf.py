@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from qplug.core.errors import InputError
 from qplug.data import check_disjoint
 from qplug.data.hf import HuggingFace, HuggingFaceImages
-from qplug.errors import InputError
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

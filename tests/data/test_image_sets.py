@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from qplug.core.errors import InputError
 from qplug.data import batches, check_disjoint, choose, decode
 from qplug.data.digits import Digits
 from qplug.data.folder import Folder
-from qplug.errors import InputError
 from qplug.models.zoo import ZOO
 from qplug.testing.run import ToyImages
 

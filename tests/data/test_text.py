@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from qplug.core.errors import InputError
 from qplug.data import check_disjoint
 from qplug.data.text import Text, TextItem, Texts
-from qplug.errors import InputError
 
 ROWS = [
     {"premise": "a, b", "hypothesis": "c\nd", "label": 0, "answers": {"text": ["d", "c"], "answer_start": [2, 0]}},

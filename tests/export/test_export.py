@@ -16,9 +16,9 @@ from export_toys import digits_run
 
 import qplug
 from qplug import __version__
+from qplug.core.device import backend_of
 from qplug.export.processor import processor
 from qplug.registry import installed
-from qplug.runtime import backend_of
 
 pytestmark = pytest.mark.slow
 RUNS = {

@@ -10,6 +10,8 @@ from export_toys import toy_run
 from onnx import numpy_helper
 
 from qplug import ParityError
+from qplug.core.device import backend_of
+from qplug.core.types import MASKED
 from qplug.export import runtimes
 from qplug.export.differences import Difference
 from qplug.export.fused import FUSED, allowed
@@ -19,9 +21,7 @@ from qplug.export.run import refusal
 from qplug.export.runtimes import OnnxRuntime
 from qplug.load import load_planned, load_quantized
 from qplug.registry import installed
-from qplug.runtime import backend_of
 from qplug.testing import toy_images, toy_registry
-from qplug.types import MASKED
 
 # differences
 

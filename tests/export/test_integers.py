@@ -17,6 +17,8 @@ from torch import nn
 
 import qplug
 from qplug import ParityError, UniformQuantizer
+from qplug.core.device import backend_of
+from qplug.core.types import Site, SiteKind
 from qplug.data import batches
 from qplug.export.gate import compare
 from qplug.export.integer_file import float_file, integer_file
@@ -30,8 +32,6 @@ from qplug.export.speed import profile
 from qplug.load import load_planned
 from qplug.registry import component, installed
 from qplug.report.export import tables
-from qplug.runtime import backend_of
-from qplug.types import Site, SiteKind
 
 
 @dataclass

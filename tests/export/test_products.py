@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from qplug import InputError, ParityError, UniformQuantizer
+from qplug.core.types import SiteKind
 from qplug.export.integer_file import integer_file
 from qplug.export.integers import Integers
 from qplug.export.onnx_file import onnx_file, qdq_file
@@ -24,7 +25,6 @@ from qplug.export.run import export_run
 from qplug.load import load_planned
 from qplug.plan import Plan
 from qplug.testing import toy_images, toy_registry
-from qplug.types import SiteKind
 
 
 def added_in_16_bits(left: np.ndarray, right: np.ndarray) -> int:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 import qplug
 from qplug import Choice, Config, InputError, ParityError, Quantizer, Technique, hookimpl
 from qplug.cli import main
+from qplug.core.types import Rewrite
 from qplug.export import run as exporting
 from qplug.load import load_planned
 from qplug.registry import Plugin
 from qplug.testing import toy_registry
-from qplug.types import Rewrite
 
 MINMAX = "{use: baseline.minmax}"
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from qplug import Plan, QuantSpec, Site, SiteKind, UniformQuantizer
 from qplug.conventions import CONVENTIONS, convention
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 from qplug.metrics import account, costs, uniform_plan
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.models.explicit import MatMul

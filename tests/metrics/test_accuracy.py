@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from qplug import InputError
+from qplug.core.types import MASKED
 from qplug.metrics import Logits, compare, evaluate
-from qplug.types import MASKED
 
 
 def logits(*classes):

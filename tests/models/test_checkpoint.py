@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 from qplug.models import FloatModel
 from qplug.models.checkpoint import load, read
 from qplug.models.sources import TimmModel

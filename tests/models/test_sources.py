@@ -16,9 +16,9 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from qplug.core.errors import InputError
 from qplug.data import batches
 from qplug.data.folder import Folder
-from qplug.errors import InputError
 from qplug.models import FloatModel, fingerprint, zoo
 from qplug.models.sources import ImportedModel, TimmModel, ZooModel
 from qplug.testing.run import ToyModel

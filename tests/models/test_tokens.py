@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qplug.core.errors import InputError
 from qplug.data.text import TextItem
-from qplug.errors import InputError
 
 pytest.importorskip("tokenizers")
 

@@ -13,13 +13,13 @@ import torch
 from pydantic import ValidationError
 
 from qplug.calibrate import Calibration
+from qplug.core.errors import InputError
+from qplug.core.types import MASKED, SiteKind
 from qplug.data.text import TextItem
-from qplug.errors import InputError
 from qplug.models import FloatModel
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.models.transformers import TransformersModel
 from qplug.sites import find_sites
-from qplug.types import MASKED, SiteKind
 
 KINDS = ("bert", "distilbert")
 TASKS = ("sequence_classification", "question_answering")

@@ -19,9 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from qplug.core.errors import InputError
 from qplug.data import batches
 from qplug.data.digits import Digits
-from qplug.errors import InputError
 from qplug.models.sources import ZooModel
 from qplug.models.training import affine, shift_and_flip, tensors, train
 from qplug.models.zoo import ZOO

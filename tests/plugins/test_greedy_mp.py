@@ -11,8 +11,8 @@ from plugin_toys import make, uncounted
 from pydantic import ValidationError
 from qplug_mptq_vit import GreedyMp
 
+from qplug.core.types import QuantSpec, Site, SiteKind
 from qplug.sensitivity import SqnrTable
-from qplug.types import QuantSpec, Site, SiteKind
 
 
 def site(index: int, numel: int, weight: bool = True) -> Site:

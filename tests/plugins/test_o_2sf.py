@@ -10,7 +10,7 @@ from plugin_toys import activation, choose, make
 from qplug_baseline import Hessian
 from qplug_tsptq_vit.o_2sf import O2sf
 
-from qplug.types import Granularity, QuantSpec, SiteKind
+from qplug.core.types import Granularity, QuantSpec, SiteKind
 
 
 def outliers():

@@ -28,9 +28,9 @@ from smoothing_toys import (
     smoothed_real,
 )
 
+from qplug.core.types import Granularity, QuantSpec
 from qplug.smoothing import fold
 from qplug.testing import toy_images, toy_vit
-from qplug.types import Granularity, QuantSpec
 
 BOTH, SHIFT, SCALE = {}, {"scale": "none"}, {"shift": "none"}
 

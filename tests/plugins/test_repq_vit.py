@@ -25,10 +25,10 @@ from smoothing_toys import (
 )
 
 from qplug import UniformQuantizer, run
+from qplug.core.types import Granularity, NormGroup, QuantSpec, SiteKind, Smoothing
 from qplug.recipe import recipe_type
 from qplug.smoothing import fold
 from qplug.testing import toy_images, toy_recipe, toy_registry, toy_vit
-from qplug.types import Granularity, NormGroup, QuantSpec, SiteKind, Smoothing
 
 A4 = QuantSpec(4, symmetric=False)
 SYMMETRIC = QuantSpec(4)

@@ -24,9 +24,9 @@ from smoothing_toys import (
     smoothed_real,
 )
 
+from qplug.core.types import NormGroup, Smoothing
 from qplug.smoothing import fold
 from qplug.testing import toy_images, toy_vit
-from qplug.types import NormGroup, Smoothing
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 0.8, 1.0])

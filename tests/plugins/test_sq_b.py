@@ -23,9 +23,9 @@ from smoothing_toys import (
     smoothed_real,
 )
 
+from qplug.core.types import NormGroup
 from qplug.smoothing import fold
 from qplug.testing import toy_images, toy_vit
-from qplug.types import NormGroup
 
 
 def expected(y: np.ndarray, weights: list[np.ndarray], *, after: bool, strength: float):

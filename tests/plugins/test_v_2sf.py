@@ -8,7 +8,7 @@ from plugin_toys import activation, choose, gelu_data, make
 from qplug_baseline import Hessian
 from qplug_tsptq_vit.v_2sf import V2sf, two_scaled
 
-from qplug.types import Granularity, QuantSpec, SiteKind
+from qplug.core.types import Granularity, QuantSpec, SiteKind
 
 
 def softmax_data() -> torch.Tensor:

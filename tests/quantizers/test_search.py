@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qplug import Granularity, Quantizer, QuantSpec, SiteKind, SiteStats, UniformQuantizer, line_search
-from qplug.types import Site
+from qplug.core.types import Site
 
 PER_TENSOR, PER_CHANNEL = Granularity.PER_TENSOR, Granularity.PER_CHANNEL
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from recipe_toys import GOOD, registry
 
-from qplug.errors import InputError, RecipeError
+from qplug.core.errors import InputError, RecipeError
 from qplug.recipe import Recipe, load_recipe
 from qplug.recipe.report import SCREEN, render_problems
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from recipe_toys import GOOD, registry
 
-from qplug.errors import RecipeError
+from qplug.core.errors import RecipeError
 from qplug.recipe import load_recipe
 
 

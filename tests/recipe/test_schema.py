@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from recipe_toys import registry
 
+from qplug.core.types import Granularity, QuantSpec, Site, SiteKind
 from qplug.recipe import ActivationConfig, Override, Recipe, TensorConfig, json_schema, load_recipe, recipe_type
-from qplug.types import Granularity, QuantSpec, Site, SiteKind
 
 BITS = st.integers(2, 16)
 GRANULARITY = st.sampled_from([g.value for g in Granularity])

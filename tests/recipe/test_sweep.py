@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from recipe_toys import registry
 
-from qplug.errors import RecipeError
+from qplug.core.errors import RecipeError
 from qplug.recipe.sweep import is_sweep, load_sweep
 
 RECIPE = """

@@ -8,7 +8,7 @@ from test_loop import RATES, Layer, problem
 from test_run import errors
 
 from qplug import PluginError, Reconstruction
-from qplug.cache import Cache
+from qplug.core.storage.cache import Cache
 from qplug.pipeline import run
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.loop import learn

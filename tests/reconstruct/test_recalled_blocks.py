@@ -8,7 +8,7 @@ from qplug_brecq import Brecq
 from test_run import QUICK
 
 from qplug import Choice, Config, Technique, UniformQuantizer, hookimpl
-from qplug.cache import Cache
+from qplug.core.storage.cache import Cache
 from qplug.pipeline import run
 from qplug.testing.run import toy_recipe, toy_registry
 

@@ -11,7 +11,7 @@ from qplug_brecq import AdaRound, Brecq
 from safetensors.torch import load_file
 
 from qplug import Config, LearnedStep, Learner, PluginError, Rate, Reconstruction, Technique, UniformQuantizer, hookimpl
-from qplug.cache import Cache
+from qplug.core.storage.cache import Cache
 from qplug.pipeline import run
 from qplug.testing.run import toy_recipe, toy_registry
 

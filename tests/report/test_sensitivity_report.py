@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from qplug import QuantSpec, Site, SiteKind, UniformQuantizer
+from qplug.core.storage.run_folder import to_json
 from qplug.plan import Decision
-from qplug.record import to_json
 from qplug.report.sensitivity import ranked, sensitivity_tables, summary
 from qplug.report.sensitivity_picture import draw, grid
 from qplug.sensitivity.hessian import Trace

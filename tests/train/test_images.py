@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from qplug import InputError
+from qplug.core.distributed import Processes
 from qplug.data.digits import DigitImages
 from qplug.models import Preprocessing
-from qplug.processes import Processes
 from qplug.recipe.training import Augment, FineTune
 from qplug.train.augment import transform
 from qplug.train.images import TrainingImages

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from train_toys import recipe
 
-from qplug.cache import Cache
+from qplug.core.storage.cache import Cache
 from qplug.pipeline import run
 from qplug.train.loop import Fit
 

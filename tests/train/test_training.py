@@ -10,8 +10,10 @@ from torch import nn
 from train_toys import Small, recipe
 
 from qplug import Config, InputError, QplugError, Rewrite, Technique, hookimpl, load_quantized
-from qplug.cache import Cache
 from qplug.conventions import CONVENTIONS, DEFAULT
+from qplug.core.device import backend_of
+from qplug.core.storage.cache import Cache
+from qplug.core.storage.run_folder import read_run
 from qplug.data import batches
 from qplug.data.digits import Digits
 from qplug.models import Preprocessing
@@ -19,10 +21,8 @@ from qplug.models.zoo import vit_digits
 from qplug.pipeline import run
 from qplug.plan import Plan
 from qplug.recipe.training import Learn
-from qplug.record import read_run
 from qplug.registry import installed
 from qplug.report.run import summary_tables
-from qplug.runtime import backend_of
 from qplug.testing.run import toy_registry
 from qplug.train.task import Task, quantized_task
 

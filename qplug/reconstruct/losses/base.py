@@ -93,7 +93,7 @@ class Weighted(OutputLoss):
 
 def normalized(weights: Tensor, unit: Unit) -> Tensor:
     """``weights`` over their mean, in float32; raises ``InputError`` where there is no mean to divide by."""
-    from qplug.errors import InputError
+    from qplug.core.errors import InputError
 
     mean = weights.mean(dtype=weights.double().dtype)
     if not (mean.isfinite() and mean > 0):

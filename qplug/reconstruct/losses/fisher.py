@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from qplug.calibrate import LOSSES, batch_loss
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 from qplug.reconstruct.losses.base import Unit, Weighted
 from qplug.reconstruct.losses.gradients import gradient
 

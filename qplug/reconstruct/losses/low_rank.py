@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 from qplug.reconstruct.losses.base import OutputLoss, Unit, normalized
 from qplug.reconstruct.losses.gradients import divergence, gradient
 

@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from qplug.core.seeding import seeded
 from qplug.reconstruct.losses.base import Unit, Weighted
 from qplug.reconstruct.losses.gradients import divergence, gradient
-from qplug.seeding import seeded
 
 STEP = 1e-2
 """The perturbation of an output, relative to the root mean square of all outputs of its image."""

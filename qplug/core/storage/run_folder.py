@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from qplug.errors import InputError, QplugError
-from qplug.files import copies, partial_prefix, sweep
+from qplug.core.errors import InputError, QplugError
+from qplug.core.storage.atomic import copies, partial_prefix, sweep
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from qplug.content import file_digest
-from qplug.types import Extra
+from qplug.core.storage.hashing import file_digest
+from qplug.core.types import Extra
 
 
 class Config(BaseModel):
@@ -122,6 +122,6 @@ class DataSource(Component):
 
         By default the content of all of them; a source whose images come with a package may say its version instead.
         """
-        from qplug.content import images_digest
+        from qplug.core.storage.hashing import images_digest
 
         return {"images": images_digest(self.open(seed))}

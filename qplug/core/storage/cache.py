@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qplug.content import content_key
-from qplug.files import copies, partial_prefix, sweep
+from qplug.core.storage.atomic import copies, partial_prefix, sweep
+from qplug.core.storage.hashing import content_key
 from qplug.models import fingerprint
 
 if TYPE_CHECKING:

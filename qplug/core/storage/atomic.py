@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qplug.errors import InputError, QplugError
+from qplug.core.errors import InputError, QplugError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qplug.backends import Backend
-from qplug.errors import InputError
+from qplug.core.errors import InputError
 from qplug.registry import Registry
 from qplug.steps import Steps
 

@@ -1,0 +1,1 @@
+"""Files: atomic writes, digests, the cache, packed bits and run folders."""
