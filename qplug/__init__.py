@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qplug.export.run import Export, export_run
     from qplug.hooks import hookimpl
     from qplug.load import load_quantized
-    from qplug.models.provenance import is_gelu
+    from qplug.models.tracing import is_gelu
     from qplug.pipeline import RunResult, run
     from qplug.plan import Plan
     from qplug.quantizers import LogQuantizer, Quantizer, Region, RegionQuantizer, UniformQuantizer
@@ -61,7 +61,7 @@ _PUBLIC = {
     "qplug.export.run": ("Export", "export_run"),
     "qplug.hooks": ("hookimpl",),
     "qplug.load": ("load_quantized",),
-    "qplug.models.provenance": ("is_gelu",),
+    "qplug.models.tracing": ("is_gelu",),
     "qplug.pipeline": ("RunResult", "run"),
     "qplug.plan": ("Plan",),
     "qplug.quantizers": ("LogQuantizer", "Quantizer", "Region", "RegionQuantizer", "UniformQuantizer"),

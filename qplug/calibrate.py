@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from qplug.core.errors import InputError
 from qplug.core.seeding import seeded
 from qplug.core.types import MASKED, Site, SiteKind, Smoothing
-from qplug.models.explicit import MatMul
-from qplug.models.provenance import is_norm
+from qplug.models.attention import MatMul
+from qplug.models.tracing import is_norm
 from qplug.operations import Operation, Rows, SampleSize, Shape, operation_of
 from qplug.stats import Product, SiteStats
 

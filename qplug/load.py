@@ -11,7 +11,7 @@ from qplug.core.device import backend_of, parse_device
 from qplug.core.errors import InputError
 from qplug.core.storage.run_folder import AGAIN, Run, read_run
 from qplug.models.adapters import make_explicit
-from qplug.models.folding import BY, fold_batchnorms
+from qplug.models.batchnorm import BY, fold_batchnorms
 from qplug.plan import Plan
 from qplug.recipe import load_recipe
 from qplug.registry import Registry, component, installed

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qplug.core.types import Site, Smoothing
-from qplug.models.explicit import MatMul
+from qplug.models.attention import MatMul
 from qplug.stats import Product
 
 Shape = tuple[int, ...]

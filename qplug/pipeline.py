@@ -31,12 +31,12 @@ from qplug.core.types import OUT_OF_SCOPE, Site
 from qplug.data import LabelTransform, batches, check_disjoint
 from qplug.data.stream import Stream
 from qplug.fit import Fitter, allocate, resolve
-from qplug.guard import Guard
 from qplug.lock import EVALUATION_SEED, content_if_known, lock
 from qplug.metrics import Logits, account, compare, costs, evaluate, share_right, uniform_plan
 from qplug.models import fingerprint
 from qplug.models.adapters import make_explicit
-from qplug.models.folding import Folding, fold_batchnorms
+from qplug.models.batchnorm import Folding, fold_batchnorms
+from qplug.models.equivalence import Guard
 from qplug.notes import notes
 from qplug.plan import Change, Plan
 from qplug.recall import Recall, source_key

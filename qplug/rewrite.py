@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from qplug.guard import Guard
-from qplug.models.explicit import MatMul
-from qplug.models.places import replace
-from qplug.models.provenance import is_gelu
+from qplug.models.attention import MatMul
+from qplug.models.equivalence import Guard
+from qplug.models.surgery import replace
+from qplug.models.tracing import is_gelu
 from qplug.plan import Change
 from qplug.steps import Steps
 

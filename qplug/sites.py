@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from qplug.core.types import NormGroup, QuantSpec, Site, SiteKind
-from qplug.models.explicit import MatMul
-from qplug.models.provenance import Tracer, is_gelu, is_norm, no_grad_forward
+from qplug.models.attention import MatMul
+from qplug.models.tracing import Tracer, is_gelu, is_norm, no_grad_forward
 
 SOURCES = {"gelu": SiteKind.POST_GELU, "softmax": SiteKind.POST_SOFTMAX, "norm": SiteKind.POST_LAYERNORM}
 

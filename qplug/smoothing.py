@@ -15,7 +15,7 @@ from qplug.plan import Change
 if TYPE_CHECKING:
     from qplug.calibrate import Calibration
     from qplug.core.component import Technique
-    from qplug.guard import Guard
+    from qplug.models.equivalence import Guard
     from qplug.sites import SiteMap
     from qplug.steps import Steps
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from qplug import Granularity, Plan, QuantSpec, Region, RegionQuantizer, SiteKind, UniformQuantizer
-from qplug.models.explicit import MatMul
+from qplug.models.attention import MatMul
 from qplug.plan import Decision
 
 T, C, H = Granularity.PER_TENSOR, Granularity.PER_CHANNEL, Granularity.PER_HEAD

@@ -11,7 +11,7 @@ from plugin_toys import calibrated, real_images, real_model
 from torch import Tensor, nn
 
 from qplug.core.types import Granularity, NormGroup, QuantSpec, Smoothing
-from qplug.guard import Guard
+from qplug.models.equivalence import Guard
 from qplug.recipe.schema import Quantize
 from qplug.registry import installed
 from qplug.smoothing import smooth

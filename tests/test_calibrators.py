@@ -9,7 +9,7 @@ from numeric_toys import calibrated, quantize, steps
 from qplug import Choice, Config, PluginError, Smoothing, Technique, UniformQuantizer, hookimpl, run
 from qplug.calibrators import Calibrators
 from qplug.fit import resolve
-from qplug.guard import Guard
+from qplug.models.equivalence import Guard
 from qplug.sensitivity.measure import Request, measure
 from qplug.smoothing import smooth
 from qplug.testing import toy_images, toy_registry

@@ -17,7 +17,7 @@ from qplug.core.device import backend_of
 from qplug.core.types import SiteKind
 from qplug.data import batches
 from qplug.models import FloatModel, Preprocessing
-from qplug.models.folding import BY, REASON
+from qplug.models.batchnorm import BY, REASON
 from qplug.pipeline import inspect, run
 from qplug.registry import component
 from qplug.report.run import protocol_parts, summary_tables

@@ -9,7 +9,7 @@ from numeric_toys import mixer, sited
 
 import qplug
 from qplug.core.types import SiteKind
-from qplug.models.folding import fold_batchnorms
+from qplug.models.batchnorm import fold_batchnorms
 from qplug.models.sources import TimmModel
 from qplug.pipeline import inspect
 

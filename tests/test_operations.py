@@ -5,7 +5,7 @@ import torch
 from numeric_toys import Sequence
 from torch import nn
 
-from qplug.models.explicit import MatMul
+from qplug.models.attention import MatMul
 from qplug.operations import SampleSize, operation_of
 
 EVERYTHING = SampleSize(rows=10**6, slices=10**6, slice_rows=10**6)

@@ -10,7 +10,7 @@ from torch import nn
 import qplug
 from qplug import Rewrite
 from qplug.core.errors import GuardError
-from qplug.guard import Guard
+from qplug.models.equivalence import Guard
 from qplug.rewrite import rewrite
 
 

@@ -99,7 +99,7 @@ def test_scopes_smoothing_and_traces_take_texts(small_language: Path) -> None:
 def test_a_promise_is_held_to_real_tokens(small_language: Path) -> None:
     """The logits of padding are the lowest float32: beside them any change would seem small."""
     from qplug.data.text import TextItem
-    from qplug.guard import Guard
+    from qplug.models.equivalence import Guard
 
     recipe = recipe_of(small_language, "bert", "question_answering", 8, MINMAX)
     model = TransformersModel(recipe.model).load()

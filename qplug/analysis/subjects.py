@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from qplug.analysis.depth import Depth, find_depth
 from qplug.core.errors import InputError
-from qplug.guard import Guard
 from qplug.load import load_planned
 from qplug.models import FloatModel
 from qplug.models.adapters import make_explicit
-from qplug.models.folding import fold_batchnorms
+from qplug.models.batchnorm import fold_batchnorms
+from qplug.models.equivalence import Guard
 from qplug.plan import Change
 from qplug.recipe import load_recipe
 from qplug.registry import Registry, component

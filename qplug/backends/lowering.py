@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from qplug.core.errors import InputError
 from qplug.core.seeding import seeded
-from qplug.models.explicit import MatMul
-from qplug.models.places import replace
+from qplug.models.attention import MatMul
+from qplug.models.surgery import replace
 from qplug.plan import Plan
 from qplug.quantizers import Quantizer
 

@@ -192,7 +192,7 @@ class Adapter:
     Attributes:
         path: the type, as ``module:Class``; named by path so that nothing is imported before a model needs it.
         build: takes the original module and returns an equivalent one built from ``nn.Linear``, ``nn.Conv2d`` and
-            ``qplug.models.explicit``'s modules, or ``None`` where this variant of the type is not known to it.
+            ``qplug.models.attention``'s modules, or ``None`` where this variant of the type is not known to it.
     """
 
     path: str

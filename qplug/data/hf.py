@@ -12,7 +12,7 @@ from pydantic import Field
 from qplug.core.component import Config, DataSource
 from qplug.core.errors import InputError
 from qplug.data import choose, decode, sha256
-from qplug.data.rows import DATASETS, ParquetRows, files_in, folder_of, named, need_datasets
+from qplug.data.tables import DATASETS, ParquetRows, files_in, folder_of, named, need_datasets
 
 if TYPE_CHECKING:
     from PIL import Image

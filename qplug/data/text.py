@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from qplug.core.component import Config, DataSource
 from qplug.core.errors import InputError
 from qplug.data import Label, choose, sha256
-from qplug.data.rows import LINES, TABLES, ParquetRows, PlainRows, Rows, files_in, folder_of, named, need_datasets
+from qplug.data.tables import LINES, TABLES, ParquetRows, PlainRows, Rows, files_in, folder_of, named, need_datasets
 
 
 @dataclass(frozen=True)

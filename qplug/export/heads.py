@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from qplug.export.integers import Codes, IntegerLinear, Values, eight_bits
 from qplug.export.lower import LoweredMatMul
 from qplug.export.qdq import Affine
-from qplug.models.explicit import ExplicitAttention
-from qplug.models.places import replace
+from qplug.models.attention import ExplicitAttention
+from qplug.models.surgery import replace
 from qplug.plan import Plan
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from qplug.core.errors import InputError
 from qplug.core.types import Role
 from qplug.export.plain import FloatWeight
-from qplug.models.explicit import MatMul
-from qplug.models.places import replace
+from qplug.models.attention import MatMul
+from qplug.models.surgery import replace
 from qplug.plan import Decision, Plan
 
 

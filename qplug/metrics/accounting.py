@@ -10,7 +10,7 @@ from torch import nn
 
 from qplug.conventions import CONVENTIONS, Convention
 from qplug.core.types import Granularity, QuantSpec, Site
-from qplug.models.explicit import MatMul
+from qplug.models.attention import MatMul
 from qplug.plan import Decision, Plan
 from qplug.quantizers import UniformQuantizer
 from qplug.sites import SiteMap

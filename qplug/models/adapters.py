@@ -15,13 +15,13 @@ TOLERANCE = 1e-5
 
 
 def _attention(module: nn.Module) -> nn.Module:
-    from qplug.models.explicit import ExplicitAttention
+    from qplug.models.attention import ExplicitAttention
 
     return ExplicitAttention(module).eval()
 
 
 def _window_attention(module: nn.Module) -> nn.Module:
-    from qplug.models.explicit import ExplicitWindowAttention
+    from qplug.models.attention import ExplicitWindowAttention
 
     return ExplicitWindowAttention(module).eval()
 
@@ -29,7 +29,7 @@ def _window_attention(module: nn.Module) -> nn.Module:
 def _padded_conv(module: nn.Module) -> nn.Module:
     from torch.nn import Conv2d
 
-    from qplug.models.plain import padded_conv
+    from qplug.models.layers import padded_conv
 
     assert isinstance(module, Conv2d)
     return padded_conv(module).eval()
@@ -38,14 +38,14 @@ def _padded_conv(module: nn.Module) -> nn.Module:
 def _linear(module: nn.Module) -> nn.Module:
     from torch.nn import Linear
 
-    from qplug.models.plain import linear
+    from qplug.models.layers import linear
 
     assert isinstance(module, Linear)
     return linear(module).eval()
 
 
 def _bert(module: nn.Module) -> nn.Module | None:
-    from qplug.models.explicit import ExplicitSelfAttention
+    from qplug.models.attention import ExplicitSelfAttention
 
     if module.is_decoder:
         return None
@@ -53,7 +53,7 @@ def _bert(module: nn.Module) -> nn.Module | None:
 
 
 def _distilbert(module: nn.Module) -> nn.Module:
-    from qplug.models.explicit import ExplicitSelfAttention
+    from qplug.models.attention import ExplicitSelfAttention
 
     return ExplicitSelfAttention(module, ("q_lin", "k_lin", "v_lin", "out_lin")).eval()
 
@@ -83,7 +83,7 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
     """
     import torch
 
-    from qplug.models.places import replace
+    from qplug.models.surgery import replace
 
     table = {adapter.path: adapter for adapter in reversed(list(adapters))}
     targets = {

@@ -125,7 +125,7 @@ class TransformersModel(ModelSource):
         return type(self)(self.config.model_copy(update={"path": str(folder), "revision": None}))
 
     def _float_model(self, module: nn.Module, folder: Path, note: str = "") -> FloatModel:
-        from qplug.models.language import QuestionAnswerer, SequenceClassifier
+        from qplug.models.text_models import QuestionAnswerer, SequenceClassifier
 
         config: Any = module.config
         longest = config.max_position_embeddings

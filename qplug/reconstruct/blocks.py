@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qplug.backends.base import Backend
-from qplug.models.places import put
+from qplug.models.surgery import put
 from qplug.plan import Plan
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qplug.core.errors import InputError
-from qplug.models.places import put
+from qplug.models.surgery import put
 from qplug.reconstruct.capture import Calls, capture
 
 

@@ -16,7 +16,7 @@ from qplug.core.errors import PluginError
 from qplug.core.memory import fits
 from qplug.core.seeding import seeded
 from qplug.core.types import SiteKind
-from qplug.models.places import put
+from qplug.models.surgery import put
 from qplug.plan import Decision, Plan
 from qplug.quantizers import Quantizer
 from qplug.quantizers.learners import Learner

@@ -18,7 +18,7 @@ from qplug.data import batches, check_disjoint
 from qplug.data.stream import Stream
 from qplug.fit import RECIPE, Fitter, resolve
 from qplug.models.adapters import make_explicit
-from qplug.models.folding import fold_batchnorms
+from qplug.models.batchnorm import fold_batchnorms
 from qplug.plan import Decision
 from qplug.recall import Recall
 from qplug.recipe.schema import ActivationConfig, Bits, Override, Quantize, Scope, WeightConfig

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qplug.backends import Backend
 from qplug.core.errors import InputError
 from qplug.metrics.accuracy import signal_and_noise, top1
-from qplug.models.places import replace
+from qplug.models.surgery import replace
 from qplug.plan import Decision, Plan
 
 

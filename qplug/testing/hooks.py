@@ -17,7 +17,7 @@ from qplug.manager import Manager
 from qplug.metrics import costs, plan_of
 from qplug.models import fingerprint
 from qplug.models.blocks import BLOCKS
-from qplug.models.provenance import is_gelu, is_norm
+from qplug.models.tracing import is_gelu, is_norm
 from qplug.plan import Decision
 from qplug.quantizers import UniformQuantizer
 from qplug.quantizers.learners import Learner

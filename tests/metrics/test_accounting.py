@@ -9,7 +9,7 @@ from qplug.conventions import CONVENTIONS, convention
 from qplug.core.errors import InputError
 from qplug.metrics import account, costs, uniform_plan
 from qplug.models.adapters import ADAPTERS, make_explicit
-from qplug.models.explicit import MatMul
+from qplug.models.attention import MatMul
 from qplug.plan import Decision
 from qplug.rewrite import rewrite
 from qplug.sites import find_sites

@@ -12,8 +12,8 @@ from torch import nn
 
 from qplug import Adapter, GuardError
 from qplug.models.adapters import ADAPTERS, make_explicit
-from qplug.models.explicit import ExplicitAttention, ExplicitWindowAttention, MatMul
-from qplug.models.plain import SamePad2d, padded_conv
+from qplug.models.attention import ExplicitAttention, ExplicitWindowAttention, MatMul
+from qplug.models.layers import SamePad2d, padded_conv
 from qplug.testing import toy_images, toy_vit
 
 

@@ -11,10 +11,10 @@ from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from qplug.guard import TOLERANCE
 from qplug.models.adapters import ADAPTERS, make_explicit
+from qplug.models.batchnorm import BY, fold_batchnorms
 from qplug.models.blocks import BLOCKS
-from qplug.models.folding import BY, fold_batchnorms
+from qplug.models.equivalence import TOLERANCE
 from qplug.reconstruct.blocks import find_blocks
 from qplug.sites import find_sites
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from qplug.models.provenance import Tracer
+from qplug.models.tracing import Tracer
 
 
 def trace(function):

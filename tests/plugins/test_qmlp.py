@@ -14,7 +14,7 @@ from qplug_qmlp.modules import MultipleTokenMixers, Pact
 from torch import nn
 
 from qplug import InputError
-from qplug.guard import Guard
+from qplug.models.equivalence import Guard
 from qplug.models.zoo import ZOO
 from qplug.rewrite import rewrite
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from qplug.models.places import replace
-from qplug.models.provenance import Tracer, no_grad_forward
+from qplug.models.surgery import replace
+from qplug.models.tracing import Tracer, no_grad_forward
 from qplug.plan import Change
 
 BY = "core.fold_batchnorm"
