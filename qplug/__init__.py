@@ -10,7 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qplug.allocation import Limit, choose_bits
     from qplug.core.component import Config, DataSource, ModelSource, Technique
     from qplug.core.device import full_float32
     from qplug.core.errors import GuardError, InputError, ParityError, PluginError, QplugError, RecipeError
@@ -36,10 +35,18 @@ if TYPE_CHECKING:
     from qplug.load import load_quantized
     from qplug.models.tracing import is_gelu
     from qplug.pipeline import RunResult, run
-    from qplug.plan import Plan
-    from qplug.quantizers import LogQuantizer, Quantizer, Region, RegionQuantizer, UniformQuantizer
-    from qplug.quantizers.grid import evenly, grid_search
-    from qplug.quantizers.learners import (
+    from qplug.quantization.bit_allocation import Limit, choose_bits
+    from qplug.quantization.calibration.hessian import Trace, hessian_traces
+    from qplug.quantization.calibration.statistics import SiteStats
+    from qplug.quantization.plan import Plan
+    from qplug.quantization.quantizers import LogQuantizer, Quantizer, Region, RegionQuantizer, UniformQuantizer
+    from qplug.quantization.quantizers.grid import evenly, grid_search
+    from qplug.quantization.quantizers.search import line_search
+    from qplug.quantization.sqnr_table import SqnrTable
+    from qplug.recipe import Recipe, load_recipe
+    from qplug.reconstruct import Block, OutputLoss, Rate, Reconstruction, Unit
+    from qplug.schedule import Schedule
+    from qplug.training.learners import (
         LearnedStep,
         Learner,
         bit_penalty,
@@ -47,36 +54,29 @@ if TYPE_CHECKING:
         rectified_sigmoid,
         soft_bit_logits,
     )
-    from qplug.quantizers.search import line_search
-    from qplug.recipe import Recipe, load_recipe
-    from qplug.reconstruct import Block, OutputLoss, Rate, Reconstruction, Unit
-    from qplug.schedule import Schedule
-    from qplug.sensitivity import SqnrTable
-    from qplug.sensitivity.hessian import Trace, hessian_traces
-    from qplug.stats import SiteStats
 
 _PUBLIC = {
-    "qplug.allocation": ("Limit", "choose_bits"),
+    "qplug.quantization.bit_allocation": ("Limit", "choose_bits"),
     "qplug.core.errors": ("GuardError", "InputError", "ParityError", "PluginError", "QplugError", "RecipeError"),
     "qplug.export.run": ("Export", "export_run"),
     "qplug.hooks": ("hookimpl",),
     "qplug.load": ("load_quantized",),
     "qplug.models.tracing": ("is_gelu",),
     "qplug.pipeline": ("RunResult", "run"),
-    "qplug.plan": ("Plan",),
-    "qplug.quantizers": ("LogQuantizer", "Quantizer", "Region", "RegionQuantizer", "UniformQuantizer"),
-    "qplug.quantizers.grid": ("evenly", "grid_search"),
-    "qplug.quantizers.learners": (
+    "qplug.quantization.plan": ("Plan",),
+    "qplug.quantization.quantizers": ("LogQuantizer", "Quantizer", "Region", "RegionQuantizer", "UniformQuantizer"),
+    "qplug.quantization.quantizers.grid": ("evenly", "grid_search"),
+    "qplug.training.learners": (
         *("LearnedStep", "Learner", "bit_penalty", "learned_steps", "rectified_sigmoid", "soft_bit_logits"),
     ),
-    "qplug.quantizers.search": ("line_search",),
+    "qplug.quantization.quantizers.search": ("line_search",),
     "qplug.recipe": ("Recipe", "load_recipe"),
     "qplug.reconstruct": ("Block", "OutputLoss", "Rate", "Reconstruction", "Unit"),
     "qplug.core.device": ("full_float32",),
     "qplug.schedule": ("Schedule",),
     "qplug.sensitivity": ("SqnrTable",),
-    "qplug.sensitivity.hessian": ("Trace", "hessian_traces"),
-    "qplug.stats": ("SiteStats",),
+    "qplug.quantization.calibration.hessian": ("Trace", "hessian_traces"),
+    "qplug.quantization.calibration.statistics": ("SiteStats",),
     "qplug.core.component": ("Config", "DataSource", "ModelSource", "Technique"),
     "qplug.core.types": (
         *("Adapter", "BackendOffer", "Choice", "Event", "Extra", "Granularity", "LossName", "Metric", "NormGroup"),

@@ -35,8 +35,8 @@ def qplug_datasets() -> Iterable[type[DataSource]]:
 def qplug_backends() -> Mapping[str, BackendOffer]:
     """``brevitas`` and ``modelopt``; neither refuses anything that a recipe can say."""
     return {
-        "brevitas": BackendOffer("qplug.backends.brevitas:BrevitasBackend"),
-        "modelopt": BackendOffer("qplug.backends.modelopt:ModelOptBackend", needs=(MODELOPT,)),
+        "brevitas": BackendOffer("qplug.quantization.backends.brevitas:BrevitasBackend"),
+        "modelopt": BackendOffer("qplug.quantization.backends.modelopt:ModelOptBackend", needs=(MODELOPT,)),
     }
 
 
@@ -44,9 +44,9 @@ def qplug_backends() -> Mapping[str, BackendOffer]:
 def qplug_quantizers() -> Mapping[str, str]:
     """``uniform``, ``regions`` and ``log``."""
     return {
-        "uniform": "qplug.quantizers.uniform:UniformQuantizer",
-        "log": "qplug.quantizers.log:LogQuantizer",
-        "regions": "qplug.quantizers.regions:RegionQuantizer",
+        "uniform": "qplug.quantization.quantizers.uniform:UniformQuantizer",
+        "log": "qplug.quantization.quantizers.log:LogQuantizer",
+        "regions": "qplug.quantization.quantizers.regions:RegionQuantizer",
     }
 
 

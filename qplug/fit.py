@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from qplug.conventions import convention
 from qplug.core.errors import InputError, PluginError
 from qplug.core.types import BackendOffer, Choice, Granularity, QuantSpec, Site
-from qplug.metrics import costs
-from qplug.plan import Decision, Plan
-from qplug.quantizers import Quantizer
-from qplug.sensitivity import SqnrTable
+from qplug.quantization.accounting import convention
+from qplug.quantization.costs import costs
+from qplug.quantization.plan import Decision, Plan
+from qplug.quantization.quantizers import Quantizer
+from qplug.quantization.sqnr_table import SqnrTable
 
 if TYPE_CHECKING:
-    from qplug.calibrate import Calibration
     from qplug.core.component import Technique
+    from qplug.quantization.calibration.calibrator import Calibration
+    from qplug.quantization.calibration.statistics import SiteStats
+    from qplug.quantization.sites import SiteMap
     from qplug.recall import Recall
     from qplug.recipe.schema import Quantize
-    from qplug.sites import SiteMap
-    from qplug.stats import SiteStats
     from qplug.steps import Steps
 
 RECIPE = "recipe"

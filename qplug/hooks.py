@@ -29,9 +29,9 @@ if TYPE_CHECKING:
         Site,
         Smoothing,
     )
+    from qplug.quantization.calibration.statistics import SiteStats
+    from qplug.quantization.sqnr_table import SqnrTable
     from qplug.reconstruct import Block, Reconstruction
-    from qplug.sensitivity import SqnrTable
-    from qplug.stats import SiteStats
 
 PROJECT = "qplug"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -211,7 +211,7 @@ class RunSpecs:
         """Make the quantizer of one site at one bit width.
 
         Called for every site, and once more for every bit width that an allocator asks about; it must not depend on
-        the order. ``stats`` holds ranges, moments and capped samples; see ``qplug.stats.SiteStats``. Stops at the first
+        the order. ``stats`` holds ranges, moments and capped samples; see ``qplug.SiteStats``. Stops at the first
         result that is not ``None``; ``None`` means "not mine". A site that no technique takes is an error.
 
         Example::

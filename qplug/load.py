@@ -12,11 +12,11 @@ from qplug.core.errors import InputError
 from qplug.core.storage.run_folder import AGAIN, Run, read_run
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import BY, fold_batchnorms
-from qplug.plan import Plan
+from qplug.quantization.plan import Plan
+from qplug.quantization.sites import find_sites
 from qplug.recipe import load_recipe
 from qplug.registry import Registry, component, installed
 from qplug.rewrite import HOOKS, rewrite
-from qplug.sites import find_sites
 from qplug.steps import Steps
 from qplug.train.task import BY as BY_TRAINING
 from qplug.weights import FILE, load_weights

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from qplug.plan import Plan
+from qplug.quantization.plan import Plan
 
 if TYPE_CHECKING:
     from qplug.models import FloatModel

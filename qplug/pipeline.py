@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 
-from qplug.calibrate import Calibration, watched_sites
 from qplug.calibrators import Calibrators
-from qplug.conventions import CONVENTIONS, DEFAULT
 from qplug.core.component import ModelSource
 from qplug.core.device import (
     Clock,
@@ -32,19 +30,22 @@ from qplug.data import LabelTransform, batches, check_disjoint
 from qplug.data.stream import Stream
 from qplug.fit import Fitter, allocate, resolve
 from qplug.lock import EVALUATION_SEED, content_if_known, lock
-from qplug.metrics import Logits, account, compare, costs, evaluate, share_right, uniform_plan
+from qplug.metrics.accuracy import Logits, compare, evaluate, share_right
 from qplug.models import fingerprint
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import Folding, fold_batchnorms
 from qplug.models.equivalence import Guard
 from qplug.notes import notes
-from qplug.plan import Change, Plan
+from qplug.quantization.accounting import CONVENTIONS, DEFAULT
+from qplug.quantization.calibration.calibrator import Calibration, watched_sites
+from qplug.quantization.costs import account, costs, uniform_plan
+from qplug.quantization.plan import Change, Plan
+from qplug.quantization.sites import find_sites
 from qplug.recall import Recall, source_key
 from qplug.recipe import Recipe
 from qplug.reconstruct.run import Reconstructor
 from qplug.registry import Registry, component, installed
 from qplug.rewrite import ask_for_training, rewrite
-from qplug.sites import find_sites
 from qplug.smoothing import smooth
 from qplug.steps import Steps
 from qplug.train import History, Trainer

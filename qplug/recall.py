@@ -15,17 +15,17 @@ from qplug.core.storage.hashing import content_key, images_digest
 from qplug.core.types import Choice, QuantSpec, Site
 from qplug.lock import code_of, versions
 from qplug.models import fingerprint
-from qplug.plan import quantizer_of
-from qplug.quantizers import Quantizer
+from qplug.quantization.plan import quantizer_of
+from qplug.quantization.quantizers import Quantizer
 
 if TYPE_CHECKING:
-    from qplug.calibrate import Calibration
     from qplug.core.component import Technique
     from qplug.core.device import Clock
     from qplug.core.storage.cache import Cache, Entry
     from qplug.data import Examples
     from qplug.models import FloatModel, Preparation
-    from qplug.stats import SiteStats
+    from qplug.quantization.calibration.calibrator import Calibration
+    from qplug.quantization.calibration.statistics import SiteStats
 
 WORTH = 0.02
 """Seconds that a quantizer must have taken, to be worth a file."""

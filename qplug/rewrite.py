@@ -10,7 +10,7 @@ from qplug.models.attention import MatMul
 from qplug.models.equivalence import Guard
 from qplug.models.surgery import replace
 from qplug.models.tracing import is_gelu
-from qplug.plan import Change
+from qplug.quantization.plan import Change
 from qplug.steps import Steps
 
 HOOKS = ("qplug_rewrite_norm", "qplug_bound_activation", "qplug_rewrite_module")

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from qplug.core.errors import PluginError
 from qplug.core.types import NormGroup, QuantSpec, Smoothing
-from qplug.plan import Change
+from qplug.quantization.plan import Change
 
 if TYPE_CHECKING:
-    from qplug.calibrate import Calibration
     from qplug.core.component import Technique
     from qplug.models.equivalence import Guard
-    from qplug.sites import SiteMap
+    from qplug.quantization.calibration.calibrator import Calibration
+    from qplug.quantization.sites import SiteMap
     from qplug.steps import Steps
 
 

@@ -15,8 +15,8 @@ from qplug.core.errors import InputError
 from qplug.core.storage.bit_packing import pack_bits, unpack_bits
 from qplug.core.storage.run_folder import AGAIN
 from qplug.models import fingerprint
-from qplug.plan import Decision, Plan
-from qplug.quantizers import Quantizer
+from qplug.quantization.plan import Decision, Plan
+from qplug.quantization.quantizers import Quantizer
 
 if TYPE_CHECKING:
     from qplug.core.storage.run_folder import RunFolder

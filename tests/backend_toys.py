@@ -7,7 +7,7 @@ import torch
 
 from qplug import Granularity, Plan, QuantSpec, Region, RegionQuantizer, SiteKind, UniformQuantizer
 from qplug.models.attention import MatMul
-from qplug.plan import Decision
+from qplug.quantization.plan import Decision
 
 T, C, H = Granularity.PER_TENSOR, Granularity.PER_CHANNEL, Granularity.PER_HEAD
 REGIONS = (Region(-(1 << 30), 0, -3, 0), Region(0, 3, 0, 3), Region(32, 5, 0, 7))

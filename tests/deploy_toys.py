@@ -17,7 +17,7 @@ from qplug.export.choice import EXPECTED, choose_by_processor
 from qplug.export.onnx_file import onnx_file
 from qplug.export.speed import session
 from qplug.export.trace import INPUT, LOGITS
-from qplug.plan import Plan
+from qplug.quantization.plan import Plan
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "deploy_int8.yaml"
 DIGITS = (

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import qplug
 from qplug.core.types import QuantSpec, Site, SiteKind
 from qplug.export.graph import build
-from qplug.plan import Decision
-from qplug.quantizers import Quantizer
+from qplug.quantization.plan import Decision
+from qplug.quantization.quantizers import Quantizer
 from qplug.registry import Registry
 from qplug.testing import toy_registry
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qplug.calibrate import Calibration
 from qplug.models.adapters import ADAPTERS, make_explicit
+from qplug.quantization.calibration.calibrator import Calibration
+from qplug.quantization.sites import find_sites
 from qplug.recipe.schema import Quantize
 from qplug.registry import Plugin, Registry
-from qplug.sites import find_sites
 from qplug.steps import Steps
 from qplug.testing import toy_images, toy_vit
 

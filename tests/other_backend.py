@@ -3,7 +3,7 @@
 import copy
 from dataclasses import replace
 
-from qplug.backends.brevitas import BrevitasBackend
+from qplug.quantization.backends.brevitas import BrevitasBackend
 
 
 class Other(BrevitasBackend):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from qplug.core.types import Granularity, NormGroup, QuantSpec, Smoothing
 from qplug.models.equivalence import Guard
+from qplug.quantization.calibration.statistics import SiteStats
 from qplug.recipe.schema import Quantize
 from qplug.registry import installed
 from qplug.smoothing import smooth
-from qplug.stats import SiteStats
 from qplug.steps import Steps
 
 W4 = QuantSpec(4, Granularity.PER_CHANNEL)

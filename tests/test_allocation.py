@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import qplug.allocation
+import qplug.quantization.bit_allocation
 from qplug import InputError, Limit, choose_bits
 
 BITS = (4, 5, 6, 7, 8)
@@ -107,9 +107,9 @@ def test_many_groups_come_within_a_hair_of_what_no_choice_can_beat(groups):
 @pytest.mark.parametrize("limits", [1, 2])
 def test_ten_thousand_groups_need_only_a_few_hundred_candidates(limits, monkeypatch):
     searched = []
-    search = qplug.allocation._search
+    search = qplug.quantization.bit_allocation._search
     monkeypatch.setattr(
-        qplug.allocation,
+        qplug.quantization.bit_allocation,
         "_search",
         lambda c, w, candidate, unit: searched.append(candidate.sum() - len(c)) or search(c, w, candidate, unit),
     )

@@ -7,12 +7,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from qplug import Granularity, InputError, SiteKind, Smoothing
-from qplug.calibrate import LOSSES, Calibration, watched_sites
 from qplug.core.storage.cache import Cache
 from qplug.core.storage.hashing import content_key
 from qplug.core.types import MASKED
-from qplug.operations import Rows, SampleSize
-from qplug.sites import find_sites
+from qplug.quantization.calibration.calibrator import LOSSES, Calibration, watched_sites
+from qplug.quantization.calibration.samplers import Rows, SampleSize
+from qplug.quantization.sites import find_sites
 from qplug.smoothing import fold
 from qplug.testing import toy_images, toy_vit
 

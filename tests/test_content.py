@@ -132,7 +132,7 @@ def test_of_qplug_what_only_shows_results_is_left_out(tmp_path: Path) -> None:
     for room in ("compare", "report", "cli", "testing"):
         (tmp_path / "qplug" / room / "__init__.py").write_text('"""Another."""\n')
     assert fresh(tmp_path, "qplug") == before
-    (tmp_path / "qplug/quantizers/cli.py").write_text("")
+    (tmp_path / "qplug/quantization/quantizers/cli.py").write_text("")
     assert fresh(tmp_path, "qplug") != before
 
 

@@ -6,7 +6,7 @@ from numeric_toys import Sequence
 from torch import nn
 
 from qplug.models.attention import MatMul
-from qplug.operations import SampleSize, operation_of
+from qplug.quantization.calibration.samplers import SampleSize, operation_of
 
 EVERYTHING = SampleSize(rows=10**6, slices=10**6, slice_rows=10**6)
 

@@ -31,16 +31,16 @@ from qplug import (
     UniformQuantizer,
     hookimpl,
 )
-from qplug.calibrate import Calibration
 from qplug.core.device import backend_of, peak_memory_mb
 from qplug.data import batches
 from qplug.models import FloatModel, Preprocessing
 from qplug.models.adapters import ADAPTERS, make_explicit
-from qplug.operations import SampleSize
 from qplug.pipeline import run
-from qplug.plan import Plan
+from qplug.quantization.calibration.calibrator import Calibration
+from qplug.quantization.calibration.samplers import SampleSize
+from qplug.quantization.plan import Plan
+from qplug.quantization.sites import find_sites
 from qplug.recipe import recipe_type
-from qplug.sites import find_sites
 from qplug.testing import toy_images, toy_registry, toy_vit
 from qplug.testing.toys import SIZE
 from qplug.weights import load_weights

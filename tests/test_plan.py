@@ -9,8 +9,8 @@ import torch
 from numeric_toys import calibrated
 
 from qplug import Granularity, InputError, Plan, QuantSpec, Region, RegionQuantizer, SiteKind, UniformQuantizer
-from qplug.backends.brevitas import BrevitasBackend
-from qplug.plan import Change, Decision
+from qplug.quantization.backends.brevitas import BrevitasBackend
+from qplug.quantization.plan import Change, Decision
 from qplug.registry import installed
 from qplug.testing import toy_images
 
@@ -76,7 +76,7 @@ def test_another_format_is_refused(planned, format_):
 
 def test_a_quantizer_that_is_not_installed_is_refused_by_its_name(planned):
     with pytest.raises(InputError, match=r"'regions'.* installed plugins offer.*\['uniform'\]"):
-        Plan.from_dict(planned[1].to_dict(), {"uniform": "qplug.quantizers:UniformQuantizer"})
+        Plan.from_dict(planned[1].to_dict(), {"uniform": "qplug.quantization.quantizers:UniformQuantizer"})
 
 
 def test_quantizers_by_operation(planned):

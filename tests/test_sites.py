@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from qplug import SiteKind
 from qplug.core.types import Smoothing
-from qplug.sites import find_sites
+from qplug.quantization.sites import find_sites
 from qplug.smoothing import fold
 
 K = SiteKind

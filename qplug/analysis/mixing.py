@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qplug.analysis.depth import Depth
 from qplug.core.errors import InputError
 from qplug.core.types import Site, matches
-from qplug.sensitivity.hessian import Trace, hessian_traces
+from qplug.quantization.calibration.hessian import Trace, hessian_traces
 
 Role = Literal["token", "channel"]
 TOKENS = ("*.mlp_tokens.*", "*.linear_tokens", "*.linear_tokens.*", "*.attn.*")

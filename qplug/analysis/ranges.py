@@ -14,7 +14,7 @@ from qplug.analysis.depth import Depth
 from qplug.core.errors import InputError
 from qplug.core.seeding import seeded
 from qplug.core.types import Site
-from qplug.operations import Rows
+from qplug.quantization.calibration.samplers import Rows
 
 PERCENTILE = 99.0
 BLOCK_OUTPUT = "block_output"

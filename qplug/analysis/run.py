@@ -13,13 +13,13 @@ from torch import Tensor
 from qplug.analysis.mixing import CHANNELS, TOKENS, Mixing, mixers, mixing_traces
 from qplug.analysis.ranges import Range, activation_ranges
 from qplug.analysis.subjects import as_it_is, of_run, rewritten
-from qplug.calibrate import watched_sites
 from qplug.core.component import Config, DataSource, ModelSource
 from qplug.core.device import Clock, full_float32, parse_device
 from qplug.data.stream import Stream
-from qplug.plan import Change
+from qplug.quantization.calibration.calibrator import watched_sites
+from qplug.quantization.calibration.hessian import TOLERANCE
+from qplug.quantization.plan import Change
 from qplug.registry import Registry, installed
-from qplug.sensitivity.hessian import TOLERANCE
 from qplug.sensitivity.measure import SLICE
 from qplug.steps import Steps
 

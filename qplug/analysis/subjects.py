@@ -16,11 +16,11 @@ from qplug.models import FloatModel
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import fold_batchnorms
 from qplug.models.equivalence import Guard
-from qplug.plan import Change
+from qplug.quantization.plan import Change
+from qplug.quantization.sites import SiteMap, find_sites
 from qplug.recipe import load_recipe
 from qplug.registry import Registry, component
 from qplug.rewrite import HOOKS, ask_for_training, rewrite
-from qplug.sites import SiteMap, find_sites
 from qplug.steps import Steps
 
 

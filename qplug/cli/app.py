@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from qplug.conventions import CONVENTIONS
 from qplug.core.errors import InputError, QplugError, RecipeError
+from qplug.quantization.accounting import CONVENTIONS
 
 if TYPE_CHECKING:
     from qplug.core.storage.cache import Cache

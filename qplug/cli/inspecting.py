@@ -21,8 +21,8 @@ from qplug.cli.options import (
     checked,
     image_sources,
 )
-from qplug.conventions import DEFAULT, Convention, convention
 from qplug.core.errors import InputError
+from qplug.quantization.accounting import DEFAULT, Convention, convention
 
 if TYPE_CHECKING:
     from qplug.core.component import ModelSource

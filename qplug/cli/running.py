@@ -23,8 +23,8 @@ from qplug.cli.app import (
     print_json,
     screen_of,
 )
-from qplug.conventions import DEFAULT, convention
 from qplug.core.errors import InputError, QplugError
+from qplug.quantization.accounting import DEFAULT, convention
 
 if TYPE_CHECKING:
     from qplug.recipe import Recipe

@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from qplug.backends import Backend
 from qplug.core.errors import InputError
+from qplug.quantization.backends import Backend
 from qplug.registry import Registry
 from qplug.steps import Steps
 

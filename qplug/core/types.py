@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from qplug.quantizers import Quantizer
+    from qplug.quantization.quantizers import Quantizer
 
 
 class SiteKind(str, Enum):
@@ -217,7 +217,7 @@ class BackendOffer:
     """A backend, and what of a recipe it cannot execute: read when a recipe is validated, without importing it.
 
     Attributes:
-        path: ``module:Class`` of a ``qplug.backends.Backend``.
+        path: ``module:Class`` of a ``qplug.quantization.backends.Backend``.
         needs: what must be installed for it.
         bits: the smallest and the largest bit width.
         granularities: how many scales a tensor may have.

@@ -27,8 +27,8 @@ from qplug.export.fused import FUSED, allowed, along, settle
 from qplug.export.runtimes import Runtime
 from qplug.export.trace import INPUT, LOGITS, Call
 from qplug.metrics.accuracy import top1
-from qplug.plan import Plan
-from qplug.quantizers import Quantizer, RegionQuantizer, UniformQuantizer
+from qplug.quantization.plan import Plan
+from qplug.quantization.quantizers import Quantizer, RegionQuantizer, UniformQuantizer
 
 EXACT = 1e-4
 """Largest norm of a difference where both sides round the same quotient. Measured: 1e-6 at most."""

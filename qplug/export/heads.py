@@ -10,7 +10,7 @@ from qplug.export.lower import LoweredMatMul
 from qplug.export.qdq import Affine
 from qplug.models.attention import ExplicitAttention
 from qplug.models.surgery import replace
-from qplug.plan import Plan
+from qplug.quantization.plan import Plan
 
 
 class IntegerHeads(nn.Module):

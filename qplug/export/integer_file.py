@@ -12,7 +12,7 @@ from qplug.export.integers import Integers
 from qplug.export.lower import lower, readers
 from qplug.export.onnx_file import OnnxFile, onnx_file
 from qplug.export.qdq import Qdq
-from qplug.plan import Plan
+from qplug.quantization.plan import Plan
 
 if TYPE_CHECKING:
     from qplug.load import Planned

@@ -20,8 +20,8 @@ from torch.onnx.ops import symbolic
 
 from qplug.core.types import Role
 from qplug.export.qdq import SHIFT, Affine, Qdq, Shifted
-from qplug.plan import Decision
-from qplug.quantizers import UniformQuantizer
+from qplug.quantization.plan import Decision
+from qplug.quantization.quantizers import UniformQuantizer
 
 
 def eight_bits(decision: Decision | None, signed: bool) -> Affine | None:

@@ -14,7 +14,7 @@ from qplug.core.types import Role
 from qplug.export.plain import FloatWeight
 from qplug.models.attention import MatMul
 from qplug.models.surgery import replace
-from qplug.plan import Decision, Plan
+from qplug.quantization.plan import Decision, Plan
 
 
 class Format(Protocol):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from qplug.load import Planned
-    from qplug.plan import Plan
+    from qplug.quantization.plan import Plan
 
 
 @dataclass

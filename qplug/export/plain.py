@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from qplug.plan import Decision
-from qplug.quantizers import Quantizer, RegionQuantizer, UniformQuantizer
+from qplug.quantization.plan import Decision
+from qplug.quantization.quantizers import Quantizer, RegionQuantizer, UniformQuantizer
 
 LARGEST_TABLE = 1 << 16
 """Base integers of a region-wise quantizer up to which its values are looked up."""

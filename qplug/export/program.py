@@ -20,8 +20,8 @@ from qplug.core.storage.bit_packing import pack_bits
 from qplug.export.lower import Format, float_weights, lower
 from qplug.export.plain import plain_weight, traced
 from qplug.export.trace import INPUT, LOGITS, Call, named, trace
-from qplug.plan import Decision
-from qplug.quantizers import Quantizer
+from qplug.quantization.plan import Decision
+from qplug.quantization.quantizers import Quantizer
 
 if TYPE_CHECKING:
     from qplug.load import Planned

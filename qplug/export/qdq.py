@@ -13,8 +13,8 @@ from torch.onnx.ops import symbolic
 
 from qplug.export.lower import Format
 from qplug.export.plain import DecodedWeight, plain_weight, traced
-from qplug.plan import Decision
-from qplug.quantizers import UniformQuantizer, integer_range
+from qplug.quantization.plan import Decision
+from qplug.quantization.quantizers import UniformQuantizer, integer_range
 
 HELD = {(8, True): torch.int8, (8, False): torch.uint8, (16, True): torch.int16, (16, False): torch.uint16}
 """(bits, signed) → the type of torch. Narrower integers are traced in 8 bits: see ``qplug.export.graph.narrow``."""

@@ -16,8 +16,8 @@ from torch.onnx.ops import symbolic
 
 from qplug.export.lower import Format
 from qplug.export.plain import DecodedWeight, plain_weight, traced
-from qplug.plan import Decision
-from qplug.quantizers import UniformQuantizer
+from qplug.quantization.plan import Decision
+from qplug.quantization.quantizers import UniformQuantizer
 
 DOMAIN = "qonnx.custom_op.general"
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from qplug.core.errors import InputError, QplugError
 from qplug.export.plain import DecodedWeight, plain_weight, traced
-from qplug.plan import Decision
+from qplug.quantization.plan import Decision
 
 if TYPE_CHECKING:
     from qplug.load import Planned

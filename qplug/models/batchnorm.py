@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from qplug.models.surgery import replace
 from qplug.models.tracing import Tracer, no_grad_forward
-from qplug.plan import Change
+from qplug.quantization.plan import Change
 
 BY = "core.fold_batchnorm"
 """Who changed the model, in the plan."""

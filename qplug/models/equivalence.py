@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qplug.core.errors import GuardError
 from qplug.core.types import MASKED
-from qplug.plan import Change
+from qplug.quantization.plan import Change
 
 TOLERANCE = 1e-4
 

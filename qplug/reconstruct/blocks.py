@@ -8,9 +8,9 @@ from collections.abc import Container, Iterable
 import torch
 from torch import Tensor, nn
 
-from qplug.backends.base import Backend
 from qplug.models.surgery import put
-from qplug.plan import Plan
+from qplug.quantization.backends.base import Backend
+from qplug.quantization.plan import Plan
 
 
 def find_blocks(model: nn.Module, operations: Iterable[str], image: Tensor, classes: Container[str]) -> list[str]:

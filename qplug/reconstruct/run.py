@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from qplug.backends.base import Backend
 from qplug.core.errors import PluginError
 from qplug.core.memory import fits
 from qplug.core.seeding import seeded
 from qplug.core.types import SiteKind
 from qplug.models.surgery import put
-from qplug.plan import Decision, Plan
-from qplug.quantizers import Quantizer
-from qplug.quantizers.learners import Learner
+from qplug.quantization.backends.base import Backend
+from qplug.quantization.plan import Decision, Plan
+from qplug.quantization.quantizers import Quantizer
 from qplug.reconstruct.blocks import called, find_blocks, lower_block, within
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.forwards import Forwards
@@ -27,6 +26,7 @@ from qplug.reconstruct.loop import learn
 from qplug.reconstruct.losses import LOSSES, OutputLoss, Unit
 from qplug.reconstruct.settings import Block, Reconstruction
 from qplug.reconstruct.step import Dropped
+from qplug.training.learners import Learner
 
 if TYPE_CHECKING:
     from qplug.core.component import Technique

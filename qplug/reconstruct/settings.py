@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qplug.core.types import LossName
-    from qplug.plan import Decision
-    from qplug.quantizers.learners import Learner
+    from qplug.quantization.plan import Decision
     from qplug.reconstruct.losses import OutputLoss
+    from qplug.training.learners import Learner
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from qplug.core.errors import PluginError
-from qplug.quantizers import Quantizer
-from qplug.quantizers.learners import Learner
+from qplug.quantization.quantizers import Quantizer
 from qplug.reconstruct.capture import Calls
 from qplug.reconstruct.losses import OutputLoss
 from qplug.reconstruct.objective import Minimized, Objective, compiled
 from qplug.reconstruct.settings import Reconstruction
+from qplug.training.learners import Learner
 
 EAGER = 3
 """Iterations before a CUDA graph is captured, in which libraries allocate and choose kernels, as torch advises."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qplug.compare.noise import letter
 from qplug.compare.protocol import paper_figure, protocol
-from qplug.conventions import Convention
+from qplug.quantization.accounting import Convention
 from qplug.report.run import number, percent
 from qplug.report.screen import Table
 

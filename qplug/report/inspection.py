@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from qplug.conventions import Convention
+from qplug.quantization.accounting import Convention
 from qplug.report.run import number
 from qplug.report.screen import Table
 

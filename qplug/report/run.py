@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from qplug.conventions import Convention
 from qplug.core.types import OUT_OF_SCOPE
+from qplug.quantization.accounting import Convention
 from qplug.report.screen import Table
 
 if TYPE_CHECKING:
     from qplug.pipeline import RunResult
-    from qplug.plan import Change
+    from qplug.quantization.plan import Change
 
 Metrics = Mapping[str, Any]
 TRAININGS = {"finetune": "fine-tuning", "qat": "QAT"}

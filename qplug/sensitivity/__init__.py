@@ -1,8 +1,4 @@
-"""How much each site suffers: the allocators' SQNR table (``table``), and the measures of ``qplug sensitivity``.
+"""How sensitive each site is: the measures of ``qplug sensitivity``.
 
-``measure`` has the order, ``single`` quantizes one site at a time, ``hessian`` estimates traces, ``correlation`` ranks.
+``measure`` has the order, ``single`` quantizes one site at a time, ``correlation`` ranks the measures.
 """
-
-from qplug.sensitivity.table import SqnrTable
-
-__all__ = ["SqnrTable"]

@@ -8,7 +8,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from qplug.calibrate import Calibration, watched_sites
 from qplug.calibrators import Calibrators
 from qplug.core.component import Config, DataSource, ModelSource, Technique
 from qplug.core.device import Clock, backend_of, full_float32, parse_device
@@ -19,14 +18,15 @@ from qplug.data.stream import Stream
 from qplug.fit import RECIPE, Fitter, resolve
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import fold_batchnorms
-from qplug.plan import Decision
+from qplug.quantization.calibration.calibrator import Calibration, watched_sites
+from qplug.quantization.calibration.hessian import Trace, hessian_traces
+from qplug.quantization.plan import Decision
+from qplug.quantization.sites import SiteMap, find_sites
 from qplug.recall import Recall
 from qplug.recipe.schema import ActivationConfig, Bits, Override, Quantize, Scope, WeightConfig
 from qplug.registry import Registry, installed
 from qplug.sensitivity.correlation import Correlation, correlations
-from qplug.sensitivity.hessian import Trace, hessian_traces
 from qplug.sensitivity.single import Effect, one_at_a_time, refusal
-from qplug.sites import SiteMap, find_sites
 from qplug.steps import Steps
 
 SLICE = 8

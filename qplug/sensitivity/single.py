@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qplug.backends import Backend
 from qplug.core.errors import InputError
 from qplug.metrics.accuracy import signal_and_noise, top1
 from qplug.models.surgery import replace
-from qplug.plan import Decision, Plan
+from qplug.quantization.backends import Backend
+from qplug.quantization.plan import Decision, Plan
 
 
 @dataclass

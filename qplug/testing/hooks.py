@@ -9,24 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qplug.conventions import convention
 from qplug.core.component import Technique
 from qplug.core.types import Choice, Granularity, NormGroup, QuantSpec, Rewrite, Site, Smoothing
 from qplug.hooks import RunSpecs
 from qplug.manager import Manager
-from qplug.metrics import costs, plan_of
 from qplug.models import fingerprint
 from qplug.models.blocks import BLOCKS
 from qplug.models.tracing import is_gelu, is_norm
-from qplug.plan import Decision
-from qplug.quantizers import UniformQuantizer
-from qplug.quantizers.learners import Learner
+from qplug.quantization.accounting import convention
+from qplug.quantization.calibration.statistics import SiteStats
+from qplug.quantization.costs import costs, plan_of
+from qplug.quantization.plan import Decision
+from qplug.quantization.quantizers import UniformQuantizer
+from qplug.quantization.sqnr_table import SqnrTable
 from qplug.reconstruct import Block, Reconstruction
 from qplug.reconstruct.blocks import find_blocks, within
-from qplug.sensitivity import SqnrTable
-from qplug.stats import SiteStats
 from qplug.testing.quantizers import check_quantizer
 from qplug.testing.toys import calibrated_toy, toy_calibration, toy_groups, toy_images, toy_vit
+from qplug.training.learners import Learner
 
 TOLERANCE = 1e-4
 """How far a step that preserves the function may move it, as a share of the output's norm."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from qplug.quantizers import Quantizer
+from qplug.quantization.quantizers import Quantizer
 
 
 def check_quantizer(quantizer: Quantizer, x: Tensor) -> None:

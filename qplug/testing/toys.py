@@ -7,11 +7,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from qplug.calibrate import Calibration
 from qplug.core.types import Granularity, NormGroup, QuantSpec, Site
 from qplug.models.adapters import ADAPTERS, make_explicit
-from qplug.sites import SiteMap, find_sites
-from qplug.stats import SiteStats
+from qplug.quantization.calibration.calibrator import Calibration
+from qplug.quantization.calibration.statistics import SiteStats
+from qplug.quantization.sites import SiteMap, find_sites
 
 SIZE = (3, 16, 16)
 """(C, H, W) of a toy image."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from qplug.core.storage.hashing import images_digest
 from qplug.models import FloatModel, fingerprint
-from qplug.plan import Change, Plan
+from qplug.quantization.plan import Change, Plan
 from qplug.recall import Recall, Slot, source_key
 from qplug.recipe.training import WITHOUT_INFLUENCE, Qat, Training
 from qplug.train.history import History
@@ -20,11 +20,11 @@ from qplug.train.objective import Objective
 from qplug.train.task import BY, Task, batchnorms, float_task, quantized_task, take
 
 if TYPE_CHECKING:
-    from qplug.backends.base import Backend
     from qplug.core.component import Technique
     from qplug.core.device import Advance
     from qplug.core.distributed import Processes
     from qplug.data import Examples
+    from qplug.quantization.backends.base import Backend
 
 
 @dataclass

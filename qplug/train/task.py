@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from qplug.backends.base import Backend
-from qplug.plan import Change, Decision, Plan
-from qplug.quantizers import Quantizer, UniformQuantizer
-from qplug.quantizers.learners import LearnedStep, Learner
+from qplug.quantization.backends.base import Backend
+from qplug.quantization.plan import Change, Decision, Plan
+from qplug.quantization.quantizers import Quantizer, UniformQuantizer
 from qplug.recipe.training import Learn
+from qplug.training.learners import LearnedStep, Learner
 
 BY = {"finetune": "core.finetune", "qat": "core.qat"}
 """Who changed the model, in the plan, by stage."""

@@ -76,7 +76,7 @@ def _exact(model, names, images):
     from torch.autograd.functional import hessian
     from torch.func import functional_call
 
-    from qplug.sensitivity.hessian import OWN_TOP1
+    from qplug.quantization.calibration.hessian import OWN_TOP1
 
     model, images = model.double(), images.double()
     total = 0.0

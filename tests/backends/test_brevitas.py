@@ -9,8 +9,8 @@ from numeric_toys import calibrated, swin
 from torch import nn
 
 from qplug import QuantSpec, RegionQuantizer, SiteKind, UniformQuantizer
-from qplug.backends.brevitas import BrevitasBackend
-from qplug.backends.brevitas_quant import CustomTensorQuant, InferenceHandler, planned, tensor_quant
+from qplug.quantization.backends.brevitas import BrevitasBackend
+from qplug.quantization.backends.brevitas_quant import CustomTensorQuant, InferenceHandler, planned, tensor_quant
 from qplug.testing import toy_images
 
 BACKEND = BrevitasBackend()

@@ -15,8 +15,8 @@ from qplug.testing.run import toy_recipe
 
 pytest.importorskip("modelopt", reason="pip install 'qplug[modelopt]'")
 
-from qplug.backends.modelopt import ModelOptBackend, QuantConv2d, QuantLinear, TensorQuantizer
-from qplug.backends.modelopt_quant import NAME, tensor_quantizer
+from qplug.quantization.backends.modelopt import ModelOptBackend, QuantConv2d, QuantLinear, TensorQuantizer
+from qplug.quantization.backends.modelopt_quant import NAME, tensor_quantizer
 
 BACKEND = ModelOptBackend()
 

@@ -17,7 +17,7 @@ from qplug import UniformQuantizer, load_recipe, run
 from qplug.core.device import backend_of, forward_seconds
 from qplug.core.memory import keep_freed_memory
 from qplug.models.adapters import make_explicit
-from qplug.plan import Plan
+from qplug.quantization.plan import Plan
 from qplug.registry import installed
 from qplug.weights import load_weights
 

@@ -11,7 +11,7 @@ from qplug_mptq_vit import GreedyMp
 from workbench import ratio
 
 from qplug.core.types import QuantSpec, Site, SiteKind
-from qplug.sensitivity import SqnrTable
+from qplug.quantization.sqnr_table import SqnrTable
 
 SITES = 10_000
 

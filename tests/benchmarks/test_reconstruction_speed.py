@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from workbench import least_seconds
 
 from qplug import Block, Granularity, QuantSpec, UniformQuantizer
-from qplug.calibrate import Calibration, watched_sites
 from qplug.core.device import backend_of
 from qplug.core.memory import keep_freed_memory
 from qplug.models.adapters import make_explicit
-from qplug.plan import Decision, Plan
+from qplug.quantization.calibration.calibrator import Calibration, watched_sites
+from qplug.quantization.plan import Decision, Plan
+from qplug.quantization.sites import find_sites
 from qplug.reconstruct.blocks import lower_block
 from qplug.reconstruct.capture import Calls, capture
 from qplug.reconstruct.loop import _optimizer
@@ -25,7 +26,6 @@ from qplug.reconstruct.losses import MeanSquared
 from qplug.reconstruct.run import _with_learners
 from qplug.reconstruct.step import Step
 from qplug.registry import installed
-from qplug.sites import find_sites
 
 pytestmark = pytest.mark.slow
 

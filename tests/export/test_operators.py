@@ -19,7 +19,7 @@ from qplug.export.plain import DecodedWeight, Lookup, Traced
 from qplug.export.program import PackedWeight, Plain
 from qplug.export.qdq import Qdq, QdqActivation, QdqWeight, ShiftedActivation
 from qplug.export.qonnx import Qonnx
-from qplug.quantizers import integer_range
+from qplug.quantization.quantizers import integer_range
 
 ALL = (2, 4, 8, 16)
 WIDTHS = [2, 3, 4, 5, 6, 7, 8, 9, 12, 16]

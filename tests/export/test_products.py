@@ -23,7 +23,7 @@ from qplug.export.processor import SATURATING, caution, processor
 from qplug.export.qdq import Qdq, QdqActivation, saturates
 from qplug.export.run import export_run
 from qplug.load import load_planned
-from qplug.plan import Plan
+from qplug.quantization.plan import Plan
 from qplug.testing import toy_images, toy_registry
 
 

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from qplug import Plan, QuantSpec, Site, SiteKind, UniformQuantizer
-from qplug.conventions import CONVENTIONS, convention
 from qplug.core.errors import InputError
-from qplug.metrics import account, costs, uniform_plan
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.models.attention import MatMul
-from qplug.plan import Decision
+from qplug.quantization.accounting import CONVENTIONS, convention
+from qplug.quantization.costs import account, costs, uniform_plan
+from qplug.quantization.plan import Decision
+from qplug.quantization.sites import find_sites
 from qplug.rewrite import rewrite
-from qplug.sites import find_sites
 
 
 def plan_of(*rows):

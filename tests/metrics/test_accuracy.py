@@ -7,7 +7,7 @@ from torch import nn
 
 from qplug import InputError
 from qplug.core.types import MASKED
-from qplug.metrics import Logits, compare, evaluate
+from qplug.metrics.accuracy import Logits, compare, evaluate
 
 
 def logits(*classes):

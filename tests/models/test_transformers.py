@@ -12,14 +12,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from qplug.calibrate import Calibration
 from qplug.core.errors import InputError
 from qplug.core.types import MASKED, SiteKind
 from qplug.data.text import TextItem
 from qplug.models import FloatModel
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.models.transformers import TransformersModel
-from qplug.sites import find_sites
+from qplug.quantization.calibration.calibrator import Calibration
+from qplug.quantization.sites import find_sites
 
 KINDS = ("bert", "distilbert")
 TASKS = ("sequence_classification", "question_answering")

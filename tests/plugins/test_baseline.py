@@ -9,8 +9,8 @@ from plugin_toys import activation, choose, make, oracle, uncounted, weight_site
 from qplug_baseline import Ema, Hessian, MinMax, Mse, Percentile, UniformBits
 
 from qplug.core.types import Granularity, QuantSpec
-from qplug.quantizers import UniformQuantizer
-from qplug.sensitivity import SqnrTable
+from qplug.quantization.quantizers import UniformQuantizer
+from qplug.quantization.sqnr_table import SqnrTable
 from qplug.testing import toy_calibration
 
 PER_CHANNEL = Granularity.PER_CHANNEL

@@ -83,7 +83,7 @@ def test_it_says_what_it_is():
 
 
 def test_a_plan_finds_it_by_its_kind():
-    from qplug.plan import quantizer_of
+    from qplug.quantization.plan import quantizer_of
     from qplug.registry import installed
 
     quantizer = coded(randn(3, 8)).quantizer

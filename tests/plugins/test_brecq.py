@@ -11,7 +11,7 @@ from qplug_brecq import AdaRound, Brecq
 from qplug_brecq.rounding import EDGE, LearnedRounding
 
 from qplug import Block, LearnedStep, QuantSpec, Site, SiteKind, UniformQuantizer, load_recipe, run
-from qplug.plan import Decision
+from qplug.quantization.plan import Decision
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "brecq.yaml"
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from qplug_mptq_vit import GreedyMp
 
 from qplug.core.types import QuantSpec, Site, SiteKind
-from qplug.sensitivity import SqnrTable
+from qplug.quantization.sqnr_table import SqnrTable
 
 
 def site(index: int, numel: int, weight: bool = True) -> Site:

@@ -16,7 +16,7 @@ from qplug_mr_biq.learner import MARGIN, SoftBinaryCoding
 
 import qplug
 from qplug import Block, QuantSpec, Site, SiteKind, UniformQuantizer
-from qplug.plan import Decision
+from qplug.quantization.plan import Decision
 
 KINDS = [{}, {"uniform": True}, {"offset": True}, {"group_size": 9}, {"uniform": True, "group_size": 12}]
 

@@ -13,7 +13,7 @@ from qplug_mptq_vit import OptM
 from qplug_mptq_vit.opt_m import regions
 
 from qplug.core.types import Granularity, QuantSpec, SiteKind
-from qplug.quantizers import RegionQuantizer, UniformQuantizer
+from qplug.quantization.quantizers import RegionQuantizer, UniformQuantizer
 
 POST_GELU = SiteKind.POST_GELU
 S0 = 1.6494 / 2**5

@@ -15,9 +15,9 @@ from qplug_ptq4vit.twin import GELU_LEAST, after_gelu, after_softmax
 from torch.nn import functional as F
 
 from qplug import Granularity, InputError, QuantSpec, SiteKind, load_recipe
-from qplug.calibrate import LOSSES, Calibration
 from qplug.core.device import Clock
 from qplug.fit import Fitter, resolve
+from qplug.quantization.calibration.calibrator import LOSSES, Calibration
 from qplug.recall import Recall
 from qplug.testing.quantizers import QuantizerContract
 

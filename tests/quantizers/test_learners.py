@@ -21,8 +21,8 @@ from qplug import (
     rectified_sigmoid,
     soft_bit_logits,
 )
-from qplug.plan import Decision
-from qplug.quantizers.base import clamp_ste, fake_quantize, round_ste
+from qplug.quantization.plan import Decision
+from qplug.quantization.quantizers.base import clamp_ste, fake_quantize, round_ste
 
 THREE = (Region(-1000, 0, -3, 0), Region(0, 0, 0, 3), Region(4, 2, 1, 7))
 

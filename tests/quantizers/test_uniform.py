@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qplug import Granularity, QuantSpec, UniformQuantizer
-from qplug.quantizers import integer_range, round_ste
+from qplug.quantization.quantizers import integer_range, round_ste
 
 BITS = st.integers(2, 8)
 FLOATS = st.floats(-100.0, 100.0, width=32, allow_subnormal=False)

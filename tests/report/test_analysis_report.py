@@ -5,10 +5,10 @@ from __future__ import annotations
 from qplug.analysis.mixing import Mixing
 from qplug.analysis.ranges import Range
 from qplug.analysis.run import Analysis, Look, Request
-from qplug.plan import Change
+from qplug.quantization.calibration.hessian import Trace
+from qplug.quantization.plan import Change
 from qplug.report.analysis import analysis_tables, over_all
 from qplug.report.analysis_picture import draw
-from qplug.sensitivity.hessian import Trace
 
 
 def one(name, largest, position, kind="linear_input"):

@@ -13,10 +13,10 @@ import torch
 
 from qplug import QuantSpec, Site, SiteKind, UniformQuantizer
 from qplug.core.storage.run_folder import to_json
-from qplug.plan import Decision
+from qplug.quantization.calibration.hessian import Trace
+from qplug.quantization.plan import Decision
 from qplug.report.sensitivity import ranked, sensitivity_tables, summary
 from qplug.report.sensitivity_picture import draw, grid
-from qplug.sensitivity.hessian import Trace
 from qplug.sensitivity.measure import Measured, Request, Sensitivity, correlated
 from qplug.sensitivity.single import Effect
 

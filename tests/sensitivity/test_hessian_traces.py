@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from qplug import InputError
-from qplug.sensitivity.hessian import OWN_TOP1, hessian_traces, signs
+from qplug.quantization.calibration.hessian import OWN_TOP1, hessian_traces, signs
 from qplug.testing import toy_images, toy_vit
 
 

@@ -15,8 +15,8 @@ from qplug import Config, InputError, ModelSource
 from qplug.data import batches
 from qplug.data.stream import Stream
 from qplug.models import FloatModel, Preprocessing
+from qplug.quantization.calibration.hessian import hessian_traces
 from qplug.recipe.schema import Scope
-from qplug.sensitivity.hessian import hessian_traces
 from qplug.sensitivity.measure import Request, measure
 from qplug.testing import toy_images, toy_registry, toy_vit
 from qplug.testing.toys import SIZE

@@ -10,7 +10,6 @@ from torch import nn
 from train_toys import Small, recipe
 
 from qplug import Config, InputError, QplugError, Rewrite, Technique, hookimpl, load_quantized
-from qplug.conventions import CONVENTIONS, DEFAULT
 from qplug.core.device import backend_of
 from qplug.core.storage.cache import Cache
 from qplug.core.storage.run_folder import read_run
@@ -19,7 +18,8 @@ from qplug.data.digits import Digits
 from qplug.models import Preprocessing
 from qplug.models.zoo import vit_digits
 from qplug.pipeline import run
-from qplug.plan import Plan
+from qplug.quantization.accounting import CONVENTIONS, DEFAULT
+from qplug.quantization.plan import Plan
 from qplug.recipe.training import Learn
 from qplug.registry import installed
 from qplug.report.run import summary_tables

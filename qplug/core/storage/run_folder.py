@@ -188,7 +188,7 @@ class Run:
 
     @cached_property
     def evaluation(self) -> dict[str, NDArray[Any]]:
-        """What was said of every evaluation image, (N,) each; see ``qplug.metrics.Logits.by_image``."""
+        """What was said of every evaluation image, (N,) each; see ``qplug.metrics.accuracy.Logits.by_image``."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 

@@ -6,8 +6,8 @@ from functools import partial
 
 import torch
 
-from qplug.calibrate import LOSSES, batch_loss
 from qplug.core.errors import InputError
+from qplug.quantization.calibration.calibrator import LOSSES, batch_loss
 from qplug.reconstruct.losses.base import Unit, Weighted
 from qplug.reconstruct.losses.gradients import gradient
 

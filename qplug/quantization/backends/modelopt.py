@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from qplug.backends.lowering import Lowering, like
-from qplug.backends.modelopt_quant import Planned, tensor_quantizer
-from qplug.quantizers import Quantizer
+from qplug.quantization.backends.lowering import Lowering, like
+from qplug.quantization.backends.modelopt_quant import Planned, tensor_quantizer
+from qplug.quantization.quantizers import Quantizer
 
 with warnings.catch_warnings():  # of every library that it could serve and that is of a version it did not expect
     warnings.simplefilter("ignore")

@@ -13,9 +13,9 @@ from brevitas.proxy.quant_proxy import QuantProxyFromInjector
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from torch import nn
 
-from qplug.backends.brevitas_quant import InferenceHandler, tensor_quant
-from qplug.backends.lowering import Lowering, like
-from qplug.quantizers import Quantizer, UniformQuantizer
+from qplug.quantization.backends.brevitas_quant import InferenceHandler, tensor_quant
+from qplug.quantization.backends.lowering import Lowering, like
+from qplug.quantization.quantizers import Quantizer, UniformQuantizer
 
 
 class BrevitasBackend(Lowering):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from qplug.quantizers.base import Quantizer, clamp_ste
+from qplug.quantization.quantizers.base import Quantizer, clamp_ste
 
 
 class LogQuantizer(Quantizer):

@@ -13,8 +13,8 @@ from qplug.core.errors import InputError
 from qplug.core.seeding import seeded
 from qplug.models.attention import MatMul
 from qplug.models.surgery import replace
-from qplug.plan import Plan
-from qplug.quantizers import Quantizer
+from qplug.quantization.plan import Plan
+from qplug.quantization.quantizers import Quantizer
 
 
 class QuantMatMul(nn.Module):

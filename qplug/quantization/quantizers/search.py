@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from qplug.core.types import Granularity
-from qplug.quantizers.base import Quantizer
-from qplug.quantizers.grid import Objective, best_of
-from qplug.stats import SiteStats
+from qplug.quantization.calibration.statistics import SiteStats
+from qplug.quantization.quantizers.base import Quantizer
+from qplug.quantization.quantizers.grid import Objective, best_of
 
 
 def line_search(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from qplug.calibrate import LOSSES
 from qplug.core.errors import InputError
 from qplug.core.seeding import seeded
+from qplug.quantization.calibration.calibrator import LOSSES
 
 Loss = Callable[[Tensor], Tensor]
 """From logits (B, classes) to a scalar: the sum over the images of a batch."""

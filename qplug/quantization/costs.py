@@ -1,4 +1,4 @@
-"""Size, bit operations and mean bits of a plan, by named conventions (``qplug.conventions``)."""
+"""Size, bit operations and mean bits of a plan, by named conventions (``qplug.quantization.accounting``)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from qplug.conventions import CONVENTIONS, Convention
 from qplug.core.types import Granularity, QuantSpec, Site
 from qplug.models.attention import MatMul
-from qplug.plan import Decision, Plan
-from qplug.quantizers import UniformQuantizer
-from qplug.sites import SiteMap
+from qplug.quantization.accounting import CONVENTIONS, Convention
+from qplug.quantization.plan import Decision, Plan
+from qplug.quantization.quantizers import UniformQuantizer
+from qplug.quantization.sites import SiteMap
 
 FLOAT_BITS = 32
 

@@ -1,5 +1,5 @@
 """Backends: what executes the quantized operations. A technique never sees one."""
 
-from qplug.backends.base import Backend
+from qplug.quantization.backends.base import Backend
 
 __all__ = ["Backend"]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import nn
 
-from qplug.plan import Plan
+from qplug.quantization.plan import Plan
 
 
 class Backend(Protocol):

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qplug.quantizers import Quantizer, UniformQuantizer
+from qplug.quantization.quantizers import Quantizer, UniformQuantizer
 
-with warnings.catch_warnings():  # see qplug.backends.modelopt
+with warnings.catch_warnings():  # see qplug.quantization.backends.modelopt
     warnings.simplefilter("ignore")
     from modelopt.torch.quantization.config import QuantizerAttributeConfig
     from modelopt.torch.quantization.nn import TensorQuantizer, is_registered_quant_backend, register_quant_backend

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from qplug.quantizers.base import Quantizer, clamp_ste, round_ste
+from qplug.quantization.quantizers.base import Quantizer, clamp_ste, round_ste
 
 TABLE_LIMIT = 1 << 16
 """Base integers up to which ``infer`` looks values up instead of computing every region."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from qplug.quantizers.base import Quantizer, clamp_ste, fake_quantize, round_ste
-from qplug.quantizers.uniform import UniformQuantizer
+from qplug.quantization.quantizers.base import Quantizer, clamp_ste, fake_quantize, round_ste
+from qplug.quantization.quantizers.uniform import UniformQuantizer
 
 if TYPE_CHECKING:
-    from qplug.plan import Decision
+    from qplug.quantization.plan import Decision
 
 GAMMA, ZETA = -0.1, 1.1
 """Where AdaRound stretches the sigmoid to, so that soft bits reach 0 and 1 (Nagel et al. 2020, Eq. 23)."""

@@ -15,7 +15,7 @@ from brevitas.core.zero_point import ZeroZeroPoint
 from brevitas.proxy.parameter_quant import WeightQuantProxyFromInjector
 from torch import Tensor, nn
 
-from qplug.quantizers import Quantizer, UniformQuantizer
+from qplug.quantization.quantizers import Quantizer, UniformQuantizer
 
 
 class UnitThreshold(nn.Module):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qplug.core.types import QuantSpec, Site
 
 if TYPE_CHECKING:
-    from qplug.stats import SiteStats
+    from qplug.quantization.calibration.statistics import SiteStats
 
 
 class SqnrTable:
@@ -66,7 +66,7 @@ class SqnrTable:
 
         Args:
             bits: by name, of any of ``sites``.
-            accounting: the convention's name, ``full``, ``q-mlp`` or ``hawq`` (``qplug.conventions``).
+            accounting: the convention's name, ``full``, ``q-mlp`` or ``hawq`` (``qplug.quantization.accounting``).
 
         Raises:
             InputError: no convention has this name.

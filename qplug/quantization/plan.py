@@ -9,7 +9,7 @@ from typing import Any
 
 from qplug.core.errors import InputError
 from qplug.core.types import Granularity, QuantSpec, Site, SiteKind
-from qplug.quantizers import Quantizer
+from qplug.quantization.quantizers import Quantizer
 
 FORMAT = 1
 

@@ -14,8 +14,8 @@ from qplug.core.seeding import seeded
 from qplug.core.types import MASKED, Site, SiteKind, Smoothing
 from qplug.models.attention import MatMul
 from qplug.models.tracing import is_norm
-from qplug.operations import Operation, Rows, SampleSize, Shape, operation_of
-from qplug.stats import Product, SiteStats
+from qplug.quantization.calibration.samplers import Operation, Rows, SampleSize, Shape, operation_of
+from qplug.quantization.calibration.statistics import Product, SiteStats
 
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "kl": lambda logits: (_kl_probe(logits.detach()) * logits).sum(),

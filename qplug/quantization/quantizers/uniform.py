@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qplug.core.types import QuantSpec
-from qplug.quantizers.base import Quantizer, fake_quantize, integer_range
+from qplug.quantization.quantizers.base import Quantizer, fake_quantize, integer_range
 
 TINY = torch.finfo(torch.float32).tiny
 

@@ -1,0 +1,8 @@
+"""Quantizers: modules that fake-quantize. What one paper invents lives in its plugin; what several share lives here."""
+
+from qplug.quantization.quantizers.base import Quantizer, integer_range, round_ste
+from qplug.quantization.quantizers.log import LogQuantizer
+from qplug.quantization.quantizers.regions import Region, RegionQuantizer
+from qplug.quantization.quantizers.uniform import UniformQuantizer
+
+__all__ = ["LogQuantizer", "Quantizer", "Region", "RegionQuantizer", "UniformQuantizer", "integer_range", "round_ste"]
