@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from qplug.quantization.quantizers.search import line_search
     from qplug.quantization.sqnr_table import SqnrTable
     from qplug.recipe import Recipe, load_recipe
-    from qplug.reconstruct import Block, OutputLoss, Rate, Reconstruction, Unit
-    from qplug.schedule import Schedule
     from qplug.training.learners import (
         LearnedStep,
         Learner,
@@ -54,6 +52,8 @@ if TYPE_CHECKING:
         rectified_sigmoid,
         soft_bit_logits,
     )
+    from qplug.training.reconstruction import Block, OutputLoss, Rate, Reconstruction, Unit
+    from qplug.training.reconstruction.schedule import Schedule
 
 _PUBLIC = {
     "qplug.quantization.bit_allocation": ("Limit", "choose_bits"),
@@ -71,9 +71,9 @@ _PUBLIC = {
     ),
     "qplug.quantization.quantizers.search": ("line_search",),
     "qplug.recipe": ("Recipe", "load_recipe"),
-    "qplug.reconstruct": ("Block", "OutputLoss", "Rate", "Reconstruction", "Unit"),
+    "qplug.training.reconstruction": ("Block", "OutputLoss", "Rate", "Reconstruction", "Unit"),
     "qplug.core.device": ("full_float32",),
-    "qplug.schedule": ("Schedule",),
+    "qplug.training.reconstruction.schedule": ("Schedule",),
     "qplug.sensitivity": ("SqnrTable",),
     "qplug.quantization.calibration.hessian": ("Trace", "hessian_traces"),
     "qplug.quantization.calibration.statistics": ("SiteStats",),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
     from qplug.quantization.calibration.statistics import SiteStats
     from qplug.quantization.sqnr_table import SqnrTable
-    from qplug.reconstruct import Block, Reconstruction
+    from qplug.training.reconstruction import Block, Reconstruction
 
 PROJECT = "qplug"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -246,7 +246,7 @@ class RunSpecs:
         Called for every block in the order of execution, after every site has its quantizer: a transformer or residual
         block, or an operation that stands outside of all of them. Stops at the first result that is not ``None``;
         ``None`` leaves the block as it is. The core shows the block what the quantized part before it gives, and learns
-        by Adam; gradients reach only the parameters of the learners. See ``qplug.reconstruct.settings``.
+        by Adam; gradients reach only the parameters of the learners. See ``qplug.training.reconstruction.config``.
 
         Example::
 

@@ -18,7 +18,7 @@ from qplug.recipe import load_recipe
 from qplug.registry import Registry, component, installed
 from qplug.rewrite import HOOKS, rewrite
 from qplug.steps import Steps
-from qplug.train.task import BY as BY_TRAINING
+from qplug.training.supervised.task import BY as BY_TRAINING
 from qplug.weights import FILE, load_weights
 
 if TYPE_CHECKING:

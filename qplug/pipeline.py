@@ -43,12 +43,12 @@ from qplug.quantization.plan import Change, Plan
 from qplug.quantization.sites import find_sites
 from qplug.recall import Recall, source_key
 from qplug.recipe import Recipe
-from qplug.reconstruct.run import Reconstructor
 from qplug.registry import Registry, component, installed
 from qplug.rewrite import ask_for_training, rewrite
 from qplug.smoothing import smooth
 from qplug.steps import Steps
-from qplug.train import History, Trainer
+from qplug.training.reconstruction.reconstructor import Reconstructor
+from qplug.training.supervised import History, Trainer
 from qplug.weights import write_weights
 
 

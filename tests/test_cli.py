@@ -329,9 +329,9 @@ def test_zoo_train(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (name, out, data, epochs, seed) == ("vit_digits", Path("w.safetensors"), Path("d"), 3, 4)
         return 0.981
 
-    module: Any = types.ModuleType("qplug.models.training")
+    module: Any = types.ModuleType("qplug.training.supervised.zoo")
     module.train = train
-    monkeypatch.setitem(sys.modules, "qplug.models.training", module)
+    monkeypatch.setitem(sys.modules, "qplug.training.supervised.zoo", module)
     assert (
         call("zoo", "train", "vit_digits", "--out", "w.safetensors", "--epochs", "3", "--seed", "4", "--data", "d") == 0
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from qplug.reconstruct.blocks import called, find_blocks, within
+from qplug.training.reconstruction.blocks import called, find_blocks, within
 
 
 @dataclass(frozen=True)

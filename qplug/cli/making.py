@@ -29,8 +29,8 @@ def zoo_train(
     ] = None,
 ) -> None:
     """Train a model of the zoo, and print its accuracy."""
-    from qplug.models.training import train
     from qplug.report.progress import Progress
+    from qplug.training.supervised.zoo import train
 
     out = out or Path(f"{name}.safetensors")
     with Progress(sys.stderr) as progress:

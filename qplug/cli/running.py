@@ -62,7 +62,7 @@ def run(
         observers = [progress] if shown else []
         result = run_pipeline(loaded, out=target, device=device, observers=observers, cache=cache)
     if launched().count > 1:
-        from qplug.train.accelerator import leave_together
+        from qplug.training.supervised.accelerator import leave_together
 
         leave_together()
     if not shown:

@@ -57,7 +57,7 @@ ZeroPoint = Literal["integer", "float"]
 Role = Literal["weight", "input", "lhs", "rhs"]
 
 LossName = Literal["mse", "fisher", "perturbation", "low_rank"]
-"""What judges a reconstructed block's output; ``qplug.reconstruct.losses`` says what each is."""
+"""What judges a reconstructed block's output; ``qplug.training.reconstruction.losses`` says what each is."""
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

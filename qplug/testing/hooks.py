@@ -22,11 +22,11 @@ from qplug.quantization.costs import costs, plan_of
 from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import UniformQuantizer
 from qplug.quantization.sqnr_table import SqnrTable
-from qplug.reconstruct import Block, Reconstruction
-from qplug.reconstruct.blocks import find_blocks, within
 from qplug.testing.quantizers import check_quantizer
 from qplug.testing.toys import calibrated_toy, toy_calibration, toy_groups, toy_images, toy_vit
 from qplug.training.learners import Learner
+from qplug.training.reconstruction import Block, Reconstruction
+from qplug.training.reconstruction.blocks import find_blocks, within
 
 TOLERANCE = 1e-4
 """How far a step that preserves the function may move it, as a share of the output's norm."""

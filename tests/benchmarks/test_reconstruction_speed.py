@@ -19,13 +19,13 @@ from qplug.models.adapters import make_explicit
 from qplug.quantization.calibration.calibrator import Calibration, watched_sites
 from qplug.quantization.plan import Decision, Plan
 from qplug.quantization.sites import find_sites
-from qplug.reconstruct.blocks import lower_block
-from qplug.reconstruct.capture import Calls, capture
-from qplug.reconstruct.loop import _optimizer
-from qplug.reconstruct.losses import MeanSquared
-from qplug.reconstruct.run import _with_learners
-from qplug.reconstruct.step import Step
 from qplug.registry import installed
+from qplug.training.reconstruction.blocks import lower_block
+from qplug.training.reconstruction.capture import Calls, capture
+from qplug.training.reconstruction.loop import _optimizer
+from qplug.training.reconstruction.losses import MeanSquared
+from qplug.training.reconstruction.reconstructor import _with_learners
+from qplug.training.reconstruction.step import Step
 
 pytestmark = pytest.mark.slow
 

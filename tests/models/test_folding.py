@@ -16,7 +16,7 @@ from qplug.models.batchnorm import BY, fold_batchnorms
 from qplug.models.blocks import BLOCKS
 from qplug.models.equivalence import TOLERANCE
 from qplug.quantization.sites import find_sites
-from qplug.reconstruct.blocks import find_blocks
+from qplug.training.reconstruction.blocks import find_blocks
 
 IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 OTHERS = torch.randn(3, 3, 45, 38, generator=torch.Generator().manual_seed(1))

@@ -229,7 +229,7 @@ def test_a_name_is_fetched_from_the_hub_without_code_or_pickles(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_are_captured_with_their_masks(small_language: Path, kind: str) -> None:
-    from qplug.reconstruct.capture import capture
+    from qplug.training.reconstruction.capture import capture
 
     model = source(small_language / f"{kind}-sequence_classification").load()
     make_explicit(model.module, ADAPTERS, model.preprocessing.example())

@@ -23,8 +23,8 @@ from qplug.core.errors import InputError
 from qplug.data import batches
 from qplug.data.digits import Digits
 from qplug.models.sources import ZooModel
-from qplug.models.training import affine, shift_and_flip, tensors, train
 from qplug.models.zoo import ZOO
+from qplug.training.supervised.zoo import affine, shift_and_flip, tensors, train
 
 WEIGHTS = files("qplug.models") / "weights"
 EMBEDDED = {  # name → parameters, and top-1 on the held-out third, as measured

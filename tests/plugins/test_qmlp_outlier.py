@@ -13,9 +13,9 @@ from numeric_toys import steps
 from plugin_toys import make
 from qplug_qmlp import Norm
 
-from qplug.models.training import fit, tensors
 from qplug.models.zoo import ZOO
 from qplug.rewrite import rewrite
+from qplug.training.supervised.zoo import fit, tensors
 
 pytestmark = pytest.mark.slow
 PERCENTILE = {"use": "baseline.percentile", "percentile": 99.0}

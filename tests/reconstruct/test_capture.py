@@ -10,10 +10,10 @@ from torch import nn
 
 from qplug import InputError
 from qplug.models.blocks import BLOCKS
-from qplug.reconstruct.blocks import find_blocks, within
-from qplug.reconstruct.capture import capture
-from qplug.reconstruct.forwards import Forwards
 from qplug.testing.toys import toy_images, toy_vit
+from qplug.training.reconstruction.blocks import find_blocks, within
+from qplug.training.reconstruction.capture import capture
+from qplug.training.reconstruction.forwards import Forwards
 
 
 def operations(found):

@@ -28,10 +28,10 @@ from qplug import (
     load_recipe,
 )
 from qplug.pipeline import run
-from qplug.reconstruct.capture import Calls
-from qplug.reconstruct.loop import learn
-from qplug.reconstruct.losses import LOSSES, Unit
 from qplug.testing.run import toy_recipe, toy_registry
+from qplug.training.reconstruction.capture import Calls
+from qplug.training.reconstruction.loop import learn
+from qplug.training.reconstruction.losses import LOSSES, Unit
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -17,11 +17,11 @@ from torch import nn
 
 from qplug import LearnedStep, LogQuantizer, PluginError, Reconstruction, UniformQuantizer
 from qplug.pipeline import run
-from qplug.reconstruct.capture import Calls
-from qplug.reconstruct.loop import learn
-from qplug.reconstruct.losses import MeanSquared
-from qplug.reconstruct.objective import Objective, compiled, compiling
 from qplug.testing.run import toy_recipe, toy_registry
+from qplug.training.reconstruction.capture import Calls
+from qplug.training.reconstruction.loop import learn
+from qplug.training.reconstruction.losses import MeanSquared
+from qplug.training.reconstruction.objective import Objective, compiled, compiling
 
 WEIGHTS = {
     "rounding": LearnedRounding,
@@ -130,7 +130,7 @@ def test_every_iteration_of_a_run_has_an_eager_ones_gradients(loss, skip, count,
 
         return call
 
-    monkeypatch.setattr("qplug.reconstruct.step.compiled", watched)
+    monkeypatch.setattr("qplug.training.reconstruction.step.compiled", watched)
     blocks = reconstructed(Brecq, skip, iterations=5, loss=loss)
     assert len(apart) == 5 * len(blocks) == 5 * count
     assert max(apart) < 1e-3

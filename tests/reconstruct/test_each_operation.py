@@ -14,8 +14,8 @@ from timm.models.resnet import BasicBlock, ResNet
 from qplug import Config, Rate, Reconstruction, SiteKind, Technique, hookimpl, learned_steps
 from qplug.models import FloatModel, Preprocessing
 from qplug.pipeline import run
-from qplug.reconstruct.losses import LOSSES
 from qplug.testing.run import ToyModel, toy_recipe, toy_registry
+from qplug.training.reconstruction.losses import LOSSES
 
 
 @pytest.mark.slow

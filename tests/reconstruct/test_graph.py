@@ -10,10 +10,10 @@ from test_run import errors
 from qplug import PluginError, Reconstruction
 from qplug.core.storage.cache import Cache
 from qplug.pipeline import run
-from qplug.reconstruct.capture import Calls
-from qplug.reconstruct.loop import learn
-from qplug.reconstruct.losses import MeanSquared
 from qplug.testing.run import toy_recipe, toy_registry
+from qplug.training.reconstruction.capture import Calls
+from qplug.training.reconstruction.loop import learn
+from qplug.training.reconstruction.losses import MeanSquared
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICE = torch.device("cuda")

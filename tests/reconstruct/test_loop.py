@@ -8,10 +8,10 @@ from qplug_brecq.rounding import LearnedRounding
 from torch import nn
 
 from qplug import PluginError, QuantSpec, Rate, Reconstruction, UniformQuantizer
-from qplug.reconstruct.capture import Calls
-from qplug.reconstruct.loop import _beta, _draws, learn
-from qplug.reconstruct.losses import MeanSquared
-from qplug.reconstruct.step import mix
+from qplug.training.reconstruction.capture import Calls
+from qplug.training.reconstruction.loop import _beta, _draws, learn
+from qplug.training.reconstruction.losses import MeanSquared
+from qplug.training.reconstruction.step import mix
 
 RATES = {"codes": Rate(0.01), "scales": Rate(1e-3, cosine=True)}
 

@@ -11,11 +11,11 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from qplug import InputError
-from qplug.reconstruct.losses import LOSSES, Fisher, LowRank, MeanSquared, Perturbation, Unit
-from qplug.reconstruct.losses.gradients import TEMPERATURE, divergence, gradient
-from qplug.reconstruct.losses.low_rank import directions
-from qplug.reconstruct.losses.perturbation import _signs
 from qplug.testing.toys import toy_images, toy_vit
+from qplug.training.reconstruction.losses import LOSSES, Fisher, LowRank, MeanSquared, Perturbation, Unit
+from qplug.training.reconstruction.losses.gradients import TEMPERATURE, divergence, gradient
+from qplug.training.reconstruction.losses.low_rank import directions
+from qplug.training.reconstruction.losses.perturbation import _signs
 
 OUTPUTS, CLASSES = 6, 5
 
@@ -110,7 +110,7 @@ def test_fisher_weighs_each_image_by_its_own_gradient():
 def test_perturbation_finds_the_hessian_of_a_diagonal_quadratic(monkeypatch):
     curvature = torch.tensor([0.1, 3.0, 0.0, 1.0, 20.0], dtype=torch.float64)
     monkeypatch.setattr(
-        "qplug.reconstruct.losses.perturbation.divergence",
+        "qplug.training.reconstruction.losses.perturbation.divergence",
         lambda logits, target: 0.5 * (curvature * (logits - target).square()).sum(),
     )
     model = Sequence(lambda m, x: m.block(x) * 2.0 + 1.0, block=nn.Linear(4, 5).double())
@@ -146,7 +146,7 @@ def test_a_vit_does_not_see_a_perturbation_by_ones():
 
 def test_low_rank_gives_a_planted_fisher_information_back(monkeypatch):
     monkeypatch.setattr(
-        "qplug.reconstruct.losses.low_rank.divergence",
+        "qplug.training.reconstruction.losses.low_rank.divergence",
         lambda logits, target: 0.5 * (logits - target).square().sum(),
     )
     torch.manual_seed(0)

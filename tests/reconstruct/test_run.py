@@ -174,7 +174,7 @@ def test_bits_that_no_penalty_decided_are_a_warning_also_of_a_run_that_recalls_t
     cache = Cache(tmp_path)
     learned = reconstructed(weight=0.0, cache=cache).warnings
     assert re.search(r"in \d of \d .*still soft .*[\d.]+% in \S+, .*raise weight", "".join(learned))
-    monkeypatch.setattr("qplug.reconstruct.run.learn", None)
+    monkeypatch.setattr("qplug.training.reconstruction.reconstructor.learn", None)
     assert reconstructed(weight=0.0, cache=cache).warnings == learned
     monkeypatch.undo()
     decided = reconstructed(weight=1000.0, iterations=300).warnings

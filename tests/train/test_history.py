@@ -2,7 +2,7 @@
 
 import pytest
 
-from qplug.train.history import POINTS, History
+from qplug.training.supervised.history import POINTS, History
 
 
 def history(steps, **more):

@@ -10,9 +10,9 @@ from qplug import InputError
 from qplug.core.distributed import Processes
 from qplug.data.digits import DigitImages
 from qplug.models import Preprocessing
-from qplug.recipe.training import Augment, FineTune
-from qplug.train.augment import transform
-from qplug.train.images import TrainingImages
+from qplug.training.supervised.augment import transform
+from qplug.training.supervised.config import Augment, FineTune
+from qplug.training.supervised.images import TrainingImages
 
 GREY = Preprocessing((1, 8, 8), (0.3,), (0.4,), "bilinear", 1.0)
 RGB = Preprocessing((3, 8, 8), (0.3,) * 3, (0.4,) * 3, "bilinear", 1.0)

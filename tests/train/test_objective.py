@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from qplug import InputError
-from qplug.recipe.training import Distill, FineTune
-from qplug.train.objective import Objective, check_labels
+from qplug.training.supervised.config import Distill, FineTune
+from qplug.training.supervised.objective import Objective, check_labels
 
 
 def softmax(x):

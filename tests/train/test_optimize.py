@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from qplug import InputError, PluginError
-from qplug.recipe.training import FineTune
-from qplug.train.checkpoint import optimizer_state, restore_optimizer
-from qplug.train.optimize import Average, optimizer_of, rate_factor
+from qplug.training.supervised.checkpoint import optimizer_state, restore_optimizer
+from qplug.training.supervised.config import FineTune
+from qplug.training.supervised.optimize import Average, optimizer_of, rate_factor
 
 
 def parameters():

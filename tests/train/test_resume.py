@@ -15,7 +15,7 @@ from train_toys import recipe
 
 from qplug.core.storage.cache import Cache
 from qplug.pipeline import run
-from qplug.train.loop import Fit
+from qplug.training.supervised.loop import Fit
 
 SETTINGS = {
     "qat": {"ema": 0.9, "learn": {"zero_points": True}},

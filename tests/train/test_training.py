@@ -20,11 +20,11 @@ from qplug.models.zoo import vit_digits
 from qplug.pipeline import run
 from qplug.quantization.accounting import CONVENTIONS, DEFAULT
 from qplug.quantization.plan import Plan
-from qplug.recipe.training import Learn
 from qplug.registry import installed
 from qplug.report.run import summary_tables
 from qplug.testing.run import toy_registry
-from qplug.train.task import Task, quantized_task
+from qplug.training.supervised.config import Learn
+from qplug.training.supervised.task import Task, quantized_task
 
 
 def test_qat_learns_weights_and_scales_and_the_folder_gives_back_what_was_measured(tmp_path):

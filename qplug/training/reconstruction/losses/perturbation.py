@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from qplug.core.seeding import seeded
-from qplug.reconstruct.losses.base import Unit, Weighted
-from qplug.reconstruct.losses.gradients import divergence, gradient
+from qplug.training.reconstruction.losses.base import Unit, Weighted
+from qplug.training.reconstruction.losses.gradients import divergence, gradient
 
 STEP = 1e-2
 """The perturbation of an output, relative to the root mean square of all outputs of its image."""

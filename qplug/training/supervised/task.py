@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from qplug.quantization.backends.base import Backend
 from qplug.quantization.plan import Change, Decision, Plan
 from qplug.quantization.quantizers import Quantizer, UniformQuantizer
-from qplug.recipe.training import Learn
 from qplug.training.learners import LearnedStep, Learner
+from qplug.training.supervised.config import Learn
 
 BY = {"finetune": "core.finetune", "qat": "core.qat"}
 """Who changed the model, in the plan, by stage."""

@@ -15,8 +15,8 @@ from qplug.core.distributed import Processes
 from qplug.core.errors import InputError
 from qplug.data import Examples, LabelTransform
 from qplug.models import Preparation
-from qplug.recipe.training import Training
-from qplug.train.augment import drawn_from, transform
+from qplug.training.supervised.augment import drawn_from, transform
+from qplug.training.supervised.config import Training
 
 HELD = 1 << 30
 """Bytes of decoded images up to which all of them are held in memory: in random order, files are slow to read."""

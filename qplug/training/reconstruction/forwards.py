@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qplug.core.errors import InputError
 from qplug.models.surgery import put
-from qplug.reconstruct.capture import Calls, capture
+from qplug.training.reconstruction.capture import Calls, capture
 
 
 @dataclass(frozen=True)

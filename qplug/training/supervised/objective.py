@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qplug.core.errors import InputError
-from qplug.recipe.training import Training
+from qplug.training.supervised.config import Training
 
 
 @dataclass(frozen=True)

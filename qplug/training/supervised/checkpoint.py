@@ -1,6 +1,6 @@
 """The whole state of a training as tensors and JSON values, so that no pickle is needed to keep it.
 
-There is no state of random generators in it: whatever is random depends on the step (see ``qplug.train``).
+It holds no state of random generators: random values depend on the step alone (see ``qplug.training.supervised``).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ image, never from what was drawn before. So a checkpoint holds no state of rando
 ends with the weights of one that was not.
 """
 
-from qplug.train.history import History
-from qplug.train.stages import Trainer
+from qplug.training.supervised.history import History
+from qplug.training.supervised.stages import Trainer
 
 __all__ = ["History", "Trainer"]

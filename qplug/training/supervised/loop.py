@@ -15,15 +15,15 @@ from torch import Tensor
 from qplug.core.distributed import Processes
 from qplug.core.errors import QplugError
 from qplug.core.seeding import seeded
-from qplug.recipe.training import Training
-from qplug.train.accelerator import accelerator_of
-from qplug.train.checkpoint import optimizer_state, pack, restore_optimizer, unpack
-from qplug.train.divergence import Watch
-from qplug.train.history import History
-from qplug.train.images import TrainingImages
-from qplug.train.objective import Objective, check_labels
-from qplug.train.optimize import Average, optimizer_of, rate_factor
-from qplug.train.task import Task
+from qplug.training.supervised.accelerator import accelerator_of
+from qplug.training.supervised.checkpoint import optimizer_state, pack, restore_optimizer, unpack
+from qplug.training.supervised.config import Training
+from qplug.training.supervised.divergence import Watch
+from qplug.training.supervised.history import History
+from qplug.training.supervised.images import TrainingImages
+from qplug.training.supervised.objective import Objective, check_labels
+from qplug.training.supervised.optimize import Average, optimizer_of, rate_factor
+from qplug.training.supervised.task import Task
 
 if TYPE_CHECKING:
     from qplug.core.device import Advance

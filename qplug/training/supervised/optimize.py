@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qplug.core.errors import InputError
 from qplug.core.text import did_you_mean
-from qplug.recipe.training import Training
+from qplug.training.supervised.config import Training
 
 
 def optimizer_of(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from qplug.core.errors import PluginError
-from qplug.reconstruct.losses import OutputLoss
 from qplug.training.learners import Learner
+from qplug.training.reconstruction.losses import OutputLoss
 
 VARIANTS = 65_536
 """How often ``Objective`` may be compiled in a process: without and with the penalty, for each kind of block."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qplug.core.errors import InputError
 from qplug.models import Preparation, Preprocessing
-from qplug.recipe.training import Augment
+from qplug.training.supervised.config import Augment
 
 
 def transform(preparation: Preparation, augment: Augment | None) -> Callable[[Any], Tensor]:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from qplug.core.types import LossName
     from qplug.quantization.plan import Decision
-    from qplug.reconstruct.losses import OutputLoss
     from qplug.training.learners import Learner
+    from qplug.training.reconstruction.losses import OutputLoss
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Reconstruction:
         warmup: share of the iterations before the penalty sets in.
         keep: share of elements that are quantized where activations are, QDrop's 1 − p: the others pass in float, and
             so do those of the block's input, drawn anew in each step. 1 drops nothing.
-        loss: what an error of the output costs: one of ``qplug.reconstruct.losses`` by name, or an object of one's own.
+        loss: the cost of an output error: a name of ``qplug.training.reconstruction.losses``, or an ``OutputLoss``.
         each_operation: reconstruct those of the block's operations that have a learner one after the other, as AdaRound
             does, not the block.
         compile: compute iterations by ``torch.compile``: less time for each, after up to two minutes for the first of a

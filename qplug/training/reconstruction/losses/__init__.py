@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from qplug.core.types import LossName
-from qplug.reconstruct.losses.base import MeanSquared, OutputLoss, Unit, Weighted
-from qplug.reconstruct.losses.fisher import Fisher
-from qplug.reconstruct.losses.low_rank import LowRank
-from qplug.reconstruct.losses.perturbation import Perturbation
+from qplug.training.reconstruction.losses.base import MeanSquared, OutputLoss, Unit, Weighted
+from qplug.training.reconstruction.losses.fisher import Fisher
+from qplug.training.reconstruction.losses.low_rank import LowRank
+from qplug.training.reconstruction.losses.perturbation import Perturbation
 
 LOSSES: dict[LossName, type[OutputLoss]] = {
     "mse": MeanSquared,

@@ -8,8 +8,8 @@ import torch
 
 from qplug.core.errors import InputError
 from qplug.quantization.calibration.calibrator import LOSSES, batch_loss
-from qplug.reconstruct.losses.base import Unit, Weighted
-from qplug.reconstruct.losses.gradients import gradient
+from qplug.training.reconstruction.losses.base import Unit, Weighted
+from qplug.training.reconstruction.losses.gradients import gradient
 
 
 class Fisher(Weighted):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from qplug.core.errors import PluginError
 from qplug.quantization.quantizers import Quantizer
-from qplug.reconstruct.capture import Calls
-from qplug.reconstruct.losses import OutputLoss
-from qplug.reconstruct.objective import Minimized, Objective, compiled
-from qplug.reconstruct.settings import Reconstruction
 from qplug.training.learners import Learner
+from qplug.training.reconstruction.capture import Calls
+from qplug.training.reconstruction.config import Reconstruction
+from qplug.training.reconstruction.losses import OutputLoss
+from qplug.training.reconstruction.objective import Minimized, Objective, compiled
 
 EAGER = 3
 """Iterations before a CUDA graph is captured, in which libraries allocate and choose kernels, as torch advises."""

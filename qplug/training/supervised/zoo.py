@@ -138,7 +138,7 @@ def fit(
     import torch
     from torch.nn import functional as F
 
-    from qplug.train.optimize import rate_factor
+    from qplug.training.supervised.optimize import rate_factor
 
     augment = augment or affine
     steps = epochs * math.ceil(len(images) / BATCH)

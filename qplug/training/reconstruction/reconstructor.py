@@ -19,14 +19,14 @@ from qplug.models.surgery import put
 from qplug.quantization.backends.base import Backend
 from qplug.quantization.plan import Decision, Plan
 from qplug.quantization.quantizers import Quantizer
-from qplug.reconstruct.blocks import called, find_blocks, lower_block, within
-from qplug.reconstruct.capture import Calls
-from qplug.reconstruct.forwards import Forwards
-from qplug.reconstruct.loop import learn
-from qplug.reconstruct.losses import LOSSES, OutputLoss, Unit
-from qplug.reconstruct.settings import Block, Reconstruction
-from qplug.reconstruct.step import Dropped
 from qplug.training.learners import Learner
+from qplug.training.reconstruction.blocks import called, find_blocks, lower_block, within
+from qplug.training.reconstruction.capture import Calls
+from qplug.training.reconstruction.config import Block, Reconstruction
+from qplug.training.reconstruction.forwards import Forwards
+from qplug.training.reconstruction.loop import learn
+from qplug.training.reconstruction.losses import LOSSES, OutputLoss, Unit
+from qplug.training.reconstruction.step import Dropped
 
 if TYPE_CHECKING:
     from qplug.core.component import Technique

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qplug.core.errors import QplugError
-from qplug.train.task import Task
+from qplug.training.supervised.task import Task
 
 
 class Watch:

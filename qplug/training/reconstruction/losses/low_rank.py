@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from qplug.core.errors import InputError
-from qplug.reconstruct.losses.base import OutputLoss, Unit, normalized
-from qplug.reconstruct.losses.gradients import divergence, gradient
+from qplug.training.reconstruction.losses.base import OutputLoss, Unit, normalized
+from qplug.training.reconstruction.losses.gradients import divergence, gradient
 
 RANK = 5
 """Directions of the low-rank part, as in the released configurations (15 in their best ones at 3 bits)."""

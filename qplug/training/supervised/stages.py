@@ -12,12 +12,12 @@ from qplug.core.storage.hashing import images_digest
 from qplug.models import FloatModel, fingerprint
 from qplug.quantization.plan import Change, Plan
 from qplug.recall import Recall, Slot, source_key
-from qplug.recipe.training import WITHOUT_INFLUENCE, Qat, Training
-from qplug.train.history import History
-from qplug.train.images import TrainingImages
-from qplug.train.loop import Fit
-from qplug.train.objective import Objective
-from qplug.train.task import BY, Task, batchnorms, float_task, quantized_task, take
+from qplug.training.supervised.config import WITHOUT_INFLUENCE, Qat, Training
+from qplug.training.supervised.history import History
+from qplug.training.supervised.images import TrainingImages
+from qplug.training.supervised.loop import Fit
+from qplug.training.supervised.objective import Objective
+from qplug.training.supervised.task import BY, Task, batchnorms, float_task, quantized_task, take
 
 if TYPE_CHECKING:
     from qplug.core.component import Technique
