@@ -12,7 +12,7 @@ from qplug.core.types import QuantSpec
 
 if TYPE_CHECKING:
     from qplug.core.component import Technique
-    from qplug.steps import Steps
+    from qplug.hooks.caller import Steps
 
 HOOK = "qplug_calibrate"
 

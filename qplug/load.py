@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from qplug.core.device import backend_of, parse_device
 from qplug.core.errors import InputError
 from qplug.core.storage.run_folder import AGAIN, Run, read_run
+from qplug.hooks.caller import Steps
+from qplug.hooks.registry import Registry, component, installed
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import BY, fold_batchnorms
 from qplug.quantization.plan import Plan
 from qplug.quantization.sites import find_sites
 from qplug.recipe import load_recipe
-from qplug.registry import Registry, component, installed
 from qplug.rewrite import HOOKS, rewrite
-from qplug.steps import Steps
 from qplug.training.supervised.task import BY as BY_TRAINING
 from qplug.weights import FILE, load_weights
 

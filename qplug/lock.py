@@ -11,11 +11,11 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from qplug import __version__
 from qplug.core.errors import InputError
 from qplug.core.storage.hashing import code_digest, content_key
 from qplug.core.storage.run_folder import FORMAT
-from qplug.registry import Registry, component, installed
+from qplug.core.version import __version__
+from qplug.hooks.registry import Registry, component, installed
 
 if TYPE_CHECKING:
     from qplug.core.component import Config

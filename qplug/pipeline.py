@@ -29,6 +29,8 @@ from qplug.core.types import OUT_OF_SCOPE, Site
 from qplug.data import LabelTransform, batches, check_disjoint
 from qplug.data.stream import Stream
 from qplug.fit import Fitter, allocate, resolve
+from qplug.hooks.caller import Steps
+from qplug.hooks.registry import Registry, component, installed
 from qplug.lock import EVALUATION_SEED, content_if_known, lock
 from qplug.metrics.accuracy import Logits, compare, evaluate, share_right
 from qplug.models import fingerprint
@@ -43,10 +45,8 @@ from qplug.quantization.plan import Change, Plan
 from qplug.quantization.sites import find_sites
 from qplug.recall import Recall, source_key
 from qplug.recipe import Recipe
-from qplug.registry import Registry, component, installed
 from qplug.rewrite import ask_for_training, rewrite
 from qplug.smoothing import smooth
-from qplug.steps import Steps
 from qplug.training.reconstruction.reconstructor import Reconstructor
 from qplug.training.supervised import History, Trainer
 from qplug.weights import write_weights

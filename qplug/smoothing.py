@@ -14,10 +14,10 @@ from qplug.quantization.plan import Change
 
 if TYPE_CHECKING:
     from qplug.core.component import Technique
+    from qplug.hooks.caller import Steps
     from qplug.models.equivalence import Guard
     from qplug.quantization.calibration.calibrator import Calibration
     from qplug.quantization.sites import SiteMap
-    from qplug.steps import Steps
 
 
 def smooth(

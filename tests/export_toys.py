@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import qplug
 from qplug.core.types import QuantSpec, Site, SiteKind
 from qplug.export.graph import build
+from qplug.hooks.registry import Registry
 from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import Quantizer
-from qplug.registry import Registry
 from qplug.testing import toy_registry
 
 DIGITS = """

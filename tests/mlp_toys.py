@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 import qplug
+from qplug.hooks.registry import installed
 from qplug.models import FloatModel
 from qplug.models.zoo import ZOO, weights
 from qplug.pipeline import RunResult, run
 from qplug.recipe.schema import recipe_type
-from qplug.registry import installed
 
 
 def embedded(name: str) -> nn.Module:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from qplug.hooks.caller import Steps
+from qplug.hooks.registry import Plugin, Registry
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.quantization.calibration.calibrator import Calibration
 from qplug.quantization.sites import find_sites
 from qplug.recipe.schema import Quantize
-from qplug.registry import Plugin, Registry
-from qplug.steps import Steps
 from qplug.testing import toy_images, toy_vit
 
 

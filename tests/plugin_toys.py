@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from qplug.core.types import Choice, QuantSpec, Site, SiteKind
 from qplug.data import batches
+from qplug.hooks.registry import installed
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.quantization.calibration.calibrator import Calibration
 from qplug.quantization.calibration.statistics import Product, SiteStats
 from qplug.quantization.sites import SiteMap, find_sites
-from qplug.registry import installed
 
 REAL = ("vit_tiny_patch16_224", "deit_tiny_patch16_224")
 

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from qplug.core.component import Config, DataSource, ModelSource, Technique
 from qplug.core.types import BackendOffer, Granularity
-from qplug.hooks import hookimpl
-from qplug.registry import Plugin, Registry
+from qplug.hooks.registry import Plugin, Registry
+from qplug.hooks.specs import hookimpl
 
 
 class Ranges(Technique):

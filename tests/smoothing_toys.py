@@ -11,12 +11,12 @@ from plugin_toys import calibrated, real_images, real_model
 from torch import Tensor, nn
 
 from qplug.core.types import Granularity, NormGroup, QuantSpec, Smoothing
+from qplug.hooks.caller import Steps
+from qplug.hooks.registry import installed
 from qplug.models.equivalence import Guard
 from qplug.quantization.calibration.statistics import SiteStats
 from qplug.recipe.schema import Quantize
-from qplug.registry import installed
 from qplug.smoothing import smooth
-from qplug.steps import Steps
 
 W4 = QuantSpec(4, Granularity.PER_CHANNEL)
 A4 = QuantSpec(4)

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 
-from qplug.registry import build
+from qplug.hooks.registry import build
 
 
 def test_it_offers_its_sources() -> None:
-    registry = build([EntryPoint("core", "qplug.builtin", "qplug")])
+    registry = build([EntryPoint("core", "qplug.hooks.builtin", "qplug")])
     assert not registry.broken()
     assert sorted(registry.models) == ["import", "timm", "transformers", "zoo"]
     assert sorted(registry.datasets) == ["digits", "folder", "hf", "text"]
@@ -33,7 +33,7 @@ def test_it_imports_nothing_heavy() -> None:
         "transformers",
         "tokenizers",
     )
-    code = f"import sys, qplug.builtin; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, qplug.hooks.builtin; print([name for name in {heavy} if name in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

@@ -95,7 +95,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("qplug.registry.installed", registry)
+    monkeypatch.setattr("qplug.hooks.registry.installed", registry)
     monkeypatch.setattr("qplug.recipe.load.installed", registry)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good.yaml").write_text(GOOD)
@@ -294,7 +294,7 @@ def test_inspect(pipeline: Any, capsys: Output, monkeypatch: pytest.MonkeyPatch,
 
     toys = registry()
     toys.models = {found.name(): found for found in (TimmModel, ZooModel, ImportedModel)}
-    monkeypatch.setattr("qplug.registry.installed", lambda: toys)
+    monkeypatch.setattr("qplug.hooks.registry.installed", lambda: toys)
     assert call("inspect", model) == 0
     assert {key: getattr(pipeline.asked["source"].config, key) for key in source} == source
     text = capsys.readouterr().out
@@ -318,7 +318,7 @@ def test_inspect_without_sources_and_with_a_wrong_path(capsys: Output, monkeypat
     assert "the model source 'timm' is not installed" in capsys.readouterr().err
     toys = registry()
     toys.models["import"] = ImportedModel
-    monkeypatch.setattr("qplug.registry.installed", lambda: toys)
+    monkeypatch.setattr("qplug.hooks.registry.installed", lambda: toys)
     assert call("inspect", "a b:c") == 2
     assert "a b:c: target: " in capsys.readouterr().err
 
@@ -377,7 +377,7 @@ def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
 STUCK = """
 import sys, time, types
 sys.path.insert(0, {tests!r})
-import recipe_toys, qplug.registry, qplug.recipe.load
+import recipe_toys, qplug.hooks.registry, qplug.recipe.load
 qplug.recipe.load.installed = recipe_toys.registry
 from qplug.core.storage.run_folder import RunFolder
 fake = types.ModuleType("qplug.pipeline")

@@ -15,11 +15,11 @@ from qplug import InputError, Metric, Rewrite, Technique, hookimpl
 from qplug.core.device import backend_of
 from qplug.core.types import SiteKind
 from qplug.data import batches
+from qplug.hooks.registry import component
 from qplug.models import FloatModel, Preprocessing
 from qplug.models.batchnorm import BY, REASON
 from qplug.pipeline import inspect, run
 from qplug.quantization.accounting import CONVENTIONS
-from qplug.registry import component
 from qplug.report.run import protocol_parts, summary_tables
 from qplug.sensitivity.measure import Request, measure
 from qplug.testing.run import ToyModel, toy_recipe, toy_registry

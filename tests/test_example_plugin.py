@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qplug.scaffold import new_plugin
+from qplug.hooks.scaffold import new_plugin
 
 EXAMPLE = Path(__file__).parents[1] / "plugins" / "qplug-example-plugin"
 RECIPE = """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qplug.registry import installed
+from qplug.hooks.registry import installed
 from qplug.testing import TechniqueContract
 
 CONFIGS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qplug.hooks import DiscoverySpecs, RunSpecs
+from qplug.hooks.specs import DiscoverySpecs, RunSpecs
 
 TESTS = Path(__file__).parent
 PLUGINS = TESTS.parent / "plugins"

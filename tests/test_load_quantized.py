@@ -17,9 +17,9 @@ import qplug
 from qplug import InputError, Metric
 from qplug.core.device import backend_of
 from qplug.data import batches
+from qplug.hooks.registry import component, installed
 from qplug.models import fingerprint
 from qplug.models.sources import TimmModel
-from qplug.registry import component, installed
 from qplug.testing import toy_registry, toy_vit
 
 ROOT = Path(__file__).parents[1]

@@ -97,7 +97,7 @@ techniques: {REWRITES[name]}
     from safetensors.torch import load_file
 
     from qplug.data import batches
-    from qplug.registry import component, installed
+    from qplug.hooks.registry import component, installed
 
     images = component(installed().datasets, result.recipe.data.evaluation).open(0)
     transform = component(installed().models, result.recipe.model).load().preprocessing.transform()

@@ -33,7 +33,7 @@ def test_the_readme_says_one_command_to_run_and_one_to_test():
 
 
 def test_the_readme_names_recipes_and_techniques_that_exist():
-    from qplug.registry import installed
+    from qplug.hooks.registry import installed
 
     for name in re.findall(r"recipes/[\w/]+\.yaml", README):
         assert (ROOT / name).is_file(), name

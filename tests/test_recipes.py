@@ -82,7 +82,7 @@ def test_it_runs_on_other_models_tasks_and_texts(name, kind, task, small_languag
 
 @pytest.mark.parametrize("name", LANGUAGE)
 def test_the_folders_that_it_ships_with_are_refused_by_name(name):
-    from qplug.registry import installed
+    from qplug.hooks.registry import installed
 
     recipe = load_recipe(RECIPES / name)
     with pytest.raises(InputError, match="path/to/"):
@@ -93,7 +93,7 @@ def test_the_folders_that_it_ships_with_are_refused_by_name(name):
 
 @pytest.mark.parametrize("name", IMAGENET)
 def test_the_paths_that_it_ships_with_are_refused_by_name(name):
-    from qplug.registry import component, installed
+    from qplug.hooks.registry import component, installed
 
     recipe = load_recipe(RECIPES / name)
     with pytest.raises(InputError, match="path/to/"):

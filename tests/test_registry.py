@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 import pytest
 
 from qplug import PluginError, Technique
-from qplug.registry import GROUP, build, check_technique
+from qplug.hooks.registry import GROUP, build, check_technique
 
 TECHNIQUE = '''
 from __future__ import annotations

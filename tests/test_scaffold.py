@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from qplug import InputError, scaffold
-from qplug.scaffold import new_plugin
+from qplug import InputError
+from qplug.hooks import scaffold
+from qplug.hooks.scaffold import new_plugin
 
 EXAMPLE = Path(__file__).parents[1] / "plugins" / "qplug-example-plugin"
 

@@ -15,9 +15,9 @@ from qplug.compare.rows import group
 from qplug.core.storage.run_folder import read_run
 from qplug.data import batches
 from qplug.data.text import Text
+from qplug.hooks.registry import installed
 from qplug.metrics.accuracy import top1
 from qplug.models.transformers import TransformersModel
-from qplug.registry import installed
 
 MINMAX = [{"use": "baseline.minmax"}]
 HESSIAN = [{"use": "baseline.hessian"}]

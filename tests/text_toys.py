@@ -191,8 +191,8 @@ def recipe_of(
     language: Path, kind: str, task: str, bits: int, techniques: Sequence[dict[str, Any]], length: int = 16, **data: Any
 ) -> Any:
     """A validated recipe: calibrate on ``train``, evaluate on ``test``, weights at ``bits``, activations at 8."""
+    from qplug.hooks.registry import installed
     from qplug.recipe import recipe_type
-    from qplug.registry import installed
 
     columns = ANSWERS if task == "question_answering" else {}
     texts = {"source": "text", "path": str(language / "texts"), **columns}

@@ -16,12 +16,12 @@ from qplug.analysis.subjects import as_it_is, of_run, rewritten
 from qplug.core.component import Config, DataSource, ModelSource
 from qplug.core.device import Clock, full_float32, parse_device
 from qplug.data.stream import Stream
+from qplug.hooks.caller import Steps
+from qplug.hooks.registry import Registry, installed
 from qplug.quantization.calibration.calibrator import watched_sites
 from qplug.quantization.calibration.hessian import TOLERANCE
 from qplug.quantization.plan import Change
-from qplug.registry import Registry, installed
 from qplug.sensitivity.measure import SLICE
-from qplug.steps import Steps
 
 Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 

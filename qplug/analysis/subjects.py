@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from qplug.analysis.depth import Depth, find_depth
 from qplug.core.errors import InputError
+from qplug.hooks.caller import Steps
+from qplug.hooks.registry import Registry, component
 from qplug.load import load_planned
 from qplug.models import FloatModel
 from qplug.models.adapters import make_explicit
@@ -19,9 +21,7 @@ from qplug.models.equivalence import Guard
 from qplug.quantization.plan import Change
 from qplug.quantization.sites import SiteMap, find_sites
 from qplug.recipe import load_recipe
-from qplug.registry import Registry, component
 from qplug.rewrite import HOOKS, ask_for_training, rewrite
-from qplug.steps import Steps
 
 
 @dataclass

@@ -34,7 +34,7 @@ INTERRUPTED = 130  # what some versions of typer end with after Ctrl-C, and othe
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from qplug import __version__
+        from qplug.core.version import __version__
 
         print(f"qplug {__version__}")
         raise typer.Exit

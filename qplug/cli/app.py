@@ -113,7 +113,7 @@ def model_source(model: str, checkpoint: Path | None) -> Any:
 
     from pydantic import ValidationError
 
-    from qplug.registry import installed
+    from qplug.hooks.registry import installed
 
     sources = installed().models
     zoo = get_args(sources["zoo"].Config.model_fields["name"].annotation) if "zoo" in sources else ()

@@ -13,7 +13,7 @@ from qplug.cli.app import Json, State, app, print_json, screen_of
 def plugins(as_json: Json = False) -> None:
     """List the plugins, those that failed to load too."""
     State.json = as_json
-    from qplug.registry import installed
+    from qplug.hooks.registry import installed
     from qplug.report import catalogue
 
     if as_json:
@@ -29,7 +29,7 @@ def techniques(
 ) -> None:
     """List the techniques, or show one with its parameters."""
     State.json = as_json
-    from qplug.registry import installed
+    from qplug.hooks.registry import installed
     from qplug.report import catalogue
 
     if as_json and name:
@@ -50,7 +50,7 @@ def schema() -> None:
 
     Every installed plugin's sources, techniques and backends are in it.
     """
+    from qplug.hooks.registry import installed
     from qplug.recipe import json_schema
-    from qplug.registry import installed
 
     print_json(json_schema(installed()))

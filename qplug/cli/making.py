@@ -48,7 +48,7 @@ def new_plugin(
     folder: Annotated[Path, typer.Option("--dir", help="The folder to make it in.")] = Path(),
 ) -> None:
     """Write a plugin of your own, which works as it is."""
-    from qplug import scaffold
+    from qplug.hooks import scaffold
 
     path = scaffold.new_plugin(name, folder)
     screen_of().line(f"wrote {path}; install it with: pip install -e {path}")

@@ -86,7 +86,7 @@ def _folder(wanted: Wanted, class_map: Path | None) -> DataSource:
 
 
 def _source(kind: str, **values: Any) -> DataSource:
-    from qplug.registry import installed
+    from qplug.hooks.registry import installed
 
     sources = installed().datasets
     if kind not in sources:

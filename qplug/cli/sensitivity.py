@@ -142,7 +142,7 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def _technique(name: str) -> Technique:
-    from qplug.registry import installed
+    from qplug.hooks.registry import installed
     from qplug.report.catalogue import technique
 
     if "qplug_estimate_range" not in technique(installed(), name)["hooks"]:

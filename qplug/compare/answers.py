@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from qplug.core.distributed import launched
 from qplug.core.errors import InputError, QplugError
 from qplug.core.storage.run_folder import FILES, Run, read_run
+from qplug.hooks.registry import Registry, installed
 from qplug.lock import content_if_known
-from qplug.registry import Registry, installed
 
 if TYPE_CHECKING:
     from qplug.core.storage.cache import Cache

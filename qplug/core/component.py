@@ -43,7 +43,7 @@ class Component:
 class Technique(Component):
     """A step of a recipe, tagged by ``use: <plugin>.<technique>``.
 
-    ``paper`` names the source, with the equations. The hooks that it may implement are those of ``qplug.hooks``.
+    ``paper`` names the source, with the equations. The hooks that it may implement are those of ``qplug.hooks.specs``.
     """
 
     tag = "use"

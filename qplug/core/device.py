@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from qplug.core.errors import InputError
+from qplug.hooks.caller import Steps
+from qplug.hooks.registry import Registry
 from qplug.quantization.backends import Backend
-from qplug.registry import Registry
-from qplug.steps import Steps
 
 
 class Advance(Protocol):

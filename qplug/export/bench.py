@@ -11,7 +11,7 @@ from qplug.export.processor import INTEGER
 
 if TYPE_CHECKING:
     from qplug.export.speed import Profile, Race
-    from qplug.registry import Registry
+    from qplug.hooks.registry import Registry
 
 PROFILED = 10
 """Calls whose times a profile averages, fewer where a batch is large."""
@@ -75,8 +75,8 @@ def bench(
     from qplug.export.processor import processor
     from qplug.export.refusal import explained
     from qplug.export.speed import profile, race
+    from qplug.hooks.registry import installed
     from qplug.load import load_planned
-    from qplug.registry import installed
 
     registry = registry or installed()
     planned = load_planned(folder, registry)

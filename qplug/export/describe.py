@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from qplug import __version__
+from qplug.core.version import __version__
 from qplug.export.processor import INTEGER, SATURATING, processor
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from qplug import __version__
+from qplug.core.version import __version__
 from qplug.export.graph import OPSET, OPSET_2_BITS, build, only_logits, widths
 from qplug.export.lower import float_weights, lower, readers
 from qplug.export.qdq import Qdq

@@ -15,8 +15,8 @@ from qplug.export.plain import DecodedWeight, plain_weight, traced
 from qplug.quantization.plan import Decision
 
 if TYPE_CHECKING:
+    from qplug.hooks.registry import Registry
     from qplug.load import Planned
-    from qplug.registry import Registry
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from qplug.core.component import Component
 from qplug.core.errors import Problem
 from qplug.core.text import did_you_mean
+from qplug.hooks.registry import Registry
 from qplug.recipe.nodes import Node, Place
-from qplug.registry import Registry
 
 Loc = tuple[str | int, ...]
 

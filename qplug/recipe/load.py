@@ -8,12 +8,12 @@ from pathlib import Path
 
 from qplug.core.errors import InputError, Problem, RecipeError
 from qplug.core.text import did_you_mean
+from qplug.hooks.registry import Registry, installed
 from qplug.recipe.check import check_names
 from qplug.recipe.executable import check_backend
 from qplug.recipe.nodes import Node, Place, Reader, Source
 from qplug.recipe.overrides import Override, apply_override, parse
 from qplug.recipe.schema import Recipe, build_type
-from qplug.registry import Registry, installed
 
 MAX_BYTES = 1 << 20
 

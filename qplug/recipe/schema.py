@@ -13,7 +13,7 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_
 
 from qplug.core.component import Component, Config
 from qplug.core.types import Granularity, QuantSpec, Site, ZeroPoint
-from qplug.registry import Registry
+from qplug.hooks.registry import Registry
 from qplug.training.supervised.config import FineTune, Qat, Training
 
 Bits = Annotated[int, Field(ge=2, le=16, description="bit width, in bits")]

@@ -11,12 +11,12 @@ from pydantic import Field, JsonValue, ValidationError
 
 from qplug.core.component import Config
 from qplug.core.errors import InputError, Problem, RecipeError
+from qplug.hooks.registry import Registry
 from qplug.recipe.check import Named
 from qplug.recipe.load import error_of, load_recipe, read_tree
 from qplug.recipe.nodes import Node, Place
 from qplug.recipe.overrides import Override
 from qplug.recipe.schema import Recipe
-from qplug.registry import Registry
 
 Values = dict[str, JsonValue]
 LARGEST_SEED = 2**32 - 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qplug.core.errors import InputError
 from qplug.core.text import did_you_mean
-from qplug.registry import Plugin, Registry
+from qplug.hooks.registry import Plugin, Registry
 from qplug.report.screen import Table
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from qplug.core.types import Event
-from qplug.hooks import hookimpl
+from qplug.hooks.specs import hookimpl
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

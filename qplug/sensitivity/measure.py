@@ -16,6 +16,8 @@ from qplug.core.types import Granularity, Site
 from qplug.data import batches, check_disjoint
 from qplug.data.stream import Stream
 from qplug.fit import RECIPE, Fitter, resolve
+from qplug.hooks.caller import Steps
+from qplug.hooks.registry import Registry, installed
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import fold_batchnorms
 from qplug.quantization.calibration.calibrator import Calibration, watched_sites
@@ -24,10 +26,8 @@ from qplug.quantization.plan import Decision
 from qplug.quantization.sites import SiteMap, find_sites
 from qplug.recall import Recall
 from qplug.recipe.schema import ActivationConfig, Bits, Override, Quantize, Scope, WeightConfig
-from qplug.registry import Registry, installed
 from qplug.sensitivity.correlation import Correlation, correlations
 from qplug.sensitivity.single import Effect, one_at_a_time, refusal
-from qplug.steps import Steps
 
 SLICE = 8
 """Images at a time where gradients are taken: one of DeiT-Ti takes 0.15 GB for its second derivatives."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from qplug.core.component import Technique
 from qplug.core.types import Choice, Granularity, NormGroup, QuantSpec, Rewrite, Site, Smoothing
-from qplug.hooks import RunSpecs
-from qplug.manager import Manager
+from qplug.hooks.manager import Manager
+from qplug.hooks.specs import RunSpecs
 from qplug.models import fingerprint
 from qplug.models.blocks import BLOCKS
 from qplug.models.tracing import is_gelu, is_norm

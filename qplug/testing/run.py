@@ -12,12 +12,12 @@ from torch import nn
 
 from qplug.core.component import Config, DataSource, ModelSource, Technique
 from qplug.core.types import Choice, QuantSpec, Site
-from qplug.hooks import hookimpl
+from qplug.hooks.registry import Plugin, Registry, installed
+from qplug.hooks.specs import hookimpl
 from qplug.models import FloatModel, Preprocessing
 from qplug.quantization.calibration.statistics import SiteStats
 from qplug.quantization.quantizers import UniformQuantizer
 from qplug.recipe import Recipe, recipe_type
-from qplug.registry import Plugin, Registry, installed
 from qplug.testing.toys import CLASSES, SIZE, toy_vit
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from qplug.core.component import Config, Technique
-from qplug.registry import check_technique
+from qplug.hooks.registry import check_technique
 from qplug.testing import hooks
 from qplug.testing.run import toy_run
 
@@ -77,7 +77,7 @@ class TechniqueContract:
     # loading
 
     def test_hooks_are_those_of_the_specification(self) -> None:
-        """Names and parameters as in ``qplug.hooks.RunSpecs``."""
+        """Names and parameters as in ``qplug.hooks.specs.RunSpecs``."""
         check_technique(self.technique)
 
     def test_importing_it_is_light(self) -> None:

@@ -12,10 +12,10 @@ from torch import nn
 import qplug
 from qplug import InputError, Plan, QuantSpec, RegionQuantizer, Site, SiteKind, UniformQuantizer
 from qplug.core.device import backend_of
+from qplug.hooks.registry import installed
 from qplug.quantization.backends.lowering import QuantMatMul
 from qplug.quantization.plan import Decision
 from qplug.recipe import recipe_type
-from qplug.registry import installed
 from qplug.testing import toy_images, toy_registry
 
 pytestmark = [

@@ -8,7 +8,7 @@ import torch
 import qplug
 from qplug.core.device import backend_of, full_float32
 from qplug.data import batches
-from qplug.registry import component, installed
+from qplug.hooks.registry import component, installed
 
 pytestmark = pytest.mark.real
 RECIPE = Path(__file__).parents[2] / "recipes/imagenet/mptq_vit_mp5.yaml"

@@ -16,7 +16,7 @@ import torch
 from qplug.core.memory import keep_freed_memory
 from qplug.pipeline import run
 from qplug.recipe import recipe_type
-from qplug.registry import installed
+from qplug.hooks.registry import installed
 
 torch.set_num_threads(1)
 keep_freed_memory()  # as the command line does

@@ -15,11 +15,11 @@ from workbench import least_seconds
 from qplug import Block, Granularity, QuantSpec, UniformQuantizer
 from qplug.core.device import backend_of
 from qplug.core.memory import keep_freed_memory
+from qplug.hooks.registry import installed
 from qplug.models.adapters import make_explicit
 from qplug.quantization.calibration.calibrator import Calibration, watched_sites
 from qplug.quantization.plan import Decision, Plan
 from qplug.quantization.sites import find_sites
-from qplug.registry import installed
 from qplug.training.reconstruction.blocks import lower_block
 from qplug.training.reconstruction.capture import Calls, capture
 from qplug.training.reconstruction.loop import _optimizer

@@ -18,7 +18,7 @@ import qplug
 from qplug import __version__
 from qplug.core.device import backend_of
 from qplug.export.processor import processor
-from qplug.registry import installed
+from qplug.hooks.registry import installed
 
 pytestmark = pytest.mark.slow
 RUNS = {

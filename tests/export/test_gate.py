@@ -19,8 +19,8 @@ from qplug.export.gate import FREE, LOGITS_MOVE, TOP1, Parity, compare
 from qplug.export.onnx_file import qdq_file
 from qplug.export.run import refusal
 from qplug.export.runtimes import OnnxRuntime
+from qplug.hooks.registry import installed
 from qplug.load import load_planned, load_quantized
-from qplug.registry import installed
 from qplug.testing import toy_images, toy_registry
 
 # differences

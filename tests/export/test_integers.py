@@ -29,8 +29,8 @@ from qplug.export.qdq import Affine
 from qplug.export.run import export_run
 from qplug.export.runtimes import OnnxRuntime
 from qplug.export.speed import profile
+from qplug.hooks.registry import component, installed
 from qplug.load import load_planned
-from qplug.registry import component, installed
 from qplug.report.export import tables
 
 

@@ -17,8 +17,8 @@ from qplug import Choice, Config, InputError, ParityError, Quantizer, Technique,
 from qplug.cli import main
 from qplug.core.types import Rewrite
 from qplug.export import run as exporting
+from qplug.hooks.registry import Plugin
 from qplug.load import load_planned
-from qplug.registry import Plugin
 from qplug.testing import toy_registry
 
 MINMAX = "{use: baseline.minmax}"

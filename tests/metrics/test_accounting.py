@@ -121,8 +121,8 @@ def architecture(name):
     """timm's, without trained weights, as a run has it before its sites are found; and its sites."""
     import timm
 
-    from qplug.registry import installed
-    from qplug.steps import Steps
+    from qplug.hooks.caller import Steps
+    from qplug.hooks.registry import installed
 
     name, _, mixers = name.partition(", ")
     model = timm.create_model(name).eval().requires_grad_(False)

@@ -83,8 +83,8 @@ def test_it_says_what_it_is():
 
 
 def test_a_plan_finds_it_by_its_kind():
+    from qplug.hooks.registry import installed
     from qplug.quantization.plan import quantizer_of
-    from qplug.registry import installed
 
     quantizer = coded(randn(3, 8)).quantizer
     again = quantizer_of(json.loads(json.dumps(quantizer.to_dict())), installed().quantizers)

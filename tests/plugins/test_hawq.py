@@ -20,8 +20,8 @@ from torch import nn
 
 import qplug
 from qplug import InputError, QuantSpec, Site, SiteKind, SiteStats, SqnrTable, Trace
+from qplug.hooks.registry import installed
 from qplug.recipe import recipe_type
-from qplug.registry import installed
 from qplug.testing.run import toy_run
 
 # ResNet-18 without its first and last layer, from the authors' repository (ILP.ipynb): mean traces, squared errors of

@@ -9,8 +9,8 @@ import torch
 
 import qplug
 from qplug import InputError, UniformQuantizer
+from qplug.hooks.registry import installed
 from qplug.recipe import recipe_type
-from qplug.registry import installed
 from qplug.testing import toy_images, toy_registry
 from qplug.testing.toys import calibrated_toy
 
@@ -52,7 +52,7 @@ def ran(*steps, out=None, **more):
 def images():
     """Those that a run on the toys calibrates with."""
     from qplug.data.stream import Stream
-    from qplug.registry import component
+    from qplug.hooks.registry import component
 
     registry, asked = toy_registry(), recipe("modelopt.max")
     source = component(registry.models, asked.model).load()

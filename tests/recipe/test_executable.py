@@ -10,9 +10,9 @@ from recipe_toys import GOOD, Bits, Images, Ranges, registry
 import qplug
 from qplug import BackendOffer, Extra, Granularity, InputError, RecipeError
 from qplug.core.device import backend_of
+from qplug.hooks.registry import installed
 from qplug.recipe import load_recipe
 from qplug.recipe.check import implements
-from qplug.registry import installed
 
 GONE = Extra("qplug_there_is_no_such_module", "pip install 'qplug[gone]'")
 LIMITED = BackendOffer(

@@ -15,12 +15,12 @@ from qplug.core.storage.cache import Cache
 from qplug.core.storage.run_folder import read_run
 from qplug.data import batches
 from qplug.data.digits import Digits
+from qplug.hooks.registry import installed
 from qplug.models import Preprocessing
 from qplug.models.zoo import vit_digits
 from qplug.pipeline import run
 from qplug.quantization.accounting import CONVENTIONS, DEFAULT
 from qplug.quantization.plan import Plan
-from qplug.registry import installed
 from qplug.report.run import summary_tables
 from qplug.testing.run import toy_registry
 from qplug.training.supervised.config import Learn

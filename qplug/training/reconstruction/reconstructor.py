@@ -30,8 +30,8 @@ from qplug.training.reconstruction.step import Dropped
 
 if TYPE_CHECKING:
     from qplug.core.component import Technique
+    from qplug.hooks.caller import Steps
     from qplug.recall import Recall
-    from qplug.steps import Steps
 
 HOOK = "qplug_reconstruct"
 SOFT = 0.05

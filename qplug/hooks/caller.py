@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from qplug import hooks
 from qplug.core.component import Technique
 from qplug.core.errors import PluginError, QplugError
 from qplug.core.seeding import seeded
 from qplug.core.types import Event
-from qplug.manager import Manager
-from qplug.registry import Registry
+from qplug.hooks import specs
+from qplug.hooks.manager import Manager
+from qplug.hooks.registry import Registry
 
 
 class Steps:
@@ -31,7 +31,7 @@ class Steps:
         self.techniques = list(techniques)
         self._registry = registry
         self._seed = seed
-        self._manager = Manager(hooks.RunSpecs)
+        self._manager = Manager(specs.RunSpecs)
         for plugin in (*reversed(self.techniques), *observers):  # pluggy asks the last registered first
             self._manager.register(plugin)
         self._manager.check_pending()

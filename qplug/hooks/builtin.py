@@ -10,7 +10,7 @@ from qplug.data.digits import Digits
 from qplug.data.folder import Folder
 from qplug.data.hf import HuggingFace
 from qplug.data.text import Text
-from qplug.hooks import hookimpl
+from qplug.hooks.specs import hookimpl
 from qplug.models.adapters import ADAPTERS
 from qplug.models.blocks import BLOCKS
 from qplug.models.sources import ImportedModel, TimmModel, ZooModel

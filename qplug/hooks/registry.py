@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import pluggy
 
-from qplug import hooks
 from qplug.core.component import Component, Config, DataSource, ModelSource, Technique
 from qplug.core.errors import PluginError
 from qplug.core.types import Adapter, BackendOffer, Metric
-from qplug.manager import Manager
+from qplug.hooks import specs
+from qplug.hooks.manager import Manager
 
 GROUP = "qplug"
 BLOCK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -120,7 +120,7 @@ def _clashes(points: list[EntryPoint]) -> dict[str, str]:
 def _load(point: EntryPoint) -> Manager:
     """One plugin alone in a manager of its own, with its hooks checked."""
     module = importlib.import_module(point.value) if not point.attr else point.load()
-    manager = Manager(hooks.DiscoverySpecs)
+    manager = Manager(specs.DiscoverySpecs)
     manager.register(module)
     _check_names(module)
     manager.check_pending()
@@ -128,7 +128,7 @@ def _load(point: EntryPoint) -> Manager:
 
 
 def _check_names(module: Any) -> None:
-    known = {name for name in vars(hooks.DiscoverySpecs) if name.startswith("qplug_")}
+    known = {name for name in vars(specs.DiscoverySpecs) if name.startswith("qplug_")}
     marked = [
         name for name in dir(module) if name.startswith("qplug_") and hasattr(getattr(module, name), "qplug_impl")
     ]
@@ -202,7 +202,7 @@ def check_technique(technique: type[Technique], prefix: str | None = None) -> No
 @functools.cache
 def _specifications() -> Manager:
     """The hooks of a run, to hold one technique after the other against them."""
-    return Manager(hooks.RunSpecs)
+    return Manager(specs.RunSpecs)
 
 
 def _said(error: pluggy.PluginValidationError) -> str:

@@ -82,7 +82,7 @@ def _template() -> Path:
     """The example plugin: in the wheel beside this file, in a checkout where it lives."""
     here = Path(__file__).parent
     packaged = here / "scaffold_template"
-    return packaged if packaged.is_dir() else here.parent / "plugins" / EXAMPLE
+    return packaged if packaged.is_dir() else here.parents[1] / "plugins" / EXAMPLE
 
 
 def _copy(source: Path, target: Path, words: dict[str, str]) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pluggy
 
-from qplug.hooks import PROJECT
+from qplug.hooks.specs import PROJECT
 
 
 class Manager(pluggy.PluginManager):
-    """Holds what implements the hooks of ``specifications``, a class of ``qplug.hooks``.
+    """Holds what implements the hooks of ``specifications``, a class of ``qplug.hooks.specs``.
 
     Private names are passed over: no hook has one, and to look at all that Python gives an object takes pluggy most of
     the time in which a recipe is validated.
