@@ -86,10 +86,10 @@ from .export.run import (
 from .hooks.specs import hookimpl as hookimpl
 from .load import load_quantized as load_quantized
 from .models.tracing import is_gelu as is_gelu
-from .pipeline import (
+from .pipeline.run import (
     RunResult as RunResult,
 )
-from .pipeline import (
+from .pipeline.run import (
     run as run,
 )
 from .quantization.bit_allocation import (

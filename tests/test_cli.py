@@ -87,9 +87,9 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
         more = {**left, "costs": {"full": costs, "q-mlp": costs}}
         return types.SimpleNamespace(sites=sites, total_macs=12, coverage=0.5, **more)
 
-    fake: Any = types.ModuleType("qplug.pipeline")
+    fake: Any = types.ModuleType("qplug.pipeline.run")
     fake.run, fake.inspect = run, inspect
-    monkeypatch.setitem(sys.modules, "qplug.pipeline", fake)
+    monkeypatch.setitem(sys.modules, "qplug.pipeline.run", fake)
     return fake
 
 
@@ -380,14 +380,14 @@ sys.path.insert(0, {tests!r})
 import recipe_toys, qplug.hooks.registry, qplug.recipe.load
 qplug.recipe.load.installed = recipe_toys.registry
 from qplug.core.storage.run_folder import RunFolder
-fake = types.ModuleType("qplug.pipeline")
+fake = types.ModuleType("qplug.pipeline.run")
 def run(recipe, *, out, **_):
     with RunFolder(out, required=()) as folder:
         folder.write_text("metrics.json", "x")
         print("half", flush=True)
         time.sleep(600)
 fake.run = run
-sys.modules["qplug.pipeline"] = fake
+sys.modules["qplug.pipeline.run"] = fake
 from qplug.cli import main
 main(["run", "good.yaml", "--out", "one"])
 """

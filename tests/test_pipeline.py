@@ -14,6 +14,7 @@ import pytest
 import torch
 from plugin_toys import toy_deit, toy_swin
 from pydantic import create_model
+from qplug.pipeline.run import run
 
 import qplug
 from qplug import (
@@ -35,7 +36,6 @@ from qplug.core.device import backend_of, peak_memory_mb
 from qplug.data import batches
 from qplug.models import FloatModel, Preprocessing
 from qplug.models.adapters import ADAPTERS, make_explicit
-from qplug.pipeline import run
 from qplug.quantization.calibration.calibrator import Calibration
 from qplug.quantization.calibration.samplers import SampleSize
 from qplug.quantization.plan import Plan

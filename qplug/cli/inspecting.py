@@ -136,7 +136,7 @@ def inspect(
 
 
 def _sites(source: ModelSource, model: str, counted_by: Convention, as_json: bool) -> None:
-    from qplug.pipeline import inspect as inspect_model
+    from qplug.pipeline.run import inspect as inspect_model
     from qplug.report.inspection import inspection, inspection_tables
 
     found = inspect_model(source)

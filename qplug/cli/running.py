@@ -52,7 +52,7 @@ def run(
     check_target(target)
 
     from qplug.core.distributed import launched
-    from qplug.pipeline import run as run_pipeline
+    from qplug.pipeline.run import run as run_pipeline
     from qplug.report.progress import Progress
     from qplug.report.run import summary, summary_tables
 

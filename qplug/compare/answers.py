@@ -167,7 +167,7 @@ def _run(
     if os.path.lexists(target):
         raise InputError(f"is in the way of this run: {_inside(target)}", where=str(target), fix="move or remove it")
 
-    from qplug.pipeline import run  # torch waits until something must be run
+    from qplug.pipeline.run import run  # torch waits until something must be run
 
     try:
         run(recipe, out=target, device=device, cache=cache, registry=registry, observers=observers)

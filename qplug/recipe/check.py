@@ -9,7 +9,7 @@ from qplug.core.component import Component
 from qplug.core.errors import Problem
 from qplug.core.text import did_you_mean
 from qplug.hooks.registry import Registry
-from qplug.recipe.nodes import Node, Place
+from qplug.recipe.yaml_tree import Node, Place
 
 Loc = tuple[str | int, ...]
 

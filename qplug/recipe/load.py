@@ -9,11 +9,11 @@ from pathlib import Path
 from qplug.core.errors import InputError, Problem, RecipeError
 from qplug.core.text import did_you_mean
 from qplug.hooks.registry import Registry, installed
+from qplug.recipe.backend_support import check_backend
 from qplug.recipe.check import check_names
-from qplug.recipe.executable import check_backend
-from qplug.recipe.nodes import Node, Place, Reader, Source
 from qplug.recipe.overrides import Override, apply_override, parse
 from qplug.recipe.schema import Recipe, build_type
+from qplug.recipe.yaml_tree import Node, Place, Reader, Source
 
 MAX_BYTES = 1 << 20
 
@@ -68,7 +68,7 @@ def read_tree(path: Path, problems: list[tuple[Place, Problem]], rank: int = 0) 
 def _validate(root: Node, registry: Registry, problems: list[tuple[Place, Problem]]) -> Recipe | None:
     from pydantic import ValidationError
 
-    from qplug.recipe.explain import explain
+    from qplug.recipe.messages import explain
 
     taken = {place.order for place, _ in problems}
     named = check_names(root, registry, problems)

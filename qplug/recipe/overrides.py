@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qplug.core.errors import Problem
 from qplug.core.text import did_you_mean
-from qplug.recipe.nodes import Node, Place, Reader, Source
+from qplug.recipe.yaml_tree import Node, Place, Reader, Source
 
 
 class _Wrong(Exception):

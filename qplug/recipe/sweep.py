@@ -14,9 +14,9 @@ from qplug.core.errors import InputError, Problem, RecipeError
 from qplug.hooks.registry import Registry
 from qplug.recipe.check import Named
 from qplug.recipe.load import error_of, load_recipe, read_tree
-from qplug.recipe.nodes import Node, Place
 from qplug.recipe.overrides import Override
 from qplug.recipe.schema import Recipe
+from qplug.recipe.yaml_tree import Node, Place
 
 Values = dict[str, JsonValue]
 LARGEST_SEED = 2**32 - 1
@@ -94,7 +94,7 @@ def load_sweep(
 
 
 def _validate(root: Node, problems: list[tuple[Place, Problem]]) -> Sweep:
-    from qplug.recipe.explain import explain
+    from qplug.recipe.messages import explain
 
     try:
         sweep = Sweep.model_validate_json(json.dumps(root.plain()), strict=True)

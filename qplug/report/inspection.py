@@ -10,7 +10,7 @@ from qplug.report.run import number
 from qplug.report.screen import Table
 
 if TYPE_CHECKING:
-    from qplug.pipeline import Inspection
+    from qplug.pipeline.run import Inspection
 
 
 def inspection(found: Inspection, model: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from qplug.quantization.accounting import Convention
 from qplug.report.screen import Table
 
 if TYPE_CHECKING:
-    from qplug.pipeline import RunResult
+    from qplug.pipeline.run import RunResult
     from qplug.quantization.plan import Change
 
 Metrics = Mapping[str, Any]

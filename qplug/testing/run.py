@@ -21,7 +21,7 @@ from qplug.recipe import Recipe, recipe_type
 from qplug.testing.toys import CLASSES, SIZE, toy_vit
 
 if TYPE_CHECKING:
-    from qplug.pipeline import RunResult
+    from qplug.pipeline.run import RunResult
 
 OWNER = Plugin("toy", "qplug.testing", "0", "qplug.testing")
 
@@ -147,7 +147,7 @@ def toy_run(
     technique: type[Technique], *, loaded: list[nn.Module] | None = None, bits: int = 4, **parameters: Any
 ) -> RunResult:
     """Run ``toy_recipe`` through the pipeline; writes nothing. ``loaded`` as in ``toy_registry``."""
-    from qplug.pipeline import run
+    from qplug.pipeline.run import run
 
     registry = toy_registry(technique, loaded=loaded)
     return run(toy_recipe(technique, registry=registry, bits=bits, **parameters), out=None, registry=registry)

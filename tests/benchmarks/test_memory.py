@@ -14,7 +14,7 @@ WORK = """
 import sys
 import torch
 from qplug.core.memory import keep_freed_memory
-from qplug.pipeline import run
+from qplug.pipeline.run import run
 from qplug.recipe import recipe_type
 from qplug.hooks.registry import installed
 

@@ -16,7 +16,7 @@ import torch
 from timm.models import VisionTransformer
 from qplug import hookimpl
 from qplug.models import FloatModel, Preprocessing
-from qplug.pipeline import run
+from qplug.pipeline.run import run
 from qplug.core.device import forget_peak_memory, peak_memory_mb
 from qplug.testing.run import ToyModel, toy_recipe, toy_registry
 from qplug_brecq import Brecq

@@ -50,7 +50,7 @@ def test_an_error_that_nobody_foresaw_does_not_either(tmp_path, recipe, monkeypa
     def fails(made, **_):
         raise MemoryError("cannot allocate  memory")
 
-    monkeypatch.setattr("qplug.pipeline.run", fails)
+    monkeypatch.setattr("qplug.pipeline.run.run", fails)
     found = answer([recipe(), recipe("seed=1")], tmp_path / "runs")
     assert [error.where for error in found.failures] == ["minmax, seed 0", "minmax, seed 1"]
     assert found.failures[0].what == "MemoryError: cannot allocate memory"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from qplug.pipeline.run import run
 from qplug_brecq import Brecq
 from qplug_brecq.rounding import LearnedRounding
 from test_loop import RATES, Layer, problem
@@ -9,7 +10,6 @@ from test_run import errors
 
 from qplug import PluginError, Reconstruction
 from qplug.core.storage.cache import Cache
-from qplug.pipeline import run
 from qplug.testing.run import toy_recipe, toy_registry
 from qplug.training.reconstruction.capture import Calls
 from qplug.training.reconstruction.loop import learn

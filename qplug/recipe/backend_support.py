@@ -9,8 +9,8 @@ from qplug.core.errors import Problem
 from qplug.core.types import BackendOffer, Granularity
 from qplug.hooks.registry import Registry
 from qplug.recipe.check import Named, dotted, implements, unknown
-from qplug.recipe.nodes import Node, Place
 from qplug.recipe.schema import Recipe, TensorConfig, WeightConfig
+from qplug.recipe.yaml_tree import Node, Place
 
 WIDTHS = range(2, 17)
 """Bits that any recipe may ask for; what lies outside, the validation refuses."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qplug.core.errors import Problem
 from qplug.core.text import close, did_you_mean
 from qplug.recipe.check import Loc, Named, dotted
-from qplug.recipe.nodes import Node, Place
+from qplug.recipe.yaml_tree import Node, Place
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
