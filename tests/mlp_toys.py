@@ -6,13 +6,13 @@ import copy
 from typing import Any, Literal
 
 import torch
-from qplug.pipeline.run import RunResult, run
 from torch import nn
 
 import qplug
 from qplug.hooks.registry import installed
 from qplug.models import FloatModel
 from qplug.models.zoo import ZOO, weights
+from qplug.pipeline.run import RunResult, run
 from qplug.recipe.schema import recipe_type
 
 

@@ -14,9 +14,9 @@ from qplug.core.types import Granularity, NormGroup, QuantSpec, Smoothing
 from qplug.hooks.caller import Steps
 from qplug.hooks.registry import installed
 from qplug.models.equivalence import Guard
+from qplug.pipeline.stages.smooth import smooth
 from qplug.quantization.calibration.statistics import SiteStats
 from qplug.recipe.schema import Quantize
-from qplug.smoothing import smooth
 
 W4 = QuantSpec(4, Granularity.PER_CHANNEL)
 A4 = QuantSpec(4)
@@ -91,7 +91,7 @@ def moved(model: nn.Module, before: nn.Module, images: Tensor) -> float:
 
 def smoothed(model: nn.Module, images: Tensor, *techniques: Any, **quantize: Any) -> list[str]:
     """Smooth ``model`` in place, at 4 bits unless ``quantize`` says otherwise; the norms that changed, step by step."""
-    from qplug.fit import resolve
+    from qplug.pipeline.stages.assign import resolve
 
     found, calibration = calibrated(model, images)
     section = {"weights": {"bits": 4}, "activations": {"bits": 4}, **quantize}

@@ -7,7 +7,6 @@ from typing import Literal
 import pytest
 import torch
 from cnn_toys import FAMILIES, family, lively, small_mobilenet
-from qplug.pipeline.run import inspect, run
 from qplug_brecq import Brecq
 from torch import nn
 
@@ -19,6 +18,7 @@ from qplug.data import batches
 from qplug.hooks.registry import component
 from qplug.models import FloatModel, Preprocessing
 from qplug.models.batchnorm import BY, REASON
+from qplug.pipeline.run import inspect, run
 from qplug.quantization.accounting import CONVENTIONS
 from qplug.report.run import protocol_parts, summary_tables
 from qplug.sensitivity.measure import Request, measure

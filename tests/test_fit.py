@@ -9,11 +9,11 @@ from numeric_toys import calibrated, quantize, steps
 import qplug
 from qplug import BackendOffer, Choice, Granularity, InputError, PluginError, QuantSpec, SiteKind, UniformQuantizer
 from qplug.core.device import Clock
-from qplug.fit import Fitter, allocate, resolve
+from qplug.pipeline.result_cache import Recall
+from qplug.pipeline.stages.assign import Fitter, allocate, resolve
 from qplug.quantization.accounting import CONVENTIONS
 from qplug.quantization.costs import account
 from qplug.quantization.plan import Plan
-from qplug.recall import Recall
 
 T, C, H = Granularity.PER_TENSOR, Granularity.PER_CHANNEL, Granularity.PER_HEAD
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from qplug.pipeline.run import run
 
 from qplug import InputError, Metric, hookimpl, load_recipe
 from qplug.core.types import Adapter, Event
 from qplug.hooks.registry import installed
-from qplug.lock import code_of, content, content_if_known, lock
+from qplug.pipeline.run import run
+from qplug.pipeline.run_key import code_of, content, content_if_known, lock
 
 TEXT = """
 version: 1

@@ -4,8 +4,7 @@ from math import prod
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from qplug.core.storage.bit_packing import pack_bits, packed_bytes, unpack_bits
 

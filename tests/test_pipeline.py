@@ -14,7 +14,6 @@ import pytest
 import torch
 from plugin_toys import toy_deit, toy_swin
 from pydantic import create_model
-from qplug.pipeline.run import run
 
 import qplug
 from qplug import (
@@ -36,6 +35,8 @@ from qplug.core.device import backend_of, peak_memory_mb
 from qplug.data import batches
 from qplug.models import FloatModel, Preprocessing
 from qplug.models.adapters import ADAPTERS, make_explicit
+from qplug.pipeline.run import run
+from qplug.pipeline.weights import load_weights
 from qplug.quantization.calibration.calibrator import Calibration
 from qplug.quantization.calibration.samplers import SampleSize
 from qplug.quantization.plan import Plan
@@ -43,7 +44,6 @@ from qplug.quantization.sites import find_sites
 from qplug.recipe import recipe_type
 from qplug.testing import toy_images, toy_registry, toy_vit
 from qplug.testing.toys import SIZE
-from qplug.weights import load_weights
 
 STAGES = ("load", "rewrite", "sites", "statistics", "smoothing", "bits", "ranges", "quantize", "evaluation")
 DESIGNED = {

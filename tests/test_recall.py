@@ -11,8 +11,8 @@ import torch
 from qplug import Choice, Config, ModelSource, Rewrite, Technique, UniformQuantizer, hookimpl, run
 from qplug.core.storage.cache import Cache
 from qplug.models import FloatModel, Preprocessing
+from qplug.pipeline.result_cache import WORTH, stats_digest
 from qplug.quantization.calibration.calibrator import Calibration
-from qplug.recall import WORTH, stats_digest
 from qplug.recipe import recipe_type
 from qplug.testing import toy_calibration, toy_recipe, toy_registry, toy_vit
 from qplug.testing.toys import SIZE

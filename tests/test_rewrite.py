@@ -11,7 +11,7 @@ import qplug
 from qplug import Rewrite
 from qplug.core.errors import GuardError
 from qplug.models.equivalence import Guard
-from qplug.rewrite import rewrite
+from qplug.pipeline.stages.rewrite import rewrite
 
 
 class NoGuard:

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from qplug import SiteKind
 from qplug.core.types import Smoothing
+from qplug.pipeline.stages.smooth import fold
 from qplug.quantization.sites import find_sites
-from qplug.smoothing import fold
 
 K = SiteKind
 

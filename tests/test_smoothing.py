@@ -10,8 +10,8 @@ from torch import nn
 import qplug
 from qplug import GuardError, NormGroup, PluginError, Smoothing
 from qplug.models.equivalence import Guard
+from qplug.pipeline.stages.smooth import fold, smooth
 from qplug.quantization.plan import Change
-from qplug.smoothing import fold, smooth
 from qplug.testing import toy_images
 
 

@@ -16,8 +16,8 @@ from qplug.core.storage.run_folder import read_run
 from qplug.data import batches
 from qplug.data.text import Text
 from qplug.hooks.registry import installed
-from qplug.metrics.accuracy import top1
 from qplug.models.transformers import TransformersModel
+from qplug.pipeline.stages.evaluate import top1
 
 MINMAX = [{"use": "baseline.minmax"}]
 HESSIAN = [{"use": "baseline.hessian"}]

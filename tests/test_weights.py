@@ -7,11 +7,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qplug import Granularity, InputError, LogQuantizer, QuantSpec, Region, RegionQuantizer, Site, SiteKind
-from qplug import UniformQuantizer as Uniform
+from qplug import (
+    Granularity,
+    InputError,
+    LogQuantizer,
+    QuantSpec,
+    Region,
+    RegionQuantizer,
+    Site,
+    SiteKind,
+    UniformQuantizer as Uniform,
+)
 from qplug.core.storage.run_folder import RunFolder
+from qplug.pipeline.weights import load_weights, read_weights, write_weights
 from qplug.quantization.plan import Decision, Plan
-from qplug.weights import load_weights, read_weights, write_weights
 
 SPEC = QuantSpec(4)
 

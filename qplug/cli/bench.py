@@ -9,8 +9,7 @@ import typer
 
 from qplug.cli.app import Json, State, app, print_json, screen_of
 from qplug.core.errors import InputError
-from qplug.export.bench import FORMATS
-from qplug.export.bench import bench as measure
+from qplug.export.bench import FORMATS, bench as measure
 
 KNOWN = " or ".join(FORMATS)
 

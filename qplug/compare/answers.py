@@ -15,7 +15,7 @@ from qplug.core.distributed import launched
 from qplug.core.errors import InputError, QplugError
 from qplug.core.storage.run_folder import FILES, Run, read_run
 from qplug.hooks.registry import Registry, installed
-from qplug.lock import content_if_known
+from qplug.pipeline.run_key import content_if_known
 
 if TYPE_CHECKING:
     from qplug.core.storage.cache import Cache

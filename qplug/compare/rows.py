@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qplug.compare.noise import Difference, difference, letters
 from qplug.core.storage.run_folder import Run
-from qplug.lock import WITHOUT_INFLUENCE
+from qplug.pipeline.run_key import WITHOUT_INFLUENCE
 
 if TYPE_CHECKING:
     import numpy as np

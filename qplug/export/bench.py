@@ -76,7 +76,7 @@ def bench(
     from qplug.export.refusal import explained
     from qplug.export.speed import profile, race
     from qplug.hooks.registry import installed
-    from qplug.load import load_planned
+    from qplug.pipeline.load_run import load_planned
 
     registry = registry or installed()
     planned = load_planned(folder, registry)

@@ -13,7 +13,7 @@ from qplug.export.processor import INTEGER, SATURATING, processor
 if TYPE_CHECKING:
     from qplug.export.gate import Parity
     from qplug.export.trace import Call
-    from qplug.load import Planned
+    from qplug.pipeline.load_run import Planned
 
 EXACT = "exact on every processor"
 NOT_VERIFIED = "not verified: exported with --no-verify"

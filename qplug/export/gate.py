@@ -26,7 +26,7 @@ from qplug.export.differences import Difference
 from qplug.export.fused import FUSED, allowed, along, settle
 from qplug.export.runtimes import Runtime
 from qplug.export.trace import INPUT, LOGITS, Call
-from qplug.metrics.accuracy import top1
+from qplug.pipeline.stages.evaluate import top1
 from qplug.quantization.plan import Plan
 from qplug.quantization.quantizers import Quantizer, RegionQuantizer, UniformQuantizer
 

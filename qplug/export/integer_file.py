@@ -15,7 +15,7 @@ from qplug.export.qdq import Qdq
 from qplug.quantization.plan import Plan
 
 if TYPE_CHECKING:
-    from qplug.load import Planned
+    from qplug.pipeline.load_run import Planned
 
 OPSET = 20
 """The first in which Gelu is one operator; from 21 on ONNX Runtime 1.32 fails where it moves signed integers."""

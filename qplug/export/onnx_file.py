@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import Tensor, nn
 
-    from qplug.load import Planned
+    from qplug.pipeline.load_run import Planned
     from qplug.quantization.plan import Plan
 
 

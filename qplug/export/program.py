@@ -24,7 +24,7 @@ from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import Quantizer
 
 if TYPE_CHECKING:
-    from qplug.load import Planned
+    from qplug.pipeline.load_run import Planned
 
 EXTRA = "qplug.json"
 WIDTHS = (1, 2, 4, 8, 16)

@@ -16,7 +16,7 @@ from qplug.quantization.plan import Decision
 
 if TYPE_CHECKING:
     from qplug.hooks.registry import Registry
-    from qplug.load import Planned
+    from qplug.pipeline.load_run import Planned
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from qplug.core.errors import InputError, ParityError, QplugError
 from qplug.core.storage.atomic import check_file, write_file
 from qplug.export.processor import INTEGER, SATURATING, caution
 from qplug.hooks.registry import Registry, component, installed
-from qplug.load import Planned, load_planned, load_quantized
-from qplug.lock import EVALUATION_SEED
+from qplug.pipeline.load_run import Planned, load_planned, load_quantized
+from qplug.pipeline.run_key import EVALUATION_SEED
 
 if TYPE_CHECKING:
     from torch import Tensor

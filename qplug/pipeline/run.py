@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from qplug.calibrators import Calibrators
 from qplug.core.component import ModelSource
 from qplug.core.device import (
     Clock,
@@ -28,28 +27,29 @@ from qplug.core.storage.run_folder import RunFolder, check_target
 from qplug.core.types import OUT_OF_SCOPE, Site
 from qplug.data import LabelTransform, batches, check_disjoint
 from qplug.data.stream import Stream
-from qplug.fit import Fitter, allocate, resolve
 from qplug.hooks.caller import Steps
 from qplug.hooks.registry import Registry, component, installed
-from qplug.lock import EVALUATION_SEED, content_if_known, lock
-from qplug.metrics.accuracy import Logits, compare, evaluate, share_right
 from qplug.models import fingerprint
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import Folding, fold_batchnorms
 from qplug.models.equivalence import Guard
-from qplug.notes import notes
+from qplug.pipeline.result_cache import Recall, source_key
+from qplug.pipeline.run_key import EVALUATION_SEED, content_if_known, lock
+from qplug.pipeline.stages.assign import Fitter, allocate, resolve
+from qplug.pipeline.stages.calibrate import Calibrators
+from qplug.pipeline.stages.evaluate import Logits, compare, evaluate, share_right
+from qplug.pipeline.stages.rewrite import ask_for_training, rewrite
+from qplug.pipeline.stages.smooth import smooth
+from qplug.pipeline.warnings import notes
+from qplug.pipeline.weights import write_weights
 from qplug.quantization.accounting import CONVENTIONS, DEFAULT
 from qplug.quantization.calibration.calibrator import Calibration, watched_sites
 from qplug.quantization.costs import account, costs, uniform_plan
 from qplug.quantization.plan import Change, Plan
 from qplug.quantization.sites import find_sites
-from qplug.recall import Recall, source_key
 from qplug.recipe import Recipe
-from qplug.rewrite import ask_for_training, rewrite
-from qplug.smoothing import smooth
 from qplug.training.reconstruction.reconstructor import Reconstructor
 from qplug.training.supervised import History, Trainer
-from qplug.weights import write_weights
 
 
 @dataclass

@@ -10,8 +10,7 @@ from qplug.core.errors import Problem
 
 if TYPE_CHECKING:
     from ruamel.yaml import YAML
-    from ruamel.yaml.nodes import MappingNode, ScalarNode
-    from ruamel.yaml.nodes import Node as YamlNode
+    from ruamel.yaml.nodes import MappingNode, Node as YamlNode, ScalarNode
 
 MAX_NODES = 20_000  # far above any recipe; aliases of aliases would otherwise grow without bound
 WINDOW = 100

@@ -10,8 +10,7 @@ from qplug.core.types import Event
 from qplug.hooks.specs import hookimpl
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
+    from rich.progress import Progress as Bars, TaskID
 
 PATIENCE = 1.0
 

@@ -8,23 +8,23 @@ from typing import Annotated
 
 from pydantic import Field
 
-from qplug.calibrators import Calibrators
 from qplug.core.component import Config, DataSource, ModelSource, Technique
 from qplug.core.device import Clock, backend_of, full_float32, parse_device
 from qplug.core.errors import InputError
 from qplug.core.types import Granularity, Site
 from qplug.data import batches, check_disjoint
 from qplug.data.stream import Stream
-from qplug.fit import RECIPE, Fitter, resolve
 from qplug.hooks.caller import Steps
 from qplug.hooks.registry import Registry, installed
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import fold_batchnorms
+from qplug.pipeline.result_cache import Recall
+from qplug.pipeline.stages.assign import RECIPE, Fitter, resolve
+from qplug.pipeline.stages.calibrate import Calibrators
 from qplug.quantization.calibration.calibrator import Calibration, watched_sites
 from qplug.quantization.calibration.hessian import Trace, hessian_traces
 from qplug.quantization.plan import Decision
 from qplug.quantization.sites import SiteMap, find_sites
-from qplug.recall import Recall
 from qplug.recipe.schema import ActivationConfig, Bits, Override, Quantize, Scope, WeightConfig
 from qplug.sensitivity.correlation import Correlation, correlations
 from qplug.sensitivity.single import Effect, one_at_a_time, refusal

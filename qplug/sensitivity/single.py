@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from qplug.core.errors import InputError
-from qplug.metrics.accuracy import signal_and_noise, top1
 from qplug.models.surgery import replace
+from qplug.pipeline.stages.evaluate import signal_and_noise, top1
 from qplug.quantization.backends import Backend
 from qplug.quantization.plan import Decision, Plan
 

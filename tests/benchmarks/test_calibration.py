@@ -18,8 +18,8 @@ from qplug.core.device import backend_of, forward_seconds
 from qplug.core.memory import keep_freed_memory
 from qplug.hooks.registry import installed
 from qplug.models.adapters import make_explicit
+from qplug.pipeline.weights import load_weights
 from qplug.quantization.plan import Plan
-from qplug.weights import load_weights
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "imagenet" / "mptq_vit_w4a4.yaml"
 NAME = "vit_tiny_patch16_224"

@@ -6,8 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from scipy.stats import binomtest, ttest_1samp
 
 from qplug.compare.noise import Difference, difference, exact_p, letters, seed_interval

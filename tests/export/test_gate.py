@@ -20,7 +20,7 @@ from qplug.export.onnx_file import qdq_file
 from qplug.export.run import refusal
 from qplug.export.runtimes import OnnxRuntime
 from qplug.hooks.registry import installed
-from qplug.load import load_planned, load_quantized
+from qplug.pipeline.load_run import load_planned, load_quantized
 from qplug.testing import toy_images, toy_registry
 
 # differences

@@ -11,8 +11,7 @@ import pytest
 import torch
 from deploy_toys import digits_run, executed, exported, scaled
 from export_toys import digits_run as minmax_run
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
 import qplug
@@ -30,7 +29,7 @@ from qplug.export.run import export_run
 from qplug.export.runtimes import OnnxRuntime
 from qplug.export.speed import profile
 from qplug.hooks.registry import component, installed
-from qplug.load import load_planned
+from qplug.pipeline.load_run import load_planned
 from qplug.report.export import tables
 
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from deploy_toys import executed, exported, products, unsigned
 from export_toys import decision, toy_run
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor, nn
 
 from qplug import InputError, ParityError, UniformQuantizer
@@ -22,7 +21,7 @@ from qplug.export.onnx_file import onnx_file, qdq_file
 from qplug.export.processor import SATURATING, caution, processor
 from qplug.export.qdq import Qdq, QdqActivation, saturates
 from qplug.export.run import export_run
-from qplug.load import load_planned
+from qplug.pipeline.load_run import load_planned
 from qplug.quantization.plan import Plan
 from qplug.testing import toy_images, toy_registry
 

@@ -18,7 +18,7 @@ from qplug.cli import main
 from qplug.core.types import Rewrite
 from qplug.export import run as exporting
 from qplug.hooks.registry import Plugin
-from qplug.load import load_planned
+from qplug.pipeline.load_run import load_planned
 from qplug.testing import toy_registry
 
 MINMAX = "{use: baseline.minmax}"

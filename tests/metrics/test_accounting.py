@@ -8,11 +8,11 @@ from qplug import Plan, QuantSpec, Site, SiteKind, UniformQuantizer
 from qplug.core.errors import InputError
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.models.attention import MatMul
+from qplug.pipeline.stages.rewrite import rewrite
 from qplug.quantization.accounting import CONVENTIONS, convention
 from qplug.quantization.costs import account, costs, uniform_plan
 from qplug.quantization.plan import Decision
 from qplug.quantization.sites import find_sites
-from qplug.rewrite import rewrite
 
 
 def plan_of(*rows):

@@ -7,7 +7,7 @@ from torch import nn
 
 from qplug import InputError
 from qplug.core.types import MASKED
-from qplug.metrics.accuracy import Logits, compare, evaluate
+from qplug.pipeline.stages.evaluate import Logits, compare, evaluate
 
 
 def logits(*classes):

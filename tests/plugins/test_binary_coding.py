@@ -7,8 +7,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from mr_biq_toys import heavy, randn
 from qplug_mr_biq.alternation import alternate, least_squares
 from qplug_mr_biq.coding import Format, greedy, nearest, powers, signs, sums

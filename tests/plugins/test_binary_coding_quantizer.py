@@ -7,8 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from mr_biq_toys import C, coded, heavy, randn
 from plugin_toys import choose, make, weight_site
 from qplug_mr_biq import BinaryCoding

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from plugin_toys import make
 from qplug_brecq import AdaRound, Brecq
 from qplug_brecq.rounding import EDGE, LearnedRounding

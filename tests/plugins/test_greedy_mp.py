@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from plugin_toys import make, uncounted
 from pydantic import ValidationError
 from qplug_mptq_vit import GreedyMp

@@ -7,8 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from mr_biq_toys import C, coded, heavy, randn
 from plugin_toys import make
 from qplug_mr_biq import Reconstruct

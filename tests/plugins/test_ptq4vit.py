@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from qplug import Granularity, InputError, QuantSpec, SiteKind, load_recipe
 from qplug.core.device import Clock
-from qplug.fit import Fitter, resolve
+from qplug.pipeline.result_cache import Recall
+from qplug.pipeline.stages.assign import Fitter, resolve
 from qplug.quantization.calibration.calibrator import LOSSES, Calibration
-from qplug.recall import Recall
 from qplug.testing.quantizers import QuantizerContract
 
 PER_TENSOR, PER_CHANNEL, PER_HEAD = Granularity.PER_TENSOR, Granularity.PER_CHANNEL, Granularity.PER_HEAD

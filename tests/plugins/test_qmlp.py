@@ -16,7 +16,7 @@ from torch import nn
 from qplug import InputError
 from qplug.models.equivalence import Guard
 from qplug.models.zoo import ZOO
-from qplug.rewrite import rewrite
+from qplug.pipeline.stages.rewrite import rewrite
 
 
 def zoo(name):

@@ -14,7 +14,7 @@ from plugin_toys import make
 from qplug_qmlp import Norm
 
 from qplug.models.zoo import ZOO
-from qplug.rewrite import rewrite
+from qplug.pipeline.stages.rewrite import rewrite
 from qplug.training.supervised.zoo import fit, tensors
 
 pytestmark = pytest.mark.slow

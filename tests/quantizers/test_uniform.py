@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from qplug import Granularity, QuantSpec, UniformQuantizer
 from qplug.quantization.quantizers import integer_range, round_ste

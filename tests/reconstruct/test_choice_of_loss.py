@@ -10,7 +10,6 @@ from typing import Literal
 import pytest
 import torch
 from numeric_toys import Sequence
-from qplug.pipeline.run import run
 from qplug_brecq import Brecq
 from qplug_brecq.reconstruct import roundings
 from qplug_brecq.rounding import LearnedRounding
@@ -28,6 +27,7 @@ from qplug import (
     hookimpl,
     load_recipe,
 )
+from qplug.pipeline.run import run
 from qplug.testing.run import toy_recipe, toy_registry
 from qplug.training.reconstruction.capture import Calls
 from qplug.training.reconstruction.loop import learn

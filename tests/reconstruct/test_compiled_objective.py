@@ -8,7 +8,6 @@ import torch._dynamo
 import torch._dynamo.utils
 import torch._inductor.config
 from mr_biq_toys import coded
-from qplug.pipeline.run import run
 from qplug_brecq import AdaRound, Brecq
 from qplug_brecq.rounding import LearnedRounding
 from qplug_mr_biq.learner import SoftBinaryCoding
@@ -17,6 +16,7 @@ from test_run import errors
 from torch import nn
 
 from qplug import LearnedStep, LogQuantizer, PluginError, Reconstruction, UniformQuantizer
+from qplug.pipeline.run import run
 from qplug.testing.run import toy_recipe, toy_registry
 from qplug.training.reconstruction.capture import Calls
 from qplug.training.reconstruction.loop import learn

@@ -6,7 +6,6 @@ import pytest
 import torch
 from cnn_toys import lively
 from plugin_toys import toy_swin
-from qplug.pipeline.run import run
 from qplug_brecq import AdaRound, Brecq
 from test_run import errors, reconstructed
 from timm.layers import PatchEmbed
@@ -14,6 +13,7 @@ from timm.models.resnet import BasicBlock, ResNet
 
 from qplug import Config, Rate, Reconstruction, SiteKind, Technique, hookimpl, learned_steps
 from qplug.models import FloatModel, Preprocessing
+from qplug.pipeline.run import run
 from qplug.testing.run import ToyModel, toy_recipe, toy_registry
 from qplug.training.reconstruction.losses import LOSSES
 

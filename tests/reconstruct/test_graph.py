@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from qplug.pipeline.run import run
 from qplug_brecq import Brecq
 from qplug_brecq.rounding import LearnedRounding
 from test_loop import RATES, Layer, problem
@@ -10,6 +9,7 @@ from test_run import errors
 
 from qplug import PluginError, Reconstruction
 from qplug.core.storage.cache import Cache
+from qplug.pipeline.run import run
 from qplug.testing.run import toy_recipe, toy_registry
 from qplug.training.reconstruction.capture import Calls
 from qplug.training.reconstruction.loop import learn

@@ -4,12 +4,12 @@ from typing import Literal
 
 import pytest
 from other_backend import with_other
-from qplug.pipeline.run import run
 from qplug_brecq import Brecq
 from test_run import QUICK
 
 from qplug import Choice, Config, Technique, UniformQuantizer, hookimpl
 from qplug.core.storage.cache import Cache
+from qplug.pipeline.run import run
 from qplug.testing.run import toy_recipe, toy_registry
 
 

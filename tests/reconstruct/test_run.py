@@ -7,12 +7,12 @@ from typing import Literal
 
 import pytest
 import torch
-from qplug.pipeline.run import run
 from qplug_brecq import AdaRound, Brecq
 from safetensors.torch import load_file
 
 from qplug import Config, LearnedStep, Learner, PluginError, Rate, Reconstruction, Technique, UniformQuantizer, hookimpl
 from qplug.core.storage.cache import Cache
+from qplug.pipeline.run import run
 from qplug.testing.run import toy_recipe, toy_registry
 
 QUICK = {"iterations": 30, "batch_size": 4, "rounding_rate": 0.02}

@@ -12,12 +12,12 @@ from torch import nn
 
 from qplug import InputError
 from qplug.core.device import Clock
-from qplug.fit import RECIPE, Fitter, resolve
 from qplug.hooks.registry import installed
-from qplug.metrics.accuracy import Logits, compare
+from qplug.pipeline.result_cache import Recall
+from qplug.pipeline.stages.assign import RECIPE, Fitter, resolve
+from qplug.pipeline.stages.evaluate import Logits, compare
 from qplug.quantization.backends.brevitas import BrevitasBackend
 from qplug.quantization.plan import Plan
-from qplug.recall import Recall
 from qplug.sensitivity.single import Effect, one_at_a_time, quantized, refusal
 from qplug.testing import toy_images
 

@@ -63,7 +63,6 @@ def test_a_technique_that_raises_is_named_with_plugin_hook_and_place():
 
 def test_observers_see_every_stage():
     from qplug.pipeline.run import run
-
     from qplug.testing import toy_recipe, toy_registry
 
     class Watch:

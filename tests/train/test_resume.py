@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from qplug.pipeline.run import run
 from safetensors.torch import load_file
 from train_toys import recipe
 
 from qplug.core.storage.cache import Cache
+from qplug.pipeline.run import run
 from qplug.training.supervised.loop import Fit
 
 SETTINGS = {

@@ -6,7 +6,6 @@ from typing import Literal
 import pytest
 import torch
 from other_backend import with_other
-from qplug.pipeline.run import run
 from torch import nn
 from train_toys import Small, recipe
 
@@ -19,6 +18,7 @@ from qplug.data.digits import Digits
 from qplug.hooks.registry import installed
 from qplug.models import Preprocessing
 from qplug.models.zoo import vit_digits
+from qplug.pipeline.run import run
 from qplug.quantization.accounting import CONVENTIONS, DEFAULT
 from qplug.quantization.plan import Plan
 from qplug.report.run import summary_tables

@@ -170,7 +170,7 @@ def _flush(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, read back; larger files wait for use. Weights are read by ``qplug.weights``."""
+    """A run folder, read back; larger files wait for use. Weights are read by ``qplug.pipeline.weights``."""
 
     folder: Path
     lock: dict[str, Any]
@@ -188,7 +188,7 @@ class Run:
 
     @cached_property
     def evaluation(self) -> dict[str, NDArray[Any]]:
-        """What was said of every evaluation image, (N,) each; see ``qplug.metrics.accuracy.Logits.by_image``."""
+        """The answers to every evaluation image, (N,) each: ``evaluation.safetensors`` of the folder."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 

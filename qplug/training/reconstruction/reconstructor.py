@@ -31,7 +31,7 @@ from qplug.training.reconstruction.step import Dropped
 if TYPE_CHECKING:
     from qplug.core.component import Technique
     from qplug.hooks.caller import Steps
-    from qplug.recall import Recall
+    from qplug.pipeline.result_cache import Recall
 
 HOOK = "qplug_reconstruct"
 SOFT = 0.05

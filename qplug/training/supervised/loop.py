@@ -27,7 +27,7 @@ from qplug.training.supervised.task import Task
 
 if TYPE_CHECKING:
     from qplug.core.device import Advance
-    from qplug.recall import Slot
+    from qplug.pipeline.result_cache import Slot
 
 
 @dataclass

@@ -10,8 +10,8 @@ from torch import nn
 
 from qplug.core.storage.hashing import images_digest
 from qplug.models import FloatModel, fingerprint
+from qplug.pipeline.result_cache import Recall, Slot, source_key
 from qplug.quantization.plan import Change, Plan
-from qplug.recall import Recall, Slot, source_key
 from qplug.training.supervised.config import WITHOUT_INFLUENCE, Qat, Training
 from qplug.training.supervised.history import History
 from qplug.training.supervised.images import TrainingImages

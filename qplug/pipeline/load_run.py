@@ -14,12 +14,12 @@ from qplug.hooks.caller import Steps
 from qplug.hooks.registry import Registry, component, installed
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import BY, fold_batchnorms
+from qplug.pipeline.stages.rewrite import HOOKS, rewrite
+from qplug.pipeline.weights import FILE, load_weights
 from qplug.quantization.plan import Plan
 from qplug.quantization.sites import find_sites
 from qplug.recipe import load_recipe
-from qplug.rewrite import HOOKS, rewrite
 from qplug.training.supervised.task import BY as BY_TRAINING
-from qplug.weights import FILE, load_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

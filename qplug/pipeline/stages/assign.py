@@ -22,10 +22,10 @@ from qplug.quantization.sqnr_table import SqnrTable
 if TYPE_CHECKING:
     from qplug.core.component import Technique
     from qplug.hooks.caller import Steps
+    from qplug.pipeline.result_cache import Recall
     from qplug.quantization.calibration.calibrator import Calibration
     from qplug.quantization.calibration.statistics import SiteStats
     from qplug.quantization.sites import SiteMap
-    from qplug.recall import Recall
     from qplug.recipe.schema import Quantize
 
 RECIPE = "recipe"

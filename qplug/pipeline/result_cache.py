@@ -13,8 +13,8 @@ from qplug.core.component import Component, ModelSource
 from qplug.core.errors import InputError
 from qplug.core.storage.hashing import content_key, images_digest
 from qplug.core.types import Choice, QuantSpec, Site
-from qplug.lock import code_of, versions
 from qplug.models import fingerprint
+from qplug.pipeline.run_key import code_of, versions
 from qplug.quantization.plan import quantizer_of
 from qplug.quantization.quantizers import Quantizer
 
