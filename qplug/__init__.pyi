@@ -33,7 +33,7 @@ from .core.types import (
     matches as matches,
 )
 from .core.version import __version__ as __version__
-from .export.run import (
+from .export.export_run import (
     Export as Export,
     export_run as export_run,
 )

@@ -13,10 +13,10 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from qplug import load_recipe, run
-from qplug.export.choice import EXPECTED, choose_by_processor
-from qplug.export.onnx_file import onnx_file
+from qplug.export.formats.choice import EXPECTED, choose_by_processor
+from qplug.export.formats.onnx_file import onnx_file
+from qplug.export.formats.trace import INPUT, LOGITS
 from qplug.export.speed import session
-from qplug.export.trace import INPUT, LOGITS
 from qplug.quantization.plan import Plan
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "deploy_int8.yaml"

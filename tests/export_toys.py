@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import qplug
 from qplug.core.types import QuantSpec, Site, SiteKind
-from qplug.export.graph import build
+from qplug.export.formats.graph import build
 from qplug.hooks.registry import Registry
 from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import Quantizer
@@ -77,7 +77,7 @@ class _All(nn.Module):
 
 def in_onnx_runtime(modules: Sequence[nn.Module], x: Tensor, opset: int = 25) -> list[Tensor]:
     """What ONNX Runtime computes of each module, all in one graph; outputs are all of one shape."""
-    from qplug.export.qonnx import definition
+    from qplug.export.formats.qonnx import definition
 
     model, _ = build(_All(modules).eval(), [], x[:1], opset)
     function = definition(opset)

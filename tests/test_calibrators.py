@@ -7,11 +7,11 @@ import torch
 from numeric_toys import calibrated, quantize, steps
 
 from qplug import Choice, Config, PluginError, Smoothing, Technique, UniformQuantizer, hookimpl, run
+from qplug.analysis.sensitivity.measure import Request, measure
 from qplug.models.equivalence import Guard
 from qplug.pipeline.stages.assign import resolve
 from qplug.pipeline.stages.calibrate import Calibrators
 from qplug.pipeline.stages.smooth import smooth
-from qplug.sensitivity.measure import Request, measure
 from qplug.testing import toy_images, toy_registry
 from qplug.testing.run import toy_recipe
 

@@ -3,8 +3,8 @@
 import pytest
 
 from qplug import InputError, QplugError
+from qplug.analysis.compare.answers import answer
 from qplug.cli.app import report
-from qplug.compare.answers import answer
 from qplug.core.distributed import COUNT, LOCAL, RANK, Processes, launched
 
 

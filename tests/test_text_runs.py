@@ -11,7 +11,7 @@ import torch
 from text_toys import ANSWERS, KINDS, LENGTH, TASKS, recipe_of
 
 from qplug import InputError, load_quantized, run
-from qplug.compare.rows import group
+from qplug.analysis.compare.rows import group
 from qplug.core.storage.run_folder import read_run
 from qplug.data import batches
 from qplug.data.text import Text
@@ -74,7 +74,7 @@ def test_labels_of_another_task_are_refused(small_language: Path) -> None:
 
 def test_scopes_smoothing_and_traces_take_texts(small_language: Path) -> None:
     """What has no text in mind: Softmax and LayerNorm in scope, smoothing, each site alone and second derivatives."""
-    from qplug.sensitivity.measure import Request, measure
+    from qplug.analysis.sensitivity.measure import Request, measure
 
     smooth = [{"use": "smoothing.smooth_quant"}, *MINMAX]
     values = recipe_of(small_language, "distilbert", "question_answering", 8, smooth).dump()

@@ -27,7 +27,7 @@ from qplug.core.errors import InputError
 from qplug.quantization.accounting import DEFAULT, convention
 
 if TYPE_CHECKING:
-    from qplug.compare.answers import Answers
+    from qplug.analysis.compare.answers import Answers
     from qplug.core.storage.cache import Cache
     from qplug.core.storage.run_folder import Run
     from qplug.recipe import Recipe
@@ -88,8 +88,8 @@ def compare(
         _show_diff(gather.one(diff[0]), gather.one(diff[1]), forms)
         return
 
-    from qplug.compare import group
-    from qplug.compare.choose import condition, in_order
+    from qplug.analysis.compare import group
+    from qplug.analysis.compare.choose import condition, in_order
     from qplug.report import comparison
     from qplug.report.screen import Table
 
@@ -126,7 +126,7 @@ class _Gather:
 
     def all(self, paths: Sequence[Path]) -> Answers:
         """The runs of all paths, finished ones first; what could not become one is said, and left out."""
-        from qplug.compare.answers import Answers, answer, read_all
+        from qplug.analysis.compare.answers import Answers, answer, read_all
         from qplug.report.progress import Progress
 
         recipes = [recipe for path in paths if _is_yaml(path) for recipe in self._recipes(path)]
@@ -184,7 +184,7 @@ def _seeds(text: str | None, overrides: Sequence[str]) -> list[int]:
 def _show_diff(one: Run, other: Run, forms: Sequence[str]) -> None:
     from dataclasses import asdict
 
-    from qplug.compare.plans import plan_differences
+    from qplug.analysis.compare.plans import plan_differences
     from qplug.report.difference import difference_tables, other_things
 
     found = plan_differences(one.plan, other.plan)

@@ -28,7 +28,7 @@ def export(
 ) -> None:
     """Write a run's quantized model as ONNX or as a torch program, if a runtime computes what was simulated."""
     State.json = as_json
-    from qplug.export.run import FormatName, export_run
+    from qplug.export.export_run import FormatName, export_run
     from qplug.report.export import summary, tables
 
     known = {name: name for name in get_args(FormatName)}

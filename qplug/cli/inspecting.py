@@ -105,7 +105,7 @@ def inspect(
     wanted = Wanted("--calibration", calibration, calibration_images or IMAGES, "train", "to look at")
     (images,) = image_sources(source.name(), model, [wanted], class_map, "qplug inspect")
 
-    from qplug.analysis.run import Request, analyse
+    from qplug.analysis.ranges.analyze import Request, analyse
     from qplug.core.storage.atomic import write_file
     from qplug.report.analysis import analysis_tables, summary
     from qplug.report.progress import Progress

@@ -94,10 +94,10 @@ def sensitivity(
     shown, judged = image_sources(source.name(), model, wanted, class_map, "qplug sensitivity")
     techniques = [_technique(name) for name in ranges or ["baseline.hessian"]]
 
+    from qplug.analysis.sensitivity.measure import Request, measure
     from qplug.recipe.schema import Scope
     from qplug.report.progress import Progress
     from qplug.report.sensitivity import sensitivity_tables, summary
-    from qplug.sensitivity.measure import Request, measure
 
     request = checked(
         Request,

@@ -1,1 +1,1 @@
-"""The way out: a run as a file that a runtime executes, and the proof that it computes what was simulated."""
+"""Export of a run to files that other runtimes execute, and the proof that they compute what the run measured."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qplug.export.processor import INTEGER
+from qplug.export.cpu import INTEGER
 
 if TYPE_CHECKING:
     from qplug.export.speed import Profile, Race
@@ -65,15 +65,15 @@ def bench(
     Raises:
         InputError: the folder holds no run; the plan or the model cannot be exported; the extra ``export`` is missing.
     """
-    from qplug.export.run import require_extra
+    from qplug.export.export_run import require_extra
 
     require_extra()
     import onnxruntime
 
-    from qplug.export.integer_file import float_file, integer_file
-    from qplug.export.onnx_file import qdq_file
-    from qplug.export.processor import processor
-    from qplug.export.refusal import explained
+    from qplug.export.cpu import processor
+    from qplug.export.formats.integer_file import float_file, integer_file
+    from qplug.export.formats.onnx_file import qdq_file
+    from qplug.export.parity.diagnose import explained
     from qplug.export.speed import profile, race
     from qplug.hooks.registry import installed
     from qplug.pipeline.load_run import load_planned

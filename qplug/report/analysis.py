@@ -12,16 +12,16 @@ from qplug.report.screen import Table
 from qplug.report.sensitivity import LOSS
 
 if TYPE_CHECKING:
-    from qplug.analysis.mixing import Mixing, Role
-    from qplug.analysis.ranges import Range
-    from qplug.analysis.run import Analysis, Look
+    from qplug.analysis.ranges.activations import Range
+    from qplug.analysis.ranges.analyze import Analysis, Look
+    from qplug.analysis.ranges.mixing import Mixing, Role
 
 ROLES: tuple[Role, ...] = ("token", "channel")
 
 
 def summary(found: Analysis) -> dict[str, Any]:
     """Everything that ``--json`` prints; positions are fractions of the depth, between 0 and 1."""
-    from qplug.analysis.ranges import PERCENTILE, SAMPLED
+    from qplug.analysis.ranges.activations import PERCENTILE, SAMPLED
 
     request = found.request
     ranges = {"percentile": PERCENTILE, "values_at_most": SAMPLED} if request.ranges else None
@@ -84,7 +84,7 @@ def over_all(mixing: Sequence[Mixing], role: Role) -> float:
 
 
 def _ranges(found: Analysis) -> Table:
-    from qplug.analysis.ranges import SAMPLED
+    from qplug.analysis.ranges.activations import SAMPLED
 
     looks = found.looks
     numbers: tuple[str, ...]

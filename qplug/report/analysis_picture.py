@@ -11,8 +11,8 @@ from qplug.report.picture import bytes_of, figure_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from qplug.analysis.ranges import Range
-    from qplug.analysis.run import Analysis
+    from qplug.analysis.ranges.activations import Range
+    from qplug.analysis.ranges.analyze import Analysis
 
 WIDTH, HEIGHT = 10.0, 2.7
 """Inches, of the picture and of a row of panels."""
@@ -41,7 +41,7 @@ def draw(found: Analysis, format: str) -> bytes:
 
 
 def _is_block(one: Range) -> bool:
-    from qplug.analysis.ranges import BLOCK_OUTPUT
+    from qplug.analysis.ranges.activations import BLOCK_OUTPUT
 
     return one.kind == BLOCK_OUTPUT
 

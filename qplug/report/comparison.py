@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qplug.compare.noise import letter
-from qplug.compare.protocol import paper_figure, protocol
+from qplug.analysis.compare.noise import letter
+from qplug.analysis.compare.protocol import paper_figure, protocol
 from qplug.quantization.accounting import Convention
 from qplug.report.run import number, percent
 from qplug.report.screen import Table
 
 if TYPE_CHECKING:
-    from qplug.compare import Group, Row
+    from qplug.analysis.compare import Group, Row
 
 Values = dict[str, Any]
 BEST_IS_LEAST = {"size_mb", "bops_g", "drop", "published_drop", "seconds", "peak_memory_mb"}

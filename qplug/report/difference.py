@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qplug.report.screen import Table
 
 if TYPE_CHECKING:
-    from qplug.compare.plans import PlanDifference
+    from qplug.analysis.compare.plans import PlanDifference
     from qplug.core.storage.run_folder import Run
 
 

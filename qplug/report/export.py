@@ -8,8 +8,8 @@ from qplug.report.run import number, percent
 from qplug.report.screen import Table
 
 if TYPE_CHECKING:
-    from qplug.export.gate import Parity
-    from qplug.export.run import Export
+    from qplug.export.export_run import Export
+    from qplug.export.parity.check import Parity
 
 
 def summary(result: Export, layers: bool) -> dict[str, Any]:

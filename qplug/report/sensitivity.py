@@ -11,8 +11,8 @@ from qplug.report.screen import Table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qplug.sensitivity.correlation import Correlation
-    from qplug.sensitivity.measure import Measured, Sensitivity
+    from qplug.analysis.sensitivity.correlation import Correlation
+    from qplug.analysis.sensitivity.measure import Measured, Sensitivity
 
 LOSS = "cross-entropy against the float model's own top-1, mean over the calibration images"
 TARGETS = ("drop", "logit_sqnr_db")

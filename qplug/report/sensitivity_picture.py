@@ -16,7 +16,7 @@ from qplug.report.picture import bytes_of, figure_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from qplug.sensitivity.measure import Measured, Sensitivity
+    from qplug.analysis.sensitivity.measure import Measured, Sensitivity
 
 NO_BLOCK = "–"
 CELL = (0.44, 0.27)

@@ -9,8 +9,8 @@ from numeric_toys import mixer, sited
 from torch import nn
 
 from qplug import InputError
-from qplug.analysis.depth import find_depth
-from qplug.analysis.mixing import mixers, mixing_traces
+from qplug.analysis.ranges.depth import find_depth
+from qplug.analysis.ranges.mixing import mixers, mixing_traces
 from qplug.models.blocks import BLOCKS
 from qplug.testing import toy_images, toy_vit
 

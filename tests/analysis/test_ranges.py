@@ -10,8 +10,8 @@ from numeric_toys import sited
 from torch import nn
 
 from qplug import InputError
-from qplug.analysis.depth import find_depth
-from qplug.analysis.ranges import activation_ranges
+from qplug.analysis.ranges.activations import activation_ranges
+from qplug.analysis.ranges.depth import find_depth
 from qplug.models.blocks import BLOCKS
 
 
@@ -90,7 +90,7 @@ def test_every_number_is_numpys(batch):
 def test_a_sample_is_fair_and_depends_on_the_image_alone(monkeypatch):
     model, sites, depth = placed(resmlp(), images(1))
     exact = activation_ranges(model, sites, depth, images().split(5), 5)
-    monkeypatch.setattr("qplug.analysis.ranges.SAMPLED", 400)
+    monkeypatch.setattr("qplug.analysis.ranges.activations.SAMPLED", 400)
     one, other = (activation_ranges(model, sites, depth, images().split(size), 5) for size in (5, 2))
     for all_, some, again in zip(exact, one, other, strict=True):
         assert some.name == again.name

@@ -8,7 +8,7 @@ import pytest
 
 from qplug import load_recipe, run
 from qplug.export.bench import bench
-from qplug.export.processor import caution
+from qplug.export.cpu import caution
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "deploy_int8.yaml"
 NAME = "vit_tiny_patch16_224"

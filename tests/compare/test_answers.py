@@ -9,7 +9,7 @@ import pytest
 from run_toys import TEXT, write_run
 
 from qplug import InputError, hookimpl, load_recipe
-from qplug.compare.answers import answer, finished, read_all, run_folders
+from qplug.analysis.compare.answers import answer, finished, read_all, run_folders
 from qplug.core.storage.cache import Cache
 from qplug.hooks.registry import installed
 

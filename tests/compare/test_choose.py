@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qplug import InputError
-from qplug.compare.choose import condition, in_order
+from qplug.analysis.compare.choose import condition, in_order
 
 ROWS = [
     {"name": "a", "top1": 0.5, "paper": None, "seeds": [0]},

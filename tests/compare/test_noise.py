@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy.stats import binomtest, ttest_1samp
 
-from qplug.compare.noise import Difference, difference, exact_p, letters, seed_interval
+from qplug.analysis.compare.noise import Difference, difference, exact_p, letters, seed_interval
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 20))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from run_toys import decision
 
-from qplug.compare.plans import plan_differences
+from qplug.analysis.compare.plans import plan_differences
 
 
 def plan(*decisions):

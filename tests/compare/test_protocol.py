@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from run_toys import resolved, write_run
 
-from qplug.compare import group
-from qplug.compare.protocol import paper_figure, protocol
+from qplug.analysis.compare import group
+from qplug.analysis.compare.protocol import paper_figure, protocol
 from qplug.core.storage.run_folder import read_run
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from run_toys import resolved, write_run
 
-from qplug.compare import group
-from qplug.compare.rows import flat, told_apart
+from qplug.analysis.compare import group
+from qplug.analysis.compare.rows import flat, told_apart
 from qplug.core.storage.run_folder import read_run
 
 

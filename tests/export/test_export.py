@@ -17,7 +17,7 @@ from export_toys import digits_run
 import qplug
 from qplug import __version__
 from qplug.core.device import backend_of
-from qplug.export.processor import processor
+from qplug.export.cpu import processor
 from qplug.hooks.registry import installed
 
 pytestmark = pytest.mark.slow

@@ -13,11 +13,11 @@ from qplug import ParityError
 from qplug.core.device import backend_of
 from qplug.core.types import MASKED
 from qplug.export import runtimes
-from qplug.export.differences import Difference
-from qplug.export.fused import FUSED, allowed
-from qplug.export.gate import FREE, LOGITS_MOVE, TOP1, Parity, compare
-from qplug.export.onnx_file import qdq_file
-from qplug.export.run import refusal
+from qplug.export.export_run import refusal
+from qplug.export.formats.onnx_file import qdq_file
+from qplug.export.parity.check import FREE, LOGITS_MOVE, TOP1, Parity, compare
+from qplug.export.parity.differences import Difference
+from qplug.export.parity.fused import FUSED, allowed
 from qplug.export.runtimes import OnnxRuntime
 from qplug.hooks.registry import installed
 from qplug.pipeline.load_run import load_planned, load_quantized

@@ -19,13 +19,13 @@ from qplug import ParityError, UniformQuantizer
 from qplug.core.device import backend_of
 from qplug.core.types import Site, SiteKind
 from qplug.data import batches
-from qplug.export.gate import compare
-from qplug.export.integer_file import float_file, integer_file
-from qplug.export.integers import Integers, eight_bits
-from qplug.export.lower import readers
-from qplug.export.onnx_file import qdq_file
-from qplug.export.qdq import Affine
-from qplug.export.run import export_run
+from qplug.export.export_run import export_run
+from qplug.export.formats.integer_file import float_file, integer_file
+from qplug.export.formats.integers import Integers, eight_bits
+from qplug.export.formats.lowering import readers
+from qplug.export.formats.onnx_file import qdq_file
+from qplug.export.formats.qdq import Affine
+from qplug.export.parity.check import compare
 from qplug.export.runtimes import OnnxRuntime
 from qplug.export.speed import profile
 from qplug.hooks.registry import component, installed

@@ -15,10 +15,10 @@ from torch import nn
 
 from qplug import LogQuantizer, Quantizer, Region, RegionQuantizer, UniformQuantizer
 from qplug.core.types import SiteKind
-from qplug.export.plain import DecodedWeight, Lookup, Traced
-from qplug.export.program import PackedWeight, Plain
-from qplug.export.qdq import Qdq, QdqActivation, QdqWeight, ShiftedActivation
-from qplug.export.qonnx import Qonnx
+from qplug.export.formats.fallback import DecodedWeight, Lookup, Traced
+from qplug.export.formats.qdq import Qdq, QdqActivation, QdqWeight, ShiftedActivation
+from qplug.export.formats.qonnx import Qonnx
+from qplug.export.formats.torch_program import PackedWeight, Plain
 from qplug.quantization.quantizers import integer_range
 
 ALL = (2, 4, 8, 16)

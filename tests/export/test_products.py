@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from qplug import InputError, ParityError, UniformQuantizer
 from qplug.core.types import SiteKind
-from qplug.export.integer_file import integer_file
-from qplug.export.integers import Integers
-from qplug.export.onnx_file import onnx_file, qdq_file
-from qplug.export.processor import SATURATING, caution, processor
-from qplug.export.qdq import Qdq, QdqActivation, saturates
-from qplug.export.run import export_run
+from qplug.export.cpu import SATURATING, caution, processor
+from qplug.export.export_run import export_run
+from qplug.export.formats.integer_file import integer_file
+from qplug.export.formats.integers import Integers
+from qplug.export.formats.onnx_file import onnx_file, qdq_file
+from qplug.export.formats.qdq import Qdq, QdqActivation, saturates
 from qplug.pipeline.load_run import load_planned
 from qplug.quantization.plan import Plan
 from qplug.testing import toy_images, toy_registry

@@ -16,7 +16,7 @@ import qplug
 from qplug import Choice, Config, InputError, ParityError, Quantizer, Technique, hookimpl
 from qplug.cli import main
 from qplug.core.types import Rewrite
-from qplug.export import run as exporting
+from qplug.export import export_run as exporting
 from qplug.hooks.registry import Plugin
 from qplug.pipeline.load_run import load_planned
 from qplug.testing import toy_registry

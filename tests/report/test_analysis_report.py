@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qplug.analysis.mixing import Mixing
-from qplug.analysis.ranges import Range
-from qplug.analysis.run import Analysis, Look, Request
+from qplug.analysis.ranges.activations import Range
+from qplug.analysis.ranges.analyze import Analysis, Look, Request
+from qplug.analysis.ranges.mixing import Mixing
 from qplug.quantization.calibration.hessian import Trace
 from qplug.quantization.plan import Change
 from qplug.report.analysis import analysis_tables, over_all

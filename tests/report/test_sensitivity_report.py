@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from qplug import QuantSpec, Site, SiteKind, UniformQuantizer
+from qplug.analysis.sensitivity.measure import Measured, Request, Sensitivity, correlated
+from qplug.analysis.sensitivity.single import Effect
 from qplug.core.storage.run_folder import to_json
 from qplug.quantization.calibration.hessian import Trace
 from qplug.quantization.plan import Decision
 from qplug.report.sensitivity import ranked, sensitivity_tables, summary
 from qplug.report.sensitivity_picture import draw, grid
-from qplug.sensitivity.measure import Measured, Request, Sensitivity, correlated
-from qplug.sensitivity.single import Effect
 
 
 def one(name, kind, sqnr, agreeing, noise, trace=None):
@@ -191,6 +191,7 @@ def test_the_picture_names_measures_units_and_protocol():
 
 @pytest.mark.slow
 def test_tables_need_no_matplotlib():
-    code = "import sys; import qplug.report.sensitivity, qplug.sensitivity.measure; print('matplotlib' in sys.modules)"
+    modules = "qplug.report.sensitivity, qplug.analysis.sensitivity.measure"
+    code = f"import sys; import {modules}; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy.stats import spearmanr
 
-from qplug.sensitivity.correlation import correlations
+from qplug.analysis.sensitivity.correlation import correlations
 
 
 def one(x, y):

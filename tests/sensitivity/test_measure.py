@@ -12,12 +12,12 @@ from pydantic import ValidationError, create_model
 from torch import nn
 
 from qplug import Config, InputError, ModelSource
+from qplug.analysis.sensitivity.measure import Request, measure
 from qplug.data import batches
 from qplug.data.stream import Stream
 from qplug.models import FloatModel, Preprocessing
 from qplug.quantization.calibration.hessian import hessian_traces
 from qplug.recipe.schema import Scope
-from qplug.sensitivity.measure import Request, measure
 from qplug.testing import toy_images, toy_registry, toy_vit
 from qplug.testing.toys import SIZE
 

@@ -11,6 +11,7 @@ from numeric_toys import calibrated, quantize, steps
 from torch import nn
 
 from qplug import InputError
+from qplug.analysis.sensitivity.single import Effect, one_at_a_time, quantized, refusal
 from qplug.core.device import Clock
 from qplug.hooks.registry import installed
 from qplug.pipeline.result_cache import Recall
@@ -18,7 +19,6 @@ from qplug.pipeline.stages.assign import RECIPE, Fitter, resolve
 from qplug.pipeline.stages.evaluate import Logits, compare
 from qplug.quantization.backends.brevitas import BrevitasBackend
 from qplug.quantization.plan import Plan
-from qplug.sensitivity.single import Effect, one_at_a_time, quantized, refusal
 from qplug.testing import toy_images
 
 BACKEND = BrevitasBackend()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from qplug.analysis.depth import Depth, find_depth
+from qplug.analysis.ranges.depth import Depth, find_depth
 from qplug.core.errors import InputError
 from qplug.hooks.caller import Steps
 from qplug.hooks.registry import Registry, component

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qplug.core.errors import InputError
 from qplug.core.types import Role
-from qplug.export.plain import FloatWeight
+from qplug.export.formats.fallback import FloatWeight
 from qplug.models.attention import MatMul
 from qplug.models.surgery import replace
 from qplug.quantization.plan import Decision, Plan

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from qplug.analysis.sensitivity.correlation import Correlation, correlations
+from qplug.analysis.sensitivity.single import Effect, one_at_a_time, refusal
 from qplug.core.component import Config, DataSource, ModelSource, Technique
 from qplug.core.device import Clock, backend_of, full_float32, parse_device
 from qplug.core.errors import InputError
@@ -26,8 +28,6 @@ from qplug.quantization.calibration.hessian import Trace, hessian_traces
 from qplug.quantization.plan import Decision
 from qplug.quantization.sites import SiteMap, find_sites
 from qplug.recipe.schema import ActivationConfig, Bits, Override, Quantize, Scope, WeightConfig
-from qplug.sensitivity.correlation import Correlation, correlations
-from qplug.sensitivity.single import Effect, one_at_a_time, refusal
 
 SLICE = 8
 """Images at a time where gradients are taken: one of DeiT-Ti takes 0.15 GB for its second derivatives."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qplug.export.choice import choose_by_processor
-from qplug.export.graph import widths
-from qplug.export.heads import integer_heads
-from qplug.export.integers import Integers
-from qplug.export.lower import lower, readers
-from qplug.export.onnx_file import OnnxFile, onnx_file
-from qplug.export.qdq import Qdq
+from qplug.export.formats.choice import choose_by_processor
+from qplug.export.formats.graph import widths
+from qplug.export.formats.integer_attention import integer_heads
+from qplug.export.formats.integers import Integers
+from qplug.export.formats.lowering import lower, readers
+from qplug.export.formats.onnx_file import OnnxFile, onnx_file
+from qplug.export.formats.qdq import Qdq
 from qplug.quantization.plan import Plan
 
 if TYPE_CHECKING:

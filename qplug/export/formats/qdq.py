@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
-from qplug.export.lower import Format
-from qplug.export.plain import DecodedWeight, plain_weight, traced
+from qplug.export.formats.fallback import DecodedWeight, plain_weight, traced
+from qplug.export.formats.lowering import Format
 from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import UniformQuantizer, integer_range
 
 HELD = {(8, True): torch.int8, (8, False): torch.uint8, (16, True): torch.int16, (16, False): torch.uint16}
-"""(bits, signed) → the type of torch. Narrower integers are traced in 8 bits: see ``qplug.export.graph.narrow``."""
+"""(bits, signed) → the type of torch. Narrower integers are traced in 8 bits: see ``graph.narrow``."""
 SHIFT = 128
 """Between the integers of 8 bits with and without a sign."""
 LARGEST_PAIR = 2**15 - 1

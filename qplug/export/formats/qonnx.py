@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
-from qplug.export.lower import Format
-from qplug.export.plain import DecodedWeight, plain_weight, traced
+from qplug.export.formats.fallback import DecodedWeight, plain_weight, traced
+from qplug.export.formats.lowering import Format
 from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import UniformQuantizer
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qplug.core.version import __version__
-from qplug.export.processor import INTEGER, SATURATING, processor
+from qplug.export.cpu import INTEGER, SATURATING, processor
 
 if TYPE_CHECKING:
-    from qplug.export.gate import Parity
-    from qplug.export.trace import Call
+    from qplug.export.formats.trace import Call
+    from qplug.export.parity.check import Parity
     from qplug.pipeline.load_run import Planned
 
 EXACT = "exact on every processor"

@@ -17,9 +17,9 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_structure
 
 from qplug.core.storage.bit_packing import pack_bits
-from qplug.export.lower import Format, float_weights, lower
-from qplug.export.plain import plain_weight, traced
-from qplug.export.trace import INPUT, LOGITS, Call, named, trace
+from qplug.export.formats.fallback import plain_weight, traced
+from qplug.export.formats.lowering import Format, float_weights, lower
+from qplug.export.formats.trace import INPUT, LOGITS, Call, named, trace
 from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import Quantizer
 

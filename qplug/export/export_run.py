@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from qplug.core.errors import InputError, ParityError, QplugError
 from qplug.core.storage.atomic import check_file, write_file
-from qplug.export.processor import INTEGER, SATURATING, caution
+from qplug.export.cpu import INTEGER, SATURATING, caution
 from qplug.hooks.registry import Registry, component, installed
 from qplug.pipeline.load_run import Planned, load_planned, load_quantized
 from qplug.pipeline.run_key import EVALUATION_SEED
@@ -18,7 +18,7 @@ from qplug.pipeline.run_key import EVALUATION_SEED
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qplug.export.gate import Parity
+    from qplug.export.parity.check import Parity
 
 FormatName = Literal["onnx-qdq", "onnx-integer", "onnx-qonnx", "torch"]
 SUFFIX: dict[str, str] = {
@@ -97,8 +97,8 @@ def export_run(
     check_new(target)
     planned = load_planned(run_folder, registry)
 
-    from qplug.export.describe import metadata
-    from qplug.export.refusal import explained
+    from qplug.export.metadata import metadata
+    from qplug.export.parity.diagnose import explained
 
     with explained(planned, format, registry):
         file = _file(planned, format, saturating)
@@ -142,8 +142,8 @@ def check_new(target: Path) -> None:
 
 def refusal(parity: Parity, planned: Planned) -> ParityError:
     """The error for an export that does not agree: the first place, and how far."""
-    from qplug.export.fused import FUSED
-    from qplug.export.gate import FREE, TOP1
+    from qplug.export.parity.check import FREE, TOP1
+    from qplug.export.parity.fused import FUSED
 
     place = parity.first_wrong
     assert place is not None
@@ -179,11 +179,11 @@ FIX = "nothing was written; --no-verify writes the file all the same and says so
 
 def _file(planned: Planned, format: str, saturating: bool) -> Any:
     if format == "torch":
-        from qplug.export.program import torch_file
+        from qplug.export.formats.torch_program import torch_file
 
         return torch_file(planned)
-    from qplug.export.integer_file import integer_file
-    from qplug.export.onnx_file import qdq_file, qonnx_file
+    from qplug.export.formats.integer_file import integer_file
+    from qplug.export.formats.onnx_file import qdq_file, qonnx_file
 
     if format == "onnx-qonnx":
         return qonnx_file(planned)
@@ -192,7 +192,7 @@ def _file(planned: Planned, format: str, saturating: bool) -> Any:
 
 def _parity(file: Any, planned: Planned, images: int, registry: Registry) -> Parity:
     from qplug.core.device import backend_of
-    from qplug.export.gate import compare
+    from qplug.export.parity.check import compare
 
     simulation = load_quantized(planned.run.folder, registry=registry)
     inputs = _inputs(planned, images, registry)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qplug.analysis.depth import Depth
+from qplug.analysis.ranges.depth import Depth
 from qplug.core.errors import InputError
 from qplug.core.seeding import seeded
 from qplug.core.types import Site

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qplug.compare.rows import Row
+from qplug.analysis.compare.rows import Row
 from qplug.core.storage.run_folder import Run
 
 TRAININGS = {"finetune": "fine-tuned", "qat": "QAT"}

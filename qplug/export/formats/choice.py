@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from qplug.export.qdq import SHIFT, saturates
+from qplug.export.formats.qdq import SHIFT, saturates
 
 if TYPE_CHECKING:
     import onnx

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qplug.export.differences import Difference
-from qplug.export.trace import INPUT, LOGITS, Call
+from qplug.export.formats.trace import INPUT, LOGITS, Call
+from qplug.export.parity.differences import Difference
 
 FUSED = "fused output"
 

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from qplug.compare.noise import Difference, difference, letters
+from qplug.analysis.compare.noise import Difference, difference, letters
 from qplug.core.storage.run_folder import Run
 from qplug.pipeline.run_key import WITHOUT_INFLUENCE
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from qplug.core.version import __version__
-from qplug.export.graph import OPSET, OPSET_2_BITS, build, only_logits, widths
-from qplug.export.lower import float_weights, lower, readers
-from qplug.export.qdq import Qdq
-from qplug.export.qonnx import Qonnx, definition
+from qplug.export.formats.graph import OPSET, OPSET_2_BITS, build, only_logits, widths
+from qplug.export.formats.lowering import float_weights, lower, readers
+from qplug.export.formats.qdq import Qdq
+from qplug.export.formats.qonnx import Qonnx, definition
+from qplug.export.formats.trace import Call
 from qplug.export.runtimes import OnnxRuntime
-from qplug.export.trace import Call
 
 if TYPE_CHECKING:
     import onnx

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from qplug.core.errors import InputError, QplugError
-from qplug.export.plain import DecodedWeight, plain_weight, traced
+from qplug.export.formats.fallback import DecodedWeight, plain_weight, traced
 from qplug.quantization.plan import Decision
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from qplug.analysis.depth import Depth
+from qplug.analysis.ranges.depth import Depth
 from qplug.core.errors import InputError
 from qplug.core.types import Site, matches
 from qplug.quantization.calibration.hessian import Trace, hessian_traces

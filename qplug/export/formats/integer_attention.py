@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qplug.export.integers import Codes, IntegerLinear, Values, eight_bits
-from qplug.export.lower import LoweredMatMul
-from qplug.export.qdq import Affine
+from qplug.export.formats.integers import Codes, IntegerLinear, Values, eight_bits
+from qplug.export.formats.lowering import LoweredMatMul
+from qplug.export.formats.qdq import Affine
 from qplug.models.attention import ExplicitAttention
 from qplug.models.surgery import replace
 from qplug.quantization.plan import Plan

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from qplug.export.lower import operands
+from qplug.export.formats.lowering import operands
 
 INPUT, LOGITS = "input", "logits"
 

@@ -10,9 +10,10 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from qplug.analysis.mixing import CHANNELS, TOKENS, Mixing, mixers, mixing_traces
-from qplug.analysis.ranges import Range, activation_ranges
-from qplug.analysis.subjects import as_it_is, of_run, rewritten
+from qplug.analysis.ranges.activations import Range, activation_ranges
+from qplug.analysis.ranges.mixing import CHANNELS, TOKENS, Mixing, mixers, mixing_traces
+from qplug.analysis.ranges.subjects import as_it_is, of_run, rewritten
+from qplug.analysis.sensitivity.measure import SLICE
 from qplug.core.component import Config, DataSource, ModelSource
 from qplug.core.device import Clock, full_float32, parse_device
 from qplug.data.stream import Stream
@@ -21,7 +22,6 @@ from qplug.hooks.registry import Registry, installed
 from qplug.quantization.calibration.calibrator import watched_sites
 from qplug.quantization.calibration.hessian import TOLERANCE
 from qplug.quantization.plan import Change
-from qplug.sensitivity.measure import SLICE
 
 Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
 from qplug.core.types import Role
-from qplug.export.qdq import SHIFT, Affine, Qdq, Shifted
+from qplug.export.formats.qdq import SHIFT, Affine, Qdq, Shifted
 from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import UniformQuantizer
 

@@ -1,0 +1,1 @@
+"""The formats of a file, each lowered from the plan by one module."""
