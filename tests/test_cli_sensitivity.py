@@ -100,7 +100,7 @@ def test_own_images_and_ranges(capsys, place):
 def test_matplotlib_waits_for_a_picture(monkeypatch, capsys):
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "qplug.report.sensitivity_picture", raising=False)
+    monkeypatch.delitem(sys.modules, "qplug.cli.report.sensitivity_picture", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it would fail
     assert call("vit_digits", *QUICK, "--bits", 4, "--match", "head.weight") == 0
     assert call("vit_digits", *QUICK, "--picture", "a.png") == 1

@@ -13,6 +13,7 @@ from torch import nn
 import qplug
 from qplug import InputError, Metric, Rewrite, Technique, hookimpl
 from qplug.analysis.sensitivity.measure import Request, measure
+from qplug.cli.report.run import protocol_parts, summary_tables
 from qplug.core.device import backend_of
 from qplug.core.types import SiteKind
 from qplug.data import batches
@@ -21,7 +22,6 @@ from qplug.models import FloatModel, Preprocessing
 from qplug.models.batchnorm import BY, REASON
 from qplug.pipeline.run import inspect, run
 from qplug.quantization.accounting import CONVENTIONS
-from qplug.report.run import protocol_parts, summary_tables
 from qplug.testing.run import ToyModel, toy_recipe, toy_registry
 
 

@@ -1,7 +1,11 @@
-"""The command line. Only here and in ``qplug.report`` is anything printed; imports wait until a command needs them."""
+"""The command line: one module a command. Only here and in ``report`` is anything printed.
+
+Imports wait until a command needs them.
+"""
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,23 +15,14 @@ from typing import Annotated
 
 import typer
 
-from qplug.cli import bench, catalogue, compare, exporting, inspecting, making, running, sensitivity
-from qplug.cli.app import State, app, report, screen_of
+from qplug.cli.app import COMMANDS, State, app, report, screen_of
 from qplug.core.errors import QplugError
 from qplug.core.memory import keep_freed_memory
 
-__all__ = [
-    "app",
-    "bench",
-    "catalogue",
-    "compare",
-    "exporting",
-    "inspecting",
-    "main",
-    "making",
-    "running",
-    "sensitivity",
-]
+__all__ = ["app", "main"]
+
+for _command in COMMANDS:
+    importlib.import_module(f"qplug.cli.{_command.replace('-', '_')}")
 
 INTERRUPTED = 130  # what some versions of typer end with after Ctrl-C, and others with 1
 

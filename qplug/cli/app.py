@@ -14,18 +14,19 @@ from qplug.core.errors import InputError, QplugError, RecipeError
 from qplug.quantization.accounting import CONVENTIONS
 
 if TYPE_CHECKING:
+    from qplug.cli.report.screen import Screen
     from qplug.core.storage.cache import Cache
-    from qplug.report.screen import Screen
 
-ORDER = "run compare export bench validate inspect sensitivity techniques plugins schema zoo new-plugin".split()
+COMMANDS = "run compare export bench validate inspect sensitivity techniques plugins schema zoo new-plugin".split()
+"""Every command, in the order in which a newcomer needs them; each has a module of its name."""
 
 
 class Ordered(TyperGroup):
-    """Commands in the order in which a newcomer needs them."""
+    """Commands in the order of ``COMMANDS``."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Their names."""
-        return sorted(super().list_commands(ctx), key=ORDER.index)
+        return sorted(super().list_commands(ctx), key=COMMANDS.index)
 
 
 app = typer.Typer(
@@ -61,7 +62,7 @@ class State:
 
 def screen_of(stream: TextIO | None = None) -> Screen:
     """A screen on ``stream``, or on standard output."""
-    from qplug.report.screen import Screen
+    from qplug.cli.report.screen import Screen
 
     return Screen(stream or sys.stdout)
 

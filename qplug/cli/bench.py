@@ -34,7 +34,7 @@ def bench(
     if form not in FORMATS:
         raise InputError(f"expected {KNOWN}, received {form!r}", where="--format")
     batches = _batches(batch)
-    from qplug.report.bench import bench_tables, summary
+    from qplug.cli.report.bench import bench_tables, summary
 
     found = measure(
         run, batches=batches, threads=threads, rounds=rounds, form=form, saturating=saturating, profiled=profile

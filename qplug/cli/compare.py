@@ -28,10 +28,10 @@ from qplug.quantization.accounting import DEFAULT, convention
 
 if TYPE_CHECKING:
     from qplug.analysis.compare.answers import Answers
+    from qplug.cli.report.screen import Table
     from qplug.core.storage.cache import Cache
     from qplug.core.storage.run_folder import Run
     from qplug.recipe import Recipe
-    from qplug.report.screen import Table
 
 
 @app.command()
@@ -90,8 +90,8 @@ def compare(
 
     from qplug.analysis.compare import group
     from qplug.analysis.compare.choose import condition, in_order
-    from qplug.report import comparison
-    from qplug.report.screen import Table
+    from qplug.cli.report import comparison
+    from qplug.cli.report.screen import Table
 
     checks = [condition(text) for text in where or ()]
     answers = gather.all(wanted)
@@ -127,7 +127,7 @@ class _Gather:
     def all(self, paths: Sequence[Path]) -> Answers:
         """The runs of all paths, finished ones first; what could not become one is said, and left out."""
         from qplug.analysis.compare.answers import Answers, answer, read_all
-        from qplug.report.progress import Progress
+        from qplug.cli.report.progress import Progress
 
         recipes = [recipe for path in paths if _is_yaml(path) for recipe in self._recipes(path)]
         found, asked = read_all([path for path in paths if not _is_yaml(path)]), Answers()
@@ -185,7 +185,7 @@ def _show_diff(one: Run, other: Run, forms: Sequence[str]) -> None:
     from dataclasses import asdict
 
     from qplug.analysis.compare.plans import plan_differences
-    from qplug.report.difference import difference_tables, other_things
+    from qplug.cli.report.difference import difference_tables, other_things
 
     found = plan_differences(one.plan, other.plan)
     rows = [asdict(difference) for difference in found]
@@ -195,7 +195,7 @@ def _show_diff(one: Run, other: Run, forms: Sequence[str]) -> None:
 
 def _print(forms: Sequence[str], tables: Sequence[Table], rows: Sequence[dict[str, Any]], value: Any) -> None:
     """In the form that was asked for: tables, or ``rows`` as comma-separated values, or ``value`` as JSON."""
-    from qplug.report import formats
+    from qplug.cli.report import formats
 
     if "--json" in forms:
         print_json(value)

@@ -95,9 +95,9 @@ def sensitivity(
     techniques = [_technique(name) for name in ranges or ["baseline.hessian"]]
 
     from qplug.analysis.sensitivity.measure import Request, measure
+    from qplug.cli.report.progress import Progress
+    from qplug.cli.report.sensitivity import sensitivity_tables, summary
     from qplug.recipe.schema import Scope
-    from qplug.report.progress import Progress
-    from qplug.report.sensitivity import sensitivity_tables, summary
 
     request = checked(
         Request,
@@ -109,7 +109,7 @@ def sensitivity(
         seed=seed,
     )
     if picture is not None:
-        from qplug.report.sensitivity_picture import draw
+        from qplug.cli.report.sensitivity_picture import draw
     try:
         with Progress(sys.stderr) as progress:
             found = measure(source, shown, judged, techniques, request, device=device, observers=[progress])
@@ -142,8 +142,8 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def _technique(name: str) -> Technique:
+    from qplug.cli.report.catalogue import technique
     from qplug.hooks.registry import installed
-    from qplug.report.catalogue import technique
 
     if "qplug_estimate_range" not in technique(installed(), name)["hooks"]:
         raise InputError(

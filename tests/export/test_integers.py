@@ -16,6 +16,7 @@ from torch import nn
 
 import qplug
 from qplug import ParityError, UniformQuantizer
+from qplug.cli.report.export import tables
 from qplug.core.device import backend_of
 from qplug.core.types import Site, SiteKind
 from qplug.data import batches
@@ -30,7 +31,6 @@ from qplug.export.runtimes import OnnxRuntime
 from qplug.export.speed import profile
 from qplug.hooks.registry import component, installed
 from qplug.pipeline.load_run import load_planned
-from qplug.report.export import tables
 
 
 @dataclass

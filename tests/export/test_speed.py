@@ -9,9 +9,9 @@ import pytest
 from deploy_toys import digits_run
 
 from qplug.cli import main
+from qplug.cli.report.bench import bench_tables, summary
 from qplug.export.bench import Bench
 from qplug.export.speed import Profile, Race, Share, Spread, shares
-from qplug.report.bench import bench_tables, summary
 
 
 def event(name, operator, kind, microseconds):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from qplug.analysis.ranges.activations import Range
 from qplug.analysis.ranges.analyze import Analysis, Look, Request
 from qplug.analysis.ranges.mixing import Mixing
+from qplug.cli.report.analysis import analysis_tables, over_all
+from qplug.cli.report.analysis_picture import draw
 from qplug.quantization.calibration.hessian import Trace
 from qplug.quantization.plan import Change
-from qplug.report.analysis import analysis_tables, over_all
-from qplug.report.analysis_picture import draw
 
 
 def one(name, largest, position, kind="linear_input"):

@@ -7,8 +7,8 @@ import io
 import json
 from html.parser import HTMLParser
 
-from qplug.report.formats import comma_separated, markdown, page
-from qplug.report.screen import Table
+from qplug.cli.report.formats import comma_separated, markdown, page
+from qplug.cli.report.screen import Table
 
 TABLE = Table(
     "a|b <c>", ("name", "MB"), [("x|y", "1.5"), ("<script>", "20.0")], right=("MB",), notes=["p < 0.05 & *so*"]

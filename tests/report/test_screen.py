@@ -7,11 +7,11 @@ import io
 import pytest
 from recipe_toys import registry
 
+from qplug.cli.report.catalogue import plugins_table, technique, technique_tables, techniques_table
+from qplug.cli.report.progress import Progress
+from qplug.cli.report.screen import Screen, Table
 from qplug.core.errors import InputError, Problem, RecipeError
 from qplug.core.types import Event
-from qplug.report.catalogue import plugins_table, technique, technique_tables, techniques_table
-from qplug.report.progress import Progress
-from qplug.report.screen import Screen, Table
 
 
 class Terminal(io.StringIO):

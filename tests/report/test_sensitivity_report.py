@@ -14,11 +14,11 @@ import torch
 from qplug import QuantSpec, Site, SiteKind, UniformQuantizer
 from qplug.analysis.sensitivity.measure import Measured, Request, Sensitivity, correlated
 from qplug.analysis.sensitivity.single import Effect
+from qplug.cli.report.sensitivity import ranked, sensitivity_tables, summary
+from qplug.cli.report.sensitivity_picture import draw, grid
 from qplug.core.storage.run_folder import to_json
 from qplug.quantization.calibration.hessian import Trace
 from qplug.quantization.plan import Decision
-from qplug.report.sensitivity import ranked, sensitivity_tables, summary
-from qplug.report.sensitivity_picture import draw, grid
 
 
 def one(name, kind, sqnr, agreeing, noise, trace=None):
@@ -191,7 +191,7 @@ def test_the_picture_names_measures_units_and_protocol():
 
 @pytest.mark.slow
 def test_tables_need_no_matplotlib():
-    modules = "qplug.report.sensitivity, qplug.analysis.sensitivity.measure"
+    modules = "qplug.cli.report.sensitivity, qplug.analysis.sensitivity.measure"
     code = f"import sys; import {modules}; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -10,6 +10,7 @@ from torch import nn
 from train_toys import Small, recipe
 
 from qplug import Config, InputError, QplugError, Rewrite, Technique, hookimpl, load_quantized
+from qplug.cli.report.run import summary_tables
 from qplug.core.device import backend_of
 from qplug.core.storage.cache import Cache
 from qplug.core.storage.run_folder import read_run
@@ -21,7 +22,6 @@ from qplug.models.zoo import vit_digits
 from qplug.pipeline.run import run
 from qplug.quantization.accounting import CONVENTIONS, DEFAULT
 from qplug.quantization.plan import Plan
-from qplug.report.run import summary_tables
 from qplug.testing.run import toy_registry
 from qplug.training.supervised.config import Learn
 from qplug.training.supervised.task import Task, quantized_task

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from qplug.cli.report.screen import Table
 from qplug.core.errors import InputError
 from qplug.core.text import did_you_mean
 from qplug.hooks.registry import Plugin, Registry
-from qplug.report.screen import Table
 
 if TYPE_CHECKING:
     from qplug.core.component import Technique

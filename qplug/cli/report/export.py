@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qplug.report.run import number, percent
-from qplug.report.screen import Table
+from qplug.cli.report.run import number, percent
+from qplug.cli.report.screen import Table
 
 if TYPE_CHECKING:
     from qplug.export.export_run import Export

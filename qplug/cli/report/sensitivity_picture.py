@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib import colormaps
 
-from qplug.report.picture import bytes_of, figure_of
+from qplug.cli.report.picture import bytes_of, figure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from qplug.report.analysis import ROLES
-from qplug.report.picture import bytes_of, figure_of
+from qplug.cli.report.analysis import ROLES
+from qplug.cli.report.picture import bytes_of, figure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""What a person makes with qplug: an embedded model, trained again, and a plugin of their own."""
+"""``qplug zoo``: train a model of the zoo again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def zoo_train(
     ] = None,
 ) -> None:
     """Train a model of the zoo, and print its accuracy."""
-    from qplug.report.progress import Progress
+    from qplug.cli.report.progress import Progress
     from qplug.training.supervised.zoo import train
 
     out = out or Path(f"{name}.safetensors")
@@ -40,15 +40,3 @@ def zoo_train(
 
         accuracy = train(name, out, data=data, epochs=epochs, seed=seed, progress=advance)
     screen_of().line(f"{name}: {100 * accuracy:.2f} % top-1 on images that training never saw; written to {out}")
-
-
-@app.command("new-plugin")
-def new_plugin(
-    name: Annotated[str, typer.Argument(help="The distribution's name, such as qplug-mine.")],
-    folder: Annotated[Path, typer.Option("--dir", help="The folder to make it in.")] = Path(),
-) -> None:
-    """Write a plugin of your own, which works as it is."""
-    from qplug.hooks import scaffold
-
-    path = scaffold.new_plugin(name, folder)
-    screen_of().line(f"wrote {path}; install it with: pip install -e {path}")

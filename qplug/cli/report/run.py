@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from qplug.cli.report.screen import Table
 from qplug.core.types import OUT_OF_SCOPE
 from qplug.quantization.accounting import Convention
-from qplug.report.screen import Table
 
 if TYPE_CHECKING:
     from qplug.pipeline.run import RunResult

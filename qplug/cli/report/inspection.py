@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from qplug.cli.report.run import number
+from qplug.cli.report.screen import Table
 from qplug.quantization.accounting import Convention
-from qplug.report.run import number
-from qplug.report.screen import Table
 
 if TYPE_CHECKING:
     from qplug.pipeline.run import Inspection

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
-from qplug.report.screen import Table
-from qplug.report.sensitivity import LOSS
+from qplug.cli.report.screen import Table
+from qplug.cli.report.sensitivity import LOSS
 
 if TYPE_CHECKING:
     from qplug.analysis.ranges.activations import Range

@@ -28,8 +28,8 @@ def export(
 ) -> None:
     """Write a run's quantized model as ONNX or as a torch program, if a runtime computes what was simulated."""
     State.json = as_json
+    from qplug.cli.report.export import summary, tables
     from qplug.export.export_run import FormatName, export_run
-    from qplug.report.export import summary, tables
 
     known = {name: name for name in get_args(FormatName)}
     if format not in known:

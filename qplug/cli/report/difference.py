@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qplug.report.screen import Table
+from qplug.cli.report.screen import Table
 
 if TYPE_CHECKING:
     from qplug.analysis.compare.plans import PlanDifference

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from qplug.analysis.compare.noise import letter
 from qplug.analysis.compare.protocol import paper_figure, protocol
+from qplug.cli.report.run import number, percent
+from qplug.cli.report.screen import Table
 from qplug.quantization.accounting import Convention
-from qplug.report.run import number, percent
-from qplug.report.screen import Table
 
 if TYPE_CHECKING:
     from qplug.analysis.compare import Group, Row

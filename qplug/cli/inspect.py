@@ -106,9 +106,9 @@ def inspect(
     (images,) = image_sources(source.name(), model, [wanted], class_map, "qplug inspect")
 
     from qplug.analysis.ranges.analyze import Request, analyse
+    from qplug.cli.report.analysis import analysis_tables, summary
+    from qplug.cli.report.progress import Progress
     from qplug.core.storage.atomic import write_file
-    from qplug.report.analysis import analysis_tables, summary
-    from qplug.report.progress import Progress
 
     patterns = {"token_mixing": token_mixing, "channel_mixing": channel_mixing}
     more: dict[str, Any] = {name: tuple(given) for name, given in patterns.items() if given}
@@ -120,7 +120,7 @@ def inspect(
         **more,
     )
     if picture is not None:
-        from qplug.report.analysis_picture import draw
+        from qplug.cli.report.analysis_picture import draw
     with Progress(sys.stderr) as progress:
         found = analyse(source, images, request, after=after, device=device, observers=[progress])
     if picture is not None:
@@ -136,8 +136,8 @@ def inspect(
 
 
 def _sites(source: ModelSource, model: str, counted_by: Convention, as_json: bool) -> None:
+    from qplug.cli.report.inspection import inspection, inspection_tables
     from qplug.pipeline.run import inspect as inspect_model
-    from qplug.report.inspection import inspection, inspection_tables
 
     found = inspect_model(source)
     if as_json:

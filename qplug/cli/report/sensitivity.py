@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from qplug.report.run import number
-from qplug.report.screen import Table
+from qplug.cli.report.run import number
+from qplug.cli.report.screen import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qplug.report.screen import Table
+from qplug.cli.report.screen import Table
 
 if TYPE_CHECKING:
     from qplug.export.bench import Bench

@@ -1,0 +1,68 @@
+"""``qplug validate``: check recipes and sweeps."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qplug.cli.app import Json, Sets, State, app, describe, print_json, screen_of
+from qplug.core.errors import InputError, QplugError
+
+if TYPE_CHECKING:
+    from qplug.recipe import Recipe
+
+
+@app.command()
+def validate(
+    recipes: Annotated[list[Path], typer.Argument(show_default=False, help="YAML files.")],
+    overrides: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Check recipes and sweeps, without running them."""
+    State.json = as_json
+    results = [(path, _loaded(path, overrides or ())) for path in recipes]
+    code = 2 if any(isinstance(result, QplugError) for _, result in results) else 0
+    if as_json:
+        reports = [{"recipe": str(path), **_verdict(result)} for path, result in results]
+        print_json({"status": "error" if code else "ok", "exit_code": code, "recipes": reports})
+    else:
+        for path, result in results:
+            if isinstance(result, QplugError):
+                screen_of(sys.stderr).error(result)
+            else:
+                screen_of().line(f"{path}: ok ({_in_short(result)})")
+    raise typer.Exit(code)
+
+
+def _loaded(path: Path, overrides: Sequence[str]) -> Recipe | list[Recipe] | QplugError:
+    """A recipe, or those of every run of a sweep."""
+    from qplug.recipe import load_recipe
+
+    try:
+        return load_recipe(path, overrides)
+    except InputError as error:
+        from qplug.recipe.sweep import is_sweep, load_sweep  # only here: recipes are validated faster without it
+
+        if not is_sweep(path):
+            return error
+    try:
+        return load_sweep(path, overrides)[1]
+    except InputError as error:
+        return error
+
+
+def _in_short(result: Recipe | list[Recipe]) -> str:
+    if isinstance(result, list):
+        return f"a sweep of {len(result)} runs, for qplug compare"
+    return ", ".join(str(getattr(step, "use", "")) for step in result.techniques)
+
+
+def _verdict(result: Recipe | list[Recipe] | QplugError) -> dict[str, Any]:
+    if isinstance(result, QplugError):
+        return describe(result)
+    runs = {"runs": [recipe.dump() for recipe in result]} if isinstance(result, list) else {"resolved": result.dump()}
+    return {"status": "ok", **runs}
