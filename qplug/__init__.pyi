@@ -18,7 +18,6 @@ from .core.errors import (
 from .core.types import (
     Adapter as Adapter,
     BackendOffer as BackendOffer,
-    Choice as Choice,
     Event as Event,
     Extra as Extra,
     Granularity as Granularity,
@@ -53,6 +52,7 @@ from .quantization.calibration.hessian import (
     hessian_traces as hessian_traces,
 )
 from .quantization.calibration.statistics import SiteStats as SiteStats
+from .quantization.choice import Choice as Choice
 from .quantization.plan import Plan as Plan
 from .quantization.quantizers import (
     LogQuantizer as LogQuantizer,

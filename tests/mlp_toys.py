@@ -10,7 +10,7 @@ from torch import nn
 
 import qplug
 from qplug.hooks.registry import installed
-from qplug.models import FloatModel
+from qplug.models.float_model import FloatModel
 from qplug.models.zoo import ZOO, weights
 from qplug.pipeline.run import RunResult, run
 from qplug.recipe.schema import recipe_type

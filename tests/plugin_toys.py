@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qplug.core.types import Choice, QuantSpec, Site, SiteKind
-from qplug.data import batches
+from qplug.core.types import QuantSpec, Site, SiteKind
+from qplug.data.loading import batches
 from qplug.hooks.registry import installed
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.quantization.calibration.calibrator import Calibration
 from qplug.quantization.calibration.statistics import Product, SiteStats
+from qplug.quantization.choice import Choice
 from qplug.quantization.sites import SiteMap, find_sites
 
 REAL = ("vit_tiny_patch16_224", "deit_tiny_patch16_224")

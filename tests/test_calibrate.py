@@ -10,7 +10,7 @@ from qplug import Granularity, InputError, SiteKind, Smoothing
 from qplug.core.storage.cache import Cache
 from qplug.core.storage.hashing import content_key
 from qplug.core.types import MASKED
-from qplug.pipeline.stages.smooth import fold
+from qplug.models.smoothing import fold
 from qplug.quantization.calibration.calibrator import LOSSES, Calibration, watched_sites
 from qplug.quantization.calibration.samplers import Rows, SampleSize
 from qplug.quantization.sites import find_sites

@@ -129,7 +129,7 @@ def test_a_module_of_one_file_and_a_package_without_init(tmp_path: Path) -> None
 def test_of_qplug_what_only_shows_results_is_left_out(tmp_path: Path) -> None:
     shutil.copytree(QPLUG, tmp_path / "qplug", ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
     before = fresh(tmp_path, "qplug")
-    for room in ("compare", "report", "cli", "testing"):
+    for room in ("analysis", "cli", "testing"):
         (tmp_path / "qplug" / room / "__init__.py").write_text('"""Another."""\n')
     assert fresh(tmp_path, "qplug") == before
     (tmp_path / "qplug/quantization/quantizers/cli.py").write_text("")

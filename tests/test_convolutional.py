@@ -14,12 +14,11 @@ import qplug
 from qplug import InputError, Metric, Rewrite, Technique, hookimpl
 from qplug.analysis.sensitivity.measure import Request, measure
 from qplug.cli.report.run import protocol_parts, summary_tables
-from qplug.core.device import backend_of
 from qplug.core.types import SiteKind
-from qplug.data import batches
-from qplug.hooks.registry import component
-from qplug.models import FloatModel, Preprocessing
+from qplug.data.loading import batches
+from qplug.hooks.registry import backend_of, component
 from qplug.models.batchnorm import BY, REASON
+from qplug.models.float_model import FloatModel, Preprocessing
 from qplug.pipeline.run import inspect, run
 from qplug.quantization.accounting import CONVENTIONS
 from qplug.testing.run import ToyModel, toy_recipe, toy_registry

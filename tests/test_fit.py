@@ -8,7 +8,7 @@ from numeric_toys import calibrated, quantize, steps
 
 import qplug
 from qplug import BackendOffer, Choice, Granularity, InputError, PluginError, QuantSpec, SiteKind, UniformQuantizer
-from qplug.core.device import Clock
+from qplug.pipeline.clock import Clock
 from qplug.pipeline.result_cache import Recall
 from qplug.pipeline.stages.assign import Fitter, allocate, resolve
 from qplug.quantization.accounting import CONVENTIONS

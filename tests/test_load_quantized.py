@@ -15,10 +15,9 @@ from torch import nn
 
 import qplug
 from qplug import InputError, Metric
-from qplug.core.device import backend_of
-from qplug.data import batches
-from qplug.hooks.registry import component, installed
-from qplug.models import fingerprint
+from qplug.core.storage.hashing import fingerprint
+from qplug.data.loading import batches
+from qplug.hooks.registry import backend_of, component, installed
 from qplug.models.sources import TimmModel
 from qplug.testing import toy_registry, toy_vit
 

@@ -96,7 +96,7 @@ techniques: {REWRITES[name]}
     again = qplug.load_quantized(tmp_path / "run")
     from safetensors.torch import load_file
 
-    from qplug.data import batches
+    from qplug.data.loading import batches
     from qplug.hooks.registry import component, installed
 
     images = component(installed().datasets, result.recipe.data.evaluation).open(0)

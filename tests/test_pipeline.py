@@ -31,10 +31,11 @@ from qplug import (
     UniformQuantizer,
     hookimpl,
 )
-from qplug.core.device import backend_of, peak_memory_mb
-from qplug.data import batches
-from qplug.models import FloatModel, Preprocessing
+from qplug.core.device import peak_memory_mb
+from qplug.data.loading import batches
+from qplug.hooks.registry import backend_of
 from qplug.models.adapters import ADAPTERS, make_explicit
+from qplug.models.float_model import FloatModel, Preprocessing
 from qplug.pipeline.run import run
 from qplug.pipeline.weights import load_weights
 from qplug.quantization.calibration.calibrator import Calibration

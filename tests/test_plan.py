@@ -9,9 +9,10 @@ import torch
 from numeric_toys import calibrated
 
 from qplug import Granularity, InputError, Plan, QuantSpec, Region, RegionQuantizer, SiteKind, UniformQuantizer
+from qplug.core.types import Change
 from qplug.hooks.registry import installed
 from qplug.quantization.backends.brevitas import BrevitasBackend
-from qplug.quantization.plan import Change, Decision
+from qplug.quantization.plan import Decision
 from qplug.testing import toy_images
 
 

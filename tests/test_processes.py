@@ -4,7 +4,7 @@ import pytest
 
 from qplug import InputError, QplugError
 from qplug.analysis.compare.answers import answer
-from qplug.cli.app import report
+from qplug.cli.app import report_error
 from qplug.core.distributed import COUNT, LOCAL, RANK, Processes, launched
 
 
@@ -44,9 +44,9 @@ def test_comparisons_are_made_by_one_process(monkeypatch, tmp_path):
 def test_a_wrong_input_is_reported_once(monkeypatch, capsys, rank, lines):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)
-    assert report(InputError("is wrong")) == 2
+    assert report_error(InputError("is wrong")) == 2
     assert capsys.readouterr().err.count("is wrong") == lines
-    assert report(QplugError("broke")) == 1
+    assert report_error(QplugError("broke")) == 1
     assert "broke" in capsys.readouterr().err
 
 

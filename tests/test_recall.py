@@ -10,7 +10,7 @@ import torch
 
 from qplug import Choice, Config, ModelSource, Rewrite, Technique, UniformQuantizer, hookimpl, run
 from qplug.core.storage.cache import Cache
-from qplug.models import FloatModel, Preprocessing
+from qplug.models.float_model import FloatModel, Preprocessing
 from qplug.pipeline.result_cache import WORTH, stats_digest
 from qplug.quantization.calibration.calibrator import Calibration
 from qplug.recipe import recipe_type

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from qplug import SiteKind
 from qplug.core.types import Smoothing
-from qplug.pipeline.stages.smooth import fold
+from qplug.models.smoothing import fold
 from qplug.quantization.sites import find_sites
 
 K = SiteKind

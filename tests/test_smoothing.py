@@ -9,9 +9,10 @@ from torch import nn
 
 import qplug
 from qplug import GuardError, NormGroup, PluginError, Smoothing
+from qplug.core.types import Change
 from qplug.models.equivalence import Guard
-from qplug.pipeline.stages.smooth import fold, smooth
-from qplug.quantization.plan import Change
+from qplug.models.smoothing import fold
+from qplug.pipeline.stages.smooth import smooth
 from qplug.testing import toy_images
 
 

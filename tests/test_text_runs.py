@@ -13,7 +13,7 @@ from text_toys import ANSWERS, KINDS, LENGTH, TASKS, recipe_of
 from qplug import InputError, load_quantized, run
 from qplug.analysis.compare.rows import group
 from qplug.core.storage.run_folder import read_run
-from qplug.data import batches
+from qplug.data.loading import batches
 from qplug.data.text import Text
 from qplug.hooks.registry import installed
 from qplug.models.transformers import TransformersModel

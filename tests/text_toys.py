@@ -122,7 +122,7 @@ def quiet() -> None:
 
 def train(folder: Path, texts: Path, task: str, epochs: int, rate: float = 1e-3) -> float:
     """Train the model in ``folder`` on ``train.jsonl`` and write it again; returns its top-1 on ``test.jsonl``."""
-    from qplug.data import batches
+    from qplug.data.loading import batches
     from qplug.models.transformers import TransformersModel
 
     columns = ANSWERS if task == "question_answering" else {}

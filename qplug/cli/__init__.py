@@ -15,9 +15,9 @@ from typing import Annotated
 
 import typer
 
-from qplug.cli.app import COMMANDS, State, app, report, screen_of
+from qplug.cli.app import COMMANDS, State, app, report_error, screen_of
+from qplug.core.device import keep_freed_memory
 from qplug.core.errors import QplugError
-from qplug.core.memory import keep_freed_memory
 
 __all__ = ["app", "main"]
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except QplugError as error:
         if State.traceback:
             raise
-        sys.exit(report(error))
+        sys.exit(report_error(error))
     except Exception as error:  # whatever else goes wrong: a short message and exit code 1
         if State.traceback:
             raise

@@ -92,7 +92,7 @@ def describe(error: QplugError) -> dict[str, Any]:
     return {"status": "error", "exit_code": error.exit_code, "problems": problems}
 
 
-def report(error: QplugError) -> int:
+def report_error(error: QplugError) -> int:
     """Print an error in the invocation's form; returns the exit code.
 
     A wrong input is wrong for every process of a launch: the first one says so.

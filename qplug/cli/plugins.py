@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from qplug.cli.app import Json, State, app, print_json, screen_of
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,15 +18,13 @@ from qplug.cli.app import (
     State,
     app,
     cache_of,
-    describe,
     print_json,
     screen_of,
 )
-from qplug.core.errors import InputError, QplugError
 from qplug.quantization.accounting import DEFAULT, convention
 
 if TYPE_CHECKING:
-    from qplug.recipe import Recipe
+    pass
 
 
 @app.command()

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from qplug.cli.app import Json, State, app, print_json, screen_of
+from qplug.cli.app import app, print_json
 
 
 @app.command()

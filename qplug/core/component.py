@@ -67,7 +67,7 @@ class Technique(Component):
 
 
 class ModelSource(Component):
-    """Where a float model comes from, tagged by ``source``; ``load`` returns a ``qplug.models.FloatModel``."""
+    """A source of float models, tagged by ``source``; ``load`` returns a ``models.float_model.FloatModel``."""
 
     tag = "source"
 
@@ -109,7 +109,7 @@ class ModelSource(Component):
 
 
 class DataSource(Component):
-    """Where images come from, tagged by ``source``; ``open`` returns a ``qplug.data.Examples``."""
+    """Where images come from, tagged by ``source``; ``open`` returns a ``qplug.core.examples.Examples``."""
 
     tag = "source"
 

@@ -2,67 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
+import ctypes
 import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from qplug.core.errors import InputError
-from qplug.hooks.caller import Steps
-from qplug.hooks.registry import Registry
-from qplug.quantization.backends import Backend
-
-
-class Advance(Protocol):
-    """Told how far a stage is: units done so far, and a few words."""
-
-    def __call__(self, done: int, note: str = "") -> None:
-        """``done`` units."""
-
-
-class Clock:
-    """Times the stages of a run and tells the observers.
-
-    What a cache answered counts as long as it once took to compute, so that the times of two runs can be compared;
-    ``saved`` is how much of that this run did not spend.
-    """
-
-    def __init__(self, steps: Steps) -> None:
-        self._steps = steps
-        self._start = time.perf_counter()
-        self.seconds: dict[str, float] = {}
-        self.saved = 0.0
-
-    @contextmanager
-    def stage(self, name: str, total: int = 0) -> Iterator[Advance]:
-        """One stage; what it yields is called with the units done so far."""
-        self._steps.observe(name, "start", 0, total)
-        start, saved = time.perf_counter(), self.saved
-
-        def advance(done: int, note: str = "") -> None:
-            self._steps.observe(name, "advance", done, total, note)
-
-        try:
-            yield advance
-        finally:
-            self.seconds[name] = time.perf_counter() - start + self.saved - saved
-            self._steps.observe(name, "end", total, total)
-
-    def save(self, seconds: float) -> None:
-        """Count what was not computed again."""
-        self.saved += seconds
-
-    @property
-    def total(self) -> float:
-        """Seconds since the run began, and those that were saved."""
-        return time.perf_counter() - self._start + self.saved
 
 
 def parse_device(name: str) -> torch.device:
@@ -90,17 +41,6 @@ def full_float32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
-
-
-def backend_of(name: str, registry: Registry) -> Backend:
-    """The backend of that name; raises ``InputError`` where something that it needs is not installed."""
-    offer = registry.backends[name]
-    for extra in offer.needs:
-        if extra.missing:
-            raise InputError(f"backend '{name}' needs the package '{extra.module}'", fix=extra.install)
-    module, _, cls = offer.path.partition(":")
-    backend: Backend = getattr(importlib.import_module(module), cls)()
-    return backend
 
 
 def forward_seconds(model: nn.Module, images: Tensor, repeats: int = 2) -> float:
@@ -139,3 +79,33 @@ def peak_memory_mb(device: torch.device) -> float:
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+
+
+def fits(bytes_: int, device: torch.device) -> bool:
+    """Whether so much may be kept on ``device`` beside what computes there: on a CUDA device half of what is free."""
+    import torch
+
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return bytes_ <= (free + unused) // 2
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors free for the next ones, instead of giving it back to the system at once.
+
+    PyTorch allocates and frees tens of megabytes at every operation, and each page that comes back from the system is
+    a fault: 340,000 in one fake-quantized forward of ViT-Ti at batch 32, a third of its time (the float forward lost a
+    quarter). A program may decide this for its process, a library may not: only the command line calls it. Nothing
+    happens where the C library is another one.
+    """
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_MMAP_THRESHOLD, 2**30)

@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from qplug.quantization.quantizers import Quantizer
 
 
 class SiteKind(str, Enum):
@@ -112,14 +110,6 @@ class QuantSpec:
     granularity: Granularity = Granularity.PER_TENSOR
     symmetric: bool = True
     zero_point: ZeroPoint = "integer"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A quantizer for one site, and in a few words why it became this one (shown in the plan)."""
-
-    quantizer: Quantizer
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -270,3 +260,20 @@ class Metric:
 
     name: str
     compute: Callable[[Any, Any, Any], float]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the float model before quantization: a rewrite, a folded BatchNorm, or a smoothing."""
+
+    where: str
+    technique: str
+    preserves: bool
+    reason: str
+
+
+class Advance(Protocol):
+    """Told how far a stage is: units done so far, and a few words."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """``done`` units."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qplug.core.component import Config, DataSource
-from qplug.data import choose, sha256
+from qplug.core.storage.hashing import sha256
+from qplug.data.loading import choose
 
 if TYPE_CHECKING:
     from numpy import uint8

@@ -13,7 +13,7 @@ from pydantic import Field
 from qplug.core.component import Config, DataSource
 from qplug.core.errors import InputError
 from qplug.core.storage.hashing import file_digest
-from qplug.data import choose, decode
+from qplug.data.loading import choose, decode
 
 if TYPE_CHECKING:
     from PIL import Image

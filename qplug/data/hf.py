@@ -11,7 +11,8 @@ from pydantic import Field
 
 from qplug.core.component import Config, DataSource
 from qplug.core.errors import InputError
-from qplug.data import choose, decode, sha256
+from qplug.core.storage.hashing import sha256
+from qplug.data.loading import choose, decode
 from qplug.data.tables import DATASETS, ParquetRows, files_in, folder_of, named, need_datasets
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qplug.data import Examples, batches
+from qplug.core.examples import Examples
+from qplug.data.loading import batches
 
 if TYPE_CHECKING:
-    from qplug.models import Preparation
+    from qplug.data.preparation import Preparation
 
 KEPT = 2**30
 """Bytes of prepared examples that are kept; more are decoded anew at every pass."""

@@ -11,7 +11,9 @@ from pydantic import Field, model_validator
 
 from qplug.core.component import Config, DataSource
 from qplug.core.errors import InputError
-from qplug.data import Label, choose, sha256
+from qplug.core.examples import Label
+from qplug.core.storage.hashing import sha256
+from qplug.data.loading import choose
 from qplug.data.tables import LINES, TABLES, ParquetRows, PlainRows, Rows, files_in, folder_of, named, need_datasets
 
 

@@ -191,8 +191,8 @@ def _file(planned: Planned, format: str, saturating: bool) -> Any:
 
 
 def _parity(file: Any, planned: Planned, images: int, registry: Registry) -> Parity:
-    from qplug.core.device import backend_of
     from qplug.export.parity.check import compare
+    from qplug.hooks.registry import backend_of
 
     simulation = load_quantized(planned.run.folder, registry=registry)
     inputs = _inputs(planned, images, registry)
@@ -202,7 +202,7 @@ def _parity(file: Any, planned: Planned, images: int, registry: Registry) -> Par
 
 def _inputs(planned: Planned, images: int, registry: Registry) -> Iterator[Tensor]:
     """The first evaluation images, in batches."""
-    from qplug.data import batches
+    from qplug.data.loading import batches
 
     opened = component(registry.datasets, planned.recipe.data.evaluation).open(EVALUATION_SEED)
     count = min(images, len(opened))

@@ -9,15 +9,18 @@ import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, entry_points
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
 from qplug.core.component import Component, Config, DataSource, ModelSource, Technique
-from qplug.core.errors import PluginError
+from qplug.core.errors import InputError, PluginError
 from qplug.core.types import Adapter, BackendOffer, Metric
 from qplug.hooks import specs
 from qplug.hooks.manager import Manager
+
+if TYPE_CHECKING:
+    from qplug.quantization.backends import Backend
 
 GROUP = "qplug"
 BLOCK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -217,3 +220,14 @@ def _reason(error: Exception) -> str:
         return _said(error)
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"
+
+
+def backend_of(name: str, registry: Registry) -> Backend:
+    """The backend of that name; raises ``InputError`` where something that it needs is not installed."""
+    offer = registry.backends[name]
+    for extra in offer.needs:
+        if extra.missing:
+            raise InputError(f"backend '{name}' needs the package '{extra.module}'", fix=extra.install)
+    module, _, cls = offer.path.partition(":")
+    backend: Backend = getattr(importlib.import_module(module), cls)()
+    return backend

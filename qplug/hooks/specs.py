@@ -17,19 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from qplug.core.component import DataSource, ModelSource, Technique
-    from qplug.core.types import (
-        Adapter,
-        BackendOffer,
-        Choice,
-        Event,
-        Metric,
-        NormGroup,
-        QuantSpec,
-        Rewrite,
-        Site,
-        Smoothing,
-    )
+    from qplug.core.types import Adapter, BackendOffer, Event, Metric, NormGroup, QuantSpec, Rewrite, Site, Smoothing
     from qplug.quantization.calibration.statistics import SiteStats
+    from qplug.quantization.choice import Choice
     from qplug.quantization.sqnr_table import SqnrTable
     from qplug.training.reconstruction import Block, Reconstruction
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from qplug.core.types import Change
 from qplug.models.surgery import replace
 from qplug.models.tracing import Tracer, no_grad_forward
-from qplug.quantization.plan import Change
 
 BY = "core.fold_batchnorm"
 """Who changed the model, in the plan."""

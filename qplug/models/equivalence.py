@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qplug.core.errors import GuardError
-from qplug.core.types import MASKED
-from qplug.quantization.plan import Change
+from qplug.core.types import MASKED, Change
 
 TOLERANCE = 1e-4
 

@@ -12,10 +12,9 @@ from pydantic import Field, JsonValue, model_validator
 
 from qplug.core.component import Config, ModelSource
 from qplug.core.errors import InputError
-from qplug.core.storage.hashing import code_digest
+from qplug.core.storage.hashing import code_digest, sha256
 from qplug.core.text import did_you_mean
-from qplug.data import sha256
-from qplug.models import FloatModel, Preprocessing
+from qplug.models.float_model import FloatModel, Preprocessing
 
 if TYPE_CHECKING:
     from torch import nn

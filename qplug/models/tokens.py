@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from qplug.core.errors import InputError
-from qplug.data import Label
+from qplug.core.examples import Label
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ class Tokenization:
 
 
 class TokenTransform:
-    """``qplug.data.LabelTransform`` of a ``Tokenization``.
+    """``qplug.core.examples.LabelTransform`` of a ``Tokenization``.
 
     A label of a classifier stays as it is. The characters of an answer, (first, the one after the last) in the context,
     become its first and last token; none, (0, 0), becomes the first token twice, as models for SQuAD 2.0 are trained;

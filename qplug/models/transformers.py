@@ -16,7 +16,7 @@ from qplug.core.component import Config, ModelSource
 from qplug.core.errors import InputError
 from qplug.core.storage.hashing import file_digest
 from qplug.core.types import Extra
-from qplug.models import FloatModel
+from qplug.models.float_model import FloatModel
 from qplug.models.sources import seeded
 from qplug.models.tokens import Task, Tokenization
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
-from qplug.models import Preprocessing
+from qplug.models.float_model import Preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

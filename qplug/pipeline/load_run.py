@@ -7,11 +7,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qplug.core.device import backend_of, parse_device
+from qplug.core.device import parse_device
 from qplug.core.errors import InputError
 from qplug.core.storage.run_folder import AGAIN, Run, read_run
 from qplug.hooks.caller import Steps
-from qplug.hooks.registry import Registry, component, installed
+from qplug.hooks.registry import Registry, backend_of, component, installed
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import BY, fold_batchnorms
 from qplug.pipeline.stages.rewrite import HOOKS, rewrite
@@ -24,7 +24,7 @@ from qplug.training.supervised.task import BY as BY_TRAINING
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from qplug.models import Preparation
+    from qplug.data.preparation import Preparation
     from qplug.recipe import Recipe
 
 
@@ -48,7 +48,7 @@ class Planned:
 
 
 def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Registry | None = None) -> nn.Module:
-    """The quantized model of a run, which takes and gives what ``qplug.models.FloatModel.module`` does.
+    """The quantized model of a run, which takes and gives what ``qplug.models.float_model.FloatModel.module`` does.
 
     The recipe's model is built without its weights (see ``ModelSource.architecture``), so the original checkpoint need
     not exist. Techniques that rewrote modules are asked again; what they make of weights must lie in their modules'

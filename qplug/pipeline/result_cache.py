@@ -11,19 +11,20 @@ from torch import Tensor
 
 from qplug.core.component import Component, ModelSource
 from qplug.core.errors import InputError
-from qplug.core.storage.hashing import content_key, images_digest
-from qplug.core.types import Choice, QuantSpec, Site
-from qplug.models import fingerprint
+from qplug.core.storage.hashing import content_key, fingerprint, images_digest
+from qplug.core.types import QuantSpec, Site
 from qplug.pipeline.run_key import code_of, versions
+from qplug.quantization.choice import Choice
 from qplug.quantization.plan import quantizer_of
 from qplug.quantization.quantizers import Quantizer
 
 if TYPE_CHECKING:
     from qplug.core.component import Technique
-    from qplug.core.device import Clock
+    from qplug.core.examples import Examples
     from qplug.core.storage.cache import Cache, Entry
-    from qplug.data import Examples
-    from qplug.models import FloatModel, Preparation
+    from qplug.data.preparation import Preparation
+    from qplug.models.float_model import FloatModel
+    from qplug.pipeline.clock import Clock
     from qplug.quantization.calibration.calibrator import Calibration
     from qplug.quantization.calibration.statistics import SiteStats
 

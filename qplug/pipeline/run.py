@@ -11,28 +11,21 @@ from typing import Any
 import torch
 
 from qplug.core.component import ModelSource
-from qplug.core.device import (
-    Clock,
-    backend_of,
-    forget_peak_memory,
-    forward_seconds,
-    full_float32,
-    parse_device,
-    peak_memory_mb,
-)
+from qplug.core.device import forget_peak_memory, forward_seconds, full_float32, parse_device, peak_memory_mb
 from qplug.core.distributed import launched
+from qplug.core.examples import LabelTransform
 from qplug.core.storage.cache import Cache
-from qplug.core.storage.hashing import images_digest
+from qplug.core.storage.hashing import fingerprint, images_digest
 from qplug.core.storage.run_folder import RunFolder, check_target
-from qplug.core.types import OUT_OF_SCOPE, Site
-from qplug.data import LabelTransform, batches, check_disjoint
+from qplug.core.types import OUT_OF_SCOPE, Change, Site
+from qplug.data.loading import batches, check_disjoint
 from qplug.data.stream import Stream
 from qplug.hooks.caller import Steps
-from qplug.hooks.registry import Registry, component, installed
-from qplug.models import fingerprint
+from qplug.hooks.registry import Registry, backend_of, component, installed
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import Folding, fold_batchnorms
 from qplug.models.equivalence import Guard
+from qplug.pipeline.clock import Clock
 from qplug.pipeline.result_cache import Recall, source_key
 from qplug.pipeline.run_key import EVALUATION_SEED, content_if_known, lock
 from qplug.pipeline.stages.assign import Fitter, allocate, resolve
@@ -45,7 +38,7 @@ from qplug.pipeline.weights import write_weights
 from qplug.quantization.accounting import CONVENTIONS, DEFAULT
 from qplug.quantization.calibration.calibrator import Calibration, watched_sites
 from qplug.quantization.costs import account, costs, uniform_plan
-from qplug.quantization.plan import Change, Plan
+from qplug.quantization.plan import Plan
 from qplug.quantization.sites import find_sites
 from qplug.recipe import Recipe
 from qplug.training.reconstruction.reconstructor import Reconstructor

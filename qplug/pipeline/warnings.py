@@ -9,7 +9,7 @@ from torch import nn
 from qplug.quantization.plan import Plan
 
 if TYPE_CHECKING:
-    from qplug.models import FloatModel
+    from qplug.models.float_model import FloatModel
 
 
 def notes(source: FloatModel, plan: Plan) -> list[str]:

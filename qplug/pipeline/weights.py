@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from qplug.core.errors import InputError
 from qplug.core.storage.bit_packing import pack_bits, unpack_bits
+from qplug.core.storage.hashing import fingerprint
 from qplug.core.storage.run_folder import AGAIN
-from qplug.models import fingerprint
 from qplug.quantization.plan import Decision, Plan
 from qplug.quantization.quantizers import Quantizer
 
@@ -25,7 +25,7 @@ FILE = "model.safetensors"
 CODES = ".codes"
 """What follows a weight's name where its codes are stored in its place: (⌈n·bits/8⌉,) uint8, see ``pack_bits``."""
 FINGERPRINT = "fingerprint"
-"""The file's metadata: ``qplug.models.fingerprint`` of its tensors."""
+"""The file's metadata: ``qplug.core.storage.hashing.fingerprint`` of its tensors."""
 
 
 def write_weights(folder: RunFolder, model: nn.Module, plan: Plan) -> list[str]:

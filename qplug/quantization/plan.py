@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qplug.core.errors import InputError
-from qplug.core.types import Granularity, QuantSpec, Site, SiteKind
+from qplug.core.types import Change, Granularity, QuantSpec, Site, SiteKind
 from qplug.quantization.quantizers import Quantizer
 
 FORMAT = 1
@@ -24,16 +24,6 @@ class Decision:
     technique: str
     reason: str
     bits_by: str
-
-
-@dataclass(frozen=True)
-class Change:
-    """A change of the float model before quantization: a rewrite, a folded BatchNorm, or a smoothing."""
-
-    where: str
-    technique: str
-    preserves: bool
-    reason: str
 
 
 @dataclass

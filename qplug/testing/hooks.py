@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from qplug.core.component import Technique
-from qplug.core.types import Choice, Granularity, NormGroup, QuantSpec, Rewrite, Site, Smoothing
+from qplug.core.storage.hashing import fingerprint
+from qplug.core.types import Granularity, NormGroup, QuantSpec, Rewrite, Site, Smoothing
 from qplug.hooks.manager import Manager
 from qplug.hooks.specs import RunSpecs
-from qplug.models import fingerprint
 from qplug.models.blocks import BLOCKS
 from qplug.models.tracing import is_gelu, is_norm
 from qplug.quantization.accounting import convention
 from qplug.quantization.calibration.statistics import SiteStats
+from qplug.quantization.choice import Choice
 from qplug.quantization.costs import costs, plan_of
 from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import UniformQuantizer

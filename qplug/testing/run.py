@@ -11,11 +11,12 @@ from PIL import Image
 from torch import nn
 
 from qplug.core.component import Config, DataSource, ModelSource, Technique
-from qplug.core.types import Choice, QuantSpec, Site
+from qplug.core.types import QuantSpec, Site
 from qplug.hooks.registry import Plugin, Registry, installed
 from qplug.hooks.specs import hookimpl
-from qplug.models import FloatModel, Preprocessing
+from qplug.models.float_model import FloatModel, Preprocessing
 from qplug.quantization.calibration.statistics import SiteStats
+from qplug.quantization.choice import Choice
 from qplug.quantization.quantizers import UniformQuantizer
 from qplug.recipe import Recipe, recipe_type
 from qplug.testing.toys import CLASSES, SIZE, toy_vit

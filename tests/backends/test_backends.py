@@ -11,8 +11,7 @@ from torch import nn
 
 import qplug
 from qplug import InputError, Plan, QuantSpec, RegionQuantizer, Site, SiteKind, UniformQuantizer
-from qplug.core.device import backend_of
-from qplug.hooks.registry import installed
+from qplug.hooks.registry import backend_of, installed
 from qplug.quantization.backends.lowering import QuantMatMul
 from qplug.quantization.plan import Decision
 from qplug.recipe import recipe_type

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import qplug
-from qplug.core.device import backend_of, full_float32
-from qplug.data import batches
-from qplug.hooks.registry import component, installed
+from qplug.core.device import full_float32
+from qplug.data.loading import batches
+from qplug.hooks.registry import backend_of, component, installed
 
 pytestmark = pytest.mark.real
 RECIPE = Path(__file__).parents[2] / "recipes/imagenet/mptq_vit_mp5.yaml"

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from workbench import least_seconds
 
 from qplug import Block, Granularity, QuantSpec, UniformQuantizer
-from qplug.core.device import backend_of
-from qplug.core.memory import keep_freed_memory
-from qplug.hooks.registry import installed
+from qplug.core.device import keep_freed_memory
+from qplug.hooks.registry import backend_of, installed
 from qplug.models.adapters import make_explicit
 from qplug.quantization.calibration.calibrator import Calibration, watched_sites
 from qplug.quantization.plan import Decision, Plan

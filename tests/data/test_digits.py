@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from qplug.core.errors import InputError
-from qplug.data import check_disjoint
 from qplug.data.digits import Digits, arrays
+from qplug.data.loading import check_disjoint
 
 
 def source(split: str, images: int | None = None) -> Digits:

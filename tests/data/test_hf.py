@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from qplug.core.errors import InputError
-from qplug.data import check_disjoint
 from qplug.data.hf import HuggingFace, HuggingFaceImages
+from qplug.data.loading import check_disjoint
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

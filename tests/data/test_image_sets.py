@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from qplug.core.errors import InputError
-from qplug.data import batches, check_disjoint, choose, decode
 from qplug.data.digits import Digits
 from qplug.data.folder import Folder
+from qplug.data.loading import batches, check_disjoint, choose, decode
 from qplug.models.zoo import ZOO
 from qplug.testing.run import ToyImages
 

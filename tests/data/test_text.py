@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from qplug.core.errors import InputError
-from qplug.data import check_disjoint
+from qplug.data.loading import check_disjoint
 from qplug.data.text import Text, TextItem, Texts
 
 ROWS = [

@@ -16,9 +16,8 @@ from export_toys import digits_run
 
 import qplug
 from qplug import __version__
-from qplug.core.device import backend_of
 from qplug.export.cpu import processor
-from qplug.hooks.registry import installed
+from qplug.hooks.registry import backend_of, installed
 
 pytestmark = pytest.mark.slow
 RUNS = {

@@ -10,7 +10,6 @@ from export_toys import toy_run
 from onnx import numpy_helper
 
 from qplug import ParityError
-from qplug.core.device import backend_of
 from qplug.core.types import MASKED
 from qplug.export import runtimes
 from qplug.export.export_run import refusal
@@ -19,7 +18,7 @@ from qplug.export.parity.check import FREE, LOGITS_MOVE, TOP1, Parity, compare
 from qplug.export.parity.differences import Difference
 from qplug.export.parity.fused import FUSED, allowed
 from qplug.export.runtimes import OnnxRuntime
-from qplug.hooks.registry import installed
+from qplug.hooks.registry import backend_of, installed
 from qplug.pipeline.load_run import load_planned, load_quantized
 from qplug.testing import toy_images, toy_registry
 

@@ -17,9 +17,8 @@ from torch import nn
 import qplug
 from qplug import ParityError, UniformQuantizer
 from qplug.cli.report.export import tables
-from qplug.core.device import backend_of
 from qplug.core.types import Site, SiteKind
-from qplug.data import batches
+from qplug.data.loading import batches
 from qplug.export.export_run import export_run
 from qplug.export.formats.integer_file import float_file, integer_file
 from qplug.export.formats.integers import Integers, eight_bits
@@ -29,7 +28,7 @@ from qplug.export.formats.qdq import Affine
 from qplug.export.parity.check import compare
 from qplug.export.runtimes import OnnxRuntime
 from qplug.export.speed import profile
-from qplug.hooks.registry import component, installed
+from qplug.hooks.registry import backend_of, component, installed
 from qplug.pipeline.load_run import load_planned
 
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from qplug.core.errors import InputError
-from qplug.models import FloatModel
 from qplug.models.checkpoint import load, read
+from qplug.models.float_model import FloatModel
 from qplug.models.sources import TimmModel
 from qplug.models.zoo import ZOO
 

@@ -17,9 +17,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from qplug.core.errors import InputError
-from qplug.data import batches
+from qplug.core.storage.hashing import fingerprint
 from qplug.data.folder import Folder
-from qplug.models import FloatModel, fingerprint, zoo
+from qplug.data.loading import batches
+from qplug.models import zoo
+from qplug.models.float_model import FloatModel
 from qplug.models.sources import ImportedModel, TimmModel, ZooModel
 from qplug.testing.run import ToyModel
 

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from qplug.core.errors import InputError
 from qplug.core.types import MASKED, SiteKind
 from qplug.data.text import TextItem
-from qplug.models import FloatModel
 from qplug.models.adapters import ADAPTERS, make_explicit
+from qplug.models.float_model import FloatModel
 from qplug.models.transformers import TransformersModel
 from qplug.quantization.calibration.calibrator import Calibration
 from qplug.quantization.sites import find_sites

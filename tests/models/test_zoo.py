@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qplug.core.errors import InputError
-from qplug.data import batches
 from qplug.data.digits import Digits
+from qplug.data.loading import batches
 from qplug.models.sources import ZooModel
 from qplug.models.zoo import ZOO
 from qplug.training.supervised.zoo import affine, shift_and_flip, tensors, train

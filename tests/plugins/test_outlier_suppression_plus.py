@@ -29,7 +29,7 @@ from smoothing_toys import (
 )
 
 from qplug.core.types import Granularity, QuantSpec
-from qplug.pipeline.stages.smooth import fold
+from qplug.models.smoothing import fold
 from qplug.testing import toy_images, toy_vit
 
 BOTH, SHIFT, SCALE = {}, {"scale": "none"}, {"shift": "none"}

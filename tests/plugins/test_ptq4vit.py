@@ -15,7 +15,7 @@ from qplug_ptq4vit.twin import GELU_LEAST, after_gelu, after_softmax
 from torch.nn import functional as F
 
 from qplug import Granularity, InputError, QuantSpec, SiteKind, load_recipe
-from qplug.core.device import Clock
+from qplug.pipeline.clock import Clock
 from qplug.pipeline.result_cache import Recall
 from qplug.pipeline.stages.assign import Fitter, resolve
 from qplug.quantization.calibration.calibrator import LOSSES, Calibration

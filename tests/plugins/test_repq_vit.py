@@ -26,7 +26,7 @@ from smoothing_toys import (
 
 from qplug import UniformQuantizer, run
 from qplug.core.types import Granularity, NormGroup, QuantSpec, SiteKind, Smoothing
-from qplug.pipeline.stages.smooth import fold
+from qplug.models.smoothing import fold
 from qplug.recipe import recipe_type
 from qplug.testing import toy_images, toy_recipe, toy_registry, toy_vit
 

@@ -25,7 +25,7 @@ from smoothing_toys import (
 )
 
 from qplug.core.types import NormGroup, Smoothing
-from qplug.pipeline.stages.smooth import fold
+from qplug.models.smoothing import fold
 from qplug.testing import toy_images, toy_vit
 
 

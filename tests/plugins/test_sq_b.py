@@ -24,7 +24,7 @@ from smoothing_toys import (
 )
 
 from qplug.core.types import NormGroup
-from qplug.pipeline.stages.smooth import fold
+from qplug.models.smoothing import fold
 from qplug.testing import toy_images, toy_vit
 
 

@@ -9,8 +9,7 @@ from recipe_toys import GOOD, Bits, Images, Ranges, registry
 
 import qplug
 from qplug import BackendOffer, Extra, Granularity, InputError, RecipeError
-from qplug.core.device import backend_of
-from qplug.hooks.registry import installed
+from qplug.hooks.registry import backend_of, installed
 from qplug.recipe import load_recipe
 from qplug.recipe.check import implements
 

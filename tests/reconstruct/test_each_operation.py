@@ -12,7 +12,7 @@ from timm.layers import PatchEmbed
 from timm.models.resnet import BasicBlock, ResNet
 
 from qplug import Config, Rate, Reconstruction, SiteKind, Technique, hookimpl, learned_steps
-from qplug.models import FloatModel, Preprocessing
+from qplug.models.float_model import FloatModel, Preprocessing
 from qplug.pipeline.run import run
 from qplug.testing.run import ToyModel, toy_recipe, toy_registry
 from qplug.training.reconstruction.losses import LOSSES

@@ -7,8 +7,8 @@ from qplug.analysis.ranges.analyze import Analysis, Look, Request
 from qplug.analysis.ranges.mixing import Mixing
 from qplug.cli.report.analysis import analysis_tables, over_all
 from qplug.cli.report.analysis_picture import draw
+from qplug.core.types import Change
 from qplug.quantization.calibration.hessian import Trace
-from qplug.quantization.plan import Change
 
 
 def one(name, largest, position, kind="linear_input"):

@@ -13,9 +13,9 @@ from torch import nn
 
 from qplug import Config, InputError, ModelSource
 from qplug.analysis.sensitivity.measure import Request, measure
-from qplug.data import batches
+from qplug.data.loading import batches
 from qplug.data.stream import Stream
-from qplug.models import FloatModel, Preprocessing
+from qplug.models.float_model import FloatModel, Preprocessing
 from qplug.quantization.calibration.hessian import hessian_traces
 from qplug.recipe.schema import Scope
 from qplug.testing import toy_images, toy_registry, toy_vit

@@ -12,8 +12,8 @@ from torch import nn
 
 from qplug import InputError
 from qplug.analysis.sensitivity.single import Effect, one_at_a_time, quantized, refusal
-from qplug.core.device import Clock
 from qplug.hooks.registry import installed
+from qplug.pipeline.clock import Clock
 from qplug.pipeline.result_cache import Recall
 from qplug.pipeline.stages.assign import RECIPE, Fitter, resolve
 from qplug.pipeline.stages.evaluate import Logits, compare

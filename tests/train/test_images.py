@@ -9,7 +9,7 @@ import torch
 from qplug import InputError
 from qplug.core.distributed import Processes
 from qplug.data.digits import DigitImages
-from qplug.models import Preprocessing
+from qplug.models.float_model import Preprocessing
 from qplug.training.supervised.augment import transform
 from qplug.training.supervised.config import Augment, FineTune
 from qplug.training.supervised.images import TrainingImages

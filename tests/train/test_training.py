@@ -11,13 +11,12 @@ from train_toys import Small, recipe
 
 from qplug import Config, InputError, QplugError, Rewrite, Technique, hookimpl, load_quantized
 from qplug.cli.report.run import summary_tables
-from qplug.core.device import backend_of
 from qplug.core.storage.cache import Cache
 from qplug.core.storage.run_folder import read_run
-from qplug.data import batches
 from qplug.data.digits import Digits
-from qplug.hooks.registry import installed
-from qplug.models import Preprocessing
+from qplug.data.loading import batches
+from qplug.hooks.registry import backend_of, installed
+from qplug.models.float_model import Preprocessing
 from qplug.models.zoo import vit_digits
 from qplug.pipeline.run import run
 from qplug.quantization.accounting import CONVENTIONS, DEFAULT

@@ -15,13 +15,14 @@ from qplug.analysis.ranges.mixing import CHANNELS, TOKENS, Mixing, mixers, mixin
 from qplug.analysis.ranges.subjects import as_it_is, of_run, rewritten
 from qplug.analysis.sensitivity.measure import SLICE
 from qplug.core.component import Config, DataSource, ModelSource
-from qplug.core.device import Clock, full_float32, parse_device
+from qplug.core.device import full_float32, parse_device
+from qplug.core.types import Change
 from qplug.data.stream import Stream
 from qplug.hooks.caller import Steps
 from qplug.hooks.registry import Registry, installed
+from qplug.pipeline.clock import Clock
 from qplug.quantization.calibration.calibrator import watched_sites
 from qplug.quantization.calibration.hessian import TOLERANCE
-from qplug.quantization.plan import Change
 
 Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 

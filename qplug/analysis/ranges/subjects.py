@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from qplug.analysis.ranges.depth import Depth, find_depth
 from qplug.core.errors import InputError
+from qplug.core.types import Change
 from qplug.hooks.caller import Steps
 from qplug.hooks.registry import Registry, component
-from qplug.models import FloatModel
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import fold_batchnorms
 from qplug.models.equivalence import Guard
+from qplug.models.float_model import FloatModel
 from qplug.pipeline.load_run import load_planned
 from qplug.pipeline.stages.rewrite import HOOKS, ask_for_training, rewrite
-from qplug.quantization.plan import Change
 from qplug.quantization.sites import SiteMap, find_sites
 from qplug.recipe import load_recipe
 

@@ -11,15 +11,16 @@ from pydantic import Field
 from qplug.analysis.sensitivity.correlation import Correlation, correlations
 from qplug.analysis.sensitivity.single import Effect, one_at_a_time, refusal
 from qplug.core.component import Config, DataSource, ModelSource, Technique
-from qplug.core.device import Clock, backend_of, full_float32, parse_device
+from qplug.core.device import full_float32, parse_device
 from qplug.core.errors import InputError
 from qplug.core.types import Granularity, Site
-from qplug.data import batches, check_disjoint
+from qplug.data.loading import batches, check_disjoint
 from qplug.data.stream import Stream
 from qplug.hooks.caller import Steps
-from qplug.hooks.registry import Registry, installed
+from qplug.hooks.registry import Registry, backend_of, installed
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import fold_batchnorms
+from qplug.pipeline.clock import Clock
 from qplug.pipeline.result_cache import Recall
 from qplug.pipeline.stages.assign import RECIPE, Fitter, resolve
 from qplug.pipeline.stages.calibrate import Calibrators

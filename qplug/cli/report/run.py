@@ -11,8 +11,8 @@ from qplug.core.types import OUT_OF_SCOPE
 from qplug.quantization.accounting import Convention
 
 if TYPE_CHECKING:
+    from qplug.core.types import Change
     from qplug.pipeline.run import RunResult
-    from qplug.quantization.plan import Change
 
 Metrics = Mapping[str, Any]
 TRAININGS = {"finetune": "fine-tuning", "qat": "QAT"}

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qplug.core.storage.atomic import copies, partial_prefix, sweep
-from qplug.core.storage.hashing import content_key
-from qplug.models import fingerprint
+from qplug.core.storage.hashing import content_key, fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor

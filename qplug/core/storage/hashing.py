@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from qplug.core.errors import InputError
 
 if TYPE_CHECKING:
-    from qplug.data import Examples
+    from qplug.core.examples import Examples
 
-WITHOUT_INFLUENCE = {"qplug": ("cli", "compare", "report", "testing")}
+WITHOUT_INFLUENCE = {"qplug": ("analysis", "cli", "testing")}
 """Folders of a package whose code changes no result."""
 
 CODE = (".py", ".so", ".pyd")
@@ -111,3 +111,20 @@ def _sources(package: str) -> dict[str, Path]:
             if counts and path.is_file():  # an editor's lock is none
                 found.setdefault(name.as_posix(), path)  # of a package in several places, Python takes the first
     return found
+
+
+def fingerprint(state: dict[str, Any]) -> str:
+    """SHA-256 over a state dict's names, types, shapes and bytes, in the order of the names, in hexadecimal."""
+    import torch
+
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def sha256(content: bytes) -> str:
+    """The digest that ``Examples.digest`` promises."""
+    return hashlib.sha256(content).hexdigest()

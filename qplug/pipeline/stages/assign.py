@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from qplug.core.errors import InputError, PluginError
-from qplug.core.types import BackendOffer, Choice, Granularity, QuantSpec, Site
+from qplug.core.types import BackendOffer, Granularity, QuantSpec, Site
 from qplug.quantization.accounting import convention
+from qplug.quantization.choice import Choice
 from qplug.quantization.costs import costs
 from qplug.quantization.plan import Decision, Plan
 from qplug.quantization.quantizers import Quantizer

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from qplug.core.types import Change
 from qplug.hooks.caller import Steps
 from qplug.models.attention import MatMul
 from qplug.models.equivalence import Guard
 from qplug.models.surgery import replace
 from qplug.models.tracing import is_gelu
-from qplug.quantization.plan import Change
 
 HOOKS = ("qplug_rewrite_norm", "qplug_bound_activation", "qplug_rewrite_module")
 """In the order in which they are asked."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from qplug.core.device import fits
 from qplug.core.errors import PluginError
-from qplug.core.memory import fits
 from qplug.core.seeding import seeded
 from qplug.core.types import SiteKind
 from qplug.models.surgery import put

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from qplug.core.errors import InputError
-from qplug.models import Preparation, Preprocessing
+from qplug.data.preparation import Preparation
+from qplug.models.float_model import Preprocessing
 from qplug.training.supervised.config import Augment
 
 

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from qplug.core.distributed import Processes
 from qplug.core.errors import InputError
-from qplug.data import Examples, LabelTransform
-from qplug.models import Preparation
+from qplug.core.examples import Examples, LabelTransform
+from qplug.data.preparation import Preparation
 from qplug.training.supervised.augment import drawn_from, transform
 from qplug.training.supervised.config import Training
 

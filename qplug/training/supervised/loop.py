@@ -26,7 +26,7 @@ from qplug.training.supervised.optimize import Average, optimizer_of, rate_facto
 from qplug.training.supervised.task import Task
 
 if TYPE_CHECKING:
-    from qplug.core.device import Advance
+    from qplug.core.types import Advance
     from qplug.pipeline.result_cache import Slot
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from qplug.core.storage.hashing import images_digest
-from qplug.models import FloatModel, fingerprint
+from qplug.core.storage.hashing import fingerprint, images_digest
+from qplug.core.types import Change
+from qplug.models.float_model import FloatModel
 from qplug.pipeline.result_cache import Recall, Slot, source_key
-from qplug.quantization.plan import Change, Plan
+from qplug.quantization.plan import Plan
 from qplug.training.supervised.config import WITHOUT_INFLUENCE, Qat, Training
 from qplug.training.supervised.history import History
 from qplug.training.supervised.images import TrainingImages
@@ -21,9 +22,9 @@ from qplug.training.supervised.task import BY, Task, batchnorms, float_task, qua
 
 if TYPE_CHECKING:
     from qplug.core.component import Technique
-    from qplug.core.device import Advance
     from qplug.core.distributed import Processes
-    from qplug.data import Examples
+    from qplug.core.examples import Examples
+    from qplug.core.types import Advance
     from qplug.quantization.backends.base import Backend
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from qplug.core.types import Change
 from qplug.quantization.backends.base import Backend
-from qplug.quantization.plan import Change, Decision, Plan
+from qplug.quantization.plan import Decision, Plan
 from qplug.quantization.quantizers import Quantizer, UniformQuantizer
 from qplug.training.learners import LearnedStep, Learner
 from qplug.training.supervised.config import Learn

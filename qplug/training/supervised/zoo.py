@@ -17,7 +17,7 @@ from qplug.models.zoo import ZOO, Entry
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from qplug.data import Examples
+    from qplug.core.examples import Examples
 
 BATCH = 64
 LEARNING_RATE = 2e-3
@@ -99,7 +99,7 @@ def tensors(entry: Entry, split: Literal["train", "test"], data: Path | None = N
     """
     import torch
 
-    from qplug.data import batches
+    from qplug.data.loading import batches
 
     if entry.embedded != (data is None):
         raise InputError(

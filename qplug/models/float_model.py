@@ -1,0 +1,99 @@
+"""A float model as a run receives it, and how its images are prepared. Importing this does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qplug.core.errors import InputError
+from qplug.core.storage.hashing import fingerprint
+from qplug.data.preparation import Preparation
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an image to the model's input, as timm defines it for evaluation.
+
+    Attributes:
+        input_size: (C, H, W) in pixels; C is 3 (RGB) or 1 (grey).
+        mean: subtracted from each channel after scaling to [0, 1]; C values.
+        std: divides each channel after that; C values.
+        interpolation: of the resize: ``bicubic``, ``bilinear``, ``nearest``, ``lanczos``, ….
+        crop_pct: share of the resized image that the crop keeps, in (0, 1].
+        crop_mode: ``center``, ``squash`` or ``border``.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str = "center"
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """A function from a PIL image of any mode to (C, H, W) float32."""
+        from timm.data import create_transform
+
+        mode = "L" if self.input_size[0] == 1 else "RGB"
+        prepare = create_transform(
+            input_size=self.input_size,
+            is_training=False,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+        )
+
+        def apply(image: Image.Image) -> Tensor:
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")  # as PIL asks for, or it warns
+            tensor: Tensor = prepare(image if image.mode == mode else image.convert(mode))
+            return tensor
+
+        return apply
+
+    def example(self) -> Tensor:
+        """A random image (1, C, H, W) float32."""
+        import torch
+
+        return torch.randn((1, *self.input_size), generator=torch.Generator().manual_seed(0))
+
+
+@dataclass
+class FloatModel:
+    """A float model that is ready to run: in eval mode, on the CPU, in float32, every weight finite.
+
+    Attributes:
+        module: takes a batch, (B, C, H, W) float32 of images or (B, 3, L) int64 of texts (see ``Tokenization``), and
+            returns logits: (B, classes), or where it answers questions (B, 2, L), starts and ends of answers.
+        name: as a person would call it; file names are not part of it.
+        preprocessing: how images, or texts, become its input.
+        fingerprint: SHA-256 of the state dict (see ``fingerprint``).
+        note: what a reader of the results must know about the weights (for example that they are random), or empty.
+    """
+
+    module: nn.Module
+    name: str
+    preprocessing: Preparation
+    fingerprint: str
+    note: str = ""
+
+    @classmethod
+    def of(cls, module: nn.Module, name: str, preprocessing: Preparation, note: str = "") -> FloatModel:
+        """Bring a module into the promised state; raises ``InputError`` naming tensors that are NaN or infinite."""
+        module = module.cpu().float().eval().requires_grad_(False)
+        state = module.state_dict()
+        broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+        if broken:
+            more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+            raise InputError(
+                f"the weights of {name} hold NaN or infinite values, in {', '.join(broken[:5])}{more}",
+                fix="use another checkpoint: no quantization of this one can be right",
+            )
+        return cls(module, name, preprocessing, fingerprint(state), note)

@@ -1,0 +1,51 @@
+"""Times of a run's stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from qplug.core.types import Advance
+
+if TYPE_CHECKING:
+    from qplug.hooks.caller import Steps
+
+
+class Clock:
+    """Times the stages of a run and tells the observers.
+
+    What a cache answered counts as long as it once took to compute, so that the times of two runs can be compared;
+    ``saved`` is how much of that this run did not spend.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self._start = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+        self.saved = 0.0
+
+    @contextmanager
+    def stage(self, name: str, total: int = 0) -> Iterator[Advance]:
+        """One stage; what it yields is called with the units done so far."""
+        self._steps.observe(name, "start", 0, total)
+        start, saved = time.perf_counter(), self.saved
+
+        def advance(done: int, note: str = "") -> None:
+            self._steps.observe(name, "advance", done, total, note)
+
+        try:
+            yield advance
+        finally:
+            self.seconds[name] = time.perf_counter() - start + self.saved - saved
+            self._steps.observe(name, "end", total, total)
+
+    def save(self, seconds: float) -> None:
+        """Count what was not computed again."""
+        self.saved += seconds
+
+    @property
+    def total(self) -> float:
+        """Seconds since the run began, and those that were saved."""
+        return time.perf_counter() - self._start + self.saved
