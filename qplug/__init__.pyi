@@ -79,11 +79,6 @@ from .training.learners import (
     rectified_sigmoid as rectified_sigmoid,
     soft_bit_logits as soft_bit_logits,
 )
-from .training.reconstruction import (
-    Block as Block,
-    OutputLoss as OutputLoss,
-    Rate as Rate,
-    Reconstruction as Reconstruction,
-    Unit as Unit,
-)
+from .training.reconstruction.config import Block as Block, Rate as Rate, Reconstruction as Reconstruction
+from .training.reconstruction.losses import OutputLoss as OutputLoss, Unit as Unit
 from .training.reconstruction.schedule import Schedule as Schedule

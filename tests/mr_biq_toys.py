@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from plugin_toys import choose, make
-from qplug_mr_biq import BinaryCoding
+from qplug_plugins.mr_biq import BinaryCoding
 
 from qplug import Granularity, QuantSpec, Site, SiteKind, SiteStats
 

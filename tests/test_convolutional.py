@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import torch
 from cnn_toys import FAMILIES, family, lively, small_mobilenet
-from qplug_brecq import Brecq
+from qplug_plugins.brecq import Brecq
 from torch import nn
 
 import qplug

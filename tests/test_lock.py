@@ -41,7 +41,7 @@ def test_lock(recipe) -> None:
     assert (value["format"], value["seed"], value["hashes"]) == (3, 3, {"model": "ab"})
     assert all(value["packages"].values())
     assert value["content"] == "cd"
-    assert sorted(value["code"]) == ["qplug", "qplug_baseline"]
+    assert sorted(value["code"]) == ["qplug", "qplug_plugins.baseline"]
     assert value["plugins"]["baseline"]["loaded"] is True
     assert value["machine"]["torch_threads"] == torch.get_num_threads()
     assert value["machine"]["device"] == "cpu"
@@ -90,12 +90,12 @@ def test_what_other_plugins_bring_to_every_run_counts(recipe, tmp_path: Path, mo
 
 def test_code_is_that_of_every_class_that_an_instance_derives_from() -> None:
     base = type("Base", (), {"__module__": "qplug_example.somewhere"})
-    mine = type("Mine", (base, torch.nn.Module), {"__module__": "qplug_baseline.elsewhere"})
+    mine = type("Mine", (base, torch.nn.Module), {"__module__": "qplug_plugins.baseline.elsewhere"})
     with pytest.raises(InputError, match="no source files of 'qplug_example'"):
         code_of([mine()])
-    assert sorted(code_of([torch.nn.Linear(1, 1), json.dumps, "qplug_baseline.ranges:Mse"])) == [
+    assert sorted(code_of([torch.nn.Linear(1, 1), json.dumps, "qplug_plugins.baseline.ranges:Mse"])) == [
         "qplug",
-        "qplug_baseline",
+        "qplug_plugins.baseline",
     ]
 
 

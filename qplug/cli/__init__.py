@@ -16,8 +16,8 @@ from typing import Annotated
 import typer
 
 from qplug.cli.app import COMMANDS, State, app, report_error, screen_of
-from qplug.core.device import keep_freed_memory
 from qplug.core.errors import QplugError
+from qplug.core.memory import keep_freed_memory
 
 __all__ = ["app", "main"]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qplug.quantization.calibration.statistics import SiteStats
     from qplug.quantization.choice import Choice
     from qplug.quantization.sqnr_table import SqnrTable
-    from qplug.training.reconstruction import Block, Reconstruction
+    from qplug.training.reconstruction.config import Block, Reconstruction
 
 PROJECT = "qplug"
 hookspec = pluggy.HookspecMarker(PROJECT)

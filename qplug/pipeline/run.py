@@ -42,7 +42,8 @@ from qplug.quantization.plan import Plan
 from qplug.quantization.sites import find_sites
 from qplug.recipe import Recipe
 from qplug.training.reconstruction.reconstructor import Reconstructor
-from qplug.training.supervised import History, Trainer
+from qplug.training.supervised.history import History
+from qplug.training.supervised.stages import Trainer
 
 
 @dataclass

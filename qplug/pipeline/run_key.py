@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from qplug.core.errors import InputError
-from qplug.core.storage.hashing import code_digest, content_key
+from qplug.core.storage.hashing import code_digest, code_package, content_key
 from qplug.core.storage.run_folder import FORMAT
 from qplug.core.version import __version__
 from qplug.hooks.registry import Registry, component, installed
@@ -41,7 +41,7 @@ def code_of(things: Iterable[object]) -> dict[str, str]:
     Raises:
         InputError: code that is not in files, so that nobody can tell whether it changed.
     """
-    packages = {"qplug", *(module.partition(".")[0] for thing in things for module in _modules(thing))}
+    packages = {"qplug", *(code_package(module) for thing in things for module in _modules(thing))}
     known = {*sys.stdlib_module_names, *PACKAGES}
     return {name: code_digest(name) for name in sorted(packages - known)}
 

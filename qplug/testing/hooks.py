@@ -26,8 +26,8 @@ from qplug.quantization.sqnr_table import SqnrTable
 from qplug.testing.quantizers import check_quantizer
 from qplug.testing.toys import calibrated_toy, toy_calibration, toy_groups, toy_images, toy_vit
 from qplug.training.learners import Learner
-from qplug.training.reconstruction import Block, Reconstruction
 from qplug.training.reconstruction.blocks import find_blocks, within
+from qplug.training.reconstruction.config import Block, Reconstruction
 
 TOLERANCE = 1e-4
 """How far a step that preserves the function may move it, as a share of the output's norm."""

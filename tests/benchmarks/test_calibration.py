@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from workbench import least_seconds
 
 from qplug import UniformQuantizer, load_recipe, run
-from qplug.core.device import forward_seconds, keep_freed_memory
+from qplug.core.device import forward_seconds
+from qplug.core.memory import keep_freed_memory
 from qplug.hooks.registry import backend_of, installed
 from qplug.models.adapters import make_explicit
 from qplug.pipeline.weights import load_weights

@@ -7,7 +7,7 @@ import random
 
 import pytest
 from plugin_toys import make, uncounted
-from qplug_mptq_vit import GreedyMp
+from qplug_plugins.mptq_vit import GreedyMp
 from workbench import ratio
 
 from qplug.core.types import QuantSpec, Site, SiteKind

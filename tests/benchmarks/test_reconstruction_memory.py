@@ -19,7 +19,7 @@ from qplug.models import FloatModel, Preprocessing
 from qplug.pipeline.run import run
 from qplug.core.device import forget_peak_memory, peak_memory_mb
 from qplug.testing.run import ToyModel, toy_recipe, toy_registry
-from qplug_brecq import Brecq
+from qplug_plugins.brecq import Brecq
 
 torch.set_num_threads(1)
 cpu = torch.device("cpu")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from plugin_toys import make, real_images, real_model
-from qplug_brecq import Brecq
+from qplug_plugins.brecq import Brecq
 from torch import Tensor, nn
 from workbench import least_seconds
 
 from qplug import Block, Granularity, QuantSpec, UniformQuantizer
-from qplug.core.device import keep_freed_memory
+from qplug.core.memory import keep_freed_memory
 from qplug.hooks.registry import backend_of, installed
 from qplug.models.adapters import make_explicit
 from qplug.quantization.calibration.calibrator import Calibration, watched_sites

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from export_toys import decision, in_onnx_runtime
-from qplug_mr_biq.quantizer import BinaryCodingQuantizer
-from qplug_noisyquant.quantizer import NoisyQuantizer
-from qplug_ptq4vit.quantizer import TwinQuantizer
+from qplug_plugins.mr_biq.quantizer import BinaryCodingQuantizer
+from qplug_plugins.noisyquant.quantizer import NoisyQuantizer
+from qplug_plugins.ptq4vit.quantizer import TwinQuantizer
 from torch import nn
 
 from qplug import LogQuantizer, Quantizer, Region, RegionQuantizer, UniformQuantizer

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from plugin_toys import activation, choose, make, oracle, uncounted, weight_site
-from qplug_baseline import Ema, Hessian, MinMax, Mse, Percentile, UniformBits
+from qplug_plugins.baseline import Ema, Hessian, MinMax, Mse, Percentile, UniformBits
 
 from qplug.core.types import Granularity, QuantSpec
 from qplug.quantization.quantizers import UniformQuantizer

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from mr_biq_toys import heavy, randn
-from qplug_mr_biq.alternation import alternate, least_squares
-from qplug_mr_biq.coding import Format, greedy, nearest, powers, signs, sums
-from qplug_mr_biq.fitting import fit_binary, fit_grid, in_groups
-from qplug_mr_biq.quantizer import BinaryCodingQuantizer
-from qplug_mr_biq.rows import SortedRows, sums_by_code
+from qplug_plugins.mr_biq.alternation import alternate, least_squares
+from qplug_plugins.mr_biq.coding import Format, greedy, nearest, powers, signs, sums
+from qplug_plugins.mr_biq.fitting import fit_binary, fit_grid, in_groups
+from qplug_plugins.mr_biq.quantizer import BinaryCodingQuantizer
+from qplug_plugins.mr_biq.rows import SortedRows, sums_by_code
 
 from qplug import InputError
 

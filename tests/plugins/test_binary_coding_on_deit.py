@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from qplug_mr_biq.coding import Format
-from qplug_mr_biq.fitting import fit_binary, fit_grid, in_groups
-from qplug_mr_biq.rows import SortedRows
+from qplug_plugins.mr_biq.coding import Format
+from qplug_plugins.mr_biq.fitting import fit_binary, fit_grid, in_groups
+from qplug_plugins.mr_biq.rows import SortedRows
 
 SHOWN = ("patch_embed.proj", "blocks.0.attn.qkv", "blocks.5.mlp.fc2", "blocks.11.attn.proj", "head")
 KINDS = {

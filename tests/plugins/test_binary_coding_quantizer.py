@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from mr_biq_toys import C, coded, heavy, randn
 from plugin_toys import choose, make, weight_site
-from qplug_mr_biq import BinaryCoding
-from qplug_mr_biq.quantizer import BinaryCodingQuantizer
+from qplug_plugins.mr_biq import BinaryCoding
+from qplug_plugins.mr_biq.quantizer import BinaryCodingQuantizer
 
 from qplug import InputError, QuantSpec, Site, SiteKind
 from qplug.testing.quantizers import check_quantizer

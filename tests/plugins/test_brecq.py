@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from plugin_toys import make
-from qplug_brecq import AdaRound, Brecq
-from qplug_brecq.rounding import EDGE, LearnedRounding
+from qplug_plugins.brecq import AdaRound, Brecq
+from qplug_plugins.brecq.rounding import EDGE, LearnedRounding
 
 from qplug import Block, LearnedStep, QuantSpec, Site, SiteKind, UniformQuantizer, load_recipe, run
 from qplug.quantization.plan import Decision

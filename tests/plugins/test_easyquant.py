@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from plugin_toys import activation, choose, make, weight_site
-from qplug_baseline import MinMax
-from qplug_easyquant import Cosine
+from qplug_plugins.baseline import MinMax
+from qplug_plugins.easyquant import Cosine
 
 from qplug import Granularity, QuantSpec
 

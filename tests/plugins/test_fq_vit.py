@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from plugin_toys import activation, choose, make, toy_swin
-from qplug_fq_vit import LogIntSoftmax, PowerOfTwoFactor
-from qplug_fq_vit.integer_softmax import IntegerSoftmax
+from qplug_plugins.fq_vit import LogIntSoftmax, PowerOfTwoFactor
+from qplug_plugins.fq_vit.integer_softmax import IntegerSoftmax
 from torch import nn
 
 from qplug import Granularity, QuantSpec, SiteKind, UniformQuantizer

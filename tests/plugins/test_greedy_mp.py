@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from plugin_toys import make, uncounted
 from pydantic import ValidationError
-from qplug_mptq_vit import GreedyMp
+from qplug_plugins.mptq_vit import GreedyMp
 
 from qplug.core.types import QuantSpec, Site, SiteKind
 from qplug.quantization.sqnr_table import SqnrTable

@@ -12,9 +12,9 @@ import pytest
 import torch
 from plugin_toys import make
 from pydantic import ValidationError
-from qplug_hawq import HawqV3
-from qplug_hawq.hawq_v3 import Slices, perturbation
-from qplug_hawq.programme import Bound, solve
+from qplug_plugins.hawq import HawqV3
+from qplug_plugins.hawq.hawq_v3 import Slices, perturbation
+from qplug_plugins.hawq.programme import Bound, solve
 from ruamel.yaml import YAML
 from torch import nn
 

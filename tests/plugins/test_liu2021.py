@@ -9,8 +9,8 @@ import pytest
 import torch
 from plugin_toys import make, uncounted
 from pydantic import ValidationError
-from qplug_liu2021 import Pareto
-from qplug_liu2021.pareto import module_of, nuclear_norm
+from qplug_plugins.liu2021 import Pareto
+from qplug_plugins.liu2021.pareto import module_of, nuclear_norm
 
 from qplug import QuantSpec, Site, SiteKind, SiteStats, SqnrTable
 

@@ -16,8 +16,8 @@ from qplug.testing.toys import calibrated_toy
 
 pytest.importorskip("modelopt", reason="pip install 'qplug[modelopt]'")
 
-from qplug_modelopt.library import quantize, quiet
-from qplug_modelopt.quantizer import ScaledQuantizer
+from qplug_plugins.modelopt.library import quantize, quiet
+from qplug_plugins.modelopt.quantizer import ScaledQuantizer
 
 with quiet():
     import modelopt.torch.quantization as mtq

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, strategies as st
 from mr_biq_toys import C, coded, heavy, randn
 from plugin_toys import make
-from qplug_mr_biq import Reconstruct
-from qplug_mr_biq.learner import MARGIN, SoftBinaryCoding
+from qplug_plugins.mr_biq import Reconstruct
+from qplug_plugins.mr_biq.learner import MARGIN, SoftBinaryCoding
 
 import qplug
 from qplug import Block, QuantSpec, Site, SiteKind, UniformQuantizer

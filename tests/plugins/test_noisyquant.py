@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from plugin_toys import activation, choose, gelu_data, make, weight_site
-from qplug_noisyquant import NoisyBias
-from qplug_noisyquant.quantizer import NoisyQuantizer
+from qplug_plugins.noisyquant import NoisyBias
+from qplug_plugins.noisyquant.quantizer import NoisyQuantizer
 
 from qplug import Granularity, QuantSpec, Site, SiteKind, UniformQuantizer
 from qplug.testing.quantizers import check_quantizer

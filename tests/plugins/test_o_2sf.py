@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from plugin_toys import activation, choose, make
-from qplug_baseline import Hessian
-from qplug_tsptq_vit.o_2sf import O2sf
+from qplug_plugins.baseline import Hessian
+from qplug_plugins.tsptq_vit.o_2sf import O2sf
 
 from qplug.core.types import Granularity, QuantSpec, SiteKind
 

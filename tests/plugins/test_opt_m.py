@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from plugin_toys import REAL, activation, choose, gelu_data, make, real_calibration
-from qplug_baseline import Hessian
-from qplug_mptq_vit import OptM
-from qplug_mptq_vit.opt_m import regions
+from qplug_plugins.baseline import Hessian
+from qplug_plugins.mptq_vit import OptM
+from qplug_plugins.mptq_vit.opt_m import regions
 
 from qplug.core.types import Granularity, QuantSpec, SiteKind
 from qplug.quantization.quantizers import RegionQuantizer, UniformQuantizer

@@ -11,8 +11,8 @@ import pytest
 import torch
 from plugin_toys import REAL, activation, make, oracle, toy_deit, toy_swin
 from pydantic import ValidationError
-from qplug_mptq_vit import SqB
-from qplug_smoothing import OutlierSuppressionPlus, SmoothQuant
+from qplug_plugins.mptq_vit import SqB
+from qplug_plugins.smoothing import OutlierSuppressionPlus, SmoothQuant
 from smoothing_toys import (
     A4,
     SWIN,

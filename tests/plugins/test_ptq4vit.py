@@ -9,9 +9,9 @@ import pytest
 import torch
 from numeric_toys import calibrated, quantize, steps
 from plugin_toys import REAL, activation, choose, gelu_data, make, real_calibration, weight_site
-from qplug_ptq4vit import Search, Twin
-from qplug_ptq4vit.quantizer import TwinQuantizer
-from qplug_ptq4vit.twin import GELU_LEAST, after_gelu, after_softmax
+from qplug_plugins.ptq4vit import Search, Twin
+from qplug_plugins.ptq4vit.quantizer import TwinQuantizer
+from qplug_plugins.ptq4vit.twin import GELU_LEAST, after_gelu, after_softmax
 from torch.nn import functional as F
 
 from qplug import Granularity, InputError, QuantSpec, SiteKind, load_recipe

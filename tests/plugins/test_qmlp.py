@@ -9,8 +9,8 @@ import pytest
 import torch
 from numeric_toys import mixer, steps
 from plugin_toys import make
-from qplug_qmlp import BoundedActivation, Norm, TokenMixers
-from qplug_qmlp.modules import MultipleTokenMixers, Pact
+from qplug_plugins.qmlp import BoundedActivation, Norm, TokenMixers
+from qplug_plugins.qmlp.modules import MultipleTokenMixers, Pact
 from torch import nn
 
 from qplug import InputError

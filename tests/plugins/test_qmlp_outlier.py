@@ -11,7 +11,7 @@ import torch
 from mlp_toys import embedded, planted, quantized
 from numeric_toys import steps
 from plugin_toys import make
-from qplug_qmlp import Norm
+from qplug_plugins.qmlp import Norm
 
 from qplug.models.zoo import ZOO
 from qplug.pipeline.stages.rewrite import rewrite

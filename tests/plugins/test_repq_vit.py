@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from plugin_toys import REAL, activation, choose, make, oracle, toy_deit, toy_swin, weight_site
-from qplug_repq_vit import LogSqrt2, Percentile, Reparameterize
-from qplug_repq_vit.percentile import search
-from qplug_repq_vit.reparameterize import of_channels
+from qplug_plugins.repq_vit import LogSqrt2, Percentile, Reparameterize
+from qplug_plugins.repq_vit.percentile import search
+from qplug_plugins.repq_vit.reparameterize import of_channels
 from smoothing_toys import (
     SWIN,
     VIT,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from plugin_toys import REAL, activation, make, toy_deit, toy_swin
-from qplug_mptq_vit import SqB
+from qplug_plugins.mptq_vit import SqB
 from smoothing_toys import (
     SWIN,
     VIT,

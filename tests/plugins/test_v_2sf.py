@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from plugin_toys import activation, choose, gelu_data, make
-from qplug_baseline import Hessian
-from qplug_tsptq_vit.v_2sf import V2sf, two_scaled
+from qplug_plugins.baseline import Hessian
+from qplug_plugins.tsptq_vit.v_2sf import V2sf, two_scaled
 
 from qplug.core.types import Granularity, QuantSpec, SiteKind
 

@@ -10,9 +10,9 @@ from typing import Literal
 import pytest
 import torch
 from numeric_toys import Sequence
-from qplug_brecq import Brecq
-from qplug_brecq.reconstruct import roundings
-from qplug_brecq.rounding import LearnedRounding
+from qplug_plugins.brecq import Brecq
+from qplug_plugins.brecq.reconstruct import roundings
+from qplug_plugins.brecq.rounding import LearnedRounding
 from torch import nn
 
 from qplug import (

@@ -8,9 +8,9 @@ import torch._dynamo
 import torch._dynamo.utils
 import torch._inductor.config
 from mr_biq_toys import coded
-from qplug_brecq import AdaRound, Brecq
-from qplug_brecq.rounding import LearnedRounding
-from qplug_mr_biq.learner import SoftBinaryCoding
+from qplug_plugins.brecq import AdaRound, Brecq
+from qplug_plugins.brecq.rounding import LearnedRounding
+from qplug_plugins.mr_biq.learner import SoftBinaryCoding
 from test_loop import RATES, Layer, problem
 from test_run import errors
 from torch import nn

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cnn_toys import lively
 from plugin_toys import toy_swin
-from qplug_brecq import AdaRound, Brecq
+from qplug_plugins.brecq import AdaRound, Brecq
 from test_run import errors, reconstructed
 from timm.layers import PatchEmbed
 from timm.models.resnet import BasicBlock, ResNet

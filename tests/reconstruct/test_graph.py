@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from qplug_brecq import Brecq
-from qplug_brecq.rounding import LearnedRounding
+from qplug_plugins.brecq import Brecq
+from qplug_plugins.brecq.rounding import LearnedRounding
 from test_loop import RATES, Layer, problem
 from test_run import errors
 

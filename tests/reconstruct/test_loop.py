@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from qplug_brecq.rounding import LearnedRounding
+from qplug_plugins.brecq.rounding import LearnedRounding
 from torch import nn
 
 from qplug import PluginError, QuantSpec, Rate, Reconstruction, UniformQuantizer

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 from other_backend import with_other
-from qplug_brecq import Brecq
+from qplug_plugins.brecq import Brecq
 from test_run import QUICK
 
 from qplug import Choice, Config, Technique, UniformQuantizer, hookimpl

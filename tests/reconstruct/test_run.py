@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 import torch
-from qplug_brecq import AdaRound, Brecq
+from qplug_plugins.brecq import AdaRound, Brecq
 from safetensors.torch import load_file
 
 from qplug import Config, LearnedStep, Learner, PluginError, Rate, Reconstruction, Technique, UniformQuantizer, hookimpl

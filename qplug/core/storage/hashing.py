@@ -74,7 +74,9 @@ def images_digest(images: Examples) -> str:
 
 
 def code_digest(module: str) -> str:
-    """SHA-256 over the names and bytes of all code of the top-level package or module that holds ``module``.
+    """SHA-256 over the names and bytes of all code of the outermost package or module that holds ``module``.
+
+    A namespace package is none: what counts is the package within it.
 
     That is its ``.py`` files and compiled extensions; data that it reads is not counted. Nothing is imported to find
     them, and a file is read once a process unless it changes. Where one was edited after
@@ -83,7 +85,7 @@ def code_digest(module: str) -> str:
     Raises:
         InputError: there is no such package, or its source is not in files (built in, zipped, typed at a prompt).
     """
-    package = module.partition(".")[0]
+    package = code_package(module)
     digests, newest = {}, 0
     for name, path in _sources(package).items():
         digests[name] = file_digest(path)
@@ -92,6 +94,20 @@ def code_digest(module: str) -> str:
         fix = "install the package as files, or put the folder of the file on PYTHONPATH"
         raise InputError(f"there are no source files of '{package}'", fix=fix)
     return content_key(files=digests, process=[os.getpid(), _STARTED] if newest > _STARTED else None)
+
+
+def code_package(module: str) -> str:
+    """The first package or module on the way to ``module`` that is no namespace package."""
+    parts = module.split(".")
+    for count in range(1, len(parts)):
+        name = ".".join(parts[:count])
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            return name
+        if spec is None or spec.origin is not None:
+            return name
+    return module
 
 
 def _sources(package: str) -> dict[str, Path]:

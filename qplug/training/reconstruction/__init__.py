@@ -1,6 +1,1 @@
-"""Reconstruction: blocks of the quantized model learn to give what the float ones give, on the calibration images."""
-
-from qplug.training.reconstruction.config import Block, Rate, Reconstruction
-from qplug.training.reconstruction.losses import OutputLoss, Unit
-
-__all__ = ["Block", "OutputLoss", "Rate", "Reconstruction", "Unit"]
+"""Block reconstruction: quantized blocks learn the outputs of the float blocks on the calibration data."""

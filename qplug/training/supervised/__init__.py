@@ -1,11 +1,5 @@
-"""Training: fine-tuning of the float model after rewrites, and quantization-aware training of the quantized one.
+"""Supervised training: fine-tuning after rewrites, and quantization-aware training.
 
-Whatever is random in it (order, augmentation, dropout) is drawn from a seed made of the recipe's, the step and the
-image, never from what was drawn before. So a checkpoint holds no state of random generators, and a run that was stopped
-ends with the weights of one that was not.
+Order, augmentation and dropout are drawn from a seed made of the recipe's seed, the step and the image. A checkpoint
+therefore holds no state of random generators, and an interrupted run ends with the same weights as one that was not.
 """
-
-from qplug.training.supervised.history import History
-from qplug.training.supervised.stages import Trainer
-
-__all__ = ["History", "Trainer"]

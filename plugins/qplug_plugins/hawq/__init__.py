@@ -1,0 +1,15 @@
+"""HAWQ-V3 (Yao et al. 2021, arXiv:2011.10680): a width for each layer by Hessian traces and an integer programme."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qplug_plugins.hawq.hawq_v3 import HawqV3
+
+from qplug import Technique, hookimpl
+
+
+@hookimpl
+def qplug_techniques() -> Iterable[type[Technique]]:
+    """The allocation."""
+    return [HawqV3]

@@ -1,0 +1,53 @@
+"""The log √2 quantizer for what Softmax makes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+from qplug_plugins.repq_vit.percentile import CANDIDATES, Percentiles, search
+
+import qplug
+from qplug import Choice, Granularity, QuantSpec, Site, SiteKind, Technique, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qplug import SiteStats
+
+
+class LogSqrt2(Technique):
+    """Codes are steps of √2 below a scale: x̂ = s·2^(−code/2), code = round(−2·log2(x/s)), and the last code is 0.
+
+    For inference the paper changes the base to 2 with a factor that depends on the code's parity; the values are the
+    same. The released code searches s among three percentiles by the squared error of the tensor, here of its capped
+    sample [ours] (``search: percentile``); ``search: output`` searches it by the error of the matmul that reads the
+    tensor [ours], where every output counts alike unless another technique asks for gradients.
+    """
+
+    paper = "Li et al. 2023, RepQ-ViT (arXiv:2212.08254), section 3.3, and its released code"
+
+    class Config(qplug.Config):
+        """The search of the scale."""
+
+        use: Literal["repq_vit.log_sqrt2"] = Field("repq_vit.log_sqrt2", description="which technique this step is")
+        search: Literal["percentile", "output"] = Field("percentile", description="what chooses the scale")
+        percentiles: Percentiles = CANDIDATES
+
+    @hookimpl
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+        """Take post-Softmax sites with one scale."""
+        from qplug import LogQuantizer, line_search
+
+        if site.kind is not SiteKind.POST_SOFTMAX or spec.granularity is not Granularity.PER_TENSOR:
+            return None
+
+        def made(_: Tensor, high: Tensor) -> LogQuantizer:
+            return LogQuantizer(high, 2, spec.bits)
+
+        if self.config.search == "percentile":
+            quantizer = search(stats, spec.granularity, self.config.percentiles, made)
+        else:
+            factor, _ = line_search(stats, lambda f: made(f, stats.max * f), high=1.0)
+            quantizer = made(factor, stats.max * factor)
+        return Choice(quantizer, f"log √2 from {float(quantizer.scale):.3g}")
