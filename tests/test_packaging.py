@@ -1,11 +1,10 @@
 """What a newcomer reads and types: constraints, README, changelog, and the check that runs before a change is taken."""
 
 import re
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from paths import RECIPES
 from plugin_toys import real_images, real_model
 from torch import Tensor, nn
 from workbench import least_seconds
@@ -21,7 +22,7 @@ from qplug.models.adapters import make_explicit
 from qplug.pipeline.weights import load_weights
 from qplug.quantization.plan import Plan
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "imagenet" / "mptq_vit_w4a4.yaml"
+RECIPE = RECIPES / "imagenet" / "mptq_vit_w4a4.yaml"
 NAME = "vit_tiny_patch16_224"
 CALIBRATION = ("statistics", "smoothing", "bits", "ranges")
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from paths import RECIPES
 
 from qplug import load_recipe, run
 from qplug.export.bench import bench
 from qplug.export.cpu import caution
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "deploy_int8.yaml"
+RECIPE = RECIPES / "deploy_int8.yaml"
 NAME = "vit_tiny_patch16_224"
 
 pytestmark = pytest.mark.real

@@ -9,14 +9,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from paths import RECIPES
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 IMPORTS = "import pydantic, typer, rich"
 COMMAND = "from qplug.cli import main; main({!r})"
 
 
-RECIPE = str(ROOT / "recipes" / "mptq_vit.yaml")
+RECIPE = str(RECIPES / "mptq_vit.yaml")
 
 
 def seconds(code: str, folder: Path) -> float:

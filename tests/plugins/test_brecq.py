@@ -1,10 +1,9 @@
 """AdaRound and BRECQ: where learned rounding starts, where it may go, and that outputs gain by it."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from paths import RECIPES
 from plugin_toys import make
 from qplug_plugins.brecq import AdaRound, Brecq
 from qplug_plugins.brecq.rounding import EDGE, LearnedRounding
@@ -12,7 +11,7 @@ from qplug_plugins.brecq.rounding import EDGE, LearnedRounding
 from qplug import Block, LearnedStep, QuantSpec, Site, SiteKind, UniformQuantizer, load_recipe, run
 from qplug.quantization.plan import Decision
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "brecq.yaml"
+RECIPE = RECIPES / "brecq.yaml"
 
 
 def grid(weight, bits=3, symmetric=True):

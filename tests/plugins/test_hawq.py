@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from paths import RECIPES
 from plugin_toys import make
 from pydantic import ValidationError
 from qplug_plugins.hawq import HawqV3
@@ -362,7 +362,7 @@ def test_a_run_within_an_impossible_limit_ends_with_an_input_error():
 @pytest.mark.slow
 def test_on_digits_it_loses_less_than_the_same_bits_at_the_other_layers_of_each_kind():
     """2 or 8 bits for weights, activations at 8; then each kind's bits one block further on, which is as large."""
-    recipe = Path(__file__).parents[2] / "recipes" / "hawq.yaml"
+    recipe = RECIPES / "hawq.yaml"
     values = YAML(typ="safe").load(recipe)
     values["quantize"]["overrides"].append({"match": "*.input", "bits": 8})
     values["techniques"][0] |= {"candidates": [2, 8], "probes": 8}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from numeric_toys import calibrated, quantize, steps
+from paths import RECIPES
 from plugin_toys import REAL, activation, choose, gelu_data, make, real_calibration, weight_site
 from qplug_plugins.ptq4vit import Search, Twin
 from qplug_plugins.ptq4vit.quantizer import TwinQuantizer
@@ -23,7 +22,6 @@ from qplug.testing.quantizers import QuantizerContract
 
 PER_TENSOR, PER_CHANNEL, PER_HEAD = Granularity.PER_TENSOR, Granularity.PER_CHANNEL, Granularity.PER_HEAD
 POST_SOFTMAX, POST_GELU = SiteKind.POST_SOFTMAX, SiteKind.POST_GELU
-RECIPES = Path(__file__).parents[2] / "recipes" / "imagenet"
 
 
 def softmax_data(tokens: int = 197) -> torch.Tensor:
@@ -397,7 +395,7 @@ def test_on_the_real_models_it_is_noise_and_not_0(shared, name, capsys):
 
 
 def test_the_two_recipes_differ_in_the_loss_alone():
-    ours, released = (load_recipe(RECIPES / f"{name}.yaml") for name in ("ptq4vit", "ptq4vit_released"))
+    ours, released = (load_recipe(RECIPES / "imagenet" / f"{name}.yaml") for name in ("ptq4vit", "ptq4vit_released"))
     assert (ours.calibration.loss, released.calibration.loss) == ("kl", "kl_zero")
     for section in ("seed", "model", "data", "backend", "quantize", "techniques"):
         assert getattr(ours, section) == getattr(released, section)

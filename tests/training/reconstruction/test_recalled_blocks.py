@@ -1,0 +1,52 @@
+"""Which blocks a cache gives back: those of the same backend, and none that no file can describe."""
+
+from typing import Literal
+
+import pytest
+from other_backend import with_other
+from qplug_plugins.brecq import Brecq
+from reconstruction_toys import QUICK
+
+from qplug import Choice, Config, Technique, UniformQuantizer, hookimpl
+from qplug.core.storage.cache import Cache
+from qplug.pipeline.run import run
+from qplug.testing.run import toy_recipe, toy_registry
+
+
+@pytest.mark.slow
+def test_what_was_learned_by_another_backend_is_not_recalled(tmp_path):
+    registry = with_other(toy_registry(Brecq))
+    recipe = toy_recipe(Brecq, registry=registry, bits=3, **QUICK)
+    there = recipe.model_copy(update={"backend": "other"})
+    alone, cache = run(there, registry=registry).plan.to_dict(), Cache(tmp_path)
+    assert run(recipe, registry=registry, cache=cache).plan.to_dict() != alone
+    assert run(there, registry=registry, cache=cache).plan.to_dict() == alone
+
+
+class Unknown(UniformQuantizer):
+    """Of a kind that no plugin offers, so that no file gives it back."""
+
+    kind = "unknown"
+
+
+class Ranges(Technique):
+    class Config(Config):
+        use: Literal["test.ranges"] = "test.ranges"
+
+    @hookimpl(tryfirst=True)
+    def qplug_estimate_range(self, site, spec, stats):
+        if site.kind.is_weight:
+            return None
+        found = UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
+        return Choice(Unknown(found.scale, None, found.bits, found.signed), "unknown")
+
+
+@pytest.mark.slow
+def test_a_block_with_a_quantizer_that_no_file_gives_back_is_learned_again(tmp_path):
+    registry = toy_registry(Brecq, Ranges)
+    recipe = toy_recipe(Brecq, registry=registry, bits=3, steps=False, **QUICK)
+    steps = [*recipe.techniques, Ranges.Config()]
+    recipe, cache = recipe.model_copy(update={"techniques": steps}), Cache(tmp_path)
+    first = run(recipe, registry=registry, cache=cache).plan.to_dict()
+    assert run(recipe, registry=registry, cache=cache).plan.to_dict() == first
+    assert not list((tmp_path / "reconstruction").rglob("*.safetensors"))
