@@ -8,7 +8,7 @@ from .core.component import (
 )
 from .core.device import full_float32 as full_float32
 from .core.errors import (
-    GuardError as GuardError,
+    EquivalenceError as EquivalenceError,
     InputError as InputError,
     ParityError as ParityError,
     PluginError as PluginError,
@@ -52,7 +52,7 @@ from .quantization.calibration.hessian import (
     hessian_traces as hessian_traces,
 )
 from .quantization.calibration.statistics import SiteStats as SiteStats
-from .quantization.choice import Choice as Choice
+from .quantization.choice import QuantizerChoice as QuantizerChoice
 from .quantization.plan import Plan as Plan
 from .quantization.quantizers import (
     LogQuantizer as LogQuantizer,
@@ -72,10 +72,10 @@ from .recipe import (
     load_recipe as load_recipe,
 )
 from .training.learners import (
-    LearnedStep as LearnedStep,
+    LearnedStepSize as LearnedStepSize,
     Learner as Learner,
     bit_penalty as bit_penalty,
-    learned_steps as learned_steps,
+    learned_step_sizes as learned_step_sizes,
     rectified_sigmoid as rectified_sigmoid,
     soft_bit_logits as soft_bit_logits,
 )

@@ -68,5 +68,5 @@ class ParityError(QplugError):
     """A runtime does not compute from an exported file what was simulated."""
 
 
-class GuardError(QplugError):
+class EquivalenceError(QplugError):
     """A step that promised to preserve the function of the model did not."""

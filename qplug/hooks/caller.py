@@ -15,7 +15,7 @@ from qplug.hooks.manager import Manager
 from qplug.hooks.registry import Registry
 
 
-class Steps:
+class TechniqueCaller:
     """One instance for each step of a recipe, registered so that the first step is asked first.
 
     Args:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qplug.core.component import DataSource, ModelSource, Technique
     from qplug.core.types import Adapter, BackendOffer, Event, Metric, NormGroup, QuantSpec, Rewrite, Site, Smoothing
     from qplug.quantization.calibration.statistics import SiteStats
-    from qplug.quantization.choice import Choice
+    from qplug.quantization.choice import QuantizerChoice
     from qplug.quantization.sqnr_table import SqnrTable
     from qplug.training.reconstruction.config import Block, Reconstruction
 
@@ -197,7 +197,7 @@ class RunSpecs:
         """
 
     @hookspec(firstresult=True)
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Make the quantizer of one site at one bit width.
 
         Called for every site, and once more for every bit width that an allocator asks about; it must not depend on
@@ -208,7 +208,7 @@ class RunSpecs:
 
             @hookimpl
             def qplug_estimate_range(self, site, spec, stats):
-                return Choice(UniformQuantizer.from_range(stats.min, stats.max, spec), "min-max")
+                return QuantizerChoice(UniformQuantizer.from_range(stats.min, stats.max, spec), "min-max")
         """
 
     @hookspec(firstresult=True)
@@ -243,9 +243,9 @@ class RunSpecs:
             @hookimpl
             def qplug_reconstruct(self, block):
                 steps = {
-                    d.site.name: LearnedStep(d.quantizer) for d in block.decisions if not d.site.kind.is_weight
+                    d.site.name: LearnedStepSize(d.quantizer) for d in block.decisions if not d.site.kind.is_weight
                 }
-                return Reconstruction(steps, rates={"steps": Rate(4e-5, cosine=True)}, iterations=1000)
+                return Reconstruction(steps, rates={"step_sizes": Rate(4e-5, cosine=True)}, iterations=1000)
         """
 
     @hookspec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from qplug.core.errors import GuardError, InputError
+from qplug.core.errors import EquivalenceError, InputError
 from qplug.core.types import Adapter
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
             returns a tuple, the first tensor is checked: the others are weights to look at, which may be left out.
 
     Raises:
-        GuardError: a replacement's output differs from the original's by more than 1e-5 of its norm.
+        EquivalenceError: a replacement's output differs from the original's by more than 1e-5 of its norm.
         InputError: the original's output is not finite.
     """
     import torch
@@ -123,7 +123,7 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
         with torch.inference_mode():
             error = float((_first(explicit(*args, **kwargs)) - expected).norm() / expected.norm().clamp_min(1e-12))
         if not error <= TOLERANCE:
-            raise GuardError(
+            raise EquivalenceError(
                 f"the adapter for {adapter.path} changes the output by {error:.1e} of its norm, beyond {TOLERANCE:.0e}",
                 where=name,
                 fix="the installed library may compute this module in another way: report it, or remove the adapter",

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from qplug.core.errors import GuardError
+from qplug.core.errors import EquivalenceError
 from qplug.core.types import MASKED, Change
 
 TOLERANCE = 1e-4
 
 
-class Guard:
+class EquivalenceCheck:
     """Remembers what a model computes on a few images.
 
     Args:
@@ -41,12 +41,12 @@ class Guard:
         """Compare, and start again from here.
 
         Raises:
-            GuardError: every change promised to preserve the function, and the output moved by more than 1e-4.
+            EquivalenceError: every change promised to preserve the function, and the output moved by more than 1e-4.
         """
         if changes and all(change.preserves for change in changes):
             error = self.error()
             if not error <= TOLERANCE:
-                raise GuardError(
+                raise EquivalenceError(
                     f"the logits moved by {error:.1e} of their norm, and at most {TOLERANCE:.0e} was promised",
                     where=", ".join(dict.fromkeys(change.technique for change in changes)),
                     fix="leave out the technique, or narrow what it matches",

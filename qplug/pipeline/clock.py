@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from qplug.core.types import Advance
 
 if TYPE_CHECKING:
-    from qplug.hooks.caller import Steps
+    from qplug.hooks.caller import TechniqueCaller
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
     ``saved`` is how much of that this run did not spend.
     """
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: TechniqueCaller) -> None:
         self._steps = steps
         self._start = time.perf_counter()
         self.seconds: dict[str, float] = {}

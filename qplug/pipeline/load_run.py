@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from qplug.core.device import parse_device
 from qplug.core.errors import InputError
 from qplug.core.storage.run_folder import AGAIN, Run, read_run
-from qplug.hooks.caller import Steps
+from qplug.hooks.caller import TechniqueCaller
 from qplug.hooks.registry import Registry, backend_of, component, installed
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import BY, fold_batchnorms
@@ -107,7 +107,7 @@ def _plan(run: Run, registry: Registry) -> Plan:
 def _rewrite(model: nn.Module, image: Tensor, recipe: Recipe, registry: Registry, plan: Plan, folder: Path) -> None:
     """Ask the recipe's techniques for the rewrites of the run, which come first among its changes, and fold."""
     techniques = [component(registry.techniques, step) for step in recipe.techniques]
-    steps = Steps(techniques, registry, recipe.seed)
+    steps = TechniqueCaller(techniques, registry, recipe.seed)
     made = rewrite(model, steps, None)
     make_explicit(model, registry.adapters, image)
     made += fold_batchnorms(model, image).changes

@@ -14,7 +14,7 @@ from qplug.core.errors import InputError
 from qplug.core.storage.hashing import content_key, fingerprint, images_digest
 from qplug.core.types import QuantSpec, Site
 from qplug.pipeline.run_key import code_of, versions
-from qplug.quantization.choice import Choice
+from qplug.quantization.choice import QuantizerChoice
 from qplug.quantization.plan import quantizer_of
 from qplug.quantization.quantizers import Quantizer
 
@@ -32,7 +32,7 @@ WORTH = 0.02
 """Seconds that a quantizer must have taken, to be worth a file."""
 
 
-class Slot:
+class CacheSlot:
     """One result: ``tensors`` (on the CPU) and what is noted ``about`` them, or a place to keep it, if it ``keeps``."""
 
     def __init__(self, cache: Cache | None, kind: str, key: str, entry: Entry | None) -> None:
@@ -50,7 +50,7 @@ class Slot:
             self._cache.store(*self._place, tensors, {**(about or {}), "seconds": seconds})
 
 
-class Recall:
+class ResultCache:
     """Asks a cache before it computes, and tells the clock what that saved.
 
     A model's weights and its ``repr`` do not tell all that it computes: its code does, and the values with which it was
@@ -84,15 +84,15 @@ class Recall:
             except InputError:
                 self._cache = None
 
-    def slot(self, kind: str, parts: Callable[[], dict[str, Any]]) -> Slot:
+    def slot(self, kind: str, parts: Callable[[], dict[str, Any]]) -> CacheSlot:
         """The place of a result that depends on ``parts`` and on what is common; they are asked only with a cache."""
         if self._cache is None:
-            return Slot(None, kind, "", None)
+            return CacheSlot(None, kind, "", None)
         key = content_key(**self._common, **parts())
         entry = self._cache.load(kind, key)
         if entry is not None:
             self._clock.save(entry.about["seconds"])
-        return Slot(self._cache, kind, key, entry)
+        return CacheSlot(self._cache, kind, key, entry)
 
     def collect(
         self,
@@ -144,12 +144,14 @@ class Recall:
         if entry is not None:
             self._clock.save(entry.about["seconds"])
             made = quantizer_of(entry.about["quantizer"], self._quantizers)
-            return Choice(made.to(stats.sample.device), entry.about["reason"])  # as who computes it would have it
+            return QuantizerChoice(
+                made.to(stats.sample.device), entry.about["reason"]
+            )  # as who computes it would have it
         start = time.perf_counter()
         answer = ask()
         seconds = time.perf_counter() - start
         told = bool(technique.notes)  # which a run that recalls the answer would not tell
-        if isinstance(answer, Choice) and seconds > WORTH and not told and self.comes_back(answer.quantizer):
+        if isinstance(answer, QuantizerChoice) and seconds > WORTH and not told and self.comes_back(answer.quantizer):
             about = {"seconds": seconds, "quantizer": answer.quantizer.to_dict(), "reason": answer.reason}
             self._cache.store("quantizers", key, {}, about)
         return answer

@@ -20,16 +20,16 @@ from qplug.core.storage.run_folder import RunFolder, check_target
 from qplug.core.types import OUT_OF_SCOPE, Change, Site
 from qplug.data.loading import batches, check_disjoint
 from qplug.data.stream import Stream
-from qplug.hooks.caller import Steps
+from qplug.hooks.caller import TechniqueCaller
 from qplug.hooks.registry import Registry, backend_of, component, installed
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import Folding, fold_batchnorms
-from qplug.models.equivalence import Guard
+from qplug.models.equivalence import EquivalenceCheck
 from qplug.pipeline.clock import Clock
-from qplug.pipeline.result_cache import Recall, source_key
+from qplug.pipeline.result_cache import ResultCache, source_key
 from qplug.pipeline.run_key import EVALUATION_SEED, content_if_known, lock
-from qplug.pipeline.stages.assign import Fitter, allocate, resolve
-from qplug.pipeline.stages.calibrate import Calibrators
+from qplug.pipeline.stages.assign import QuantizerAssigner, allocate, resolve
+from qplug.pipeline.stages.calibrate import PluginCalibration
 from qplug.pipeline.stages.evaluate import Logits, compare, evaluate, share_right
 from qplug.pipeline.stages.rewrite import ask_for_training, rewrite
 from qplug.pipeline.stages.smooth import smooth
@@ -100,7 +100,7 @@ def run(
     Raises:
         InputError: what the recipe names cannot be used; nothing is written.
         PluginError: a technique raised, or answered what it may not.
-        GuardError: a step that promised to preserve the function did not.
+        EquivalenceError: a step that promised to preserve the function did not.
     """
     processes = launched()
     if out is not None:
@@ -111,7 +111,7 @@ def run(
     forget_peak_memory(where)
     backend = backend_of(recipe.backend, registry)
     techniques = [component(registry.techniques, step) for step in recipe.techniques]
-    steps = Steps(techniques, registry, recipe.seed, observers)
+    steps = TechniqueCaller(techniques, registry, recipe.seed, observers)
     clock = Clock(steps)
 
     with clock.stage("load"):
@@ -134,7 +134,7 @@ def run(
     image = source.preprocessing.example().to(where)
     with clock.stage("rewrite"):
         make_explicit(model, registry.adapters, image)  # before, so that attention's Softmax can be rewritten too
-        guard = Guard(model, probe)
+        guard = EquivalenceCheck(model, probe)
         changes = rewrite(model, steps, guard)
         make_explicit(model, registry.adapters, image)  # behind, since they may bring attention too
         warnings = ask_for_training(changes) if recipe.finetune is None else []
@@ -145,7 +145,9 @@ def run(
     rewriters = {change.technique for change in changes}
     made_by = [origin, *(t for t in techniques if t.name() in rewriters), *(a.build for a in registry.adapters)]
     made_by += [*float_model.modules(), *model.modules()]
-    recall = Recall(cache, clock, registry.quantizers, made_by, seed=recipe.seed, device=where.type, batch_size=size)
+    recall = ResultCache(
+        cache, clock, registry.quantizers, made_by, seed=recipe.seed, device=where.type, batch_size=size
+    )
     trainer = None
     if training_images is not None:
         trainer = Trainer(source, float_model, training_images, recipe.seed, processes, recall, techniques)
@@ -174,11 +176,11 @@ def run(
     with clock.stage("smoothing"):
         shown = Stream(calibration_images, source.preprocessing, size, where)
         asked = {site.name: specs[site.name] for site in sites if site.name in specs}
-        calibrators = Calibrators(steps, model, shown, asked)
+        calibrators = PluginCalibration(steps, model, shown, asked)
         changes += smooth(model, steps, statistics, site_map, specs, guard, calibrators.show)
         calibrators.show_rest()
 
-    fitter = Fitter(steps, statistics, specs, sites, recall)
+    fitter = QuantizerAssigner(steps, statistics, specs, sites, recall)
     with clock.stage("bits"):
         allocation, table = allocate(steps, fitter, model, site_map, registry.backends[recipe.backend])
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Choice:
+class QuantizerChoice:
     """A quantizer for one site, and in a few words why it became this one (shown in the plan)."""
 
     quantizer: Quantizer

@@ -18,7 +18,7 @@ from qplug.models.blocks import BLOCKS
 from qplug.models.tracing import is_gelu, is_norm
 from qplug.quantization.accounting import convention
 from qplug.quantization.calibration.statistics import SiteStats
-from qplug.quantization.choice import Choice
+from qplug.quantization.choice import QuantizerChoice
 from qplug.quantization.costs import costs, plan_of
 from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import UniformQuantizer
@@ -69,7 +69,7 @@ def smoothings(technique: Technique) -> Iterator[tuple[NormGroup, SiteStats, Smo
 
 def choices(
     technique: Technique, *, one_of_a_kind: bool = False
-) -> Iterator[tuple[Site, QuantSpec, SiteStats, Choice]]:
+) -> Iterator[tuple[Site, QuantSpec, SiteStats, QuantizerChoice]]:
     """The quantizers that the technique makes at a few specifications.
 
     For every site of the toy; if ``one_of_a_kind``, for one of those that have kind, role, shape and axes in common.
@@ -162,7 +162,9 @@ def check_results(technique: Technique) -> None:
         _check_smoothing(f"{name} at {group.norm}", group, stats, smoothing)
     for site, spec, stats, choice in choices(technique):
         where = f"{name} at {site.name}, {spec}"
-        assert isinstance(choice, Choice), f"{where}: expected a qplug.Choice, received {type(choice).__name__}"
+        assert isinstance(choice, QuantizerChoice), (
+            f"{where}: expected a qplug.QuantizerChoice, received {type(choice).__name__}"
+        )
         assert choice.quantizer.bits == spec.bits, f"{where}: the quantizer has {choice.quantizer.bits} bits"
         check_quantizer(choice.quantizer, stats.sample)
     for path, model, rewrite in rewrites(technique):

@@ -16,7 +16,7 @@ from qplug.hooks.registry import Plugin, Registry, installed
 from qplug.hooks.specs import hookimpl
 from qplug.models.float_model import FloatModel, Preprocessing
 from qplug.quantization.calibration.statistics import SiteStats
-from qplug.quantization.choice import Choice
+from qplug.quantization.choice import QuantizerChoice
 from qplug.quantization.quantizers import UniformQuantizer
 from qplug.recipe import Recipe, recipe_type
 from qplug.testing.toys import CLASSES, SIZE, toy_vit
@@ -36,9 +36,9 @@ class ToyMinMax(Technique):
         use: Literal["toy.minmax"] = "toy.minmax"
 
     @hookimpl(trylast=True)
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
-        return Choice(UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max")
+        return QuantizerChoice(UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max")
 
 
 class ToyModel(ModelSource):

@@ -89,7 +89,7 @@ FARTHEST = 5.0
 """A step is learned within e^±5 times where it starts."""
 
 
-class LearnedStep(Learner):
+class LearnedStepSize(Learner):
     """A quantizer whose scale is learned by straight-through gradients (LSQ), and its zero point where that is asked.
 
     Esser et al. 2020, Eq. 3, whose gradient is that of ``forward`` with rounding passed straight through. It is not
@@ -123,8 +123,8 @@ class LearnedStep(Learner):
         )
 
     def learned(self) -> Mapping[str, Sequence[nn.Parameter]]:
-        """``steps``, and ``zero_points`` where they are learned."""
-        steps = {"steps": [self.log_factor]}
+        """``step_sizes``, and ``zero_points`` where they are learned."""
+        steps = {"step_sizes": [self.log_factor]}
         return steps if self.shift is None else {**steps, "zero_points": [self.shift]}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,10 +172,10 @@ def _members(start: Quantizer) -> Tensor | None:
     return torch.nn.functional.one_hot(place).to(start.scale.dtype)
 
 
-def learned_steps(decisions: Iterable[Decision]) -> dict[str, Learner]:
-    """A ``LearnedStep`` for every activation whose quantizer can be scaled, by the site's name."""
+def learned_step_sizes(decisions: Iterable[Decision]) -> dict[str, Learner]:
+    """A ``LearnedStepSize`` for every activation whose quantizer can be scaled, by the site's name."""
     return {
-        d.site.name: LearnedStep(d.quantizer)
+        d.site.name: LearnedStepSize(d.quantizer)
         for d in decisions
         if not d.site.kind.is_weight and type(d.quantizer).scaled is not Quantizer.scaled
     }

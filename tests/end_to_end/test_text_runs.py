@@ -99,12 +99,12 @@ def test_scopes_smoothing_and_traces_take_texts(small_language: Path) -> None:
 def test_a_promise_is_held_to_real_tokens(small_language: Path) -> None:
     """The logits of padding are the lowest float32: beside them any change would seem small."""
     from qplug.data.text import TextItem
-    from qplug.models.equivalence import Guard
+    from qplug.models.equivalence import EquivalenceCheck
 
     recipe = recipe_of(small_language, "bert", "question_answering", 8, MINMAX)
     model = TransformersModel(recipe.model).load()
     tokens = model.preprocessing.transform()(TextItem("alpha", "alpha beta"))[None]
-    guard = Guard(model.module, tokens)
+    guard = EquivalenceCheck(model.module, tokens)
     assert guard.error() == 0.0
     model.module.model.qa_outputs.weight.mul_(1.5)
     assert 0.2 < guard.error() < 0.8

@@ -10,7 +10,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.models.swin_transformer import SwinTransformer, WindowAttention
 from torch import nn
 
-from qplug import Adapter, GuardError
+from qplug import Adapter, EquivalenceError
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.models.attention import ExplicitAttention, ExplicitWindowAttention, MatMul
 from qplug.models.layers import SamePad2d, padded_conv
@@ -101,7 +101,7 @@ def test_a_wrong_adapter_is_refused_by_its_name_and_place():
         explicit.scale = explicit.scale * 1.1
         return explicit
 
-    with pytest.raises(GuardError, match=r"timm\.layers\.attention:Attention changes the output") as caught:
+    with pytest.raises(EquivalenceError, match=r"timm\.layers\.attention:Attention changes the output") as caught:
         make_explicit(toy_vit(), [Adapter("timm.layers.attention:Attention", build)], toy_images(1))
     assert caught.value.where == "blocks.0.attn"
 
@@ -112,7 +112,7 @@ def test_an_adapter_that_returns_nan_is_refused():
         explicit.scale = float("nan")
         return explicit
 
-    with pytest.raises(GuardError):
+    with pytest.raises(EquivalenceError):
         make_explicit(toy_vit(), [Adapter("timm.layers.attention:Attention", build)], toy_images(1))
 
 

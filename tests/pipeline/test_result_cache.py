@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import pytest
 import torch
 
-from qplug import Choice, Config, ModelSource, Rewrite, Technique, UniformQuantizer, hookimpl, run
+from qplug import Config, ModelSource, QuantizerChoice, Rewrite, Technique, UniformQuantizer, hookimpl, run
 from qplug.core.storage.cache import Cache
 from qplug.models.float_model import FloatModel, Preprocessing
 from qplug.pipeline.result_cache import WORTH, stats_digest
@@ -37,7 +37,7 @@ class Slow(Technique):
             return None
         time.sleep(1.5 * WORTH)
         self.asked.append(site.name)
-        return Choice(
+        return QuantizerChoice(
             UniformQuantizer.from_range(*stats.range(spec.granularity), spec).scaled(self.config.factor), "slow"
         )
 
@@ -138,7 +138,7 @@ class Derives(Slow):
         if answer is None:
             return None
         base = answer.quantizer
-        return Choice(Derived(base.scale, None, base.bits, base.signed), answer.reason)
+        return QuantizerChoice(Derived(base.scale, None, base.bits, base.signed), answer.reason)
 
 
 def alike(one, other) -> bool:

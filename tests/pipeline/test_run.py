@@ -17,12 +17,12 @@ from pydantic import create_model
 
 import qplug
 from qplug import (
-    Choice,
     Config,
     InputError,
     Metric,
     ModelSource,
     PluginError,
+    QuantizerChoice,
     QuantSpec,
     Site,
     SiteKind,
@@ -118,7 +118,7 @@ class Raises(Technique):
         use: Literal["trial.raises"] = "trial.raises"
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         if site.name == "blocks.1.mlp.fc2.weight":
             raise ZeroDivisionError("nothing to divide by")
         return None
@@ -131,10 +131,10 @@ class OneKind(Technique):
         use: Literal["trial.one_kind"] = "trial.one_kind"
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         if site.kind.value != "linear_input":
             return None
-        return Choice(UniformQuantizer.from_range(stats.min, stats.max, spec), "min-max")
+        return QuantizerChoice(UniformQuantizer.from_range(stats.min, stats.max, spec), "min-max")
 
 
 @pytest.fixture

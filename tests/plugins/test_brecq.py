@@ -8,7 +8,7 @@ from plugin_toys import make
 from qplug_plugins.brecq import AdaRound, Brecq
 from qplug_plugins.brecq.rounding import EDGE, LearnedRounding
 
-from qplug import Block, LearnedStep, QuantSpec, Site, SiteKind, UniformQuantizer, load_recipe, run
+from qplug import Block, LearnedStepSize, QuantSpec, Site, SiteKind, UniformQuantizer, load_recipe, run
 from qplug.quantization.plan import Decision
 
 RECIPE = RECIPES / "brecq.yaml"
@@ -98,7 +98,7 @@ def test_what_is_learned_of_a_block():
     assert set(adaround.learners) == {"l.weight"}
     brecq = make(Brecq).qplug_reconstruct(block=whole)
     assert not brecq.each_operation
-    assert isinstance(brecq.learners["l.input"], LearnedStep)
+    assert isinstance(brecq.learners["l.input"], LearnedStepSize)
     assert set(make(Brecq, steps=False).qplug_reconstruct(block=whole).learners) == {"l.weight"}
     assert make(Brecq).qplug_reconstruct(block=block(weight, {"input": steps})) is None
     assert (brecq.iterations, brecq.weight, brecq.beta, brecq.warmup) == (20_000, 0.01, (20.0, 2.0), 0.2)

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from qplug import Granularity, InputError, QuantSpec, SiteKind, load_recipe
 from qplug.pipeline.clock import Clock
-from qplug.pipeline.result_cache import Recall
-from qplug.pipeline.stages.assign import Fitter, resolve
+from qplug.pipeline.result_cache import ResultCache
+from qplug.pipeline.stages.assign import QuantizerAssigner, resolve
 from qplug.quantization.calibration.calibrator import LOSSES, Calibration
 from qplug.testing.quantizers import QuantizerContract
 
@@ -313,7 +313,7 @@ def decided(toy, rounds: int, *, objective: str = "hessian"):
     specs = resolve(SECTION, found.sites)
     made = steps(make(Twin), make(Search, rounds=rounds, objective=objective))
     sites = [site for site in found.sites if site.kind not in (SiteKind.SOFTMAX_INPUT, SiteKind.LAYERNORM_INPUT)]
-    fitter = Fitter(made, calibration, specs, sites, Recall(None, Clock(made), {}))
+    fitter = QuantizerAssigner(made, calibration, specs, sites, ResultCache(None, Clock(made), {}))
     decisions = fitter.decide(("recipe", {}), lambda done: None)
     return {name: decision.quantizer for name, decision in decisions.items()}
 

@@ -14,7 +14,7 @@ from qplug_plugins.qmlp.modules import MultipleTokenMixers, Pact
 from torch import nn
 
 from qplug import InputError
-from qplug.models.equivalence import Guard
+from qplug.models.equivalence import EquivalenceCheck
 from qplug.models.zoo import ZOO
 from qplug.pipeline.stages.rewrite import rewrite
 
@@ -130,7 +130,7 @@ def test_token_mixers_start_as_copies_and_the_function_stays(build, sizes, mixer
     images = torch.randn(2, *sizes)
     before, count = model(images), sum(p.numel() for p in model.parameters())
     step = make(TokenMixers, groups=4)
-    changes = rewrite(model, steps(step), Guard(model, images))
+    changes = rewrite(model, steps(step), EquivalenceCheck(model, images))
     assert [change.where for change in changes] == [f"blocks.{i}.{mixers}" for i in range(len(model.blocks))]
     assert {(c.preserves, c.reason) for c in changes} == {(True, "one token mixer → 4, each for a group of channels")}
     torch.testing.assert_close(model(images), before)
@@ -154,7 +154,7 @@ def test_each_group_of_channels_has_a_mixer_of_its_own(channels, groups, sizes):
 def test_all_of_them_together_leave_a_model_that_computes():
     model = zoo("resmlp_digits")
     images = torch.randn(2, 1, 8, 8)
-    changes = rewrite(model, steps(Norm, BoundedActivation, TokenMixers), Guard(model, images))
+    changes = rewrite(model, steps(Norm, BoundedActivation, TokenMixers), EquivalenceCheck(model, images))
     assert [(change.technique, change.preserves) for change in changes] == [
         *[("qmlp.norm", False)] * 9,
         *[("qmlp.bounded_activation", False)] * 4,

@@ -121,7 +121,7 @@ def architecture(name):
     """timm's, without trained weights, as a run has it before its sites are found; and its sites."""
     import timm
 
-    from qplug.hooks.caller import Steps
+    from qplug.hooks.caller import TechniqueCaller
     from qplug.hooks.registry import installed
 
     name, _, mixers = name.partition(", ")
@@ -129,7 +129,7 @@ def architecture(name):
     if mixers:
         technique = installed().techniques["qmlp.token_mixers"]
         step = technique(technique.Config(use="qmlp.token_mixers", groups=int(mixers[0])))
-        assert len(rewrite(model, Steps([step], installed(), 0), None)) == 12
+        assert len(rewrite(model, TechniqueCaller([step], installed(), 0), None)) == 12
     image = torch.zeros(1, 3, 224, 224)
     make_explicit(model, ADAPTERS, torch.randn(1, 3, 224, 224))
     return model, find_sites(model, image)

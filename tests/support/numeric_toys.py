@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qplug.hooks.caller import Steps
+from qplug.hooks.caller import TechniqueCaller
 from qplug.hooks.registry import Plugin, Registry
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.quantization.calibration.calibrator import Calibration
@@ -70,7 +70,7 @@ def steps(*techniques, seed=0, observers=()):
     made = [t(t.Config(use=t.name())) if isinstance(t, type) else t for t in techniques]
     owner = Plugin("toy", "qplug-toy", "1.2.3", "toys")
     registry = Registry(owners={f"technique:{t.name()}": owner for t in made})
-    return Steps(made, registry, seed, observers)
+    return TechniqueCaller(made, registry, seed, observers)
 
 
 def quantize(weights=4, activations=4, **more):

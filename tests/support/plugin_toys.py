@@ -16,7 +16,7 @@ from qplug.hooks.registry import installed
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.quantization.calibration.calibrator import Calibration
 from qplug.quantization.calibration.statistics import Product, SiteStats
-from qplug.quantization.choice import Choice
+from qplug.quantization.choice import QuantizerChoice
 from qplug.quantization.sites import SiteMap, find_sites
 
 REAL = ("vit_tiny_patch16_224", "deit_tiny_patch16_224")
@@ -57,7 +57,7 @@ def weight_site(weight: Tensor, x: Tensor, importance: Tensor | None = None) -> 
     return site, stats
 
 
-def choose(technique: Any, pair: tuple[Site, SiteStats], spec: QuantSpec) -> Choice | None:
+def choose(technique: Any, pair: tuple[Site, SiteStats], spec: QuantSpec) -> QuantizerChoice | None:
     """What the technique makes of a site."""
     site, stats = pair
     return technique.qplug_estimate_range(site=site, spec=spec, stats=stats)

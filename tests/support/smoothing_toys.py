@@ -11,9 +11,9 @@ from plugin_toys import calibrated, real_images, real_model
 from torch import Tensor, nn
 
 from qplug.core.types import Granularity, NormGroup, QuantSpec, Smoothing
-from qplug.hooks.caller import Steps
+from qplug.hooks.caller import TechniqueCaller
 from qplug.hooks.registry import installed
-from qplug.models.equivalence import Guard
+from qplug.models.equivalence import EquivalenceCheck
 from qplug.pipeline.stages.smooth import smooth
 from qplug.quantization.calibration.statistics import SiteStats
 from qplug.recipe.schema import Quantize
@@ -96,8 +96,8 @@ def smoothed(model: nn.Module, images: Tensor, *techniques: Any, **quantize: Any
     found, calibration = calibrated(model, images)
     section = {"weights": {"bits": 4}, "activations": {"bits": 4}, **quantize}
     specs = resolve(Quantize.model_validate(section), found.sites)
-    steps = Steps(list(techniques), installed(), seed=0)
-    return [c.where for c in smooth(model, steps, calibration, found, specs, Guard(model, images[:4]))]
+    steps = TechniqueCaller(list(techniques), installed(), seed=0)
+    return [c.where for c in smooth(model, steps, calibration, found, specs, EquivalenceCheck(model, images[:4]))]
 
 
 def smoothed_real(shared: Path, name: str, *techniques: Any, **quantize: Any) -> tuple[list[str], float]:

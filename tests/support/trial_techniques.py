@@ -110,7 +110,7 @@ class Counts(qplug.Technique):
 
     @qplug.hookimpl
     def qplug_estimate_range(self, site, spec, stats):
-        return qplug.Choice(qplug.UniformQuantizer.from_range(stats.min, stats.max * next(self.calls), spec))
+        return qplug.QuantizerChoice(qplug.UniformQuantizer.from_range(stats.min, stats.max * next(self.calls), spec))
 
 
 class Negative(qplug.Technique):
@@ -149,7 +149,7 @@ class Forgets(qplug.Technique):
             def to_dict(self):
                 return super().to_dict() | {"scale": round(self.scale.item(), 1)}
 
-        return qplug.Choice(Coarse.from_range(stats.min, stats.max, spec))
+        return qplug.QuantizerChoice(Coarse.from_range(stats.min, stats.max, spec))
 
 
 class OtherBits(qplug.Technique):
@@ -160,7 +160,9 @@ class OtherBits(qplug.Technique):
 
     @qplug.hookimpl
     def qplug_estimate_range(self, site, spec, stats):
-        return qplug.Choice(qplug.UniformQuantizer.from_range(stats.min, stats.max, qplug.QuantSpec(spec.bits + 1)))
+        return qplug.QuantizerChoice(
+            qplug.UniformQuantizer.from_range(stats.min, stats.max, qplug.QuantSpec(spec.bits + 1))
+        )
 
 
 class ManyBits(qplug.Technique):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from qplug import (
-    LearnedStep,
+    LearnedStepSize,
     LogQuantizer,
     Quantizer,
     QuantSpec,
@@ -16,7 +16,7 @@ from qplug import (
     SiteKind,
     UniformQuantizer,
     bit_penalty,
-    learned_steps,
+    learned_step_sizes,
     rectified_sigmoid,
     soft_bit_logits,
 )
@@ -89,7 +89,7 @@ def test_gradients_are_those_of_passing_straight_through(symmetric, shape):
 def test_a_learned_step_starts_where_it_was_and_finds_the_step_that_loses_least():
     x = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
     start = UniformQuantizer.from_range(x.min() * 1.5, x.max() * 1.5, QuantSpec(3))
-    learner = LearnedStep(start)
+    learner = LearnedStepSize(start)
     assert torch.equal(learner(x), start(x))
     optimizer = torch.optim.Adam([p for group in learner.learned().values() for p in group], lr=0.02)
     for _ in range(150):
@@ -109,7 +109,7 @@ def test_the_step_of_any_quantizer_that_can_be_scaled_has_lsqs_gradient(start):
     """x̂ − x inside the range and x̂ outside, in units of the step."""
     top = float(start(torch.tensor([1e6])))
     x = torch.rand(500, generator=torch.Generator().manual_seed(0)) * 1.5 * top
-    learner = LearnedStep(start)
+    learner = LearnedStepSize(start)
     values = learner(x)
     assert torch.equal(values, start(x))
     values.sum().backward()
@@ -126,7 +126,7 @@ def test_the_step_of_any_quantizer_that_can_be_scaled_has_lsqs_gradient(start):
 
 def test_channels_that_share_a_scale_go_on_sharing_it():
     start = UniformQuantizer(torch.tensor([0.1, 0.2, 0.1, 0.3]), torch.tensor([3.0, 3.0, 3.0, 5.0]), 4, False)
-    learner = LearnedStep(start)
+    learner = LearnedStepSize(start)
     assert learner.log_factor.shape == (3,)
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(learner(x), start(x))
@@ -149,7 +149,7 @@ def test_steps_are_learned_of_activations_whose_quantizer_can_be_scaled():
         Decision(Site(name, kind, "m", "input", (2, 2)), QuantSpec(4), quantizer, "", "", "")
         for name, (kind, quantizer) in made.items()
     ]
-    assert list(learned_steps(decisions)) == ["a"]
+    assert list(learned_step_sizes(decisions)) == ["a"]
 
 
 @pytest.mark.parametrize("shape", [(), (3, 1)])
@@ -178,8 +178,8 @@ def test_the_gradient_of_the_zero_point_is_that_of_composition(shape):
 @pytest.mark.parametrize(("zero", "whole"), [(4.0, True), (4.25, False)])
 def test_a_zero_point_is_learned_and_stays_what_it_was(zero, whole):
     start = UniformQuantizer(torch.tensor(0.1), torch.tensor(zero), 4, False)
-    learner = LearnedStep(start, zero_point=True)
-    assert set(learner.learned()) == {"steps", "zero_points"}
+    learner = LearnedStepSize(start, zero_point=True)
+    assert set(learner.learned()) == {"step_sizes", "zero_points"}
     x = torch.linspace(-1.5, 0.5, 64)
     before = (learner(x) - x).square().mean()
     optimizer = torch.optim.Adam(learner.parameters(), lr=0.02)
@@ -195,8 +195,8 @@ def test_a_zero_point_is_learned_and_stays_what_it_was(zero, whole):
 
 
 def test_symmetric_quantizers_have_no_zero_point_to_learn():
-    learner = LearnedStep(UniformQuantizer(torch.tensor(0.1), None, 4, True), zero_point=True)
-    assert set(learner.learned()) == {"steps"}
+    learner = LearnedStepSize(UniformQuantizer(torch.tensor(0.1), None, 4, True), zero_point=True)
+    assert set(learner.learned()) == {"step_sizes"}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 import qplug
-from qplug import Choice, QuantSpec, Site, Technique, hookimpl
+from qplug import QuantizerChoice, QuantSpec, Site, Technique, hookimpl
 
 if TYPE_CHECKING:
     from qplug import SiteStats
@@ -35,7 +35,7 @@ class Hessian(Technique):
         high: float = Field(1.2, ge=1.0, le=4.0, description="largest factor of the min-max range, without unit")
 
     @hookimpl(trylast=True)
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
         from qplug import UniformQuantizer, line_search
 
@@ -46,4 +46,4 @@ class Hessian(Technique):
             granularity=spec.granularity,
             **self.config.model_dump(exclude={"use"}),
         )
-        return Choice(base.scaled(factor), f"Hessian-guided, {float(factor.mean()):.2f} of min-max")
+        return QuantizerChoice(base.scaled(factor), f"Hessian-guided, {float(factor.mean()):.2f} of min-max")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 import qplug
-from qplug import Choice, Granularity, QuantSpec, Site, Technique, hookimpl
+from qplug import Granularity, QuantizerChoice, QuantSpec, Site, Technique, hookimpl
 
 if TYPE_CHECKING:
     from qplug import SiteStats
@@ -26,11 +26,11 @@ class MinMax(Technique):
         use: Literal["baseline.minmax"] = Field("baseline.minmax", description=USE)
 
     @hookimpl(trylast=True)
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
         from qplug import UniformQuantizer
 
-        return Choice(UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max")
+        return QuantizerChoice(UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max")
 
 
 class Ema(Technique):
@@ -50,19 +50,21 @@ class Ema(Technique):
         momentum: float = Field(0.9, ge=0.0, lt=1.0, description="weight of the past, without unit")
 
     @hookimpl(trylast=True)
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take weights, and activations with one scale."""
         from qplug import UniformQuantizer
 
         if site.kind.is_weight:
-            return Choice(UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max of the weight")
+            return QuantizerChoice(
+                UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max of the weight"
+            )
         if spec.granularity is not Granularity.PER_TENSOR:
             return None
         low, high = stats.image_min[0], stats.image_max[0]
         for i in range(1, len(stats.image_min)):
             low = self.config.momentum * low + (1.0 - self.config.momentum) * stats.image_min[i]
             high = self.config.momentum * high + (1.0 - self.config.momentum) * stats.image_max[i]
-        return Choice(UniformQuantizer.from_range(low, high, spec), f"moving average {self.config.momentum:g}")
+        return QuantizerChoice(UniformQuantizer.from_range(low, high, spec), f"moving average {self.config.momentum:g}")
 
 
 class Percentile(Technique):
@@ -80,17 +82,21 @@ class Percentile(Technique):
         percentile: float = Field(99.0, gt=50.0, le=100.0, description="share of values inside the range, percent")
 
     @hookimpl(trylast=True)
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take weights, and activations with one scale."""
         from qplug import UniformQuantizer
 
         if site.kind.is_weight:
-            return Choice(UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max of the weight")
+            return QuantizerChoice(
+                UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max of the weight"
+            )
         if spec.granularity is not Granularity.PER_TENSOR:
             return None
         top = self.config.percentile / 100.0
         low = stats.quantile(1.0 - top) if stats.min < 0 else stats.min
-        return Choice(UniformQuantizer.from_range(low, stats.quantile(top), spec), f"{self.config.percentile:g} %")
+        return QuantizerChoice(
+            UniformQuantizer.from_range(low, stats.quantile(top), spec), f"{self.config.percentile:g} %"
+        )
 
 
 class Mse(Technique):
@@ -108,7 +114,7 @@ class Mse(Technique):
         high: float = Field(1.2, ge=1.0, le=4.0, description="largest factor of the min-max range, without unit")
 
     @hookimpl(trylast=True)
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
         from qplug import UniformQuantizer, line_search
 
@@ -120,4 +126,4 @@ class Mse(Technique):
             objective="value",
             **self.config.model_dump(exclude={"use"}),
         )
-        return Choice(base.scaled(factor), f"least squares, {float(factor.mean()):.2f} of min-max")
+        return QuantizerChoice(base.scaled(factor), f"least squares, {float(factor.mean()):.2f} of min-max")

@@ -100,17 +100,17 @@ class Brecq(Technique):
     @hookimpl
     def qplug_reconstruct(self, block: Block) -> Reconstruction | None:
         """Take every block that has weights on a uniform grid."""
-        from qplug import Rate, Reconstruction, learned_steps
+        from qplug import Rate, Reconstruction, learned_step_sizes
 
         config = self.config
         learners = roundings(block, config.scales)
         if not learners:
             return None
         if config.steps:
-            learners |= learned_steps(block.decisions)
+            learners |= learned_step_sizes(block.decisions)
         rates = {
             "codes": Rate.suited(config.rounding_rate, 1e-3, config.iterations),
             "scales": Rate.suited(config.scale_rate, 4e-5, config.iterations, cosine=True),
-            "steps": Rate.suited(config.step_rate, 4e-5, config.iterations, cosine=True),
+            "step_sizes": Rate.suited(config.step_rate, 4e-5, config.iterations, cosine=True),
         }
         return Reconstruction(learners, rates, keep=config.keep, **config.scheduled())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 import qplug
-from qplug import Choice, QuantSpec, Site, Technique, hookimpl
+from qplug import QuantizerChoice, QuantSpec, Site, Technique, hookimpl
 
 if TYPE_CHECKING:
     from qplug import SiteStats, UniformQuantizer
@@ -44,7 +44,7 @@ class Cosine(Technique):
         return int(self.config.rounds)
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
         from qplug import UniformQuantizer, evenly, grid_search
 
@@ -55,4 +55,4 @@ class Cosine(Technique):
 
         factors = evenly(self.config.alpha, self.config.beta, self.config.candidates)
         factor, _ = grid_search(stats, narrowed, factors, granularity=spec.granularity, objective="cosine")
-        return Choice(base.scaled(1.0 / factor), f"cosine, {float((1.0 / factor).mean()):.2f} of min-max")
+        return QuantizerChoice(base.scaled(1.0 / factor), f"cosine, {float((1.0 / factor).mean()):.2f} of min-max")

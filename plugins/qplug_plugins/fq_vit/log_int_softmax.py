@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 import qplug
-from qplug import Choice, QuantSpec, Rewrite, Site, SiteKind, Technique, hookimpl
+from qplug import QuantizerChoice, QuantSpec, Rewrite, Site, SiteKind, Technique, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,13 +38,13 @@ class LogIntSoftmax(Technique):
         step: float = Field(0.0625, gt=0.0, le=0.5, description="step of the integers, in units of Softmax's input")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take post-Softmax sites, whatever their granularity: the scale is 1."""
         from qplug import LogQuantizer
 
         if site.kind is not SiteKind.POST_SOFTMAX:
             return None
-        return Choice(LogQuantizer(1.0, 1, spec.bits).to(stats.sample.device), "powers of two")
+        return QuantizerChoice(LogQuantizer(1.0, 1, spec.bits).to(stats.sample.device), "powers of two")
 
     @hookimpl
     def qplug_rewrite_module(self, name: str, module: nn.Module) -> Rewrite | None:

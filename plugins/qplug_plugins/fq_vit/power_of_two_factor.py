@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 import qplug
-from qplug import Choice, Granularity, QuantSpec, Site, SiteKind, Technique, hookimpl
+from qplug import Granularity, QuantizerChoice, QuantSpec, Site, SiteKind, Technique, hookimpl
 
 if TYPE_CHECKING:
     from qplug import SiteStats
@@ -37,7 +37,7 @@ class PowerOfTwoFactor(Technique):
         halvings: int = Field(3, ge=0, le=8, description="K, times that a channel's scale may be halved")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take LayerNorm inputs with one scale."""
         import torch
 
@@ -59,4 +59,4 @@ class PowerOfTwoFactor(Technique):
         )
         halved = errors.argmin(0)
         counts = ", ".join(f"{int((halved == k).sum())} × 2^−{k}" for k in range(self.config.halvings + 1))
-        return Choice(whole.scaled(torch.exp2(-halved.to(ones.dtype))), f"channels by factor: {counts}")
+        return QuantizerChoice(whole.scaled(torch.exp2(-halved.to(ones.dtype))), f"channels by factor: {counts}")

@@ -9,7 +9,7 @@ from pydantic import Field
 from qplug_plugins.modelopt.library import MODELOPT, Found, entries, expressible, quantize, uniform
 
 import qplug
-from qplug import Choice, QuantSpec, Site, Technique, hookimpl
+from qplug import QuantizerChoice, QuantSpec, Site, Technique, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,11 +38,11 @@ class Max(Technique):
         self.found: dict[str, Found] = quantize(model, entries(specs), "max", images, self.notes)
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec) -> QuantizerChoice | None:
         """Take what ModelOpt calibrated."""
         amax = self.found[site.module].amax.get(site.role) if site.module in self.found else None
         if amax is None or not expressible(site.role, spec):
             return None
         if spec.granularity is qplug.Granularity.PER_TENSOR:
             amax = amax.max()
-        return Choice(uniform(amax, spec.bits), "amax of ModelOpt's MaxCalibrator")
+        return QuantizerChoice(uniform(amax, spec.bits), "amax of ModelOpt's MaxCalibrator")

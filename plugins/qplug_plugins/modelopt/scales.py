@@ -9,7 +9,7 @@ from pydantic import Field
 from qplug_plugins.modelopt.library import MODELOPT, Found, entries, expressible, quantize, uniform
 
 import qplug
-from qplug import Choice, NormGroup, QuantSpec, Site, Smoothing, Technique, hookimpl
+from qplug import NormGroup, QuantizerChoice, QuantSpec, Site, Smoothing, Technique, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,7 +45,7 @@ class _Scales(Technique):
         return Smoothing(torch.zeros_like(found.scale), 1.0 / found.scale, "pre_quant_scale of ModelOpt")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec) -> QuantizerChoice | None:
         """Take what ``roles`` name of the linears whose scale could not be folded."""
         from qplug_plugins.modelopt.quantizer import ScaledQuantizer
 
@@ -58,7 +58,9 @@ class _Scales(Technique):
         if spec.granularity is qplug.Granularity.PER_TENSOR:
             amax = amax.max()
         factor = found.scale if site.role == "input" else 1.0 / found.scale
-        return Choice(ScaledQuantizer(uniform(amax, spec.bits), factor), "pre_quant_scale and amax of ModelOpt")
+        return QuantizerChoice(
+            ScaledQuantizer(uniform(amax, spec.bits), factor), "pre_quant_scale and amax of ModelOpt"
+        )
 
 
 class SmoothQuant(_Scales):

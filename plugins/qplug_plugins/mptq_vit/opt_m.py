@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 import qplug
-from qplug import Choice, Granularity, QuantSpec, Site, SiteKind, Technique, hookimpl
+from qplug import Granularity, QuantizerChoice, QuantSpec, Site, SiteKind, Technique, hookimpl
 
 if TYPE_CHECKING:
     from qplug import RegionQuantizer, SiteStats
@@ -68,27 +68,29 @@ class OptM(Technique):
         fallback: bool = Field(True, description="take a uniform quantizer where that loses less on the sample")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take post-GELU sites with one scale."""
         if site.kind is not SiteKind.POST_GELU or spec.granularity is not Granularity.PER_TENSOR:
             return None
         uniform, uniform_error = _uniform(spec, stats)
         if spec.bits < 3:
-            return Choice(uniform, "OPT-m needs 3 bits or more: uniform")
+            return QuantizerChoice(uniform, "OPT-m needs 3 bits or more: uniform")
         small, large = (1 << (spec.bits - 2)) - 1, (1 << (spec.bits - 1)) - 1
         x_low, x_up = -float(stats.image_min_mean), float(stats.quantile(self.config.percentile / 100.0))
         if x_low <= 0 or x_up <= 0:
-            return Choice(uniform, "OPT-m found no negative or no positive values: uniform")
+            return QuantizerChoice(uniform, "OPT-m found no negative or no positive values: uniform")
         start = x_low / small
         widest = [x_up] if self.config.x_up == "paper" else [x_up, float(stats.max)]
         ratios = dict.fromkeys(round(math.log2(x / large / start)) for x in widest)
         found = [self._search(start, m1, spec, stats) for m1 in ratios if m1 > 0]
         if not found:
-            return Choice(uniform, f"OPT-m found m1 = {max(ratios)}, which leaves no m0: uniform")
+            return QuantizerChoice(uniform, f"OPT-m found m1 = {max(ratios)}, which leaves no m0: uniform")
         error, s0, m0, m1 = min(found)
         if self.config.fallback and error > uniform_error:
-            return Choice(uniform, f"OPT-m with m0 = {m0}, m1 = {m1} loses more than uniform: uniform")
-        return Choice(regions(s0, m0, m1, spec.bits, self.config.split), f"s0 = {s0:.4g}, m0 = {m0}, m1 = {m1}")
+            return QuantizerChoice(uniform, f"OPT-m with m0 = {m0}, m1 = {m1} loses more than uniform: uniform")
+        return QuantizerChoice(
+            regions(s0, m0, m1, spec.bits, self.config.split), f"s0 = {s0:.4g}, m0 = {m0}, m1 = {m1}"
+        )
 
     def _search(self, s0: float, m1: int, spec: QuantSpec, stats: SiteStats) -> tuple[float, float, int, int]:
         """Eq. 8's m0 at Eq. 7's s0, then s0: the least error and where it was found."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 import qplug
-from qplug import Choice, Granularity, QuantSpec, Site, Technique, hookimpl
+from qplug import Granularity, QuantizerChoice, QuantSpec, Site, Technique, hookimpl
 
 if TYPE_CHECKING:
     from qplug import SiteStats
@@ -46,7 +46,7 @@ class BinaryCoding(Technique):
         refine: bool = Field(True, description="whether to alternate; else the greedy (or searched) start stays")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take weights, with scales for each channel or for the whole of one, as the recipe says."""
         from qplug_plugins.mr_biq.coding import powers
         from qplug_plugins.mr_biq.fitting import fit_binary, fit_grid, in_groups
@@ -64,7 +64,7 @@ class BinaryCoding(Technique):
         else:
             alphas, offset = fit_binary(w, spec.bits, config.refine, config.offset)
         quantizer = BinaryCodingQuantizer(alphas, offset, size, config.uniform).to(stats.sample.device)
-        return Choice(quantizer, self._reason())
+        return QuantizerChoice(quantizer, self._reason())
 
     def _reason(self) -> str:
         if self.config.uniform:

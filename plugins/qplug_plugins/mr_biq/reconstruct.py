@@ -23,8 +23,8 @@ class Reconstruct(Technique):
     alphas' rate. Learning rates, Adam, the cosine for all but the codes, λ and the batch of 32 are those of the paper's
     appendix A; where there are fewer than 20,000 iterations the rates of codes and steps grow [ours]. The paper takes
     12 images a batch for transformers, 2 for ViT-L, and λ = 0.7 for MobileNetV2 and MnasNet. Iterations and β's
-    schedule are not printed; they follow secondary sources. The steps are learned as logarithms
-    (``qplug.LearnedStep``), so that the paper's rate, in units of the step, becomes a share of it, which is less for
+    schedule are not printed; they follow secondary sources. Step sizes are learned as logarithms
+    (``qplug.LearnedStepSize``), so the paper's rate, in units of the step, becomes a share of it, which is less for
     any step below 1 [ours]. ``learn`` is the ablation of learning scales or codes alone; activation steps are learned
     with either. ``keep`` is QDrop's, which the paper does not have.
     """
@@ -67,10 +67,10 @@ class Reconstruct(Technique):
         from qplug_plugins.mr_biq.learner import SoftBinaryCoding
         from qplug_plugins.mr_biq.quantizer import BinaryCodingQuantizer
 
-        from qplug import Rate, Reconstruction, learned_steps
+        from qplug import Rate, Reconstruction, learned_step_sizes
 
         config = self.config
-        learners = learned_steps(block.decisions)
+        learners = learned_step_sizes(block.decisions)
         for decision in block.decisions:
             site, quantizer = decision.site, decision.quantizer
             if site.kind.is_weight and isinstance(quantizer, BinaryCodingQuantizer):
@@ -82,7 +82,7 @@ class Reconstruct(Technique):
             {
                 "scales": Rate(config.scales_rate, cosine=True),
                 "codes": Rate.suited(config.codes_rate, 1e-3, config.iterations),
-                "steps": Rate.suited(config.steps_rate, 4e-5, config.iterations, cosine=True),
+                "step_sizes": Rate.suited(config.steps_rate, 4e-5, config.iterations, cosine=True),
             },
             keep=config.keep,
             **config.scheduled(),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 import qplug
-from qplug import Choice, Granularity, QuantSpec, Site, SiteKind, Technique, hookimpl
+from qplug import Granularity, QuantizerChoice, QuantSpec, Site, SiteKind, Technique, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ class NoisyBias(Technique):
         ranges: int = Field(20, ge=1, le=2000, description="candidates of n, over [0, 2]")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take inputs of linears that have one scale, channels last."""
         import torch
         from qplug_plugins.noisyquant.quantizer import NoisyQuantizer
@@ -76,9 +76,9 @@ class NoisyBias(Technique):
             if better(mean + n * base.scale * unit):
                 width = n
         if not bool(noise.any()):
-            return Choice(base, "no noise loses less than none: uniform")
+            return QuantizerChoice(base, "no noise loses less than none: uniform")
         gain = 1.0 - best / float(least)
-        return Choice(
+        return QuantizerChoice(
             NoisyQuantizer(base, noise),
             f"m = {float(mean[0] / base.scale):.2f} s, n = {width:.2f}, {gain:.0%} less error",
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 import qplug
-from qplug import Choice, Granularity, InputError, QuantSpec, Site, Technique, hookimpl
+from qplug import Granularity, InputError, QuantizerChoice, QuantSpec, Site, Technique, hookimpl
 
 if TYPE_CHECKING:
     from qplug import SiteStats
@@ -60,7 +60,7 @@ class Search(Technique):
         return int(self.config.rounds)
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
         from qplug import UniformQuantizer, evenly, grid_search
 
@@ -82,7 +82,7 @@ class Search(Technique):
             groups=groups,
         )
         of = f"{float(factor.mean()):.2f} of max/(qmax − 0.5)" + (f", {groups} groups" if groups else "")
-        return Choice(base.scaled(factor), f"{self.config.objective}, {of}")
+        return QuantizerChoice(base.scaled(factor), f"{self.config.objective}, {of}")
 
     def _groups(self, site: Site, spec: QuantSpec) -> int | None:
         fused = next((f for f in self.config.fused if fnmatchcase(site.module, f.match)), None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 import qplug
-from qplug import Choice, Granularity, QuantSpec, Site, SiteKind, Technique, hookimpl
+from qplug import Granularity, QuantizerChoice, QuantSpec, Site, SiteKind, Technique, hookimpl
 
 if TYPE_CHECKING:
     from qplug import Quantizer, RegionQuantizer, SiteStats
@@ -82,7 +82,7 @@ class Twin(Technique):
         candidates: int = Field(100, ge=2, le=1000, description="candidates of a free positive step")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take sites of the configured kinds that have one scale."""
         if spec.granularity is not Granularity.PER_TENSOR or site.kind.value not in self.config.kinds:
             return None
@@ -90,16 +90,16 @@ class Twin(Technique):
             return self._softmax(spec, stats)
         return self._gelu(spec, stats)
 
-    def _softmax(self, spec: QuantSpec, stats: SiteStats) -> Choice:
+    def _softmax(self, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         from qplug import grid_search
 
         def twin(split: float) -> Quantizer:
             return after_softmax(split, spec.bits, self.config.boundary)
 
         split, _ = grid_search(stats, twin, [2.0**-i for i in range(self.config.splits)])
-        return Choice(twin(float(split)), f"split 2^{round(math.log2(split))}")
+        return QuantizerChoice(twin(float(split)), f"split 2^{round(math.log2(split))}")
 
-    def _gelu(self, spec: QuantSpec, stats: SiteStats) -> Choice:
+    def _gelu(self, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         from qplug_plugins.ptq4vit.quantizer import TwinQuantizer
 
         from qplug import evenly, grid_search
@@ -112,7 +112,7 @@ class Twin(Technique):
 
         if self.config.ratio == "free":
             factor, _ = grid_search(stats, free, evenly(0.01, WIDEST, self.config.candidates))
-            return Choice(free(float(factor)), f"positive side {float(factor):.2f} of the maximum")
+            return QuantizerChoice(free(float(factor)), f"positive side {float(factor):.2f} of the maximum")
         shifts = range(max(1, 1 + math.ceil(math.log2(WIDEST * widest / negative))))
         shift, _ = grid_search(stats, lambda shift: after_gelu(int(shift), spec.bits), shifts)
-        return Choice(after_gelu(int(shift), spec.bits), f"ratio 2^{int(shift)}")
+        return QuantizerChoice(after_gelu(int(shift), spec.bits), f"ratio 2^{int(shift)}")

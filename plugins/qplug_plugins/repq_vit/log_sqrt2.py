@@ -8,7 +8,7 @@ from pydantic import Field
 from qplug_plugins.repq_vit.percentile import CANDIDATES, Percentiles, search
 
 import qplug
-from qplug import Choice, Granularity, QuantSpec, Site, SiteKind, Technique, hookimpl
+from qplug import Granularity, QuantizerChoice, QuantSpec, Site, SiteKind, Technique, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class LogSqrt2(Technique):
         percentiles: Percentiles = CANDIDATES
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take post-Softmax sites with one scale."""
         from qplug import LogQuantizer, line_search
 
@@ -50,4 +50,4 @@ class LogSqrt2(Technique):
         else:
             factor, _ = line_search(stats, lambda f: made(f, stats.max * f), high=1.0)
             quantizer = made(factor, stats.max * factor)
-        return Choice(quantizer, f"log √2 from {float(quantizer.scale):.3g}")
+        return QuantizerChoice(quantizer, f"log √2 from {float(quantizer.scale):.3g}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from pydantic import Field
 
 import qplug
-from qplug import Choice, Granularity, QuantSpec, Site, Technique, hookimpl
+from qplug import Granularity, QuantizerChoice, QuantSpec, Site, Technique, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +66,7 @@ class Percentile(Technique):
         percentiles: Percentiles = CANDIDATES
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
         from qplug import UniformQuantizer
 
@@ -76,4 +76,4 @@ class Percentile(Technique):
             self.config.percentiles,
             lambda low, high: UniformQuantizer.from_range(low, high, spec),
         )
-        return Choice(quantizer, "percentiles, least squares")
+        return QuantizerChoice(quantizer, "percentiles, least squares")

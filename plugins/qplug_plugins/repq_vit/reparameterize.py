@@ -8,7 +8,7 @@ from pydantic import Field
 from qplug_plugins.repq_vit.percentile import CANDIDATES, Percentiles, search
 
 import qplug
-from qplug import Choice, Granularity, NormGroup, QuantSpec, Site, Smoothing, Technique, hookimpl
+from qplug import Granularity, NormGroup, QuantizerChoice, QuantSpec, Site, Smoothing, Technique, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +80,7 @@ class Reparameterize(Technique):
         return smoothing
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take the sites of the norms that were folded."""
         import torch
 
@@ -93,7 +93,9 @@ class Reparameterize(Technique):
             return None
         coarser = tensor.high / ((1 << (spec.bits - tensor.signed)) - 1)
         zero = None if tensor.symmetric else torch.round(tensor.zero_point / coarser)
-        return Choice(UniformQuantizer(tensor.scale * coarser, zero, spec.bits, tensor.signed), "re-parametrized")
+        return QuantizerChoice(
+            UniformQuantizer(tensor.scale * coarser, zero, spec.bits, tensor.signed), "re-parametrized"
+        )
 
 
 def of_channels(low: Tensor, high: Tensor, spec: QuantSpec) -> UniformQuantizer:

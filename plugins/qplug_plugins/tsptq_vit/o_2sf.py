@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 import qplug
-from qplug import Choice, Granularity, QuantSpec, Site, SiteKind, Technique, hookimpl
+from qplug import Granularity, QuantizerChoice, QuantSpec, Site, SiteKind, Technique, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class O2sf(Technique):
         rounds: int = Field(1, ge=1, le=10, description="times that every group's scale is searched")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take post-LayerNorm sites with one scale, whose channels are the linear's inputs, and split that scale."""
         import torch
 
@@ -57,7 +57,7 @@ class O2sf(Technique):
 
             factor, _ = line_search(stats, scaled, candidates=16, refine=6)
             quantizer = scaled(factor)
-        return Choice(quantizer, f"{int(group.max()) + 1} groups of channels")
+        return QuantizerChoice(quantizer, f"{int(group.max()) + 1} groups of channels")
 
     def _groups(self, stats: SiteStats) -> Tensor:
         """(C,) int64: each channel's group, 0 the one of the largest magnitudes."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 import qplug
-from qplug import Choice, Granularity, QuantSpec, Site, SiteKind, Technique, hookimpl
+from qplug import Granularity, QuantizerChoice, QuantSpec, Site, SiteKind, Technique, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ class V2sf(Technique):
         )
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> Choice | None:
+    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take sites of the configured kinds that have one scale and positive values, at 3 bits or more."""
         from qplug import line_search
 
@@ -78,4 +78,4 @@ class V2sf(Technique):
                 best = (float(error), widest * float(factor), shift)
         assert best is not None
         _, step, shift = best
-        return Choice(two_scaled(step, shift, spec.bits, signed), f"step = {step:.4g}, ratio = {1 << shift}")
+        return QuantizerChoice(two_scaled(step, shift, spec.bits, signed), f"step = {step:.4g}, ratio = {1 << shift}")

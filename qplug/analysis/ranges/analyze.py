@@ -18,7 +18,7 @@ from qplug.core.component import Config, DataSource, ModelSource
 from qplug.core.device import full_float32, parse_device
 from qplug.core.types import Change
 from qplug.data.stream import Stream
-from qplug.hooks.caller import Steps
+from qplug.hooks.caller import TechniqueCaller
 from qplug.hooks.registry import Registry, installed
 from qplug.pipeline.clock import Clock
 from qplug.quantization.calibration.calibrator import watched_sites
@@ -100,11 +100,11 @@ def analyse(
 
     Raises:
         InputError: something named cannot be used.
-        GuardError: a rewrite that promised to preserve the function did not.
+        EquivalenceError: a rewrite that promised to preserve the function did not.
     """
     registry = registry or installed()
     where = parse_device(device)
-    clock = Clock(Steps([], registry, request.seed, observers))
+    clock = Clock(TechniqueCaller([], registry, request.seed, observers))
 
     with clock.stage("load"):
         source = model_source.load()

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from qplug.analysis.ranges.depth import Depth, find_depth
 from qplug.core.errors import InputError
 from qplug.core.types import Change
-from qplug.hooks.caller import Steps
+from qplug.hooks.caller import TechniqueCaller
 from qplug.hooks.registry import Registry, component
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import fold_batchnorms
-from qplug.models.equivalence import Guard
+from qplug.models.equivalence import EquivalenceCheck
 from qplug.models.float_model import FloatModel
 from qplug.pipeline.load_run import load_planned
 from qplug.pipeline.stages.rewrite import HOOKS, ask_for_training, rewrite
@@ -78,13 +78,13 @@ def rewritten(source: FloatModel, path: Path, image: Tensor, shown: Tensor, regi
     Raises:
         InputError: no technique of the recipe rewrites the model.
         RecipeError: the recipe is wrong.
-        GuardError: a rewrite did not keep its promise.
+        EquivalenceError: a rewrite did not keep its promise.
     """
     recipe = load_recipe(path, registry=registry)
-    steps = Steps([component(registry.techniques, step) for step in recipe.techniques], registry, recipe.seed)
+    steps = TechniqueCaller([component(registry.techniques, step) for step in recipe.techniques], registry, recipe.seed)
     model = copy.deepcopy(source.module)
     make_explicit(model, registry.adapters, image)
-    changes = rewrite(model, steps, Guard(model, shown))
+    changes = rewrite(model, steps, EquivalenceCheck(model, shown))
     if not changes:
         raise InputError(
             f"no technique of it rewrites {source.name}",

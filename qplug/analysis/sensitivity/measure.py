@@ -16,14 +16,14 @@ from qplug.core.errors import InputError
 from qplug.core.types import Granularity, Site
 from qplug.data.loading import batches, check_disjoint
 from qplug.data.stream import Stream
-from qplug.hooks.caller import Steps
+from qplug.hooks.caller import TechniqueCaller
 from qplug.hooks.registry import Registry, backend_of, installed
 from qplug.models.adapters import make_explicit
 from qplug.models.batchnorm import fold_batchnorms
 from qplug.pipeline.clock import Clock
-from qplug.pipeline.result_cache import Recall
-from qplug.pipeline.stages.assign import RECIPE, Fitter, resolve
-from qplug.pipeline.stages.calibrate import Calibrators
+from qplug.pipeline.result_cache import ResultCache
+from qplug.pipeline.stages.assign import RECIPE, QuantizerAssigner, resolve
+from qplug.pipeline.stages.calibrate import PluginCalibration
 from qplug.quantization.calibration.calibrator import Calibration, watched_sites
 from qplug.quantization.calibration.hessian import Trace, hessian_traces
 from qplug.quantization.plan import Decision
@@ -149,7 +149,7 @@ def measure(
     registry = registry or installed()
     where = parse_device(device)
     backend = backend_of(request.backend, registry)
-    steps = Steps(ranges, registry, request.seed, observers)
+    steps = TechniqueCaller(ranges, registry, request.seed, observers)
     clock = Clock(steps)
 
     with clock.stage("load"):
@@ -170,10 +170,10 @@ def measure(
     with clock.stage("statistics", len(shown)) as advance:
         statistics = Calibration(model, sites, len(shown), request.seed)
         statistics.collect(calibration_images, "kl" if steps.need_gradients() else None, advance)
-        Calibrators(steps, model, calibration_images, specs).show_rest()
+        PluginCalibration(steps, model, calibration_images, specs).show_rest()
 
     with clock.stage("ranges", len(sites)) as advance:
-        fitter = Fitter(steps, statistics, specs, sites, Recall(None, clock, registry.quantizers))
+        fitter = QuantizerAssigner(steps, statistics, specs, sites, ResultCache(None, clock, registry.quantizers))
         decisions = fitter.decide((RECIPE, {}), advance)
         reasons = {name: refusal(model, backend, decision) for name, decision in decisions.items()}
         decisions = {name: decision for name, decision in decisions.items() if reasons[name] is None}
@@ -242,7 +242,7 @@ def correlated(measured: Sequence[Measured]) -> dict[str, list[Correlation]]:
     return found
 
 
-def _perturbation(fitter: Fitter, decision: Decision) -> float:
+def _perturbation(fitter: QuantizerAssigner, decision: Decision) -> float:
     if not decision.site.kind.is_weight:
         return float("nan")
     stats = fitter.stats(decision.site)

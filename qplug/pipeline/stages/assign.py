@@ -14,7 +14,7 @@ from torch import nn
 from qplug.core.errors import InputError, PluginError
 from qplug.core.types import BackendOffer, Granularity, QuantSpec, Site
 from qplug.quantization.accounting import convention
-from qplug.quantization.choice import Choice
+from qplug.quantization.choice import QuantizerChoice
 from qplug.quantization.costs import costs
 from qplug.quantization.plan import Decision, Plan
 from qplug.quantization.quantizers import Quantizer
@@ -22,8 +22,8 @@ from qplug.quantization.sqnr_table import SqnrTable
 
 if TYPE_CHECKING:
     from qplug.core.component import Technique
-    from qplug.hooks.caller import Steps
-    from qplug.pipeline.result_cache import Recall
+    from qplug.hooks.caller import TechniqueCaller
+    from qplug.pipeline.result_cache import ResultCache
     from qplug.quantization.calibration.calibrator import Calibration
     from qplug.quantization.calibration.statistics import SiteStats
     from qplug.quantization.sites import SiteMap
@@ -89,7 +89,7 @@ def resolve(quantize: Quantize, sites: Sequence[Site]) -> Specs:
     return specs
 
 
-class Fitter:
+class QuantizerAssigner:
     """Asks the techniques for quantizers, once for each site, its bits, and where operands alternate its partner's.
 
     Args:
@@ -101,7 +101,7 @@ class Fitter:
     """
 
     def __init__(
-        self, steps: Steps, statistics: Calibration, specs: Specs, sites: Sequence[Site], recall: Recall
+        self, steps: TechniqueCaller, statistics: Calibration, specs: Specs, sites: Sequence[Site], recall: ResultCache
     ) -> None:
         self._steps, self.specs, self._recall = steps, specs, recall
         self.stats = functools.cache(statistics.stats)
@@ -109,9 +109,9 @@ class Fitter:
         self._operands: dict[str, list[Site]] = defaultdict(list)
         for site in self.sites:
             self._operands[site.module].append(site)
-        self._known: dict[tuple[tuple[str, int], ...], dict[str, tuple[Technique, Choice]]] = {}
+        self._known: dict[tuple[tuple[str, int], ...], dict[str, tuple[Technique, QuantizerChoice]]] = {}
 
-    def fit(self, site: Site, bits: Mapping[str, int]) -> tuple[str, Choice]:
+    def fit(self, site: Site, bits: Mapping[str, int]) -> tuple[str, QuantizerChoice]:
         """The technique that takes ``site``, and its choice.
 
         Args:
@@ -119,7 +119,7 @@ class Fitter:
             bits: by site name, where they differ from the recipe's.
 
         Raises:
-            PluginError: an answer that is no ``Choice``, has other bits, or scales that are not finite.
+            PluginError: an answer that is no ``QuantizerChoice``, has other bits, or scales that are not finite.
             InputError: no technique of the recipe takes the site.
         """
         operands, rounds = self._operands[site.module], 0
@@ -134,7 +134,7 @@ class Fitter:
         technique, choice = self._known[key][site.name]
         return technique.name(), choice
 
-    def _alternate(self, specs: Mapping[Site, QuantSpec], rounds: int) -> dict[str, tuple[Technique, Choice]]:
+    def _alternate(self, specs: Mapping[Site, QuantSpec], rounds: int) -> dict[str, tuple[Technique, QuantizerChoice]]:
         """Fit each site against a float partner, then ``rounds`` times against what the partner has become.
 
         With rounds, the first site is fitted beside the second one's quantizer alone, as its fit against a float
@@ -152,7 +152,7 @@ class Fitter:
                 seen[site.name] = quantized
         return found
 
-    def _ask(self, site: Site, spec: QuantSpec, stats: SiteStats) -> tuple[Technique, Choice]:
+    def _ask(self, site: Site, spec: QuantSpec, stats: SiteStats) -> tuple[Technique, QuantizerChoice]:
         hook = "qplug_estimate_range"
         for technique, caller in self._steps.each_technique(hook):
             call = functools.partial(self._steps.call, technique, caller, hook, site=site, spec=spec, stats=stats)
@@ -188,8 +188,8 @@ class Fitter:
 
 
 def _check(choice: object, bits: int, where: str) -> None:
-    if not isinstance(choice, Choice) or not isinstance(choice.quantizer, Quantizer):
-        raise PluginError(f"expected a Choice with a Quantizer, got {type(choice).__name__}", where=where)
+    if not isinstance(choice, QuantizerChoice) or not isinstance(choice.quantizer, Quantizer):
+        raise PluginError(f"expected a QuantizerChoice with a Quantizer, got {type(choice).__name__}", where=where)
     if choice.quantizer.bits != bits:
         raise PluginError(f"asked for {bits} bits, got a quantizer of {choice.quantizer.bits}", where=where)
     broken = [name for name, buffer in choice.quantizer.named_buffers() if not torch.isfinite(buffer).all()]
@@ -198,7 +198,7 @@ def _check(choice: object, bits: int, where: str) -> None:
 
 
 def allocate(
-    steps: Steps, fitter: Fitter, model: nn.Module, site_map: SiteMap, offer: BackendOffer
+    steps: TechniqueCaller, fitter: QuantizerAssigner, model: nn.Module, site_map: SiteMap, offer: BackendOffer
 ) -> tuple[tuple[str, Mapping[str, int]], SqnrTable | None]:
     """Ask for bits: (who allocated, site → bits), and the table that was asked, which lists no site fixed by override.
 

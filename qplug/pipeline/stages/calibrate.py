@@ -12,12 +12,12 @@ from qplug.core.types import QuantSpec
 
 if TYPE_CHECKING:
     from qplug.core.component import Technique
-    from qplug.hooks.caller import Steps
+    from qplug.hooks.caller import TechniqueCaller
 
 HOOK = "qplug_calibrate"
 
 
-class Calibrators:
+class PluginCalibration:
     """Calls ``qplug_calibrate`` of each technique that implements it.
 
     Args:
@@ -28,7 +28,7 @@ class Calibrators:
     """
 
     def __init__(
-        self, steps: Steps, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]
+        self, steps: TechniqueCaller, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]
     ) -> None:
         self._steps, self._model, self._images, self._specs = steps, model, images, specs
         self._waiting = {id(technique): caller for technique, caller in steps.each_technique(HOOK)}

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from torch import nn
 
 from qplug.core.types import Change
-from qplug.hooks.caller import Steps
+from qplug.hooks.caller import TechniqueCaller
 from qplug.models.attention import MatMul
-from qplug.models.equivalence import Guard
+from qplug.models.equivalence import EquivalenceCheck
 from qplug.models.surgery import replace
 from qplug.models.tracing import is_gelu
 
@@ -18,7 +18,7 @@ HOOKS = ("qplug_rewrite_norm", "qplug_bound_activation", "qplug_rewrite_module")
 ACTIVATIONS = frozenset("ReLU ReLU6 LeakyReLU PReLU ELU SiLU Hardswish Mish Tanh Sigmoid".split())
 
 
-def rewrite(model: nn.Module, steps: Steps, guard: Guard | None) -> list[Change]:
+def rewrite(model: nn.Module, steps: TechniqueCaller, guard: EquivalenceCheck | None) -> list[Change]:
     """Ask for every module, in model order, and put what the techniques return in its place; returns what changed.
 
     It comes to the model's device, and wherever the model holds the module: one may bear several names.
@@ -26,7 +26,7 @@ def rewrite(model: nn.Module, steps: Steps, guard: Guard | None) -> list[Change]
     Promises to preserve the function are held to ``guard``; with ``None`` they were in the run that is done again.
 
     Raises:
-        GuardError: a rewrite that promised to preserve the function did not.
+        EquivalenceError: a rewrite that promised to preserve the function did not.
     """
     changes: list[Change] = []
     device = next((parameter.device for parameter in model.parameters()), None)

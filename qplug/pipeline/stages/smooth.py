@@ -13,19 +13,19 @@ from qplug.models.smoothing import fold
 
 if TYPE_CHECKING:
     from qplug.core.component import Technique
-    from qplug.hooks.caller import Steps
-    from qplug.models.equivalence import Guard
+    from qplug.hooks.caller import TechniqueCaller
+    from qplug.models.equivalence import EquivalenceCheck
     from qplug.quantization.calibration.calibrator import Calibration
     from qplug.quantization.sites import SiteMap
 
 
 def smooth(
     model: nn.Module,
-    steps: Steps,
+    steps: TechniqueCaller,
     statistics: Calibration,
     site_map: SiteMap,
     specs: Mapping[str, QuantSpec],
-    guard: Guard,
+    guard: EquivalenceCheck,
     before: Callable[[Technique], None] | None = None,
 ) -> list[Change]:
     """Let each technique in turn smooth every group, fold what it returns, and hold it to the model's function.
@@ -33,7 +33,7 @@ def smooth(
     ``before`` is called with each technique when it is its turn.
 
     Raises:
-        GuardError: the model's output moved by more than 1e-4.
+        EquivalenceError: the model's output moved by more than 1e-4.
         PluginError: a shift or scale that cannot be folded.
     """
     inputs = {site.module: site for site in site_map.sites if site.role == "input"}

@@ -30,8 +30,8 @@ from qplug.training.reconstruction.step import Dropped
 
 if TYPE_CHECKING:
     from qplug.core.component import Technique
-    from qplug.hooks.caller import Steps
-    from qplug.pipeline.result_cache import Recall
+    from qplug.hooks.caller import TechniqueCaller
+    from qplug.pipeline.result_cache import ResultCache
 
 HOOK = "qplug_reconstruct"
 SOFT = 0.05
@@ -56,12 +56,12 @@ class Reconstructor:
         undecided: block or operation → the share of its bits that were still soft when they were rounded.
     """
 
-    steps: Steps
+    steps: TechniqueCaller
     backend: Backend
     model: nn.Module
     plan: Plan
     batches: Sequence[Tensor]
-    recall: Recall
+    recall: ResultCache
     loss: str
     seed: int
     undecided: dict[str, float] = field(default_factory=dict)

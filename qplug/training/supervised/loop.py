@@ -27,7 +27,7 @@ from qplug.training.supervised.task import Task
 
 if TYPE_CHECKING:
     from qplug.core.types import Advance
-    from qplug.pipeline.result_cache import Slot
+    from qplug.pipeline.result_cache import CacheSlot
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Fit:
     objective: Objective
     seed: int
     processes: Processes
-    slot: Slot
+    slot: CacheSlot
     advance: Advance
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from qplug.core.storage.hashing import fingerprint, images_digest
 from qplug.core.types import Change
 from qplug.models.float_model import FloatModel
-from qplug.pipeline.result_cache import Recall, Slot, source_key
+from qplug.pipeline.result_cache import CacheSlot, ResultCache, source_key
 from qplug.quantization.plan import Plan
 from qplug.training.supervised.config import WITHOUT_INFLUENCE, Qat, Training
 from qplug.training.supervised.history import History
@@ -49,7 +49,7 @@ class Trainer:
     examples: Examples
     seed: int
     processes: Processes
-    recall: Recall
+    recall: ResultCache
     techniques: Sequence[Technique]
     histories: dict[str, History] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -99,12 +99,12 @@ class Trainer:
 
     def _slot(
         self, name: str, model: nn.Module, plan: Plan | None, settings: Training, makers: Sequence[object]
-    ) -> Slot:
+    ) -> CacheSlot:
         # A quantized model is what every technique and the backend made of it; a float one what its rewriters did,
         # which recall knows already, so that recipes which differ in the rest share a fine-tune.
         by = self.recall.identities(makers)
         if by is None:
-            return Slot(None, "training", "", None)
+            return CacheSlot(None, "training", "", None)
 
         def parts() -> dict[str, Any]:
             values = settings.model_dump(mode="json", exclude=set(WITHOUT_INFLUENCE))

@@ -13,7 +13,7 @@ from qplug.core.types import Change
 from qplug.quantization.backends.base import Backend
 from qplug.quantization.plan import Decision, Plan
 from qplug.quantization.quantizers import Quantizer, UniformQuantizer
-from qplug.training.learners import LearnedStep, Learner
+from qplug.training.learners import LearnedStepSize, Learner
 from qplug.training.supervised.config import Learn
 
 BY = {"finetune": "core.finetune", "qat": "core.qat"}
@@ -38,7 +38,7 @@ class Task:
     model: nn.Module
     weights: dict[str, nn.Parameter]
     bounds: set[str] = field(default_factory=set)
-    learners: dict[str, LearnedStep] = field(default_factory=dict)
+    learners: dict[str, LearnedStepSize] = field(default_factory=dict)
     scales: dict[str, nn.Parameter] = field(default_factory=dict)
     frozen_norms: bool = False
 
@@ -100,7 +100,9 @@ def quantized_task(model: nn.Module, plan: Plan, backend: Backend, learn: Learn)
     bounds = bounds_of(twin, plan.changes)
     if not learn.bounds:
         weights = {name: p for name, p in weights.items() if name not in bounds}
-    learners = {d.site.name: LearnedStep(d.quantizer, _moves(d, learn)) for d in plan if _can_be_scaled(d.quantizer)}
+    learners = {
+        d.site.name: LearnedStepSize(d.quantizer, _moves(d, learn)) for d in plan if _can_be_scaled(d.quantizer)
+    }
     scales: dict[str, nn.Parameter] = {}
     for name, learner in learners.items():
         wanted = learn.weight_scales if plan.decisions[name].site.kind.is_weight else learn.activation_scales
@@ -138,7 +140,7 @@ def take(task: Task, model: nn.Module, plan: Plan | None, note: str) -> None:
             plan.decisions[name] = replace(decision, quantizer=made, reason=reason)
 
 
-def _movement(before: Quantizer, after: Quantizer, learner: LearnedStep) -> str:
+def _movement(before: Quantizer, after: Quantizer, learner: LearnedStepSize) -> str:
     factor = learner.factor()
     low, high = float(factor.min()), float(factor.max())
     text = f"step ×{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"steps ×{low:.3g} … ×{high:.3g}"

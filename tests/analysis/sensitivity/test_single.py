@@ -14,8 +14,8 @@ from qplug import InputError
 from qplug.analysis.sensitivity.single import Effect, one_at_a_time, quantized, refusal
 from qplug.hooks.registry import installed
 from qplug.pipeline.clock import Clock
-from qplug.pipeline.result_cache import Recall
-from qplug.pipeline.stages.assign import RECIPE, Fitter, resolve
+from qplug.pipeline.result_cache import ResultCache
+from qplug.pipeline.stages.assign import RECIPE, QuantizerAssigner, resolve
 from qplug.pipeline.stages.evaluate import Logits, compare
 from qplug.quantization.backends.brevitas import BrevitasBackend
 from qplug.quantization.plan import Plan
@@ -35,8 +35,8 @@ def known():
 
 
 def decide(made, calibration, sites, bits):
-    recall = Recall(None, Clock(made), {})
-    fitter = Fitter(made, calibration, resolve(quantize(bits, bits), sites), sites, recall)
+    recall = ResultCache(None, Clock(made), {})
+    fitter = QuantizerAssigner(made, calibration, resolve(quantize(bits, bits), sites), sites, recall)
     return list(fitter.decide((RECIPE, {}), lambda _: None).values())
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import qplug
-from qplug import Choice, Config, InputError, ParityError, Quantizer, Technique, hookimpl
+from qplug import Config, InputError, ParityError, Quantizer, QuantizerChoice, Technique, hookimpl
 from qplug.cli import main
 from qplug.core.types import Rewrite
 from qplug.export import export_run as exporting
@@ -143,7 +143,11 @@ def technique(make, weights: bool = False) -> type[Technique]:
 
         @hookimpl
         def qplug_estimate_range(self, site, spec, stats):
-            return Choice(make()) if site.name == ("head.weight" if weights else "blocks.1.mlp.fc2.input") else None
+            return (
+                QuantizerChoice(make())
+                if site.name == ("head.weight" if weights else "blocks.1.mlp.fc2.input")
+                else None
+            )
 
     return Step
 

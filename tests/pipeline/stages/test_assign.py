@@ -7,10 +7,19 @@ import torch
 from numeric_toys import calibrated, quantize, steps
 
 import qplug
-from qplug import BackendOffer, Choice, Granularity, InputError, PluginError, QuantSpec, SiteKind, UniformQuantizer
+from qplug import (
+    BackendOffer,
+    Granularity,
+    InputError,
+    PluginError,
+    QuantizerChoice,
+    QuantSpec,
+    SiteKind,
+    UniformQuantizer,
+)
 from qplug.pipeline.clock import Clock
-from qplug.pipeline.result_cache import Recall
-from qplug.pipeline.stages.assign import Fitter, allocate, resolve
+from qplug.pipeline.result_cache import ResultCache
+from qplug.pipeline.stages.assign import QuantizerAssigner, allocate, resolve
 from qplug.quantization.accounting import CONVENTIONS
 from qplug.quantization.costs import account
 from qplug.quantization.plan import Plan
@@ -24,7 +33,7 @@ class MinMax(qplug.Technique):
 
     @qplug.hookimpl(trylast=True)
     def qplug_estimate_range(self, site, spec, stats):
-        return Choice(UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max")
+        return QuantizerChoice(UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max")
 
 
 class Values(MinMax):
@@ -36,7 +45,9 @@ class Values(MinMax):
     @qplug.hookimpl
     def qplug_estimate_range(self, site, spec, stats):
         return (
-            Choice(UniformQuantizer(torch.tensor(0.5), None, spec.bits, True), "half") if site.role == "rhs" else None
+            QuantizerChoice(UniformQuantizer(torch.tensor(0.5), None, spec.bits, True), "half")
+            if site.role == "rhs"
+            else None
         )
 
 
@@ -62,7 +73,7 @@ def fitted(known, section, *techniques, offer=BackendOffer("toy:Backend")):  # n
     model, found, calibration = known
     made = steps(*techniques)
     specs = resolve(section, found.sites)
-    fitter = Fitter(made, calibration, specs, found.sites, Recall(None, Clock(made), {}))
+    fitter = QuantizerAssigner(made, calibration, specs, found.sites, ResultCache(None, Clock(made), {}))
     allocation, table = allocate(made, fitter, model, found, offer)
     seen = []
     decisions = fitter.decide(allocation, seen.append)
@@ -246,13 +257,16 @@ def test_an_allocator_may_leave_the_recipes_bits(known):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda spec: "4 bits", "expected a Choice with a Quantizer, got str"),
-        (lambda spec: Choice(torch.tensor(1.0)), "expected a Choice"),
+        (lambda spec: "4 bits", "expected a QuantizerChoice with a Quantizer, got str"),
+        (lambda spec: QuantizerChoice(torch.tensor(1.0)), "expected a QuantizerChoice"),
         (
-            lambda spec: Choice(UniformQuantizer(torch.tensor(1.0), None, 5, True)),
+            lambda spec: QuantizerChoice(UniformQuantizer(torch.tensor(1.0), None, 5, True)),
             "asked for 4 bits, got a quantizer of 5",
         ),
-        (lambda spec: Choice(UniformQuantizer(torch.tensor(float("nan")), None, 4, True)), "scale is not finite"),
+        (
+            lambda spec: QuantizerChoice(UniformQuantizer(torch.tensor(float("nan")), None, 4, True)),
+            "scale is not finite",
+        ),
     ],
 )
 def test_an_answer_that_cannot_be_used_is_refused_with_its_place(known, answer, message):
@@ -293,7 +307,7 @@ class Alternating(MinMax):
     def qplug_estimate_range(self, site, spec, stats):
         self.asked.append((site.name, stats.product is not None and stats.product.offset is not None))
         quantizer = UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
-        return Choice(quantizer if self.settle else quantizer.scaled(1.0 / len(self.asked)))
+        return QuantizerChoice(quantizer if self.settle else quantizer.scaled(1.0 / len(self.asked)))
 
 
 def test_operands_alternate_where_a_technique_asks_for_it(known):

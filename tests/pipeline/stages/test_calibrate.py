@@ -6,11 +6,11 @@ import pytest
 import torch
 from numeric_toys import calibrated, quantize, steps
 
-from qplug import Choice, Config, PluginError, Smoothing, Technique, UniformQuantizer, hookimpl, run
+from qplug import Config, PluginError, QuantizerChoice, Smoothing, Technique, UniformQuantizer, hookimpl, run
 from qplug.analysis.sensitivity.measure import Request, measure
-from qplug.models.equivalence import Guard
+from qplug.models.equivalence import EquivalenceCheck
 from qplug.pipeline.stages.assign import resolve
-from qplug.pipeline.stages.calibrate import Calibrators
+from qplug.pipeline.stages.calibrate import PluginCalibration
 from qplug.pipeline.stages.smooth import smooth
 from qplug.testing import toy_images, toy_registry
 from qplug.testing.run import toy_recipe
@@ -46,7 +46,7 @@ class Watching(Seeing):
 
     @hookimpl
     def qplug_estimate_range(self, site, spec, stats):
-        return Choice(UniformQuantizer.from_range(stats.min, stats.max, spec), "min-max")
+        return QuantizerChoice(UniformQuantizer.from_range(stats.min, stats.max, spec), "min-max")
 
 
 class Raising(Technique):
@@ -67,8 +67,8 @@ def shown():
 
     def see(*techniques):
         chain = steps(*techniques)
-        calibrators = Calibrators(chain, model, [toy_images(2), toy_images(1)], asked)
-        smooth(model, chain, statistics, found, asked, Guard(model, toy_images(2)), calibrators.show)
+        calibrators = PluginCalibration(chain, model, [toy_images(2), toy_images(1)], asked)
+        smooth(model, chain, statistics, found, asked, EquivalenceCheck(model, toy_images(2)), calibrators.show)
         calibrators.show_rest()
         return before, model.get_submodule(NORM).weight
 

@@ -9,12 +9,12 @@ from torch import nn
 
 import qplug
 from qplug import Rewrite
-from qplug.core.errors import GuardError
-from qplug.models.equivalence import Guard
+from qplug.core.errors import EquivalenceError
+from qplug.models.equivalence import EquivalenceCheck
 from qplug.pipeline.stages.rewrite import rewrite
 
 
-class NoGuard:
+class NoCheck:
     """For rewrites that could not compute; what the guard does has tests of its own."""
 
     def check(self, changes):
@@ -22,7 +22,7 @@ class NoGuard:
 
 
 def guard(model):
-    return NoGuard()
+    return NoCheck()
 
 
 class Base(qplug.Technique):
@@ -93,14 +93,14 @@ class Learn(Base):
 
 def test_what_a_technique_returns_comes_to_the_models_device():
     model = nn.Sequential(nn.Linear(2, 2, device="meta"), nn.ReLU())
-    rewrite(model, steps(Learn), NoGuard())
+    rewrite(model, steps(Learn), NoCheck())
     assert model[1].bound.device.type == "meta"
 
 
 def test_a_module_under_two_names_is_replaced_under_both():
     act = nn.ReLU()
     model = nn.Sequential(nn.Linear(2, 2), act, nn.Linear(2, 2), act)
-    assert [c.where for c in rewrite(model, steps(Learn), NoGuard())] == ["1"]
+    assert [c.where for c in rewrite(model, steps(Learn), NoCheck())] == ["1"]
     assert model[1] is model[3]
     assert isinstance(model[3], Learned)
 
@@ -118,7 +118,7 @@ class ConvGELU(nn.Module):
 
 def test_a_block_that_is_named_after_its_activation_is_none():
     model = nn.Sequential(ConvGELU())
-    assert [c.where for c in rewrite(model, steps(Learn), NoGuard())] == ["0.act"]
+    assert [c.where for c in rewrite(model, steps(Learn), NoCheck())] == ["0.act"]
 
 
 def test_modules_and_in_eval_mode_and_children_of_what_was_replaced_are_not_asked():
@@ -204,5 +204,5 @@ def test_a_promise_is_checked_whatever_another_rewrite_did():
             return Rewrite(nn.ReLU6(), preserves=name.startswith("blocks.1"))
 
     model = vit()
-    with pytest.raises(GuardError, match="moved by"):
-        rewrite(model, steps(Mixed), Guard(model, torch.randn(2, 3, 32, 32)))
+    with pytest.raises(EquivalenceError, match="moved by"):
+        rewrite(model, steps(Mixed), EquivalenceCheck(model, torch.randn(2, 3, 32, 32)))

@@ -8,9 +8,9 @@ from numeric_toys import Sequence, calibrated, sited, steps, swin
 from torch import nn
 
 import qplug
-from qplug import GuardError, NormGroup, PluginError, Smoothing
+from qplug import EquivalenceError, NormGroup, PluginError, Smoothing
 from qplug.core.types import Change
-from qplug.models.equivalence import Guard
+from qplug.models.equivalence import EquivalenceCheck
 from qplug.models.smoothing import fold
 from qplug.pipeline.stages.smooth import smooth
 from qplug.testing import toy_images
@@ -102,7 +102,7 @@ def test_what_cannot_be_folded_is_refused_and_nothing_is_written(shift, scale, m
 
 def smoothed(model, images, *techniques):
     model, found, statistics = calibrated(model, images)
-    guard = Guard(model, images)
+    guard = EquivalenceCheck(model, images)
     return model, found, statistics, smooth(model, steps(*techniques), statistics, found, {}, guard)
 
 
@@ -155,7 +155,7 @@ def test_a_technique_that_breaks_the_function_is_refused():
             group.weights[0].mul_(1.01)  # detached, but the model's own memory
             return Smoothing(stats.channel_mean * 0, torch.ones_like(stats.channel_mean))
 
-    with pytest.raises(GuardError, match="at most 1e-04 was promised") as caught:
+    with pytest.raises(EquivalenceError, match="at most 1e-04 was promised") as caught:
         smoothed(None, toy_images(4), Meddles)
     assert caught.value.where == "toy.halve"
 
@@ -171,7 +171,7 @@ class Doubles(nn.Module):
 
 def test_the_guard_compares_with_the_last_accepted_state():
     model, x = Doubles(), torch.randn(2, 3)
-    guard = Guard(model, x)
+    guard = EquivalenceCheck(model, x)
     keeps, changes = Change("a", "toy.a", True, ""), Change("b", "toy.b", False, "")
     guard.check([keeps])
     model.gain.data.fill_(1.00005)
@@ -180,10 +180,10 @@ def test_the_guard_compares_with_the_last_accepted_state():
     assert guard.error() == pytest.approx(1.0, rel=1e-3)
     guard.check([])  # no change, no opinion, and no new start
     assert guard.error() == pytest.approx(1.0, rel=1e-3)
-    with pytest.raises(GuardError, match=r"moved by 1.0e\+00"):
+    with pytest.raises(EquivalenceError, match=r"moved by 1.0e\+00"):
         guard.check([keeps])
     guard.check([changes])  # promised nothing
     assert guard.error() == 0.0
     model.gain.data.fill_(float("nan"))
-    with pytest.raises(GuardError):
+    with pytest.raises(EquivalenceError):
         guard.check([keeps])

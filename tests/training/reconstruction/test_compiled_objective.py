@@ -14,7 +14,7 @@ from qplug_plugins.mr_biq.learner import SoftBinaryCoding
 from reconstruction_toys import RATES, Layer, errors, problem
 from torch import nn
 
-from qplug import LearnedStep, LogQuantizer, PluginError, Reconstruction, UniformQuantizer
+from qplug import LearnedStepSize, LogQuantizer, PluginError, Reconstruction, UniformQuantizer
 from qplug.pipeline.run import run
 from qplug.testing.run import toy_recipe, toy_registry
 from qplug.training.reconstruction.capture import Calls
@@ -88,7 +88,7 @@ def gradients(objective, learners, call):
 )
 def test_gradients_are_those_of_an_eager_iteration(weight, step):
     original, x, grid = problem(outputs=8, inputs=16)
-    learners = [WEIGHTS[weight](original, grid), LearnedStep(STEPS[step], zero_point=True)]
+    learners = [WEIGHTS[weight](original, grid), LearnedStepSize(STEPS[step], zero_point=True)]
     objective = Objective(Both(*learners), learners, MeanSquared(), 0.25)
     call = ([x], {}, x @ original.T, torch.arange(len(x)), torch.tensor(5.0))
     with compiling():

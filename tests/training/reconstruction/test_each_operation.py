@@ -11,7 +11,7 @@ from reconstruction_toys import errors, reconstructed
 from timm.layers import PatchEmbed
 from timm.models.resnet import BasicBlock, ResNet
 
-from qplug import Config, Rate, Reconstruction, SiteKind, Technique, hookimpl, learned_steps
+from qplug import Config, Rate, Reconstruction, SiteKind, Technique, hookimpl, learned_step_sizes
 from qplug.models.float_model import FloatModel, Preprocessing
 from qplug.pipeline.run import run
 from qplug.testing.run import ToyModel, toy_recipe, toy_registry
@@ -68,7 +68,7 @@ def test_operations_of_residual_blocks_and_on_windows_learn_by_every_loss(model,
     assert after < 0.9 * before
 
 
-class Steps(Technique):
+class TechniqueCaller(Technique):
     """Learns the steps of all activations, attention's operands too, one operation after the other."""
 
     class Config(Config):
@@ -77,14 +77,14 @@ class Steps(Technique):
 
     @hookimpl
     def qplug_reconstruct(self, block):
-        learners, rates = learned_steps(block.decisions), {"steps": Rate(0.02)}
+        learners, rates = learned_step_sizes(block.decisions), {"step_sizes": Rate(0.02)}
         each = self.config.each_operation
         return Reconstruction(learners, rates, iterations=30, batch_size=4, each_operation=each)
 
 
 @pytest.mark.slow
 def test_operations_without_weights_are_learned_too():
-    plan = reconstructed(Steps, bits=3).plan
+    plan = reconstructed(TechniqueCaller, bits=3).plan
     start = reconstructed(Brecq, bits=3, iterations=1, steps=False).plan
     found = errors(plan)
     products = {decision.site.module for decision in plan if decision.site.kind in OPERANDS}
@@ -97,7 +97,7 @@ def test_operations_without_weights_are_learned_too():
 
 @pytest.mark.slow
 def test_operations_that_are_no_block_and_have_no_parameters_are_learned_too():
-    registry = toy_registry(Steps)
+    registry = toy_registry(TechniqueCaller)
     registry.blocks = []
-    plan = run(toy_recipe(Steps, registry=registry, bits=3, each_operation=False), registry=registry).plan
+    plan = run(toy_recipe(TechniqueCaller, registry=registry, bits=3, each_operation=False), registry=registry).plan
     assert all("error of" in decision.reason for decision in plan if decision.site.kind in OPERANDS)

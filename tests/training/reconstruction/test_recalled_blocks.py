@@ -7,7 +7,7 @@ from other_backend import with_other
 from qplug_plugins.brecq import Brecq
 from reconstruction_toys import QUICK
 
-from qplug import Choice, Config, Technique, UniformQuantizer, hookimpl
+from qplug import Config, QuantizerChoice, Technique, UniformQuantizer, hookimpl
 from qplug.core.storage.cache import Cache
 from qplug.pipeline.run import run
 from qplug.testing.run import toy_recipe, toy_registry
@@ -38,7 +38,7 @@ class Ranges(Technique):
         if site.kind.is_weight:
             return None
         found = UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
-        return Choice(Unknown(found.scale, None, found.bits, found.signed), "unknown")
+        return QuantizerChoice(Unknown(found.scale, None, found.bits, found.signed), "unknown")
 
 
 @pytest.mark.slow

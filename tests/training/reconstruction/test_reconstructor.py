@@ -11,7 +11,17 @@ from qplug_plugins.brecq import AdaRound, Brecq
 from reconstruction_toys import QUICK, errors, reconstructed
 from safetensors.torch import load_file
 
-from qplug import Config, LearnedStep, Learner, PluginError, Rate, Reconstruction, Technique, UniformQuantizer, hookimpl
+from qplug import (
+    Config,
+    LearnedStepSize,
+    Learner,
+    PluginError,
+    Rate,
+    Reconstruction,
+    Technique,
+    UniformQuantizer,
+    hookimpl,
+)
 from qplug.core.storage.cache import Cache
 from qplug.pipeline.run import run
 from qplug.testing.run import toy_recipe, toy_registry
@@ -127,7 +137,7 @@ class Liar(Learner):
         return self.start, self.weight.detach() + 0.01234
 
 
-class Spoiled(LearnedStep):
+class Spoiled(LearnedStepSize):
     """Becomes something far worse than it was, and had bits that it could not decide."""
 
     def soft_bits(self):
@@ -139,7 +149,7 @@ class Spoiled(LearnedStep):
 
 def spoil(block):
     grid = next(d.quantizer for d in block.decisions if d.site.role == "input")
-    return Reconstruction({"head.input": Spoiled(grid)}, {"steps": Rate(1e-3)}, iterations=1)
+    return Reconstruction({"head.input": Spoiled(grid)}, {"step_sizes": Rate(1e-3)}, iterations=1)
 
 
 def test_a_block_that_learning_made_worse_stays_as_it_was_and_the_plan_says_so():
@@ -169,12 +179,12 @@ def test_soft_bits_of_a_block_that_stays_as_it_was_are_a_warning_too():
 
 
 def steps_of(block):
-    return {d.site.name: LearnedStep(copy.deepcopy(d.quantizer)) for d in block.decisions if d.site.role == "input"}
+    return {d.site.name: LearnedStepSize(copy.deepcopy(d.quantizer)) for d in block.decisions if d.site.role == "input"}
 
 
 def wider(block):
     start = next(d.quantizer for d in block.decisions if d.site.role == "input")
-    return LearnedStep(UniformQuantizer(start.scale, None, 7, start.signed))
+    return LearnedStepSize(UniformQuantizer(start.scale, None, 7, start.signed))
 
 
 def liar(block):
@@ -182,11 +192,11 @@ def liar(block):
     return Liar(start, block.weights["head.weight"])
 
 
-RATES = {"steps": Rate(1e-3), "codes": Rate(1e-3)}
+RATES = {"step_sizes": Rate(1e-3), "codes": Rate(1e-3)}
 WRONG = {
     "expected a Reconstruction, got int": lambda block: 3,
     "a Learner for a site of the block was expected, got 'head.bias'": lambda block: Reconstruction(
-        {"head.bias": LearnedStep(block.decisions[0].quantizer)}, RATES
+        {"head.bias": LearnedStepSize(block.decisions[0].quantizer)}, RATES
     ),
     "with a UniformQuantizer": lambda block: Reconstruction({"head.input": block.decisions[0].quantizer}, RATES),
     "head.input has 4 bits, its learner 7": lambda block: Reconstruction({"head.input": wider(block)}, RATES),
@@ -215,7 +225,11 @@ def test_a_block_that_no_technique_takes_stays_as_it_is():
     technique = type(
         "Answer",
         (Answer,),
-        {"answer": staticmethod(lambda block: Reconstruction(steps_of(block), {"steps": Rate(0.01)}, iterations=5))},
+        {
+            "answer": staticmethod(
+                lambda block: Reconstruction(steps_of(block), {"step_sizes": Rate(0.01)}, iterations=5)
+            )
+        },
     )
     plan = reconstructed(technique, bits=4).plan
     touched = {d.site.module for d in plan if "test.answer" in d.reason}

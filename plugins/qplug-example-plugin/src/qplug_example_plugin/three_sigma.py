@@ -33,7 +33,9 @@ class ThreeSigma(qplug.Technique):
         k: float = Field(3.0, gt=0, le=100, description="half-width of the range, in standard deviations")
 
     @qplug.hookimpl
-    def qplug_estimate_range(self, site: qplug.Site, spec: qplug.QuantSpec, stats: qplug.SiteStats) -> qplug.Choice:
+    def qplug_estimate_range(
+        self, site: qplug.Site, spec: qplug.QuantSpec, stats: qplug.SiteStats
+    ) -> qplug.QuantizerChoice:
         """Take every site that comes this far."""
         low, high = stats.range(spec.granularity)
         axis = {"per_channel": site.channel_axis, "per_head": site.head_axis}.get(spec.granularity.value)
@@ -41,7 +43,7 @@ class ThreeSigma(qplug.Technique):
         reach = self.config.k * std.reshape(low.shape)
         mean = mean.reshape(low.shape)
         quantizer = qplug.UniformQuantizer.from_range(low.maximum(mean - reach), high.minimum(mean + reach), spec)
-        return qplug.Choice(quantizer, f"mean ± {self.config.k:g}σ")
+        return qplug.QuantizerChoice(quantizer, f"mean ± {self.config.k:g}σ")
 
 
 def _moments(sample: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
