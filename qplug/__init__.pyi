@@ -39,10 +39,8 @@ from .export.export_run import (
 from .hooks.specs import hookimpl as hookimpl
 from .models.tracing import is_gelu as is_gelu
 from .pipeline.load_run import load_quantized as load_quantized
-from .pipeline.run import (
-    RunResult as RunResult,
-    run as run,
-)
+from .pipeline.results import RunResult as RunResult
+from .pipeline.run import run as run
 from .quantization.bit_allocation import (
     Limit as Limit,
     choose_bits as choose_bits,

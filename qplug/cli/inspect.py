@@ -105,7 +105,7 @@ def inspect(
     wanted = Wanted("--calibration", calibration, calibration_images or IMAGES, "train", "to look at")
     (images,) = image_sources(source.name(), model, [wanted], class_map, "qplug inspect")
 
-    from qplug.analysis.ranges.analyze import Request, analyse
+    from qplug.analysis.ranges.analyze import RangesRequest, analyze
     from qplug.cli.report.analysis import analysis_tables, summary
     from qplug.cli.report.progress import Progress
     from qplug.core.storage.atomic import write_file
@@ -113,7 +113,7 @@ def inspect(
     patterns = {"token_mixing": token_mixing, "channel_mixing": channel_mixing}
     more: dict[str, Any] = {name: tuple(given) for name, given in patterns.items() if given}
     request = checked(
-        Request,
+        RangesRequest,
         ranges=ranges,
         hessian_probes=(hessian_probes or PROBES) if hessian else 0,
         seed=seed or 0,
@@ -122,7 +122,7 @@ def inspect(
     if picture is not None:
         from qplug.cli.report.analysis_picture import draw
     with Progress(sys.stderr) as progress:
-        found = analyse(source, images, request, after=after, device=device, observers=[progress])
+        found = analyze(source, images, request, after=after, device=device, observers=[progress])
     if picture is not None:
         write_file(picture, draw(found, picture.suffix.lower().removeprefix(".")))
     if as_json:
@@ -136,8 +136,8 @@ def inspect(
 
 
 def _sites(source: ModelSource, model: str, counted_by: Convention, as_json: bool) -> None:
+    from qplug.analysis.inspect import inspect as inspect_model
     from qplug.cli.report.inspection import inspection, inspection_tables
-    from qplug.pipeline.run import inspect as inspect_model
 
     found = inspect_model(source)
     if as_json:

@@ -94,13 +94,13 @@ def sensitivity(
     shown, judged = image_sources(source.name(), model, wanted, class_map, "qplug sensitivity")
     techniques = [_technique(name) for name in ranges or ["baseline.hessian"]]
 
-    from qplug.analysis.sensitivity.measure import Request, measure
+    from qplug.analysis.sensitivity.measure import SensitivityRequest, measure
     from qplug.cli.report.progress import Progress
     from qplug.cli.report.sensitivity import sensitivity_tables, summary
     from qplug.recipe.schema import Scope
 
     request = checked(
-        Request,
+        SensitivityRequest,
         bits=_widths(bits),
         drop_bits=drop_bits,
         scope=Scope(softmax=softmax, layernorm=layernorm),

@@ -1,4 +1,4 @@
-"""Did-you-mean, in one form everywhere."""
+"""Texts that every message shares: lists of names, and suggestions for a misspelt one."""
 
 from __future__ import annotations
 
@@ -22,3 +22,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``did you mean 'x' or 'y'?``, or an empty string where nothing is close."""
     names = close(word, known)
     return f"did you mean {' or '.join(repr(name) for name in names)}?" if names else ""
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """``a, b, c and 4 more``: at most ``most`` of the names."""
+    given = list(names)
+    more = f" and {len(given) - most} more" if len(given) > most else ""
+    return ", ".join(given[:most]) + more

@@ -27,19 +27,28 @@ class Stream:
     def __init__(
         self, images: Examples, preprocessing: Preparation, batch_size: int, device: torch.device | str = "cpu"
     ) -> None:
-        self._images, self._transform = images, preprocessing.transform()
-        self._batch_size, self._device = batch_size, device
+        self.examples, self.preprocessing, self.batch_size, self.device = images, preprocessing, batch_size, device
+        self._transform = preprocessing.transform()
         self._fits = len(images) * preprocessing.example().nbytes <= KEPT
         self._kept: list[Tensor] | None = None
 
     def __len__(self) -> int:
-        return -(-len(self._images) // self._batch_size)
+        return -(-len(self.examples) // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
         if self._fits and self._kept is None:
             self._kept = list(self._decoded())
         return self._decoded() if self._kept is None else iter(self._kept)
 
+    def once(self) -> Iterator[Tensor]:
+        """One pass that keeps nothing."""
+        return self._decoded()
+
+    def first(self, count: int) -> Tensor:
+        """The first ``count`` examples, or all where there are fewer, as one batch."""
+        inputs, _ = next(batches(self.examples, self._transform, count, self.device))
+        return inputs
+
     def _decoded(self) -> Iterator[Tensor]:
-        for images, _ in batches(self._images, self._transform, self._batch_size, self._device):
-            yield images
+        for inputs, _ in batches(self.examples, self._transform, self.batch_size, self.device):
+            yield inputs

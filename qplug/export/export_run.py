@@ -12,7 +12,7 @@ from qplug.core.errors import InputError, ParityError, QplugError
 from qplug.core.storage.atomic import check_file, write_file
 from qplug.export.cpu import INTEGER, SATURATING, caution
 from qplug.hooks.registry import Registry, component, installed
-from qplug.pipeline.load_run import Planned, load_planned, load_quantized
+from qplug.pipeline.load_run import LoadedRun, load_planned, load_quantized
 from qplug.pipeline.run_key import EVALUATION_SEED
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def check_new(target: Path) -> None:
     check_file(target, "--out")
 
 
-def refusal(parity: Parity, planned: Planned) -> ParityError:
+def refusal(parity: Parity, planned: LoadedRun) -> ParityError:
     """The error for an export that does not agree: the first place, and how far."""
     from qplug.export.parity.check import FREE, TOP1
     from qplug.export.parity.fused import FUSED
@@ -177,7 +177,7 @@ def refusal(parity: Parity, planned: Planned) -> ParityError:
 FIX = "nothing was written; --no-verify writes the file all the same and says so in it, for finding the cause"
 
 
-def _file(planned: Planned, format: str, saturating: bool) -> Any:
+def _file(planned: LoadedRun, format: str, saturating: bool) -> Any:
     if format == "torch":
         from qplug.export.formats.torch_program import torch_file
 
@@ -190,7 +190,7 @@ def _file(planned: Planned, format: str, saturating: bool) -> Any:
     return {"onnx-qdq": qdq_file, "onnx-integer": integer_file}[format](planned, saturating)
 
 
-def _parity(file: Any, planned: Planned, images: int, registry: Registry) -> Parity:
+def _parity(file: Any, planned: LoadedRun, images: int, registry: Registry) -> Parity:
     from qplug.export.parity.check import compare
     from qplug.hooks.registry import backend_of
 
@@ -200,7 +200,7 @@ def _parity(file: Any, planned: Planned, images: int, registry: Registry) -> Par
         return compare(file.runtime(), simulation, planned.plan, inputs, file.joined)
 
 
-def _inputs(planned: Planned, images: int, registry: Registry) -> Iterator[Tensor]:
+def _inputs(planned: LoadedRun, images: int, registry: Registry) -> Iterator[Tensor]:
     """The first evaluation images, in batches."""
     from qplug.data.loading import batches
 

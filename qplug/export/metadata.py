@@ -11,16 +11,16 @@ from qplug.core.version import __version__
 from qplug.export.cpu import INTEGER, SATURATING, processor
 
 if TYPE_CHECKING:
-    from qplug.export.formats.trace import Call
+    from qplug.export.calls import Call
     from qplug.export.parity.check import Parity
-    from qplug.pipeline.load_run import Planned
+    from qplug.pipeline.load_run import LoadedRun
 
 EXACT = "exact on every processor"
 NOT_VERIFIED = "not verified: exported with --no-verify"
 
 
 def metadata(
-    planned: Planned, form: str, calls: Sequence[Call], parity: Parity | None, saturating: bool = False
+    planned: LoadedRun, form: str, calls: Sequence[Call], parity: Parity | None, saturating: bool = False
 ) -> dict[str, str]:
     """Keys ``qplug.…`` → text, JSON but for the version, the format, its products and a parity that nobody checked."""
     values = {
@@ -45,11 +45,11 @@ def metadata(
     return {"qplug.version": __version__, "qplug.format": form, **products, **texts, "qplug.parity": checked}
 
 
-def _run(planned: Planned) -> dict[str, Any]:
+def _run(planned: LoadedRun) -> dict[str, Any]:
     lock, metrics = planned.run.lock, planned.run.metrics
     return {
         "qplug": lock.get("qplug"),
-        "content": lock.get("content"),
+        "run_key": lock.get("run_key"),
         "model": lock.get("hashes", {}).get("model"),
         "recipe": planned.recipe.name,
         "seed": planned.recipe.seed,
@@ -57,7 +57,7 @@ def _run(planned: Planned) -> dict[str, Any]:
     }
 
 
-def _preprocessing(planned: Planned) -> dict[str, Any]:
+def _preprocessing(planned: LoadedRun) -> dict[str, Any]:
     """The fields of the model's preparation; a long text such as a tokenizer's, known by its digest, is left out."""
     how = planned.preprocessing
     if not dataclasses.is_dataclass(how):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from qplug.export.formats.trace import INPUT, LOGITS, Call
+from qplug.export.calls import INPUT, LOGITS, Call
 
 if TYPE_CHECKING:
     import onnx

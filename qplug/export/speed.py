@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qplug.export.formats.trace import INPUT, LOGITS
+from qplug.export.calls import INPUT, LOGITS
 
 if TYPE_CHECKING:
     import onnx

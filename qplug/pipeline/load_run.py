@@ -10,26 +10,27 @@ from typing import TYPE_CHECKING
 from qplug.core.device import parse_device
 from qplug.core.errors import InputError
 from qplug.core.storage.run_folder import AGAIN, Run, read_run
-from qplug.hooks.caller import TechniqueCaller
+from qplug.core.types import Change
 from qplug.hooks.registry import Registry, backend_of, component, installed
-from qplug.models.adapters import make_explicit
-from qplug.models.batchnorm import BY, fold_batchnorms
+from qplug.models.batchnorm import BY
+from qplug.pipeline.context import RunContext
+from qplug.pipeline.results import Inputs
+from qplug.pipeline.stages.prepare import prepare
 from qplug.pipeline.stages.rewrite import HOOKS, rewrite
 from qplug.pipeline.weights import FILE, load_weights
 from qplug.quantization.plan import Plan
-from qplug.quantization.sites import find_sites
 from qplug.recipe import load_recipe
 from qplug.training.supervised.task import BY as BY_TRAINING
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from qplug.data.preparation import Preparation
     from qplug.recipe import Recipe
 
 
 @dataclass
-class Planned:
+class LoadedRun:
     """What a run folder holds, before any backend.
 
     Attributes:
@@ -75,23 +76,24 @@ def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Regist
     return backend_of(planned.recipe.backend, registry).apply(planned.model.to(where), planned.plan).eval()
 
 
-def load_planned(run_folder: str | Path, registry: Registry) -> Planned:
+def load_planned(run_folder: str | Path, registry: Registry) -> LoadedRun:
     """The model of a run and its plan, which any backend or exporter can lower; see ``load_quantized``."""
     run = read_run(run_folder)
     recipe = load_recipe(run.folder / "recipe.yaml", registry=registry)
     plan = _plan(run, registry)
     source = component(registry.models, recipe.model).kept_in(run.folder).architecture()
-    model: nn.Module = source.module
-    image = source.preprocessing.example()
-    make_explicit(model, registry.adapters, image)
-    _rewrite(model, image, recipe, registry, plan, run.folder)
-    load_weights(model, run.folder / FILE, plan)
-    known = {site.name: (site.kind, site.shape) for site in find_sites(model, image).sites}
+    techniques = [component(registry.techniques, step) for step in recipe.techniques]
+    with RunContext.of(techniques, recipe.backend, recipe.seed, registry=registry) as ctx:
+        model = rewrite(ctx, Inputs(source))
+        sites = prepare(ctx, model)
+        _check_changes(ctx, model.changes, plan, run.folder)
+    load_weights(model.module, run.folder / FILE, plan)
+    known = {site.name: (site.kind, site.shape) for site in sites.site_map.sites}
     for site in (decision.site for decision in plan):
         if known.get(site.name) != (site.kind, site.shape):
             what = f"quantizes {site.name} ({site.kind.value}, {site.shape}), which the recipe's model lacks"
             raise InputError(what, where=str(run.folder / "plan.json"), fix=AGAIN)
-    return Planned(run, recipe, model, plan, source.preprocessing)
+    return LoadedRun(run, recipe, model.module, plan, source.preprocessing)
 
 
 def _plan(run: Run, registry: Registry) -> Plan:
@@ -104,23 +106,18 @@ def _plan(run: Run, registry: Registry) -> Plan:
         raise InputError(f"holds no plan: {type(error).__name__}: {error}", where=where, fix=AGAIN) from error
 
 
-def _rewrite(model: nn.Module, image: Tensor, recipe: Recipe, registry: Registry, plan: Plan, folder: Path) -> None:
-    """Ask the recipe's techniques for the rewrites of the run, which come first among its changes, and fold."""
-    techniques = [component(registry.techniques, step) for step in recipe.techniques]
-    steps = TechniqueCaller(techniques, registry, recipe.seed)
-    made = rewrite(model, steps, None)
-    make_explicit(model, registry.adapters, image)
-    made += fold_batchnorms(model, image).changes
+def _check_changes(ctx: RunContext, made: list[Change], plan: Plan, folder: Path) -> None:
+    """Raises ``InputError`` where the model is not rewritten and folded as it was in the run."""
     changes = [change for change in plan.changes if change.technique not in BY_TRAINING.values()]  # weights, no modules
-    rewriters = {technique.name() for hook in HOOKS for technique, _ in steps.each_technique(hook)}
-    rewriters -= {technique.name() for technique, _ in steps.each_technique("qplug_smooth")}
+    rewriters = {technique.name() for hook in HOOKS for technique, _ in ctx.caller.each_technique(hook)}
+    rewriters -= {technique.name() for technique, _ in ctx.caller.each_technique("qplug_smooth")}
     rewriters.add(BY)
     rest = [change for change in changes[len(made) :] if change.technique in rewriters]
     pairs = zip_longest(made, changes[: len(made)] + rest)
     other = next((now or then for now, then in pairs if now != then), None)
     if other is not None:
         raise InputError(
-            f"the rewriting of {other.where} by {other.technique} is not that of the run when it is asked again",
+            f"{other.technique} does not rewrite {other.where} as it did in the run",
             where=str(folder / "plan.json"),
             fix="it may depend on the original weights, or its code may have changed: run the recipe again",
         )

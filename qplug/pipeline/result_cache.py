@@ -1,4 +1,4 @@
-"""What a run need not compute again: statistics, float logits and quantizers, known by what they were computed from."""
+"""Cache of statistics, float outputs, quantizers and trainings, keyed by everything that they depend on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qplug.core.component import Component, ModelSource
 from qplug.core.errors import InputError
+from qplug.core.storage.cache import Cache, CacheSlot
 from qplug.core.storage.hashing import content_key, fingerprint, images_digest
 from qplug.core.types import QuantSpec, Site
 from qplug.pipeline.run_key import code_of, versions
@@ -21,7 +22,6 @@ from qplug.quantization.quantizers import Quantizer
 if TYPE_CHECKING:
     from qplug.core.component import Technique
     from qplug.core.examples import Examples
-    from qplug.core.storage.cache import Cache, Entry
     from qplug.data.preparation import Preparation
     from qplug.models.float_model import FloatModel
     from qplug.pipeline.clock import Clock
@@ -32,67 +32,48 @@ WORTH = 0.02
 """Seconds that a quantizer must have taken, to be worth a file."""
 
 
-class CacheSlot:
-    """One result: ``tensors`` (on the CPU) and what is noted ``about`` them, or a place to keep it, if it ``keeps``."""
-
-    def __init__(self, cache: Cache | None, kind: str, key: str, entry: Entry | None) -> None:
-        self.tensors: Mapping[str, Tensor] | None = entry.tensors if entry else None
-        self.about: Mapping[str, Any] = entry.about if entry else {}
-        self._place, self._cache, self._start = (kind, key), cache, time.perf_counter()
-        self.keeps = cache is not None
-
-    def keep(
-        self, tensors: Mapping[str, Tensor], seconds: float | None = None, about: Mapping[str, Any] | None = None
-    ) -> None:
-        """Keep what was computed, which took ``seconds``, or the time since the slot was made; ``about`` is JSON."""
-        if self._cache is not None:
-            seconds = time.perf_counter() - self._start if seconds is None else seconds
-            self._cache.store(*self._place, tensors, {**(about or {}), "seconds": seconds})
-
-
 class ResultCache:
-    """Asks a cache before it computes, and tells the clock what that saved.
+    """Looks a result up before it is computed, and tells the clock the time that was saved.
 
-    A model's weights and its ``repr`` do not tell all that it computes: its code does, and the values with which it was
-    made. Where a part of it is in no file (typed at a prompt), nothing is kept.
+    The weights of a model and its ``repr`` do not say all that it computes: its modules' code does, and the values that
+    they were made with. A part whose code is in no file (typed at a prompt) switches the cache off.
 
     Args:
-        cache: where results are kept; ``None`` computes everything.
+        cache: keeps the results; ``None`` computes everything.
         clock: of the run.
         quantizers: kind → ``module:Class``, as ``Registry.quantizers`` holds it.
-        made_by: whose code made the float model what it is: its source, the techniques that rewrote it, adapters,
-            modules. Of components, their values count too.
-        **common: what else every result of this run depends on, as ``content_key`` takes it.
     """
 
-    def __init__(
-        self,
-        cache: Cache | None,
-        clock: Clock,
-        quantizers: Mapping[str, str],
-        made_by: Iterable[object] = (),
-        **common: Any,
-    ) -> None:
-        self._cache, self._clock, self._quantizers = cache, clock, quantizers
+    def __init__(self, cache: Cache | None, clock: Clock, quantizers: Mapping[str, str]) -> None:
+        self.cache, self._clock, self._quantizers = cache, clock, quantizers
         self._common: dict[str, Any] = {}
         self._makers: dict[int, list[Any] | None] = {}
-        if cache is not None:
-            parts = list(made_by)
-            try:
-                values = [_values(part) for part in parts if isinstance(part, Component)]
-                self._common = {**common, "made_by": values, "code": code_of(parts), "packages": versions()}
-            except InputError:
-                self._cache = None
+
+    def identify(self, *made_by: object, **common: Any) -> None:
+        """Say what every result depends on, before the first one is asked for.
+
+        Args:
+            made_by: the objects whose code made the float model: its source, the techniques that rewrote it, adapters,
+                modules. The configuration of a component counts too.
+            **common: values as ``content_key`` takes them.
+        """
+        if self.cache is None:
+            return
+        try:
+            values = [_values(part) for part in made_by if isinstance(part, Component)]
+            self._common = {**common, "made_by": values, "code": code_of(made_by), "packages": versions()}
+        except InputError:
+            self.cache = None
 
     def slot(self, kind: str, parts: Callable[[], dict[str, Any]]) -> CacheSlot:
         """The place of a result that depends on ``parts`` and on what is common; they are asked only with a cache."""
-        if self._cache is None:
+        if self.cache is None:
             return CacheSlot(None, kind, "", None)
         key = content_key(**self._common, **parts())
-        entry = self._cache.load(kind, key)
+        entry = self.cache.load(kind, key)
         if entry is not None:
             self._clock.save(entry.about["seconds"])
-        return CacheSlot(self._cache, kind, key, entry)
+        return CacheSlot(self.cache, kind, key, entry)
 
     def collect(
         self,
@@ -128,7 +109,7 @@ class ResultCache:
         A technique that remembers anything beside its configuration is asked every time: what it remembers, of a
         smoothing for example, is in no key.
         """
-        if self._cache is None or vars(technique).keys() != {"config", "notes"} or technique.notes:
+        if self.cache is None or vars(technique).keys() != {"config", "notes"} or technique.notes:
             return ask()
         identity = self._identity(technique)
         if identity is None:
@@ -140,7 +121,7 @@ class ResultCache:
             spec={**asdict(spec), "granularity": spec.granularity.value},
             stats=stats_digest(stats),
         )
-        entry = self._cache.load("quantizers", key)
+        entry = self.cache.load("quantizers", key)
         if entry is not None:
             self._clock.save(entry.about["seconds"])
             made = quantizer_of(entry.about["quantizer"], self._quantizers)
@@ -153,7 +134,7 @@ class ResultCache:
         told = bool(technique.notes)  # which a run that recalls the answer would not tell
         if isinstance(answer, QuantizerChoice) and seconds > WORTH and not told and self.comes_back(answer.quantizer):
             about = {"seconds": seconds, "quantizer": answer.quantizer.to_dict(), "reason": answer.reason}
-            self._cache.store("quantizers", key, {}, about)
+            self.cache.store("quantizers", key, {}, about)
         return answer
 
     def identities(self, makers: Iterable[object]) -> list[Any] | None:
@@ -161,7 +142,7 @@ class ResultCache:
 
         ``None`` where the code of one is in no file.
         """
-        found = [self._identity(maker) for maker in makers] if self._cache is not None else [None]
+        found = [self._identity(maker) for maker in makers] if self.cache is not None else [None]
         return None if None in found else found
 
     def comes_back(self, quantizer: object) -> bool:

@@ -73,7 +73,7 @@ def _data(recipe: Recipe) -> list[tuple[str, Config]]:
     return [(role, config) for role, config in roles if config is not None]
 
 
-def content(recipe: Recipe, registry: Registry, device: str) -> str:
+def run_key(recipe: Recipe, registry: Registry, device: str) -> str:
     """What a run of ``recipe`` is known by: equal for two runs where nothing that could change a result is different.
 
     That is the recipe, the model's weights and the images (by content, not by path), the code, the versions of the
@@ -99,10 +99,10 @@ def content(recipe: Recipe, registry: Registry, device: str) -> str:
     )
 
 
-def content_if_known(recipe: Recipe, registry: Registry, device: str) -> str | None:
-    """``content``, or ``None`` where it cannot be told: a run of such a recipe answers for no other."""
+def run_key_if_known(recipe: Recipe, registry: Registry, device: str) -> str | None:
+    """``run_key``, or ``None`` where it cannot be told: a run of such a recipe answers for no other."""
     with suppress(InputError):
-        return content(recipe, registry, device)
+        return run_key(recipe, registry, device)
     return None
 
 
@@ -114,7 +114,7 @@ def versions() -> dict[str, str | None]:
 def lock(
     recipe: Recipe,
     *,
-    known_by: str | None,
+    run_key: str | None,
     device: str,
     hashes: Mapping[str, Any],
     registry: Registry | None = None,
@@ -123,7 +123,7 @@ def lock(
 
     Args:
         recipe: what was run.
-        known_by: its ``content``, ``None`` where the run may answer for no other.
+        run_key: its ``run_key``, ``None`` where the run may answer for no other.
         device: what it was executed on, as torch names it.
         hashes: SHA-256 sums by what they are of (``model``, ``calibration_images``, …), or lists of them.
         registry: what is installed, unless given; all its plugins are written down, those that failed too.
@@ -135,7 +135,7 @@ def lock(
     return {
         "format": FORMAT,
         "qplug": __version__,
-        "content": known_by,
+        "run_key": run_key,
         "seed": recipe.seed,
         "packages": versions(),
         "code": code,

@@ -1,18 +1,21 @@
-"""What a reader of a run's results must know, one sentence each."""
+"""Warnings for the reader of a run's results, one sentence each."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from qplug.core.text import listed
+from qplug.core.types import Change
 from qplug.quantization.plan import Plan
 
 if TYPE_CHECKING:
     from qplug.models.float_model import FloatModel
 
 
-def notes(source: FloatModel, plan: Plan) -> list[str]:
+def model_warnings(source: FloatModel, plan: Plan) -> list[str]:
     """Of the model's weights, of its tables, and of what stays in float."""
     found = [source.note] if source.note else []
     tables = [module.weight for module in source.module.modules() if isinstance(module, nn.Embedding)]
@@ -21,6 +24,17 @@ def notes(source: FloatModel, plan: Plan) -> list[str]:
         found.append(f"{len(tables)} embedding tables stay in float32, {size:.1f} MB: they are looked up, without MACs")
     if plan.float_macs:
         share = sum(plan.float_macs.values()) / plan.total_macs
-        some = ", ".join(list(plan.float_macs)[:3]) + (", …" if len(plan.float_macs) > 3 else "")
-        found.append(f"{share:.1%} of the MACs stay in float: {some}")
+        found.append(f"{share:.1%} of the MACs stay in float: {listed(plan.float_macs)}")
     return found
+
+
+def ask_for_training(changes: Iterable[Change]) -> list[str]:
+    """A warning for each technique that changed the function: only training makes up for it."""
+    where: dict[str, list[str]] = {}
+    for change in changes:
+        if not change.preserves:
+            where.setdefault(change.technique, []).append(change.where)
+    return [
+        f"{technique} changed the function at {listed(names)}; training has to make up for it"
+        for technique, names in where.items()
+    ]

@@ -22,7 +22,7 @@ from qplug.recipe import Recipe, recipe_type
 from qplug.testing.toys import CLASSES, SIZE, toy_vit
 
 if TYPE_CHECKING:
-    from qplug.pipeline.run import RunResult
+    from qplug.pipeline.results import RunResult
 
 OWNER = Plugin("toy", "qplug.testing", "0", "qplug.testing")
 

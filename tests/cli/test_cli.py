@@ -90,6 +90,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     fake: Any = types.ModuleType("qplug.pipeline.run")
     fake.run, fake.inspect = run, inspect
     monkeypatch.setitem(sys.modules, "qplug.pipeline.run", fake)
+    monkeypatch.setitem(sys.modules, "qplug.analysis.inspect", fake)
     return fake
 
 

@@ -12,14 +12,15 @@ from torch import nn
 
 import qplug
 from qplug import InputError, Metric, Rewrite, Technique, hookimpl
-from qplug.analysis.sensitivity.measure import Request, measure
+from qplug.analysis.inspect import inspect
+from qplug.analysis.sensitivity.measure import SensitivityRequest, measure
 from qplug.cli.report.run import protocol_parts, summary_tables
 from qplug.core.types import SiteKind
 from qplug.data.loading import batches
 from qplug.hooks.registry import backend_of, component
 from qplug.models.batchnorm import BY, REASON
 from qplug.models.float_model import FloatModel, Preprocessing
-from qplug.pipeline.run import inspect, run
+from qplug.pipeline.run import run
 from qplug.quantization.accounting import CONVENTIONS
 from qplug.testing.run import ToyModel, toy_recipe, toy_registry
 
@@ -159,7 +160,7 @@ def test_sensitivity_is_measured_on_the_folded_model():
     recipe = toy_recipe(Quiet, registry=toys)
     images = [component(toys.datasets, data) for data in (recipe.data.calibration, recipe.data.evaluation)]
     ranges = [component(toys.techniques, recipe.techniques[1])]
-    found = measure(component(toys.models, recipe.model), *images, ranges, Request(), registry=toys)
+    found = measure(component(toys.models, recipe.model), *images, ranges, SensitivityRequest(), registry=toys)
     first = next(one.decision.quantizer for one in found.sites if one.site.name == "first.weight")
     model = lively(ones())
     factor = model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()

@@ -8,10 +8,10 @@ from mlp_toys import convmixer, embedded, quantized, resmlp
 from numeric_toys import mixer, sited
 
 import qplug
+from qplug.analysis.inspect import inspect
 from qplug.core.types import SiteKind
 from qplug.models.batchnorm import fold_batchnorms
 from qplug.models.sources import TimmModel
-from qplug.pipeline.run import inspect
 
 RELU = "does not read the output of an nn.Conv2d or nn.Linear as it is"
 

@@ -17,7 +17,7 @@ from qplug.data.loading import batches
 from qplug.data.text import Text
 from qplug.hooks.registry import installed
 from qplug.models.transformers import TransformersModel
-from qplug.pipeline.stages.evaluate import top1
+from qplug.pipeline.accuracy import top1
 
 MINMAX = [{"use": "baseline.minmax"}]
 HESSIAN = [{"use": "baseline.hessian"}]
@@ -58,8 +58,8 @@ def test_a_run_folder_gives_back_the_model_without_the_original(
 def test_what_is_lost_and_what_stays_in_float_is_said(small_language: Path) -> None:
     result = run(recipe_of(small_language, "bert", "question_answering", 8, MINMAX, length=12))
     assert "3 embedding tables stay in float32, 0.0 MB: they are looked up, without MACs" in result.warnings
-    cut = [warning for warning in result.warnings if warning.startswith("of the evaluation's, ")]
-    assert [warning.partition(", ")[2].partition(" ")[2] for warning in cut] == [
+    cut = [warning for warning in result.warnings if warning.startswith("evaluation data: ")]
+    assert [warning.partition(": ")[2].partition(" ")[2] for warning in cut] == [
         "texts were cut to max_length, 12 tokens",
         "answers are not within the first 12 tokens, and count as wrong",
     ]
@@ -74,7 +74,7 @@ def test_labels_of_another_task_are_refused(small_language: Path) -> None:
 
 def test_scopes_smoothing_and_traces_take_texts(small_language: Path) -> None:
     """What has no text in mind: Softmax and LayerNorm in scope, smoothing, each site alone and second derivatives."""
-    from qplug.analysis.sensitivity.measure import Request, measure
+    from qplug.analysis.sensitivity.measure import SensitivityRequest, measure
 
     smooth = [{"use": "smoothing.smooth_quant"}, *MINMAX]
     values = recipe_of(small_language, "distilbert", "question_answering", 8, smooth).dump()
@@ -89,7 +89,7 @@ def test_scopes_smoothing_and_traces_take_texts(small_language: Path) -> None:
     registry = installed()
     data = [registry.datasets["text"](config) for config in (recipe.data.calibration, recipe.data.evaluation)]
     origin, ranges = registry.models["transformers"](recipe.model), registry.techniques["baseline.minmax"]
-    request = Request(bits=(4,), hessian_probes=1, match=("*qa_outputs*",))
+    request = SensitivityRequest(bits=(4,), hessian_probes=1, match=("*qa_outputs*",))
     found = measure(origin, *data, [ranges(ranges.Config(use="baseline.minmax"))], request)
     assert [one.site.role for one in found.sites] == ["weight", "input"]
     assert found.sites[0].trace.value != 0

@@ -14,7 +14,7 @@ from qplug import InputError, Metric, hookimpl, load_recipe
 from qplug.core.types import Adapter, Event
 from qplug.hooks.registry import installed
 from qplug.pipeline.run import run
-from qplug.pipeline.run_key import code_of, content, content_if_known, lock
+from qplug.pipeline.run_key import code_of, lock, run_key, run_key_if_known
 
 TEXT = """
 version: 1
@@ -36,11 +36,11 @@ def recipe(tmp_path: Path):
 
 
 def test_lock(recipe) -> None:
-    value = lock(recipe("seed=3"), known_by="cd", device="cpu", hashes={"model": "ab"})
+    value = lock(recipe("seed=3"), run_key="cd", device="cpu", hashes={"model": "ab"})
     assert json.loads(json.dumps(value, allow_nan=False)) == value
-    assert (value["format"], value["seed"], value["hashes"]) == (3, 3, {"model": "ab"})
+    assert (value["format"], value["seed"], value["hashes"]) == (4, 3, {"model": "ab"})
     assert all(value["packages"].values())
-    assert value["content"] == "cd"
+    assert value["run_key"] == "cd"
     assert sorted(value["code"]) == ["qplug", "qplug_plugins.baseline"]
     assert value["plugins"]["baseline"]["loaded"] is True
     assert value["machine"]["torch_threads"] == torch.get_num_threads()
@@ -48,26 +48,26 @@ def test_lock(recipe) -> None:
 
 
 def test_what_changes_a_result_changes_the_content(recipe) -> None:
-    known = content(recipe(), installed(), "cpu")
+    known = run_key(recipe(), installed(), "cpu")
     for override in (
         *("seed=1", "quantize.weights.bits=5", "data.calibration.images=16", "data.batch_size=8"),
         *("techniques.0.use=baseline.mse", "calibration.loss=none", "data.evaluation.images=9"),
     ):
-        assert content(recipe(override), installed(), "cpu") != known, override
-    assert content(recipe(), installed(), "cuda:0") != known
+        assert run_key(recipe(override), installed(), "cpu") != known, override
+    assert run_key(recipe(), installed(), "cuda:0") != known
 
 
 def test_what_changes_no_result_does_not(recipe) -> None:
-    known = content(recipe(), installed(), "cuda:0")
-    assert content(recipe("name=another", "paper.title=another"), installed(), "cuda:1") == known
+    known = run_key(recipe(), installed(), "cuda:0")
+    assert run_key(recipe("name=another", "paper.title=another"), installed(), "cuda:1") == known
 
 
 def test_code_that_is_in_no_file_answers_for_no_other_run(recipe) -> None:
     registry = copy.copy(installed())
     base = registry.techniques["baseline.minmax"]
     registry.techniques = {"baseline.minmax": type("Typed", (base,), {"__module__": "__console__"})}
-    assert content_if_known(recipe(), registry, "cpu") is None
-    assert lock(recipe(), known_by=None, device="cpu", hashes={}, registry=registry)["code"] == {}
+    assert run_key_if_known(recipe(), registry, "cpu") is None
+    assert lock(recipe(), run_key=None, device="cpu", hashes={}, registry=registry)["code"] == {}
 
 
 def test_what_other_plugins_bring_to_every_run_counts(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_what_other_plugins_bring_to_every_run_counts(recipe, tmp_path: Path, mo
     monkeypatch.syspath_prepend(tmp_path)
     import newcomer
 
-    known, found = content(recipe(), installed(), "cpu"), set()
+    known, found = run_key(recipe(), installed(), "cpu"), set()
     for more in (
         {"adapters": [*installed().adapters, Adapter("timm.layers:Strange", newcomer.build)]},
         {"blocks": [*installed().blocks, "newcomer:Block"]},
@@ -84,7 +84,7 @@ def test_what_other_plugins_bring_to_every_run_counts(recipe, tmp_path: Path, mo
     ):
         registry = copy.copy(installed())
         vars(registry).update(more)
-        found.add(content(recipe(), registry, "cpu"))
+        found.add(run_key(recipe(), registry, "cpu"))
     assert known not in found
 
 
@@ -129,5 +129,5 @@ def test_what_changes_during_a_run_makes_it_answer_for_no_other(recipe, tmp_path
     monkeypatch.setattr(zoo, "key", lambda self: {"version": version[0]})
     for stage, known in (("ranges", False), ("none", True)):
         result = run(recipe(*FEW), out=tmp_path / stage, observers=[Edits(stage)])
-        assert (written(tmp_path / stage)["content"] is not None) == known
+        assert (written(tmp_path / stage)["run_key"] is not None) == known
         assert any("changed during the run" in warning for warning in result.warnings) != known

@@ -16,7 +16,7 @@ from torch import nn
 from qplug import InputError
 from qplug.models.equivalence import EquivalenceCheck
 from qplug.models.zoo import ZOO
-from qplug.pipeline.stages.rewrite import rewrite
+from qplug.pipeline.stages.rewrite import rewrite_modules
 
 
 def zoo(name):
@@ -130,7 +130,7 @@ def test_token_mixers_start_as_copies_and_the_function_stays(build, sizes, mixer
     images = torch.randn(2, *sizes)
     before, count = model(images), sum(p.numel() for p in model.parameters())
     step = make(TokenMixers, groups=4)
-    changes = rewrite(model, steps(step), EquivalenceCheck(model, images))
+    changes = rewrite_modules(model, steps(step), EquivalenceCheck(model, images))
     assert [change.where for change in changes] == [f"blocks.{i}.{mixers}" for i in range(len(model.blocks))]
     assert {(c.preserves, c.reason) for c in changes} == {(True, "one token mixer → 4, each for a group of channels")}
     torch.testing.assert_close(model(images), before)
@@ -154,7 +154,7 @@ def test_each_group_of_channels_has_a_mixer_of_its_own(channels, groups, sizes):
 def test_all_of_them_together_leave_a_model_that_computes():
     model = zoo("resmlp_digits")
     images = torch.randn(2, 1, 8, 8)
-    changes = rewrite(model, steps(Norm, BoundedActivation, TokenMixers), EquivalenceCheck(model, images))
+    changes = rewrite_modules(model, steps(Norm, BoundedActivation, TokenMixers), EquivalenceCheck(model, images))
     assert [(change.technique, change.preserves) for change in changes] == [
         *[("qmlp.norm", False)] * 9,
         *[("qmlp.bounded_activation", False)] * 4,
@@ -165,7 +165,7 @@ def test_all_of_them_together_leave_a_model_that_computes():
 
 def test_bounds_hold_on_every_input():
     model = zoo("convmixer_digits")
-    rewrite(model, steps(make(BoundedActivation, alpha=0.5)), None)
+    rewrite_modules(model, steps(make(BoundedActivation, alpha=0.5)), None)
     seen = []
     for module in model.modules():
         if isinstance(module, Pact):

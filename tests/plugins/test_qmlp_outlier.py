@@ -14,7 +14,7 @@ from plugin_toys import make
 from qplug_plugins.qmlp import Norm
 
 from qplug.models.zoo import ZOO
-from qplug.pipeline.stages.rewrite import rewrite
+from qplug.pipeline.stages.rewrite import rewrite_modules
 from qplug.training.supervised.zoo import fit, tensors
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def test_both_together_are_best(hurt):
 def test_layer_norm_recovers_all_after_training_unless_it_keeps_the_outlier(hurt, start):
     """Ten epochs of fine-tuning after the rewrite."""
     entry, model = ZOO["resmlp_digits"], planted()
-    rewrite(model, steps(make(Norm, start=start)), None)
+    rewrite_modules(model, steps(make(Norm, start=start)), None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         fit(model.requires_grad_(True), *tensors(entry, "train"), epochs=10)

@@ -8,7 +8,7 @@ from qplug import Plan, QuantSpec, Site, SiteKind, UniformQuantizer
 from qplug.core.errors import InputError
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.models.attention import MatMul
-from qplug.pipeline.stages.rewrite import rewrite
+from qplug.pipeline.stages.rewrite import rewrite_modules
 from qplug.quantization.accounting import CONVENTIONS, convention
 from qplug.quantization.costs import account, costs, uniform_plan
 from qplug.quantization.plan import Decision
@@ -129,7 +129,7 @@ def architecture(name):
     if mixers:
         technique = installed().techniques["qmlp.token_mixers"]
         step = technique(technique.Config(use="qmlp.token_mixers", groups=int(mixers[0])))
-        assert len(rewrite(model, TechniqueCaller([step], installed(), 0), None)) == 12
+        assert len(rewrite_modules(model, TechniqueCaller([step], installed(), 0), None)) == 12
     image = torch.zeros(1, 3, 224, 224)
     make_explicit(model, ADAPTERS, torch.randn(1, 3, 224, 224))
     return model, find_sites(model, image)

@@ -14,9 +14,9 @@ from paths import RECIPES
 from torch import Tensor, nn
 
 from qplug import load_recipe, run
+from qplug.export.calls import INPUT, LOGITS
 from qplug.export.formats.choice import EXPECTED, choose_by_processor
 from qplug.export.formats.onnx_file import onnx_file
-from qplug.export.formats.trace import INPUT, LOGITS
 from qplug.export.speed import session
 from qplug.quantization.plan import Plan
 

@@ -12,7 +12,8 @@ import qplug
 from qplug.hooks.registry import installed
 from qplug.models.float_model import FloatModel
 from qplug.models.zoo import ZOO, weights
-from qplug.pipeline.run import RunResult, run
+from qplug.pipeline.results import RunResult
+from qplug.pipeline.run import run
 from qplug.recipe.schema import recipe_type
 
 

@@ -75,7 +75,7 @@ def write_run(
         import json
 
         run.write_text("recipe.yaml", json.dumps(recipe))  # JSON is YAML
-        known = {"format": FORMAT, "qplug": "0", "content": content or folder.name, "seed": recipe["seed"]}
+        known = {"format": FORMAT, "qplug": "0", "run_key": content or folder.name, "seed": recipe["seed"]}
         hashes = {"model": model, "evaluation_images": evaluation, "calibration_images": []}
         more = {"packages": {}, "code": {}, "machine": {"device": "cpu"}, **(lock or {})}
         run.write_json("lock.json", {**known, "hashes": hashes, **more})

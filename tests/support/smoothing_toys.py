@@ -14,7 +14,7 @@ from qplug.core.types import Granularity, NormGroup, QuantSpec, Smoothing
 from qplug.hooks.caller import TechniqueCaller
 from qplug.hooks.registry import installed
 from qplug.models.equivalence import EquivalenceCheck
-from qplug.pipeline.stages.smooth import smooth
+from qplug.pipeline.stages.smooth import smooth_groups
 from qplug.quantization.calibration.statistics import SiteStats
 from qplug.recipe.schema import Quantize
 
@@ -91,13 +91,15 @@ def moved(model: nn.Module, before: nn.Module, images: Tensor) -> float:
 
 def smoothed(model: nn.Module, images: Tensor, *techniques: Any, **quantize: Any) -> list[str]:
     """Smooth ``model`` in place, at 4 bits unless ``quantize`` says otherwise; the norms that changed, step by step."""
-    from qplug.pipeline.stages.assign import resolve
+    from qplug.pipeline.specs import resolve
 
     found, calibration = calibrated(model, images)
     section = {"weights": {"bits": 4}, "activations": {"bits": 4}, **quantize}
     specs = resolve(Quantize.model_validate(section), found.sites)
     steps = TechniqueCaller(list(techniques), installed(), seed=0)
-    return [c.where for c in smooth(model, steps, calibration, found, specs, EquivalenceCheck(model, images[:4]))]
+    return [
+        c.where for c in smooth_groups(model, steps, calibration, found, specs, EquivalenceCheck(model, images[:4]))
+    ]
 
 
 def smoothed_real(shared: Path, name: str, *techniques: Any, **quantize: Any) -> tuple[list[str], float]:

@@ -15,7 +15,7 @@ from qplug.core.distributed import launched
 from qplug.core.errors import InputError, QplugError
 from qplug.core.storage.run_folder import FILES, Run, read_run
 from qplug.hooks.registry import Registry, installed
-from qplug.pipeline.run_key import content_if_known
+from qplug.pipeline.run_key import run_key_if_known
 
 if TYPE_CHECKING:
     from qplug.core.storage.cache import Cache
@@ -95,7 +95,7 @@ def answer(
         )
     registry = registry or installed()
     known = dict(finished(runs))
-    wanted = [(recipe, content_if_known(recipe, registry, device) or _unknown()) for recipe in recipes]
+    wanted = [(recipe, run_key_if_known(recipe, registry, device) or _unknown()) for recipe in recipes]
     keys = {key for _, key in wanted}
     missing = len(keys - known.keys())
     announce(f"{len(keys)} runs asked for: {len(keys) - missing} finished, {missing} to run in {runs}")
@@ -130,14 +130,14 @@ def finished(runs: Path) -> Iterator[tuple[str, Path]]:
     """(content, folder) of every whole run in ``runs``; of two with one content, the later name."""
     for folder in _folders(runs):
         with suppress(InputError):  # whoever asks for this folder by name is told why; here it answers nothing
-            known_by = read_run(folder).lock.get("content")
-            if known_by:
-                yield known_by, folder
+            key = read_run(folder).lock.get("run_key")
+            if key:
+                yield key, folder
 
 
 def _holds(folder: Path, key: str) -> bool:
     with suppress(InputError):
-        return bool(read_run(folder).lock.get("content") == key)
+        return bool(read_run(folder).lock.get("run_key") == key)
     return False
 
 

@@ -139,7 +139,7 @@ def _setting(run: Run, recipes: Mapping[str, Recipe]) -> dict[str, Any]:
     A run knows images by their content: the one of ``recipes`` that it answers may find them elsewhere.
     """
     recipe = {key: value for key, value in run.recipe.items() if key not in (*WITHOUT_INFLUENCE, "seed", "model")}
-    asked = recipes.get(run.lock["content"])
+    asked = recipes.get(run.lock["run_key"])
     data = recipe["data"] if asked is None else asked.dump()["data"]
     recipe["data"] = {key: value for key, value in data.items() if key != "evaluation"}
     code = {package: digest[:8] for package, digest in run.lock["code"].items()}
@@ -157,7 +157,7 @@ def _distinct(runs: Sequence[Run]) -> list[Run]:
 
 
 def _row(runs: tuple[Run, ...], recipes: Mapping[str, Recipe]) -> Row:
-    asked = recipes.get(runs[0].lock["content"])
+    asked = recipes.get(runs[0].lock["run_key"])
     recipe = asked.dump() if asked else runs[0].recipe
     return Row(recipe.get("name") or runs[0].folder.name, runs, recipe.get("paper"))
 

@@ -8,26 +8,23 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from qplug.analysis.ranges.activations import Range, activation_ranges
 from qplug.analysis.ranges.mixing import CHANNELS, TOKENS, Mixing, mixers, mixing_traces
 from qplug.analysis.ranges.subjects import as_it_is, of_run, rewritten
 from qplug.analysis.sensitivity.measure import SLICE
 from qplug.core.component import Config, DataSource, ModelSource
-from qplug.core.device import full_float32, parse_device
 from qplug.core.types import Change
-from qplug.data.stream import Stream
-from qplug.hooks.caller import TechniqueCaller
-from qplug.hooks.registry import Registry, installed
-from qplug.pipeline.clock import Clock
+from qplug.hooks.registry import Registry
+from qplug.pipeline.context import RunContext
+from qplug.pipeline.stages.load import open_inputs
 from qplug.quantization.calibration.calibrator import watched_sites
 from qplug.quantization.calibration.hessian import TOLERANCE
 
 Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
 
-class Request(Config):
+class RangesRequest(Config):
     """What to look at."""
 
     ranges: bool = Field(True, description="whether to measure the ranges of activations")
@@ -55,7 +52,7 @@ class Look:
 
 
 @dataclass
-class Analysis:
+class RangeAnalysis:
     """What was found out.
 
     Attributes:
@@ -69,24 +66,23 @@ class Analysis:
 
     model: str
     fingerprint: str
-    request: Request
+    request: RangesRequest
     images: int
     looks: dict[str, Look]
     seconds: dict[str, float]
     warnings: list[str] = field(default_factory=list)
 
 
-@full_float32()
-def analyse(
+def analyze(
     model_source: ModelSource,
     images: DataSource,
-    request: Request,
+    request: RangesRequest,
     *,
     after: Path | None = None,
     device: str = "cpu",
     registry: Registry | None = None,
     observers: Sequence[object] = (),
-) -> Analysis:
+) -> RangeAnalysis:
     """Look at a model, and at what became of it.
 
     Args:
@@ -102,23 +98,22 @@ def analyse(
         InputError: something named cannot be used.
         EquivalenceError: a rewrite that promised to preserve the function did not.
     """
-    registry = registry or installed()
-    where = parse_device(device)
-    clock = Clock(TechniqueCaller([], registry, request.seed, observers))
+    with RunContext.of(seed=request.seed, device=device, registry=registry, observers=observers) as ctx:
+        return _analyze(ctx, model_source, images, request, after)
 
-    with clock.stage("load"):
-        source = model_source.load()
-        source.module.to(where)
-        opened = images.open(request.seed)
-        stream = Stream(opened, source.preprocessing, SLICE, where)
-        image: Tensor = source.preprocessing.example().to(where)
 
-    with clock.stage("rewrite"):
-        subjects = {"before": as_it_is(source, image, registry)}
-        if after is not None and after.is_dir():
-            subjects["after"] = of_run(source, after, image, registry)
-        elif after is not None:
-            subjects["after"] = rewritten(source, after, image, next(iter(stream)), registry)
+def _analyze(
+    ctx: RunContext, model_source: ModelSource, images: DataSource, request: RangesRequest, after: Path | None
+) -> RangeAnalysis:
+    with ctx.stage("load"):
+        inputs = open_inputs(ctx, model_source, images, batch_size=SLICE)
+    stream, source = inputs.images, inputs.float_model
+
+    subjects = {"before": as_it_is(ctx, inputs)}
+    if after is not None and after.is_dir():
+        subjects["after"] = of_run(source, after, subjects["before"].image, ctx.registry)
+    elif after is not None:
+        subjects["after"] = rewritten(ctx, inputs, after)
 
     looks = {name: Look(subject.origin, subject.changes) for name, subject in subjects.items()}
     groups = {
@@ -127,13 +122,13 @@ def analyse(
         if request.hessian_probes
     }
     for name, subject in subjects.items() if request.ranges else ():
-        with clock.stage(f"ranges {name}", len(opened)) as advance:
+        with ctx.stage(f"ranges {name}", len(stream.examples)) as advance:
             sites = watched_sites(subject.site_map.sites, softmax=False, layernorm=False)
             looks[name].ranges = activation_ranges(
-                subject.model, sites, subject.depth, stream, len(opened), seed=request.seed, advance=advance
+                subject.model, sites, subject.depth, stream, len(stream.examples), seed=request.seed, advance=advance
             )
     for name, found in groups.items():
-        with clock.stage(f"hessian {name}", request.hessian_probes) as advance:
+        with ctx.stage(f"hessian {name}", request.hessian_probes) as advance:
             subject = subjects[name]
             looks[name].mixing = mixing_traces(
                 subject.model,
@@ -144,18 +139,18 @@ def analyse(
                 seed=request.seed,
                 advance=advance,
             )
-    return Analysis(
+    return RangeAnalysis(
         model=source.name,
         fingerprint=source.fingerprint,
         request=request,
-        images=len(opened),
+        images=len(stream.examples),
         looks=looks,
-        seconds={**clock.seconds, "total": clock.total},
+        seconds={**ctx.clock.seconds, "total": ctx.clock.total},
         warnings=[*(note for subject in subjects.values() for note in subject.notes), *_unsettled(looks, request)],
     )
 
 
-def _unsettled(looks: dict[str, Look], request: Request) -> list[str]:
+def _unsettled(looks: dict[str, Look], request: RangesRequest) -> list[str]:
     """Where the limit ended an estimate, and not its stop."""
     return [
         f"the Hessian traces {name} have not settled to {TOLERANCE:g} after {request.hessian_probes} probes; see their "

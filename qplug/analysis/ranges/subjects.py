@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +11,14 @@ from torch import Tensor, nn
 from qplug.analysis.ranges.depth import Depth, find_depth
 from qplug.core.errors import InputError
 from qplug.core.types import Change
-from qplug.hooks.caller import TechniqueCaller
 from qplug.hooks.registry import Registry, component
-from qplug.models.adapters import make_explicit
-from qplug.models.batchnorm import fold_batchnorms
-from qplug.models.equivalence import EquivalenceCheck
 from qplug.models.float_model import FloatModel
+from qplug.pipeline.context import RunContext
 from qplug.pipeline.load_run import load_planned
-from qplug.pipeline.stages.rewrite import HOOKS, ask_for_training, rewrite
+from qplug.pipeline.results import Inputs, RewrittenModel
+from qplug.pipeline.stages.prepare import prepare
+from qplug.pipeline.stages.rewrite import HOOKS, rewrite
+from qplug.pipeline.warnings import ask_for_training
 from qplug.quantization.sites import SiteMap, find_sites
 from qplug.recipe import load_recipe
 
@@ -56,45 +55,45 @@ class Subject:
         return find_depth(self.model, list(operations), self.image, self.classes)
 
 
-def as_it_is(source: FloatModel, image: Tensor, registry: Registry) -> Subject:
-    """The model itself; ``source.module`` stays as it was."""
-    model = copy.deepcopy(source.module)
-    make_explicit(model, registry.adapters, image)
-    folding = fold_batchnorms(model, image)
-    notes = [source.note] if source.note else []
-    return Subject(model, image, registry.blocks, source.name, folding.changes, notes)
+def as_it_is(ctx: RunContext, inputs: Inputs) -> Subject:
+    """The model itself."""
+    model = rewrite(ctx, inputs, ask=False)
+    source = inputs.float_model
+    return _subject(ctx, model, source.name, [source.note] if source.note else [])
 
 
-def rewritten(source: FloatModel, path: Path, image: Tensor, shown: Tensor, registry: Registry) -> Subject:
-    """The model as the techniques of a recipe rewrite it, and no more: neither trained nor smoothed.
+def rewritten(ctx: RunContext, inputs: Inputs, path: Path) -> Subject:
+    """The model as the techniques of a recipe rewrite it, neither trained nor smoothed.
 
     Args:
-        source: the float model; its module stays as it was.
+        ctx: of the analysis.
+        inputs: the float model, and the images on which rewrites that promise to preserve the function are checked.
         path: of the recipe, whose model and data play no part.
-        image: (1, C, H, W) float32.
-        shown: (B, C, H, W) float32 real images, on which rewrites that promise to preserve the function are held to it.
-        registry: what is installed.
 
     Raises:
         InputError: no technique of the recipe rewrites the model.
         RecipeError: the recipe is wrong.
         EquivalenceError: a rewrite did not keep its promise.
     """
-    recipe = load_recipe(path, registry=registry)
-    steps = TechniqueCaller([component(registry.techniques, step) for step in recipe.techniques], registry, recipe.seed)
-    model = copy.deepcopy(source.module)
-    make_explicit(model, registry.adapters, image)
-    changes = rewrite(model, steps, EquivalenceCheck(model, shown))
-    if not changes:
-        raise InputError(
-            f"no technique of it rewrites {source.name}",
-            where=str(path),
-            fix=f"name a recipe with one that implements {', '.join(HOOKS)} ('qplug techniques NAME' shows the "
-            "hooks of each), or a run folder",
-        )
-    make_explicit(model, registry.adapters, image)
-    folding = fold_batchnorms(model, image)
-    return Subject(model, image, registry.blocks, str(path), changes + folding.changes, ask_for_training(changes))
+    recipe = load_recipe(path, registry=ctx.registry)
+    techniques = [component(ctx.registry.techniques, step) for step in recipe.techniques]
+    with RunContext.of(techniques, recipe.backend, recipe.seed, str(ctx.device), ctx.registry) as own:
+        model = rewrite(own, inputs)
+        changes = list(model.changes)
+        if not changes:
+            raise InputError(
+                f"no technique of it rewrites {inputs.float_model.name}",
+                where=str(path),
+                fix=f"name a recipe with one that implements {', '.join(HOOKS)} ('qplug techniques NAME' shows the "
+                "hooks of each), or a run folder",
+            )
+        return _subject(own, model, str(path), ask_for_training(changes))
+
+
+def _subject(ctx: RunContext, model: RewrittenModel, origin: str, notes: list[str]) -> Subject:
+    model.equivalence = None  # folding BatchNorms is no rewrite of a technique
+    prepare(ctx, model)
+    return Subject(model.module, model.example, ctx.registry.blocks, origin, model.changes, notes)
 
 
 def of_run(source: FloatModel, folder: Path, image: Tensor, registry: Registry) -> Subject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -11,30 +12,29 @@ from pydantic import Field
 from qplug.analysis.sensitivity.correlation import Correlation, correlations
 from qplug.analysis.sensitivity.single import Effect, one_at_a_time, refusal
 from qplug.core.component import Config, DataSource, ModelSource, Technique
-from qplug.core.device import full_float32, parse_device
 from qplug.core.errors import InputError
 from qplug.core.types import Granularity, Site
-from qplug.data.loading import batches, check_disjoint
 from qplug.data.stream import Stream
-from qplug.hooks.caller import TechniqueCaller
-from qplug.hooks.registry import Registry, backend_of, installed
-from qplug.models.adapters import make_explicit
-from qplug.models.batchnorm import fold_batchnorms
-from qplug.pipeline.clock import Clock
-from qplug.pipeline.result_cache import ResultCache
-from qplug.pipeline.stages.assign import RECIPE, QuantizerAssigner, resolve
-from qplug.pipeline.stages.calibrate import PluginCalibration
-from qplug.quantization.calibration.calibrator import Calibration, watched_sites
+from qplug.hooks.registry import Registry
+from qplug.pipeline.assigner import QuantizerAssigner
+from qplug.pipeline.context import RunContext
+from qplug.pipeline.plugin_calibration import PluginCalibration
+from qplug.pipeline.specs import RECIPE
+from qplug.pipeline.stages.calibrate import calibrate
+from qplug.pipeline.stages.load import open_inputs
+from qplug.pipeline.stages.prepare import prepare
+from qplug.pipeline.stages.rewrite import rewrite
+from qplug.quantization.calibration.calibrator import watched_sites
 from qplug.quantization.calibration.hessian import Trace, hessian_traces
 from qplug.quantization.plan import Decision
-from qplug.quantization.sites import SiteMap, find_sites
+from qplug.quantization.sites import SiteMap
 from qplug.recipe.schema import ActivationConfig, Bits, Override, Quantize, Scope, WeightConfig
 
 SLICE = 8
 """Images at a time where gradients are taken: one of DeiT-Ti takes 0.15 GB for its second derivatives."""
 
 
-class Request(Config):
+class SensitivityRequest(Config):
     """What to measure, of which sites."""
 
     bits: tuple[Bits, ...] = Field((8, 6, 4), min_length=1, description="widths at which SQNR is measured")
@@ -109,7 +109,7 @@ class Sensitivity:
 
     model: str
     fingerprint: str
-    request: Request
+    request: SensitivityRequest
     ranges: list[str]
     images: dict[str, int]
     sites: list[Measured]
@@ -118,13 +118,12 @@ class Sensitivity:
     warnings: list[str] = field(default_factory=list)
 
 
-@full_float32()
 def measure(
     model_source: ModelSource,
     calibration: DataSource,
     evaluation: DataSource,
     ranges: Sequence[Technique],
-    request: Request,
+    request: SensitivityRequest,
     *,
     device: str = "cpu",
     registry: Registry | None = None,
@@ -146,74 +145,65 @@ def measure(
         InputError: something named cannot be used, or no technique takes a site.
         PluginError: a technique raised, or answered what it may not.
     """
-    registry = registry or installed()
-    where = parse_device(device)
-    backend = backend_of(request.backend, registry)
-    steps = TechniqueCaller(ranges, registry, request.seed, observers)
-    clock = Clock(steps)
+    with RunContext.of(ranges, request.backend, request.seed, device, registry, observers) as ctx:
+        return _measure(ctx, model_source, calibration, evaluation, request)
 
-    with clock.stage("load"):
-        source = model_source.load()
-        shown, judged = calibration.open(request.seed), evaluation.open(request.seed)
-        check_disjoint(shown, judged)
-        model, prepare = source.module.to(where), source.preprocessing.transform()
-        calibration_images = Stream(shown, source.preprocessing, SLICE, where)
 
-    with clock.stage("sites"):
-        image = source.preprocessing.example().to(where)
-        make_explicit(model, registry.adapters, image)
-        folding = fold_batchnorms(model, image)
-        site_map = find_sites(model, image)
-        sites = chosen(site_map.sites, request)
-        specs = resolve(request.quantize(), sites)
+def _measure(
+    ctx: RunContext, source: ModelSource, calibration: DataSource, evaluation: DataSource, request: SensitivityRequest
+) -> Sensitivity:
+    with ctx.stage("load"):
+        inputs = open_inputs(ctx, source, calibration, evaluation, batch_size=SLICE, evaluation_seed=request.seed)
+    judged, stream = inputs.evaluation, inputs.images
+    assert judged is not None
+    rewritten = rewrite(ctx, inputs, ask=False)
+    sites = prepare(ctx, rewritten, request.quantize(), functools.partial(chosen, request=request))
+    statistics = calibrate(ctx, inputs, rewritten, sites, "kl")
+    model = rewritten.module
+    PluginCalibration(ctx.caller, model, stream, sites.asked).show_rest()
 
-    with clock.stage("statistics", len(shown)) as advance:
-        statistics = Calibration(model, sites, len(shown), request.seed)
-        statistics.collect(calibration_images, "kl" if steps.need_gradients() else None, advance)
-        PluginCalibration(steps, model, calibration_images, specs).show_rest()
-
-    with clock.stage("ranges", len(sites)) as advance:
-        fitter = QuantizerAssigner(steps, statistics, specs, sites, ResultCache(None, clock, registry.quantizers))
-        decisions = fitter.decide((RECIPE, {}), advance)
-        reasons = {name: refusal(model, backend, decision) for name, decision in decisions.items()}
+    with ctx.stage("ranges", len(sites.watched)) as advance:
+        quantizers = QuantizerAssigner(ctx.caller, statistics, sites.specs, sites.watched, ctx.results)
+        decisions = quantizers.decide((RECIPE, {}), advance)
+        reasons = {name: refusal(model, ctx.backend, decision) for name, decision in decisions.items()}
         decisions = {name: decision for name, decision in decisions.items() if reasons[name] is None}
 
-    with clock.stage("sqnr", len(decisions)) as advance:
+    with ctx.stage("sqnr", len(decisions)) as advance:
         sqnr_db: dict[str, dict[int, float]] = {}
         for name, decision in decisions.items():
-            sqnr_db[name] = {bits: fitter.sqnr_db(decision.site, bits) for bits in request.bits}
+            sqnr_db[name] = {bits: quantizers.sqnr_db(decision.site, bits) for bits in request.bits}
             advance(len(sqnr_db))
 
-    with clock.stage("drop", len(decisions) * -(-len(judged) // request.batch_size)) as advance:
-        stream = (images for images, _ in batches(judged, prepare, request.batch_size, where))
-        effects = one_at_a_time(model, backend, decisions.values(), stream, advance)
+    with ctx.stage("drop", len(decisions) * -(-len(judged) // request.batch_size)) as advance:
+        batched = Stream(judged, inputs.float_model.preprocessing, request.batch_size, ctx.device).once()
+        effects = one_at_a_time(model, ctx.backend, decisions.values(), batched, advance)
 
     traces: dict[str, Trace] = {}
     weights = [name for name, decision in decisions.items() if decision.site.kind.is_weight]
     if request.hessian_probes and weights:
-        with clock.stage("hessian", request.hessian_probes) as advance:
+        with ctx.stage("hessian", request.hessian_probes) as advance:
             traces = hessian_traces(
-                model, weights, calibration_images, probes=request.hessian_probes, seed=request.seed, advance=advance
+                model, weights, stream, probes=request.hessian_probes, seed=request.seed, advance=advance
             )
 
     measured = [
-        Measured(decision, sqnr_db[name], effects[name], traces.get(name), _perturbation(fitter, decision))
+        Measured(decision, sqnr_db[name], effects[name], traces.get(name), _perturbation(quantizers, decision))
         for name, decision in decisions.items()
     ]
     return Sensitivity(
-        model=source.name,
-        fingerprint=source.fingerprint,
+        model=inputs.float_model.name,
+        fingerprint=inputs.float_model.fingerprint,
         request=request,
-        ranges=[technique.name() for technique in ranges],
-        images={"calibration": len(shown), "evaluation": len(judged)},
+        ranges=[technique.name() for technique in ctx.caller.techniques],
+        images={"calibration": len(stream.examples), "evaluation": len(judged)},
         sites=measured,
         correlations=correlated(measured),
-        seconds={**clock.seconds, "total": clock.total},
-        warnings=[*_notes(source.note, site_map, reasons), *folding.note(), *steps.idle()],
+        seconds={**ctx.clock.seconds, "total": ctx.clock.total},
+        warnings=[*_notes(inputs.float_model.note, sites.site_map, reasons), *sites.folding.note(), *ctx.caller.idle()],
     )
 
 
-def chosen(sites: Sequence[Site], request: Request) -> list[Site]:
+def chosen(sites: Sequence[Site], request: SensitivityRequest) -> list[Site]:
     """The sites in scope that a pattern of the request matches; raises ``InputError`` for one that matches none."""
     inside = watched_sites(sites, request.scope.softmax, request.scope.layernorm)
     patterns = [Override(match=pattern, skip=True) for pattern in request.match]
@@ -242,10 +232,10 @@ def correlated(measured: Sequence[Measured]) -> dict[str, list[Correlation]]:
     return found
 
 
-def _perturbation(fitter: QuantizerAssigner, decision: Decision) -> float:
+def _perturbation(quantizers: QuantizerAssigner, decision: Decision) -> float:
     if not decision.site.kind.is_weight:
         return float("nan")
-    stats = fitter.stats(decision.site)
+    stats = quantizers.stats(decision.site)
     quantizer = decision.quantizer.to(stats.sample.device)
     return float(stats.value_error(quantizer.infer(stats.sample), Granularity.PER_TENSOR))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qplug.core.errors import InputError
 from qplug.models.surgery import replace
-from qplug.pipeline.stages.evaluate import signal_and_noise, top1
+from qplug.pipeline.accuracy import signal_and_noise, top1
 from qplug.quantization.backends import Backend
 from qplug.quantization.plan import Decision, Plan
 

@@ -13,13 +13,13 @@ from qplug.cli.report.sensitivity import LOSS
 
 if TYPE_CHECKING:
     from qplug.analysis.ranges.activations import Range
-    from qplug.analysis.ranges.analyze import Analysis, Look
+    from qplug.analysis.ranges.analyze import Look, RangeAnalysis
     from qplug.analysis.ranges.mixing import Mixing, Role
 
 ROLES: tuple[Role, ...] = ("token", "channel")
 
 
-def summary(found: Analysis) -> dict[str, Any]:
+def summary(found: RangeAnalysis) -> dict[str, Any]:
     """Everything that ``--json`` prints; positions are fractions of the depth, between 0 and 1."""
     from qplug.analysis.ranges.activations import PERCENTILE, SAMPLED
 
@@ -69,7 +69,7 @@ def _look(look: Look) -> dict[str, Any]:
     }
 
 
-def analysis_tables(found: Analysis) -> list[Table]:
+def analysis_tables(found: RangeAnalysis) -> list[Table]:
     """The ranges, before and after side by side, and the traces of each model."""
     tables = [_ranges(found)] if found.request.ranges else []
     if found.request.hessian_probes:
@@ -83,7 +83,7 @@ def over_all(mixing: Sequence[Mixing], role: Role) -> float:
     return sum(trace.value for trace in traces) / sum(trace.parameters for trace in traces)
 
 
-def _ranges(found: Analysis) -> Table:
+def _ranges(found: RangeAnalysis) -> Table:
     from qplug.analysis.ranges.activations import SAMPLED
 
     looks = found.looks
@@ -135,7 +135,7 @@ def _paired(before: Sequence[Range], after: Sequence[Range]) -> Iterator[tuple[R
             yield from ((None, one) for one in after[k:m])
 
 
-def _mixing(found: Analysis, name: str, look: Look) -> Table:
+def _mixing(found: RangeAnalysis, name: str, look: Look) -> Table:
     columns = ("block", "depth (%)", "token/n", "± s.e.", "channel/n", "± s.e. (channel)", "token/channel")
     rows = []
     for block in dict.fromkeys(one.block for one in look.mixing):
@@ -167,7 +167,7 @@ def _trace(one: Mixing | None) -> tuple[str, str]:
     return f"{one.trace.per_parameter:.2e}", f"{one.trace.standard_error / one.trace.parameters:.0e}"
 
 
-def _origins(found: Analysis) -> list[str]:
+def _origins(found: RangeAnalysis) -> list[str]:
     """What the rewritten model is, and what was changed in it."""
     if "after" not in found.looks:
         return []

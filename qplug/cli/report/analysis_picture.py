@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from qplug.analysis.ranges.activations import Range
-    from qplug.analysis.ranges.analyze import Analysis
+    from qplug.analysis.ranges.analyze import RangeAnalysis
 
 WIDTH, HEIGHT = 10.0, 2.7
 """Inches, of the picture and of a row of panels."""
@@ -23,7 +23,7 @@ SPREAD = 20.0
 """Ratio of the largest to the smallest value above which an axis of ranges is logarithmic."""
 
 
-def draw(found: Analysis, format: str) -> bytes:
+def draw(found: RangeAnalysis, format: str) -> bytes:
     """The picture as the bytes of a ``png`` or ``svg`` file."""
     rows: list[Callable[[Axes, Axes], None]] = []
     if found.request.ranges:
@@ -46,7 +46,7 @@ def _is_block(one: Range) -> bool:
     return one.kind == BLOCK_OUTPUT
 
 
-def _ranges(found: Analysis, title: str, blocks: bool, left: Axes, right: Axes) -> None:
+def _ranges(found: RangeAnalysis, title: str, blocks: bool, left: Axes, right: Axes) -> None:
     panels: tuple[tuple[Axes, str, Callable[[Range], float]], ...] = (
         (left, "largest |x|", lambda one: one.largest),
         (right, "99 % percentile of |x|", lambda one: one.percentile),
@@ -63,7 +63,7 @@ def _ranges(found: Analysis, title: str, blocks: bool, left: Axes, right: Axes) 
             ax.legend(fontsize=8)
 
 
-def _mixing(found: Analysis, left: Axes, right: Axes) -> None:
+def _mixing(found: RangeAnalysis, left: Axes, right: Axes) -> None:
     for name, ax in zip(found.looks, (left, right), strict=False):
         drawn: list[float] = []
         for role in ROLES:

@@ -10,7 +10,7 @@ from qplug.cli.report.screen import Table
 from qplug.quantization.accounting import Convention
 
 if TYPE_CHECKING:
-    from qplug.pipeline.run import Inspection
+    from qplug.analysis.inspect import Inspection
 
 
 def inspection(found: Inspection, model: str) -> dict[str, Any]:

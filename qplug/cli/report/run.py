@@ -12,7 +12,7 @@ from qplug.quantization.accounting import Convention
 
 if TYPE_CHECKING:
     from qplug.core.types import Change
-    from qplug.pipeline.run import RunResult
+    from qplug.pipeline.results import RunResult
 
 Metrics = Mapping[str, Any]
 TRAININGS = {"finetune": "fine-tuning", "qat": "QAT"}

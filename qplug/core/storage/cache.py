@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,3 +184,27 @@ def _decode(kind: str, key: str, content: bytes) -> Entry | None:
     except Exception:  # a damaged or foreign file fails in any way: of JSON, of safetensors, of a key that it lacks
         return None
     return None
+
+
+class CacheSlot:
+    """The place of one result in a cache.
+
+    Attributes:
+        tensors: of the result, on the CPU; ``None`` where it is not in the cache.
+        about: JSON values beside them.
+        keeps: whether a result can be kept here.
+    """
+
+    def __init__(self, cache: Cache | None, kind: str, key: str, entry: Entry | None) -> None:
+        self.tensors: Mapping[str, Tensor] | None = entry.tensors if entry else None
+        self.about: Mapping[str, Any] = entry.about if entry else {}
+        self._place, self._cache, self._start = (kind, key), cache, time.perf_counter()
+        self.keeps = cache is not None
+
+    def keep(
+        self, tensors: Mapping[str, Tensor], seconds: float | None = None, about: Mapping[str, Any] | None = None
+    ) -> None:
+        """Keep a result, which took ``seconds`` to compute, or the time since the slot was made; ``about`` is JSON."""
+        if self._cache is not None:
+            seconds = time.perf_counter() - self._start if seconds is None else seconds
+            self._cache.store(*self._place, tensors, {**(about or {}), "seconds": seconds})

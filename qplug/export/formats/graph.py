@@ -12,7 +12,8 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 
-from qplug.export.formats.trace import INPUT, LOGITS, Call, named, trace
+from qplug.export.calls import INPUT, LOGITS, Call
+from qplug.export.formats.trace import named, trace
 
 OPSET, OPSET_2_BITS = 21, 25
 """The first whose QuantizeLinear has integers of 4 and 16 bits, and the first with integers of 2 bits."""

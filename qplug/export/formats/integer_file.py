@@ -15,13 +15,13 @@ from qplug.export.formats.qdq import Qdq
 from qplug.quantization.plan import Plan
 
 if TYPE_CHECKING:
-    from qplug.pipeline.load_run import Planned
+    from qplug.pipeline.load_run import LoadedRun
 
 OPSET = 20
 """The first in which Gelu is one operator; from 21 on ONNX Runtime 1.32 fails where it moves signed integers."""
 
 
-def integer_file(planned: Planned, saturating: bool = False) -> OnnxFile:
+def integer_file(planned: LoadedRun, saturating: bool = False) -> OnnxFile:
     """The plan, its products of 8-bit integers written out as ONNX Runtime executes them fastest.
 
     Attention from ``qkv`` to its second product is one piece, so its operations are ``joined`` and not among the calls.
@@ -36,6 +36,6 @@ def integer_file(planned: Planned, saturating: bool = False) -> OnnxFile:
     return replace(file, joined=joined)
 
 
-def float_file(planned: Planned) -> OnnxFile:
+def float_file(planned: LoadedRun) -> OnnxFile:
     """The model that a run quantized, without quantizers; its weights are the quantized ones, in float32."""
     return onnx_file(lower(planned.model, Plan(), Qdq()), Plan(), planned.preprocessing.example(), OPSET)

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from qplug.core.version import __version__
+from qplug.export.calls import Call
 from qplug.export.formats.graph import OPSET, OPSET_2_BITS, build, only_logits, widths
 from qplug.export.formats.lowering import float_weights, lower, readers
 from qplug.export.formats.qdq import Qdq
 from qplug.export.formats.qonnx import Qonnx, definition
-from qplug.export.formats.trace import Call
 from qplug.export.runtimes import OnnxRuntime
 
 if TYPE_CHECKING:
     import onnx
     from torch import Tensor, nn
 
-    from qplug.pipeline.load_run import Planned
+    from qplug.pipeline.load_run import LoadedRun
     from qplug.quantization.plan import Plan
 
 
@@ -55,7 +55,7 @@ class OnnxFile:
         return content
 
 
-def qdq_file(planned: Planned, saturating: bool = False) -> OnnxFile:
+def qdq_file(planned: LoadedRun, saturating: bool = False) -> OnnxFile:
     """The plan as QuantizeLinear and DequantizeLinear, all else as plain operators; opset 21, or 25 for 2 bits."""
     opset = _opset(planned)
     example = planned.preprocessing.example()
@@ -63,14 +63,14 @@ def qdq_file(planned: Planned, saturating: bool = False) -> OnnxFile:
     return onnx_file(lower(planned.model, planned.plan, form), planned.plan, example, opset)
 
 
-def qonnx_file(planned: Planned) -> OnnxFile:
+def qonnx_file(planned: LoadedRun) -> OnnxFile:
     """The plan as QONNX's Quant, which the file defines, all else as plain operators; opset 21, or 25 for 2 bits."""
     opset = _opset(planned)
     lowered = lower(planned.model, planned.plan, Qonnx())
     return onnx_file(lowered, planned.plan, planned.preprocessing.example(), opset, [definition(opset)])
 
 
-def _opset(planned: Planned) -> int:
+def _opset(planned: LoadedRun) -> int:
     return OPSET_2_BITS if any(decision.quantizer.bits <= 2 for decision in planned.plan) else OPSET
 
 

@@ -17,14 +17,15 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_structure
 
 from qplug.core.storage.bit_packing import pack_bits
+from qplug.export.calls import INPUT, LOGITS, Call
 from qplug.export.formats.fallback import plain_weight, traced
 from qplug.export.formats.lowering import Format, float_weights, lower
-from qplug.export.formats.trace import INPUT, LOGITS, Call, named, trace
+from qplug.export.formats.trace import named, trace
 from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import Quantizer
 
 if TYPE_CHECKING:
-    from qplug.pipeline.load_run import Planned
+    from qplug.pipeline.load_run import LoadedRun
 
 EXTRA = "qplug.json"
 WIDTHS = (1, 2, 4, 8, 16)
@@ -127,7 +128,7 @@ class TorchFile:
         return buffer.getvalue()
 
 
-def torch_file(planned: Planned) -> TorchFile:
+def torch_file(planned: LoadedRun) -> TorchFile:
     """The plan as operators of torch, weights as packed codes that are decoded at each forward."""
     lowered = lower(planned.model, planned.plan, Plain())
     program, of = trace(lowered, planned.plan.modules(), planned.preprocessing.example())

@@ -10,18 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from qplug.export.calls import Call
 from qplug.export.formats.lowering import operands
-
-INPUT, LOGITS = "input", "logits"
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a planned operation: the names of the values that it reads (masks are not among them) and gives."""
-
-    operation: str
-    inputs: tuple[str, ...]
-    output: str
 
 
 @dataclass

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from qplug.core.errors import ParityError
-from qplug.export.formats.trace import INPUT, LOGITS, Call
+from qplug.export.calls import INPUT, LOGITS, Call
 from qplug.export.parity.differences import Difference
 from qplug.export.parity.fused import FUSED, allowed, along, settle
 from qplug.export.runtimes import Runtime
-from qplug.pipeline.stages.evaluate import top1
+from qplug.pipeline.accuracy import top1
 from qplug.quantization.plan import Plan
 from qplug.quantization.quantizers import Quantizer, RegionQuantizer, UniformQuantizer
 

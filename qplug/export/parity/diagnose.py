@@ -16,11 +16,11 @@ from qplug.quantization.plan import Decision
 
 if TYPE_CHECKING:
     from qplug.hooks.registry import Registry
-    from qplug.pipeline.load_run import Planned
+    from qplug.pipeline.load_run import LoadedRun
 
 
 @contextmanager
-def explained(planned: Planned, format: str, registry: Registry) -> Iterator[None]:
+def explained(planned: LoadedRun, format: str, registry: Registry) -> Iterator[None]:
     """Turn whatever tracing raises into an ``InputError`` that names the site and its quantizer, or the operator."""
     try:
         yield
@@ -30,7 +30,7 @@ def explained(planned: Planned, format: str, registry: Registry) -> Iterator[Non
         raise _refusal(error, planned, format, registry) from error
 
 
-def _refusal(error: Exception, planned: Planned, format: str, registry: Registry) -> InputError:
+def _refusal(error: Exception, planned: LoadedRun, format: str, registry: Registry) -> InputError:
     what = _operator(error)
     for decision in {d.quantizer.kind: d for d in planned.plan}.values():
         try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qplug.export.formats.trace import INPUT, LOGITS, Call
+from qplug.export.calls import INPUT, LOGITS, Call
 from qplug.export.parity.differences import Difference
 
 FUSED = "fused output"

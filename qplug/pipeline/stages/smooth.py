@@ -10,6 +10,9 @@ from torch import nn
 from qplug.core.errors import PluginError
 from qplug.core.types import Change, QuantSpec
 from qplug.models.smoothing import fold
+from qplug.pipeline.context import RunContext
+from qplug.pipeline.plugin_calibration import PluginCalibration
+from qplug.pipeline.results import Inputs, PreparedSites, RewrittenModel
 
 if TYPE_CHECKING:
     from qplug.core.component import Technique
@@ -20,12 +23,30 @@ if TYPE_CHECKING:
 
 
 def smooth(
+    ctx: RunContext, inputs: Inputs, model: RewrittenModel, sites: PreparedSites, statistics: Calibration
+) -> None:
+    """Smooth the model and its statistics in place. Techniques that calibrate by themselves see the images first.
+
+    Raises:
+        EquivalenceError: the model's output moved by more than 1e-4 of its norm.
+        PluginError: a shift or scale that cannot be folded.
+    """
+    assert model.equivalence is not None
+    with ctx.stage("smoothing"):
+        plugins = PluginCalibration(ctx.caller, model.module, inputs.images, sites.asked)
+        model.changes += smooth_groups(
+            model.module, ctx.caller, statistics, sites.site_map, sites.specs, model.equivalence, plugins.show
+        )
+        plugins.show_rest()
+
+
+def smooth_groups(
     model: nn.Module,
-    steps: TechniqueCaller,
+    caller: TechniqueCaller,
     statistics: Calibration,
     site_map: SiteMap,
     specs: Mapping[str, QuantSpec],
-    guard: EquivalenceCheck,
+    equivalence: EquivalenceCheck,
     before: Callable[[Technique], None] | None = None,
 ) -> list[Change]:
     """Let each technique in turn smooth every group, fold what it returns, and hold it to the model's function.
@@ -38,22 +59,22 @@ def smooth(
     """
     inputs = {site.module: site for site in site_map.sites if site.role == "input"}
     changes: list[Change] = []
-    for technique, caller in steps.each_technique("qplug_smooth"):
+    for technique, hook in caller.each_technique("qplug_smooth"):
         mine: list[Change] = []
         if before is not None:
             before(technique)
         for group in site_map.norm_groups(model, specs):
             stats = statistics.stats(inputs[group.linears[0]])
-            smoothing = steps.call(technique, caller, "qplug_smooth", group=group, stats=stats)
+            smoothing = caller.call(technique, hook, "qplug_smooth", group=group, stats=stats)
             if smoothing is None:
                 continue
             try:
                 fold(model, group, smoothing)
             except PluginError as error:
-                error.where = steps.where(technique, "qplug_smooth", group.norm)
+                error.where = caller.where(technique, "qplug_smooth", group.norm)
                 raise
             statistics.smooth(group.linears, smoothing)
             mine.append(Change(group.norm, technique.name(), True, smoothing.reason))
-        guard.check(mine)
+        equivalence.check(mine)
         changes += mine
     return changes

@@ -1,12 +1,12 @@
-"""Reconstruction of a whole model, one block after the other, each beside what has become of those before it."""
+"""Sequential block reconstruction: each block is trained on the outputs of the already quantized blocks."""
 
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,8 @@ from qplug.training.reconstruction.loop import learn
 from qplug.training.reconstruction.losses import LOSSES, OutputLoss, Unit
 from qplug.training.reconstruction.step import Dropped
 
-if TYPE_CHECKING:
-    from qplug.core.component import Technique
-    from qplug.hooks.caller import TechniqueCaller
-    from qplug.pipeline.result_cache import ResultCache
-
-HOOK = "qplug_reconstruct"
+Blame = Callable[[str], AbstractContextManager[None]]
+"""Site, block or operation → a context in which an error names the technique that is at fault."""
 SOFT = 0.05
 """How far a soft bit may be from 0 and from 1 to count as decided."""
 MANY = 0.05
@@ -42,63 +38,94 @@ MANY = 0.05
 
 @dataclass
 class Reconstructor:
-    """Asks the techniques for every block, and learns what they answer.
+    """Learns one block after the other, each on the outputs of the already quantized blocks before it.
 
     Attributes:
-        steps: the techniques.
         backend: lowers blocks.
-        model: the float model, smoothed; its weights become those that were learned.
-        plan: its decisions become those that were learned.
+        model: the float model, smoothed; its weights become the learned ones.
+        plan: its decisions become the learned ones.
         batches: the calibration images, (B, C, H, W) each on the model's device.
-        recall: what need not be learned again, so that a run that was stopped goes on at the block where it was.
         loss: the recipe's ``calibration.loss``, for losses that weigh by its gradients.
         seed: the recipe's.
+        classes: ``module:Class`` of what is one block.
         undecided: block or operation → the share of its bits that were still soft when they were rounded.
     """
 
-    steps: TechniqueCaller
     backend: Backend
     model: nn.Module
     plan: Plan
     batches: Sequence[Tensor]
-    recall: ResultCache
     loss: str
     seed: int
+    classes: Sequence[str]
     undecided: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._floats = Forwards(copy.deepcopy(self.model), self.batches)
+        self._quantized = Forwards(self.backend.apply(copy.deepcopy(self.model), self.plan), self.batches)
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.batches[0].device
 
-    def run(self, depends_on: Callable[[], dict[str, Any]], advance: Callable[[int], None]) -> None:
-        """Reconstruct every block that a technique takes.
+    def blocks(self) -> list[str]:
+        """The paths of all blocks, in the order of execution."""
+        return find_blocks(self.model, self.plan.modules(), self.batches[0][:1], self.classes)
+
+    def block(self, name: str) -> Block:
+        """A block as the techniques see it."""
+        decisions = self.decisions(name)
+        return Block(name, decisions, {d.site.name: self._weight(d) for d in decisions if d.site.kind.is_weight})
+
+    def decisions(self, name: str) -> list[Decision]:
+        """The decisions of a block."""
+        return [d for d in self.plan if within(name, d.site.module)]
+
+    def learn(self, name: str, by: str, settings: Reconstruction, blame: Blame) -> None:
+        """Learn all units of a block.
 
         Args:
-            depends_on: what the result depends on beside the techniques, as ``content_key`` takes it.
-            advance: called with the blocks done.
+            name: of the block.
+            by: the technique that chose ``settings``; part of seeds and reasons.
+            settings: what is learned, and how.
+            blame: unit → a context in which an error names the technique.
         """
-        floats = Forwards(copy.deepcopy(self.model), self.batches)
-        quantized = Forwards(self.backend.apply(copy.deepcopy(self.model), self.plan), self.batches)
-        by = self.recall.identities([*self.steps.techniques, self.backend])
-        for done, name in enumerate(self.blocks()):
-            answer = self.steps.first(HOOK, block=self._block(name))
-            if answer is not None:
-                technique, settings = answer
-                self._check(technique, settings, name)
-                slot = self.recall.slot("reconstruction", lambda: {**depends_on(), "by": by, "block": name})  # noqa: B023
-                if by is None or slot.tensors is None:
-                    self._learn_block(name, technique, settings, floats, quantized)
-                    if by is not None and all(self.recall.comes_back(d.quantizer) for d in self._decisions(name)):
-                        slot.keep(*self._kept(name))
-                else:
-                    self._restore(slot.tensors, slot.about)
-                put(quantized.model, name, lower_block(self.backend, self.model, name, self.plan))
-            gc.collect()  # lowered modules lie in reference cycles: without this those of many blocks are held
-            advance(done + 1)
+        floats, quantized = self._floats, self._quantized
+        units = self._units(name, settings)
+        if units != [name]:
+            floats = floats.within(name)
+            with self.backend.inference(quantized.model):
+                quantized = quantized.within(name)
+        for unit in units:
+            self._learn_unit(unit, by, settings, blame, floats, quantized)
 
-    def notes(self) -> list[str]:
-        """Where more than ``MANY`` of the bits were undecided, one sentence."""
+    def finish(self, name: str) -> None:
+        """Put the block, as the plan has it now, before the blocks that follow."""
+        put(self._quantized.model, name, lower_block(self.backend, self.model, name, self.plan))
+
+    def state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A learned block: its weights, and JSON values of its quantizers and reasons."""
+        decisions = self.decisions(name)
+        weights = {d.site.name: self._weight(d).cpu() for d in decisions if d.site.kind.is_weight}
+        about = {d.site.name: [d.quantizer.to_dict(), d.reason] for d in decisions}
+        undecided = {unit: share for unit, share in self.undecided.items() if within(name, unit)}
+        return weights, {"decisions": about, "undecided": undecided}
+
+    def restore(
+        self, weights: Mapping[str, Tensor], about: Mapping[str, Any], quantizer_of: Callable[[Any], Quantizer]
+    ) -> None:
+        """Take up a block that ``state`` described."""
+        self.undecided |= about["undecided"]
+        for name, (quantizer, reason) in about["decisions"].items():
+            decision = self.plan.decisions[name]
+            if name in weights:
+                self._weight(decision).copy_(weights[name])
+            made = quantizer_of(quantizer).to(self.device)
+            self.plan.decisions[name] = replace(decision, quantizer=made, reason=reason)
+
+    def warnings(self) -> list[str]:
+        """One sentence where more than ``MANY`` of the bits were undecided."""
         many = {unit: share for unit, share in self.undecided.items() if share > MANY}
         if not many:
             return []
@@ -109,62 +136,40 @@ class Reconstructor:
             "raise weight, that of the penalty, or iterations"
         ]
 
-    def blocks(self) -> list[str]:
-        """The paths of all blocks, in the order of execution."""
-        return find_blocks(self.model, self.plan.modules(), self.batches[0][:1], self.steps.blocks)
-
-    def _block(self, name: str) -> Block:
-        decisions = self._decisions(name)
-        return Block(name, decisions, {d.site.name: self._weight(d) for d in decisions if d.site.kind.is_weight})
-
-    def _decisions(self, name: str) -> list[Decision]:
-        return [d for d in self.plan if within(name, d.site.module)]
-
     def _weight(self, decision: Decision) -> Tensor:
         weight = self.model.get_submodule(decision.site.module).weight
         assert isinstance(weight, Tensor)
         return weight.detach()
 
-    def _learn_block(
-        self, name: str, technique: Technique, settings: Reconstruction, floats: Forwards, quantized: Forwards
-    ) -> None:
-        """Learn all units of a block."""
-        units = self._units(name, settings)
-        if units != [name]:
-            floats = floats.within(name)
-            with self.backend.inference(quantized.model):
-                quantized = quantized.within(name)
-        for unit in units:
-            self._learn(unit, technique, settings, floats, quantized)
-
     def _units(self, name: str, settings: Reconstruction) -> list[str]:
         """The block, or those of its operations that have a learner, in the order of execution."""
         if not settings.each_operation:
             return [name]
-        operations = dict.fromkeys(d.site.module for d in self._decisions(name) if d.site.name in settings.learners)
+        operations = dict.fromkeys(d.site.module for d in self.decisions(name) if d.site.name in settings.learners)
         return called(self.model, operations, self.batches[0][:1])
 
-    def _learn(
-        self, unit: str, technique: Technique, settings: Reconstruction, floats: Forwards, quantized: Forwards
+    def _learn_unit(
+        self, unit: str, by: str, settings: Reconstruction, blame: Blame, floats: Forwards, quantized: Forwards
     ) -> None:
         """Learn one unit, and put what it has become into the model, the plan and the quantized model."""
-        decisions = self._decisions(unit)
+        decisions = self.decisions(unit)
         mine = {d.site.name: settings.learners[d.site.name] for d in decisions if d.site.name in settings.learners}
         if not mine:
             return
-        calls, inputs, loss = self._observe(unit, technique, settings, floats, quantized)
+        calls, inputs, loss = self._observe(unit, by, settings, blame, floats, quantized)
         before = self._error(unit, calls, inputs, loss)
         start = {d.site.name: (d, self._weight(d).clone() if d.site.kind.is_weight else None) for d in decisions}
         learned = replace(settings, learners=mine)
         block = lower_block(self.backend, self.model, unit, _with_learners(self.plan, decisions, learned))
-        with seeded(self.seed, technique.name(), unit), self.steps.blame(technique, HOOK, unit):
+        with seeded(self.seed, by, unit), blame(unit):
             learn(block.to(self.device), learned, calls, inputs, loss)
         self.undecided[unit] = undecided = _undecided(mine.values())
         for decision in decisions:
             if decision.site.name in mine:
-                self._take(decision, mine[decision.site.name], technique)
+                with blame(decision.site.name):
+                    self._take(decision, mine[decision.site.name])
         after = self._error(unit, calls, inputs, loss)
-        note = f"{technique.name()}: error of {unit} {before:.4g} → {after:.4g}"
+        note = f"{by}: error of {unit} {before:.4g} → {after:.4g}"
         note += f", {undecided:.1%} of the bits still soft" if undecided else ""
         if not after <= before:
             note += ", so the start was kept"
@@ -178,19 +183,19 @@ class Reconstructor:
         put(quantized.model, unit, lower_block(self.backend, self.model, unit, self.plan))
 
     def _observe(
-        self, unit: str, technique: Technique, settings: Reconstruction, floats: Forwards, quantized: Forwards
+        self, unit: str, by: str, settings: Reconstruction, blame: Blame, floats: Forwards, quantized: Forwards
     ) -> tuple[Calls, Tensor, OutputLoss]:
         """What the float unit is given and gives, what the quantized one is given, and the loss that is asked for."""
         calls = floats.capture(unit)
         with self.backend.inference(quantized.run):
             inputs = quantized.capture(unit).inputs
-        axis = _channel_axis(calls.outputs, [d for d in self._decisions(unit) if d.site.kind.is_weight])
+        axis = _channel_axis(calls.outputs, [d for d in self.decisions(unit) if d.site.kind.is_weight])
         loss = LOSSES[settings.loss]() if isinstance(settings.loss, str) else settings.loss
         block = lower_block(self.backend, self.model, unit, self.plan)
         with (
-            self.steps.blame(technique, HOOK, unit),
+            blame(unit),
             self.backend.inference(block),
-            seeded(self.seed, technique.name(), unit, "loss"),
+            seeded(self.seed, by, unit, "loss"),
         ):
             loss.prepare(Unit(unit, floats.model, block, self.batches, axis, self.loss, self.seed))
         needed = 2 * calls.bytes + sum(kept.numel() * kept.element_size() for kept in loss.buffers())
@@ -198,16 +203,13 @@ class Reconstructor:
             return calls.to(self.device), inputs.to(self.device), loss.to(self.device)
         return calls, inputs, loss
 
-    def _take(self, decision: Decision, learner: Learner, technique: Technique) -> None:
+    def _take(self, decision: Decision, learner: Learner) -> None:
         quantizer, values = learner.harden()
         if values is not None:
             weight = self._weight(decision)
             weight.copy_(values.to(weight))
             if not torch.equal(quantizer.to(weight.device).infer(weight), weight):
-                raise PluginError(
-                    f"a {type(learner).__name__} gave weights that the quantizer which it gave changes",
-                    where=self.steps.where(technique, HOOK, decision.site.name),
-                )
+                raise PluginError(f"a {type(learner).__name__} gave weights that the quantizer which it gave changes")
         self.plan.decisions[decision.site.name] = replace(decision, quantizer=quantizer)
 
     @torch.no_grad()
@@ -221,43 +223,6 @@ class Reconstructor:
                 difference = block(*args, **kwargs) - calls.outputs[images].to(self.device)
                 total += float(loss(difference, images)) * len(images) / len(inputs)
         return total
-
-    def _check(self, technique: Technique, settings: object, block: str) -> None:
-        """Raises ``PluginError`` for an answer that cannot be learned."""
-        where = self.steps.where(technique, HOOK, block)
-        if not isinstance(settings, Reconstruction):
-            raise PluginError(f"expected a Reconstruction, got {type(settings).__name__}", where=where)
-        if not isinstance(settings.loss, OutputLoss) and settings.loss not in LOSSES:
-            what = f"one of {', '.join(LOSSES)} or an OutputLoss was expected as loss, got {settings.loss!r}"
-            raise PluginError(what, where=where)
-        known = {d.site.name: d for d in self._decisions(block)}
-        for name, learner in settings.learners.items():
-            if name not in known or not isinstance(learner, Learner):
-                what = f"'{name}' with a {type(learner).__name__}"
-                raise PluginError(f"a Learner for a site of the block was expected, got {what}", where=where)
-            if learner.bits != known[name].quantizer.bits:
-                what = f"{name} has {known[name].quantizer.bits} bits, its learner {learner.bits}"
-                raise PluginError(what, where=where)
-            missing = set(learner.learned()) - set(settings.rates)
-            if missing:
-                raise PluginError(f"no rate for what is learned as {', '.join(sorted(missing))}", where=where)
-
-    def _kept(self, name: str) -> tuple[dict[str, Tensor], None, dict[str, Any]]:
-        """What has become of a block: weights, quantizers and reasons."""
-        decisions = self._decisions(name)
-        weights = {d.site.name: self._weight(d).cpu() for d in decisions if d.site.kind.is_weight}
-        about = {d.site.name: [d.quantizer.to_dict(), d.reason] for d in decisions}
-        undecided = {unit: share for unit, share in self.undecided.items() if within(name, unit)}
-        return weights, None, {"decisions": about, "undecided": undecided}
-
-    def _restore(self, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        self.undecided |= about["undecided"]
-        for name, (quantizer, reason) in about["decisions"].items():
-            decision = self.plan.decisions[name]
-            if name in weights:
-                self._weight(decision).copy_(weights[name])
-            made = self.recall.quantizer(quantizer).to(self.device)
-            self.plan.decisions[name] = replace(decision, quantizer=made, reason=reason)
 
 
 def _with_learners(plan: Plan, decisions: Sequence[Decision], settings: Reconstruction) -> Plan:

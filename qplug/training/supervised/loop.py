@@ -26,12 +26,12 @@ from qplug.training.supervised.optimize import Average, optimizer_of, rate_facto
 from qplug.training.supervised.task import Task
 
 if TYPE_CHECKING:
+    from qplug.core.storage.cache import CacheSlot
     from qplug.core.types import Advance
-    from qplug.pipeline.result_cache import CacheSlot
 
 
 @dataclass
-class Fit:
+class SupervisedTraining:
     """One training, from its first step or from the last checkpoint.
 
     Attributes:

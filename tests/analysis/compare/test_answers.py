@@ -34,7 +34,7 @@ def test_what_is_missing_is_run_and_what_is_there_is_not(tmp_path, recipe):
     again = answer(recipes, runs, announce=said.append)
     assert [run.folder for run in again.runs] == [run.folder for run in first.runs]
     assert said[-1] == f"2 runs asked for: 2 finished, 0 to run in {runs}"
-    assert sorted(key for key, _ in finished(runs)) == sorted({run.lock["content"] for run in first.runs})
+    assert sorted(key for key, _ in finished(runs)) == sorted({run.lock["run_key"] for run in first.runs})
 
 
 def test_a_recipe_that_cannot_be_run_does_not_keep_the_others_from_running(tmp_path, recipe):
@@ -146,7 +146,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_read(tmp_path):
     assert [run.folder for run in found.runs] == [good]
     text = [str(error) for error in found.failures]
     assert "half: is not a whole run folder: evaluation.safetensors missing" in text[0]
-    assert "format 3 was expected, received 1" in text[1]
+    assert "format 4 was expected, received 1" in text[1]
     assert "qplug 0.1.0" in text[1]
     assert "nowhere: there is no such run folder" in text[2]
 

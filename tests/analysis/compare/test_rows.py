@@ -88,7 +88,7 @@ def test_where_the_calibration_images_lay_makes_no_other_row_of_a_recipe_that_as
     ]
     runs = [read_run(folder) for folder in folders]
     assert len(group(runs)[0].rows) == 2
-    (row,) = group(runs, {run.lock["content"]: Asks() for run in runs})[0].rows
+    (row,) = group(runs, {run.lock["run_key"]: Asks() for run in runs})[0].rows
     assert (row.name, row.seeds) == ("a", [0, 1])
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError, create_model
 from torch import nn
 
 from qplug import Config, InputError, ModelSource
-from qplug.analysis.sensitivity.measure import Request, measure
+from qplug.analysis.sensitivity.measure import SensitivityRequest, measure
 from qplug.data.loading import batches
 from qplug.data.stream import Stream
 from qplug.models.float_model import FloatModel, Preprocessing
@@ -52,7 +52,7 @@ def measured(request=None, *, model=None, ranges=("baseline.hessian",), evaluati
         data(registry, "train", 6),
         data(registry, "test", evaluation),
         techniques,
-        request or Request(),
+        request or SensitivityRequest(),
         registry=registry,
         **more,
     )
@@ -60,7 +60,7 @@ def measured(request=None, *, model=None, ranges=("baseline.hessian",), evaluati
 
 @pytest.fixture(scope="module")
 def found():
-    return measured(Request(bits=(6, 3), hessian_probes=4, batch_size=3))
+    return measured(SensitivityRequest(bits=(6, 3), hessian_probes=4, batch_size=3))
 
 
 def test_every_site_in_scope_has_every_measure(found):
@@ -71,7 +71,17 @@ def test_every_site_in_scope_has_every_measure(found):
     assert found.images == {"calibration": 6, "evaluation": 7}
     assert {one.effect.images for one in found.sites} == {7}
     assert found.warnings == []
-    assert set(found.seconds) == {"load", "sites", "statistics", "ranges", "sqnr", "drop", "hessian", "total"}
+    assert set(found.seconds) == {
+        "load",
+        "rewrite",
+        "sites",
+        "statistics",
+        "ranges",
+        "sqnr",
+        "drop",
+        "hessian",
+        "total",
+    }
     for one in found.sites:
         cheap = ["sqnr_db.6", "sqnr_db.3"]
         if one.site.kind.is_weight:
@@ -127,14 +137,14 @@ def test_correlations_are_taken_apart_for_weights_and_activations(found):
 
 
 def test_the_same_request_gives_the_same_answer_whatever_the_batches(found):
-    again = measured(Request(bits=(6, 3), hessian_probes=4, batch_size=64))
+    again = measured(SensitivityRequest(bits=(6, 3), hessian_probes=4, batch_size=64))
     for one, other in zip(found.sites, again.sites, strict=True):
         assert other.values() == pytest.approx(one.values(), rel=1e-4)
 
 
 def test_scope_and_patterns_choose_sites():
     def names(**values):
-        request = Request(bits=(4,), **values)
+        request = SensitivityRequest(bits=(4,), **values)
         return {one.site.name for one in measured(request, ranges=("toy.minmax",)).sites}
 
     everything = names()
@@ -161,7 +171,7 @@ def test_scope_and_patterns_choose_sites():
 )
 def test_a_pattern_that_matches_nothing_is_refused(pattern, message, fix):
     with pytest.raises(InputError) as caught:
-        measured(Request(match=("head.weight", pattern)))
+        measured(SensitivityRequest(match=("head.weight", pattern)))
     assert message in caught.value.what
     assert fix in caught.value.fix
 
@@ -169,14 +179,14 @@ def test_a_pattern_that_matches_nothing_is_refused(pattern, message, fix):
 def test_what_no_technique_takes_is_refused_and_who_did_nothing_is_named():
     with pytest.raises(InputError, match="no technique of the recipe estimates the range"):
         measured(ranges=("tsptq_vit.v_2sf",))
-    request = Request(bits=(4,), match=("head.weight",))
+    request = SensitivityRequest(bits=(4,), match=("head.weight",))
     assert measured(request, ranges=("tsptq_vit.v_2sf", "toy.minmax")).warnings == [
         "tsptq_vit.v_2sf had nothing to do: no site, norm or module was left for it"
     ]
 
 
 def test_sites_that_the_backend_cannot_execute_are_named_and_the_others_measured():
-    found = measured(Request(bits=(4,)), model=Strange, ranges=("toy.minmax",))
+    found = measured(SensitivityRequest(bits=(4,)), model=Strange, ranges=("toy.minmax",))
     assert not any(one.site.module == "head" for one in found.sites)
     assert len(found.sites) > 20
     assert found.warnings[0] == "the head is strange"
@@ -186,9 +196,9 @@ def test_sites_that_the_backend_cannot_execute_are_named_and_the_others_measured
 
 
 def test_the_drop_has_the_smallest_width_unless_it_has_its_own():
-    assert Request().drop_at == 4
-    assert Request(bits=(8,), drop_bits=3).drop_at == 3
-    one = measured(Request(bits=(8,), drop_bits=3, match=("head.weight",))).sites[0]
+    assert SensitivityRequest().drop_at == 4
+    assert SensitivityRequest(bits=(8,), drop_bits=3).drop_at == 3
+    one = measured(SensitivityRequest(bits=(8,), drop_bits=3, match=("head.weight",))).sites[0]
     assert one.decision.quantizer.bits == 3
     assert list(one.sqnr_db) == [8]
 
@@ -196,7 +206,7 @@ def test_the_drop_has_the_smallest_width_unless_it_has_its_own():
 @pytest.mark.parametrize("values", [{"bits": ()}, {"bits": (1,)}, {"bits": (17,)}, {"drop_bits": 1}, {"match": ("",)}])
 def test_requests_that_cannot_be(values):
     with pytest.raises(ValidationError):
-        Request(**values)
+        SensitivityRequest(**values)
 
 
 def test_images_in_both_sets_are_refused():
@@ -204,7 +214,7 @@ def test_images_in_both_sets_are_refused():
     same = data(registry, "train", 3)
     toy = registry.models["toy"](None)
     with pytest.raises(InputError, match="share 3 examples"):
-        measure(toy, same, same, [registry.techniques["toy.minmax"](None)], Request(), registry=registry)
+        measure(toy, same, same, [registry.techniques["toy.minmax"](None)], SensitivityRequest(), registry=registry)
 
 
 def test_images_are_decoded_once_if_they_fit_and_anew_at_each_pass_otherwise(monkeypatch):
@@ -230,7 +240,7 @@ def test_the_statistics_are_those_of_a_run():
     images = data(toy_registry(), "train", 6).open(0)
     shown, _ = next(batches(images, PREPROCESSING.transform(), 6))
     _, site_map, calibration = calibrated(images=shown)
-    found = measured(Request(bits=(4,)), ranges=("toy.minmax",))
+    found = measured(SensitivityRequest(bits=(4,)), ranges=("toy.minmax",))
     for one in found.sites:
         site = next(site for site in site_map.sites if site == replace(one.site))
         low, high = calibration.stats(site).range(one.decision.spec.granularity)

@@ -13,10 +13,11 @@ from torch import nn
 from qplug import InputError
 from qplug.analysis.sensitivity.single import Effect, one_at_a_time, quantized, refusal
 from qplug.hooks.registry import installed
+from qplug.pipeline.accuracy import Logits, compare
+from qplug.pipeline.assigner import QuantizerAssigner
 from qplug.pipeline.clock import Clock
 from qplug.pipeline.result_cache import ResultCache
-from qplug.pipeline.stages.assign import RECIPE, QuantizerAssigner, resolve
-from qplug.pipeline.stages.evaluate import Logits, compare
+from qplug.pipeline.specs import RECIPE, resolve
 from qplug.quantization.backends.brevitas import BrevitasBackend
 from qplug.quantization.plan import Plan
 from qplug.testing import toy_images

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qplug.analysis.ranges.activations import Range
-from qplug.analysis.ranges.analyze import Analysis, Look, Request
+from qplug.analysis.ranges.analyze import Look, RangeAnalysis, RangesRequest
 from qplug.analysis.ranges.mixing import Mixing
 from qplug.cli.report.analysis import analysis_tables, over_all
 from qplug.cli.report.analysis_picture import draw
@@ -28,7 +28,7 @@ def analysis(probes=9):
         "before": Look("toy", [], BEFORE, MIXING if probes else []),
         "after": Look("r.yaml", [Change("b", "toy.split", True, "one → many")], AFTER, MIXING if probes else []),
     }
-    return Analysis("toy", "ab" * 32, Request(hessian_probes=probes), 3, looks, {"total": 1.0})
+    return RangeAnalysis("toy", "ab" * 32, RangesRequest(hessian_probes=probes), 3, looks, {"total": 1.0})
 
 
 def test_before_and_after_stand_side_by_side():

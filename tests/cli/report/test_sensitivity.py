@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qplug import QuantSpec, Site, SiteKind, UniformQuantizer
-from qplug.analysis.sensitivity.measure import Measured, Request, Sensitivity, correlated
+from qplug.analysis.sensitivity.measure import Measured, Sensitivity, SensitivityRequest, correlated
 from qplug.analysis.sensitivity.single import Effect
 from qplug.cli.report.sensitivity import ranked, sensitivity_tables, summary
 from qplug.cli.report.sensitivity_picture import draw, grid
@@ -39,7 +39,7 @@ SITES = [
 
 
 def result(sites=SITES, **more):
-    request = Request(bits=(8, 4), hessian_probes=8)
+    request = SensitivityRequest(bits=(8, 4), hessian_probes=8)
     values = {
         "images": {"calibration": 32, "evaluation": 50},
         "correlations": correlated(sites),
@@ -78,7 +78,7 @@ def test_the_table_of_sites():
     assert "this site alone has 4 bits" in text
     assert "8 probes (the limit); L = cross-entropy against the float model's own top-1" in text
     settled = result()
-    settled.request = Request(bits=(8, 4), hessian_probes=9)
+    settled.request = SensitivityRequest(bits=(8, 4), hessian_probes=9)
     assert "8 probes (the means have settled)" in sensitivity_tables(settled)[0].plain()
     everything, _ = sensitivity_tables(result())
     assert everything.title == "Sensitivity of toy"

@@ -240,7 +240,7 @@ def test_json_is_strict() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("lock.json", '{"format": 99}', "of format 3 was expected, received 99"),
+        ("lock.json", '{"format": 99}', "of format 4 was expected, received 99"),
         ("lock.json", '{"format": 1, "qplug": "0.1.0"}', "run its recipe again, or read it with qplug 0.1.0"),
         ("lock.json", None, "is not a run folder: lock.json missing"),
         ("lock.json", "{}", "received None"),

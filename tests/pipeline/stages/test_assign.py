@@ -17,9 +17,11 @@ from qplug import (
     SiteKind,
     UniformQuantizer,
 )
+from qplug.pipeline.assigner import QuantizerAssigner
 from qplug.pipeline.clock import Clock
 from qplug.pipeline.result_cache import ResultCache
-from qplug.pipeline.stages.assign import QuantizerAssigner, allocate, resolve
+from qplug.pipeline.specs import resolve
+from qplug.pipeline.stages.allocate import allocate_bits
 from qplug.quantization.accounting import CONVENTIONS
 from qplug.quantization.costs import account
 from qplug.quantization.plan import Plan
@@ -74,11 +76,11 @@ def fitted(known, section, *techniques, offer=BackendOffer("toy:Backend")):  # n
     made = steps(*techniques)
     specs = resolve(section, found.sites)
     fitter = QuantizerAssigner(made, calibration, specs, found.sites, ResultCache(None, Clock(made), {}))
-    allocation, table = allocate(made, fitter, model, found, offer)
+    bits = allocate_bits(made, fitter, model, found, offer)
     seen = []
-    decisions = fitter.decide(allocation, seen.append)
+    decisions = fitter.decide((bits.by, bits.bits), seen.append)
     assert seen == list(range(1, len(decisions) + 1))
-    return decisions, specs.skipped, table
+    return decisions, specs.skipped, bits.table
 
 
 def test_weights_and_activations_get_their_own_specification(known):

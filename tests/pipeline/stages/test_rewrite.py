@@ -11,7 +11,7 @@ import qplug
 from qplug import Rewrite
 from qplug.core.errors import EquivalenceError
 from qplug.models.equivalence import EquivalenceCheck
-from qplug.pipeline.stages.rewrite import rewrite
+from qplug.pipeline.stages.rewrite import rewrite_modules
 
 
 class NoCheck:
@@ -60,7 +60,7 @@ class Modules(Base):
 
 def test_norms():
     model = vit()
-    changes = rewrite(model, steps(Norms), guard(model))
+    changes = rewrite_modules(model, steps(Norms), guard(model))
     assert [(c.where, c.technique, c.preserves, c.reason) for c in changes] == [
         ("blocks.0.norm1", "toy.base", False, "LayerNorm"),
         ("blocks.0.norm2", "toy.base", False, "LayerNorm"),
@@ -71,7 +71,7 @@ def test_norms():
 
 def test_activations():
     model = vit()
-    changes = rewrite(model, steps(Bounds), guard(model))
+    changes = rewrite_modules(model, steps(Bounds), guard(model))
     assert [c.where for c in changes] == ["blocks.0.mlp.act", "blocks.1.mlp.act"]
     assert type(model.blocks[1].mlp.act) is nn.ReLU6
 
@@ -93,14 +93,14 @@ class Learn(Base):
 
 def test_what_a_technique_returns_comes_to_the_models_device():
     model = nn.Sequential(nn.Linear(2, 2, device="meta"), nn.ReLU())
-    rewrite(model, steps(Learn), NoCheck())
+    rewrite_modules(model, steps(Learn), NoCheck())
     assert model[1].bound.device.type == "meta"
 
 
 def test_a_module_under_two_names_is_replaced_under_both():
     act = nn.ReLU()
     model = nn.Sequential(nn.Linear(2, 2), act, nn.Linear(2, 2), act)
-    assert [c.where for c in rewrite(model, steps(Learn), NoCheck())] == ["1"]
+    assert [c.where for c in rewrite_modules(model, steps(Learn), NoCheck())] == ["1"]
     assert model[1] is model[3]
     assert isinstance(model[3], Learned)
 
@@ -118,7 +118,7 @@ class ConvGELU(nn.Module):
 
 def test_a_block_that_is_named_after_its_activation_is_none():
     model = nn.Sequential(ConvGELU())
-    assert [c.where for c in rewrite(model, steps(Learn), NoCheck())] == ["0.act"]
+    assert [c.where for c in rewrite_modules(model, steps(Learn), NoCheck())] == ["0.act"]
 
 
 def test_modules_and_in_eval_mode_and_children_of_what_was_replaced_are_not_asked():
@@ -130,7 +130,7 @@ def test_modules_and_in_eval_mode_and_children_of_what_was_replaced_are_not_aske
             asked.append(name)
             return Modules.qplug_rewrite_module(self, name, module)
 
-    changes = rewrite(model, steps(Watch), guard(model))
+    changes = rewrite_modules(model, steps(Watch), guard(model))
     assert [(c.where, c.preserves) for c in changes] == [("blocks.0.mlp", True), ("blocks.1.mlp", True)]
     assert not model.blocks[0].mlp.training
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 5)
@@ -147,7 +147,7 @@ def test_any_other_module_means_neither_norms_nor_activations():
         def qplug_rewrite_module(self, name, module):
             asked.append(name)
 
-    rewrite(model := vit(), steps(Watch), guard(model))
+    rewrite_modules(model := vit(), steps(Watch), guard(model))
     assert "blocks.0.attn.qkv" in asked
     assert not [name for name in asked if "norm1" in name or name.endswith("act")]
 
@@ -162,7 +162,7 @@ def test_norms_come_first_then_activations_then_modules_and_the_first_step_wins(
         return type("Noting", (technique,), {hook: qplug.hookimpl(answer)})
 
     hooks = ("qplug_rewrite_module", "qplug_bound_activation", "qplug_rewrite_norm")
-    rewrite(
+    rewrite_modules(
         model := vit(),
         steps(*(noting(t, hook) for t, hook in zip((Base, Bounds, Modules), hooks, strict=True))),
         guard(model),
@@ -179,7 +179,7 @@ def test_norms_come_first_then_activations_then_modules_and_the_first_step_wins(
         def qplug_rewrite_norm(self, name, module):
             return Rewrite(nn.Identity(), preserves=False)
 
-    changes = rewrite(model := vit(), steps(Norms, Second), guard(model))
+    changes = rewrite_modules(model := vit(), steps(Norms, Second), guard(model))
     assert [c.technique for c in changes] == ["toy.base"] * 2 + ["toy.second"] * 3
 
 
@@ -193,7 +193,7 @@ def test_every_kind_of_norm_is_offered(module):
         def qplug_rewrite_norm(self, name, module):
             offered.append(name)
 
-    rewrite(model, steps(Watch), guard(model))
+    rewrite_modules(model, steps(Watch), guard(model))
     assert offered == ["0.0"]
 
 
@@ -205,4 +205,4 @@ def test_a_promise_is_checked_whatever_another_rewrite_did():
 
     model = vit()
     with pytest.raises(EquivalenceError, match="moved by"):
-        rewrite(model, steps(Mixed), EquivalenceCheck(model, torch.randn(2, 3, 32, 32)))
+        rewrite_modules(model, steps(Mixed), EquivalenceCheck(model, torch.randn(2, 3, 32, 32)))

@@ -12,7 +12,7 @@ from qplug import EquivalenceError, NormGroup, PluginError, Smoothing
 from qplug.core.types import Change
 from qplug.models.equivalence import EquivalenceCheck
 from qplug.models.smoothing import fold
-from qplug.pipeline.stages.smooth import smooth
+from qplug.pipeline.stages.smooth import smooth_groups
 from qplug.testing import toy_images
 
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_folded_is_refused_and_nothing_is_written(shift, scale, m
 def smoothed(model, images, *techniques):
     model, found, statistics = calibrated(model, images)
     guard = EquivalenceCheck(model, images)
-    return model, found, statistics, smooth(model, steps(*techniques), statistics, found, {}, guard)
+    return model, found, statistics, smooth_groups(model, steps(*techniques), statistics, found, {}, guard)
 
 
 def test_a_whole_model_is_smoothed_and_computes_the_same():

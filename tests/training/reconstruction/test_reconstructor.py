@@ -203,7 +203,7 @@ WRONG = {
     "one of mse, fisher, perturbation, low_rank or an OutputLoss was expected as loss, got 'huber'": lambda block: (
         Reconstruction(steps_of(block), RATES, loss="huber")
     ),
-    "no rate for what is learned as steps": lambda block: Reconstruction(steps_of(block), {}),
+    "no rate for what is learned as step_sizes": lambda block: Reconstruction(steps_of(block), {}),
     "weights that the quantizer which it gave changes": lambda block: Reconstruction(
         {"head.weight": liar(block)}, RATES, iterations=1
     ),

@@ -15,7 +15,7 @@ from train_toys import recipe
 
 from qplug.core.storage.cache import Cache
 from qplug.pipeline.run import run
-from qplug.training.supervised.loop import Fit
+from qplug.training.supervised.loop import SupervisedTraining
 
 SETTINGS = {
     "qat": {"ema": 0.9, "learn": {"zero_points": True}},
@@ -39,7 +39,7 @@ def outcome(tmp_path, name, cache, **more):
 @pytest.mark.parametrize("step", random.Random(0).sample(range(1, 15), 3))
 def test_a_stop_at_any_step_changes_nothing(tmp_path, monkeypatch, stage, step):
     whole, weights, plan = outcome(tmp_path, "whole", None)
-    plain = Fit._step
+    plain = SupervisedTraining._step
 
     def stopped(self, model, parts, number):
         if self.task.name == stage and number == step:
@@ -47,11 +47,13 @@ def test_a_stop_at_any_step_changes_nothing(tmp_path, monkeypatch, stage, step):
         plain(self, model, parts, number)
 
     cache = Cache(tmp_path / "cache")
-    monkeypatch.setattr(Fit, "_step", stopped)
+    monkeypatch.setattr(SupervisedTraining, "_step", stopped)
     with pytest.raises(Killed):
         outcome(tmp_path, "stopped", cache, checkpoint_minutes=0.0)
     seen = []
-    monkeypatch.setattr(Fit, "_step", lambda self, m, p, n: seen.append((self.task.name, n)) or plain(self, m, p, n))
+    monkeypatch.setattr(
+        SupervisedTraining, "_step", lambda self, m, p, n: seen.append((self.task.name, n)) or plain(self, m, p, n)
+    )
     resumed, same, again = outcome(tmp_path, "resumed", cache)
     assert seen[0] == (stage, step)  # not from the start
     assert {name: history.loss for name, history in resumed.trainings.items()} == {

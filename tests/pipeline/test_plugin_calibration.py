@@ -7,11 +7,11 @@ import torch
 from numeric_toys import calibrated, quantize, steps
 
 from qplug import Config, PluginError, QuantizerChoice, Smoothing, Technique, UniformQuantizer, hookimpl, run
-from qplug.analysis.sensitivity.measure import Request, measure
+from qplug.analysis.sensitivity.measure import SensitivityRequest, measure
 from qplug.models.equivalence import EquivalenceCheck
-from qplug.pipeline.stages.assign import resolve
-from qplug.pipeline.stages.calibrate import PluginCalibration
-from qplug.pipeline.stages.smooth import smooth
+from qplug.pipeline.plugin_calibration import PluginCalibration
+from qplug.pipeline.specs import resolve
+from qplug.pipeline.stages.smooth import smooth_groups
 from qplug.testing import toy_images, toy_registry
 from qplug.testing.run import toy_recipe
 
@@ -68,7 +68,7 @@ def shown():
     def see(*techniques):
         chain = steps(*techniques)
         calibrators = PluginCalibration(chain, model, [toy_images(2), toy_images(1)], asked)
-        smooth(model, chain, statistics, found, asked, EquivalenceCheck(model, toy_images(2)), calibrators.show)
+        smooth_groups(model, chain, statistics, found, asked, EquivalenceCheck(model, toy_images(2)), calibrators.show)
         calibrators.show_rest()
         return before, model.get_submodule(NORM).weight
 
@@ -119,6 +119,8 @@ def test_sensitivity_shows_it_too():
         registry.datasets["toy"](registry.datasets["toy"].Config(split=split, images=3)) for split in ("train", "test")
     )
     model = registry.models["toy"](registry.models["toy"].Config())
-    found = measure(model, shown, judged, [Watching(Watching.Config())], Request(bits=(4,)), registry=registry)
+    found = measure(
+        model, shown, judged, [Watching(Watching.Config())], SensitivityRequest(bits=(4,)), registry=registry
+    )
     assert [len(calls) for calls in SEEN.values()] == [1]
     assert found.ranges == ["toy.watching"]

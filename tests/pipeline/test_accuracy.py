@@ -7,7 +7,7 @@ from torch import nn
 
 from qplug import InputError
 from qplug.core.types import MASKED
-from qplug.pipeline.stages.evaluate import Logits, compare, evaluate
+from qplug.pipeline.accuracy import Logits, answers_of, compare
 
 
 def logits(*classes):
@@ -35,7 +35,7 @@ def test_every_model_sees_every_image_once():
         double.weight.copy_(2 * torch.eye(4))
     images, labels = torch.randn(5, 4), torch.arange(5) % 4
     batches = zip(images.split(2), labels.split(2), strict=True)
-    (one, other), truth = evaluate([nn.Identity(), double], batches, done.append)
+    (one, other), truth = answers_of([nn.Identity(), double], batches, done.append)
     assert torch.equal(one.logits, images)
     assert torch.allclose(other.logits, 2 * images)
     assert torch.equal(truth, labels)
@@ -46,7 +46,7 @@ def test_every_model_sees_every_image_once():
 
 def test_a_label_without_an_output_is_refused():
     with pytest.raises(InputError, match="label 4, and the model has 4 outputs"):
-        evaluate([nn.Identity()], [(torch.randn(2, 4), torch.tensor([0, 4]))])
+        answers_of([nn.Identity()], [(torch.randn(2, 4), torch.tensor([0, 4]))])
 
 
 def test_what_is_kept_of_every_image_gives_the_same_figures():
@@ -94,6 +94,6 @@ def test_padding_is_no_part_of_the_sqnr():
 
 def test_labels_of_another_task_are_refused():
     with pytest.raises(InputError, match="the labels are answers to questions, and the model gives classes"):
-        evaluate([nn.Identity()], [(torch.randn(2, 4), torch.zeros(2, 2, dtype=torch.int64))])
+        answers_of([nn.Identity()], [(torch.randn(2, 4), torch.zeros(2, 2, dtype=torch.int64))])
     with pytest.raises(InputError, match="the labels are classes, and the model gives answers to questions"):
-        evaluate([nn.Identity()], [(torch.randn(2, 2, 4), torch.zeros(2, dtype=torch.int64))])
+        answers_of([nn.Identity()], [(torch.randn(2, 2, 4), torch.zeros(2, dtype=torch.int64))])

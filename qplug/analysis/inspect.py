@@ -1,0 +1,57 @@
+"""What of a model can be quantized, and what it would cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qplug.core.component import ModelSource
+from qplug.core.types import Site
+from qplug.hooks.registry import Registry
+from qplug.pipeline.context import RunContext
+from qplug.pipeline.results import Inputs
+from qplug.pipeline.stages.prepare import prepare
+from qplug.pipeline.stages.rewrite import rewrite
+from qplug.quantization.accounting import CONVENTIONS
+from qplug.quantization.costs import costs, uniform_plan
+
+WIDTHS = ((8, 8), (4, 8), (4, 4))
+"""Bits of weights and activations at which costs are counted."""
+
+
+@dataclass
+class Inspection:
+    """What of a model can be quantized.
+
+    Attributes:
+        sites: all of them, the inputs of Softmax and LayerNorm included.
+        total_macs: of one image.
+        float_macs: module → multiply-accumulates that no site covers.
+        float_norms: BatchNorms that could not be folded, each with the reason.
+        costs: convention → bits, as ``W8A8`` → size and bit operations, as ``metrics.costs`` has them, with every
+            operand that has a site quantized.
+    """
+
+    sites: list[Site]
+    total_macs: int
+    float_macs: dict[str, int]
+    float_norms: dict[str, str] = field(default_factory=dict)
+    costs: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+
+    @property
+    def coverage(self) -> float:
+        """Share of multiply-accumulates whose both operands have sites."""
+        return 1.0 - sum(self.float_macs.values()) / self.total_macs if self.total_macs else 0.0
+
+
+def inspect(model_source: ModelSource, registry: Registry | None = None) -> Inspection:
+    """Load a model, make its attention explicit, fold its BatchNorms, list its sites, and count what it costs."""
+    with RunContext.of(registry=registry) as ctx:
+        model = rewrite(ctx, Inputs(model_source.load()), ask=False)
+        sites = prepare(ctx, model)
+    site_map = sites.site_map
+    plans = {f"W{weights}A{inputs}": uniform_plan(site_map, weights, inputs) for weights, inputs in WIDTHS}
+    counted = {
+        name: {bits: costs(model.module, plan, convention) for bits, plan in plans.items()}
+        for name, convention in CONVENTIONS.items()
+    }
+    return Inspection(site_map.sites, site_map.total_macs, site_map.uncovered_macs, sites.folding.left, counted)

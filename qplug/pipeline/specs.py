@@ -1,0 +1,72 @@
+"""What the recipe asks of each site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qplug.core.errors import InputError
+from qplug.core.types import Granularity, QuantSpec, Site
+
+if TYPE_CHECKING:
+    from qplug.recipe.schema import Quantize
+
+RECIPE = "recipe"
+OVERRIDE = "recipe, override"
+
+
+class Specs(dict[str, QuantSpec]):
+    """What the recipe asks of each site that it quantizes, by name.
+
+    Attributes:
+        fixed: sites whose bits an override fixes.
+        skipped: sites that an override leaves in float, and why.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fixed: set[str] = set()
+        self.skipped: dict[str, str] = {}
+
+
+def resolve(quantize: Quantize, sites: Sequence[Site]) -> Specs:
+    """What the recipe asks of each site.
+
+    Raises:
+        InputError: an override that matches no site, or heads asked of a tensor that has none.
+    """
+    specs = Specs()
+    unused = list(quantize.overrides)
+    for site in sites:
+        spec = (quantize.weights if site.kind.is_weight else quantize.activations).spec()
+        override = next((o for o in quantize.overrides if o.matches(site)), None)
+        unused = [o for o in unused if not o.matches(site)]
+        if override is not None and override.skip:
+            specs.skipped[site.name] = f"override {override.match!r}"
+            continue
+        if override is not None:
+            spec = replace(
+                spec,
+                bits=override.bits or spec.bits,
+                granularity=override.granularity or spec.granularity,
+                symmetric=spec.symmetric if override.symmetric is None else override.symmetric,
+            )
+            if spec.symmetric:
+                spec = replace(spec, zero_point="integer")
+            if override.bits:
+                specs.fixed.add(site.name)
+        if spec.granularity is Granularity.PER_HEAD and site.head_axis is None:
+            raise InputError(
+                f"per_head asked of a tensor without heads ({site.kind.value})",
+                where=site.name,
+                fix="ask for it by override, for query, key, value, post_softmax or softmax_input alone",
+            )
+        specs[site.name] = spec
+    if unused:
+        raise InputError(
+            f"the override {unused[0].match!r} matches no site of this model",
+            where="quantize.overrides",
+            fix="qplug inspect MODEL lists the sites and their kinds",
+        )
+    return specs

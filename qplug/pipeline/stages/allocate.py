@@ -1,0 +1,81 @@
+"""Allocate bits to sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from qplug.core.errors import InputError, PluginError
+from qplug.core.types import BackendOffer
+from qplug.pipeline.assigner import QuantizerAssigner
+from qplug.pipeline.context import RunContext
+from qplug.pipeline.results import BitAllocation, PreparedSites, RewrittenModel
+from qplug.pipeline.specs import RECIPE
+from qplug.quantization.accounting import convention
+from qplug.quantization.costs import costs
+from qplug.quantization.plan import Plan
+from qplug.quantization.sqnr_table import SqnrTable
+
+if TYPE_CHECKING:
+    from qplug.hooks.caller import TechniqueCaller
+    from qplug.quantization.sites import SiteMap
+
+
+def allocate(
+    ctx: RunContext, model: RewrittenModel, sites: PreparedSites, quantizers: QuantizerAssigner
+) -> BitAllocation:
+    """The bits that a technique chooses; those of the recipe where none does."""
+    with ctx.stage("bits"):
+        return allocate_bits(ctx.caller, quantizers, model.module, sites.site_map, ctx.offer)
+
+
+def allocate_bits(
+    caller: TechniqueCaller, quantizers: QuantizerAssigner, model: nn.Module, site_map: SiteMap, offer: BackendOffer
+) -> BitAllocation:
+    """Ask the techniques for bits. The table that they see lists no site whose bits an override fixes.
+
+    Args:
+        caller: the techniques.
+        quantizers: makes the quantizers that the table measures and counts.
+        model: the float model, smoothed, and ``site_map``, all its sites: what costs are counted on.
+        offer: of the recipe's backend.
+
+    Raises:
+        PluginError: bits outside 2 … 16, or of a site that the table does not list.
+        InputError: bits that the backend does not have.
+    """
+    if not caller.implements("qplug_allocate_bits"):
+        return BitAllocation(RECIPE)
+    free = [site for site in quantizers.sites if site.name not in quantizers.specs.fixed]
+    specs = {site.name: quantizers.specs[site.name] for site in free}
+
+    def count(bits: Mapping[str, int], accounting: str) -> dict[str, float]:
+        decisions = quantizers.decide((RECIPE, bits), lambda _: None)
+        plan = Plan(decisions, float_macs=site_map.float_macs(decisions), total_macs=site_map.total_macs)
+        return costs(model, plan, convention(accounting))
+
+    table = SqnrTable(free, specs, quantizers.sqnr_db, quantizers.stats, count)
+    answer = caller.first("qplug_allocate_bits", table=table)
+    if answer is None:
+        return BitAllocation(RECIPE, table=table)
+    technique, bits = answer
+    known = {site.name for site in free}
+    wrong = {name: b for name, b in bits.items() if name not in known or not isinstance(b, int) or not 2 <= b <= 16}
+    if wrong:
+        name, value = next(iter(wrong.items()))
+        raise PluginError(
+            f"{len(wrong)} allocations are not of a listed site with 2 … 16 bits, for example {name}: {value!r}",
+            where=caller.where(technique, "qplug_allocate_bits"),
+        )
+    beyond = {name: b for name, b in bits.items() if not offer.has(b)}
+    if beyond:
+        name, value = next(iter(beyond.items()))
+        raise InputError(
+            "the recipe's backend has {} to {} bits, ".format(*offer.bits)
+            + f"and {len(beyond)} allocations are of others, for example {name}: {value}",
+            where=caller.where(technique, "qplug_allocate_bits"),
+            fix="configure the technique for bits that the backend has, or change the backend",
+        )
+    return BitAllocation(technique.name(), bits, table)

@@ -1,0 +1,67 @@
+"""Load the float model and open its data."""
+
+from __future__ import annotations
+
+from qplug.core.component import DataSource, ModelSource
+from qplug.data.loading import check_disjoint
+from qplug.data.stream import Stream
+from qplug.hooks.registry import component
+from qplug.pipeline.context import RunContext
+from qplug.pipeline.results import Inputs
+from qplug.pipeline.run_key import EVALUATION_SEED, run_key_if_known
+from qplug.recipe import Recipe
+
+
+def load(ctx: RunContext, recipe: Recipe) -> Inputs:
+    """What the recipe names: its model, and its calibration, evaluation and training data.
+
+    Raises:
+        InputError: something cannot be loaded, or two sets of data share an example.
+    """
+    data = recipe.data
+    training = None
+    if data.training is not None and (recipe.finetune or recipe.qat):
+        training = component(ctx.registry.datasets, data.training)
+    elif data.training is not None:
+        ctx.warnings.append("data.training is given, and the recipe trains nothing: neither finetune nor qat")
+    with ctx.stage("load"):
+        key = run_key_if_known(recipe, ctx.registry, str(ctx.device)) if ctx.out is not None else None
+        inputs = open_inputs(
+            ctx,
+            component(ctx.registry.models, recipe.model),
+            component(ctx.registry.datasets, data.calibration),
+            component(ctx.registry.datasets, data.evaluation),
+            training,
+            batch_size=data.batch_size,
+        )
+    inputs.run_key = key
+    return inputs
+
+
+def open_inputs(
+    ctx: RunContext,
+    model: ModelSource,
+    calibration: DataSource,
+    evaluation: DataSource | None = None,
+    training: DataSource | None = None,
+    *,
+    batch_size: int,
+    evaluation_seed: int = EVALUATION_SEED,
+) -> Inputs:
+    """The same for components. The evaluation data of a run does not depend on its seed.
+
+    Raises:
+        InputError: as ``load``.
+    """
+    float_model = model.load()
+    files = model.files() if ctx.out is not None else {}
+    images = calibration.open(ctx.seed)
+    judged = evaluation.open(evaluation_seed) if evaluation is not None else None
+    trained = training.open(ctx.seed) if training is not None else None
+    if judged is not None:
+        check_disjoint(images, judged)
+        if trained is not None:
+            check_disjoint(trained, judged, "training")
+    float_model.module.to(ctx.device)
+    stream = Stream(images, float_model.preprocessing, batch_size, ctx.device)
+    return Inputs(float_model, model, stream, judged, trained, files)

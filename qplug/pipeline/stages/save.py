@@ -1,0 +1,86 @@
+"""Save: complete the metrics and warnings of a run, and write its folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qplug.core.storage.hashing import images_digest
+from qplug.core.storage.run_folder import RunFolder
+from qplug.pipeline.context import RunContext
+from qplug.pipeline.results import BitAllocation, Evaluation, Inputs, PreparedSites, RewrittenModel, RunResult
+from qplug.pipeline.run_key import lock, run_key_if_known
+from qplug.pipeline.warnings import model_warnings
+from qplug.pipeline.weights import write_weights
+from qplug.quantization.plan import Plan
+from qplug.recipe import Recipe
+
+
+def save(
+    ctx: RunContext,
+    recipe: Recipe,
+    inputs: Inputs,
+    model: RewrittenModel,
+    sites: PreparedSites,
+    bits: BitAllocation,
+    plan: Plan,
+    evaluation: Evaluation,
+) -> RunResult:
+    """The result of the run, which is written to ``ctx.out``; the folder appears complete or not at all."""
+    metrics: dict[str, Any] = {
+        **evaluation.metrics,
+        "bits.by": bits.by,
+        **{f"seconds.{stage}": seconds for stage, seconds in ctx.clock.seconds.items()},
+        "seconds.total": ctx.clock.total,
+        "cache.seconds_saved": ctx.clock.saved,
+    }
+    if ctx.out is not None and inputs.run_key != run_key_if_known(recipe, ctx.registry, str(ctx.device)):
+        inputs.run_key = None
+        ctx.warnings.append("weights, images or code changed during the run, so it answers for no other run")
+    cache = ctx.results.cache
+    ctx.warnings += [*ctx.caller.idle(), *ctx.caller.notes(), *model_warnings(inputs.float_model, plan)]
+    ctx.warnings += [*sites.folding.note(), *(cache.warnings if cache else [])]
+    table = bits.table.measured() if bits.table else {}
+    result = RunResult(
+        recipe, metrics, plan, table, ctx.warnings, model.trainings, folder=ctx.out, model=evaluation.model
+    )
+    if ctx.out is not None:
+        _write(ctx, result, inputs, model, evaluation)
+    return result
+
+
+def _write(ctx: RunContext, result: RunResult, inputs: Inputs, model: RewrittenModel, evaluation: Evaluation) -> None:
+    assert ctx.out is not None
+    with RunFolder(ctx.out) as folder:
+        for name, text in inputs.files.items():
+            folder.write_text(name, text)
+        result.warnings += write_weights(folder, model.module, result.plan)  # first: metrics.json holds the warnings
+        folder.write_text("recipe.yaml", result.recipe.yaml())
+        folder.write_json(
+            "lock.json",
+            lock(
+                result.recipe,
+                run_key=inputs.run_key,
+                device=str(ctx.device),
+                hashes=_hashes(inputs),
+                registry=ctx.registry,
+            ),
+        )
+        folder.write_json("plan.json", result.plan.to_dict())
+        folder.write_json("metrics.json", {**result.metrics, "warnings": result.warnings})
+        if result.sensitivity:
+            folder.write_json("sensitivity.json", result.sensitivity)
+        if result.trainings:
+            folder.write_json("training.json", {n: history.to_dict() for n, history in result.trainings.items()})
+        if evaluation.logits is not None:
+            folder.write_tensors("evaluation.safetensors", evaluation.logits.by_image())
+
+
+def _hashes(inputs: Inputs) -> dict[str, Any]:
+    """SHA-256 of the model, of each calibration image, and of the other data as a whole."""
+    images = inputs.images.examples
+    sets = {"evaluation_images": inputs.evaluation, "training_images": inputs.training}
+    return {
+        "model": inputs.float_model.fingerprint,
+        "calibration_images": [images.digest(index) for index in range(len(images))],
+        **{name: images_digest(examples) for name, examples in sets.items() if examples is not None},
+    }
