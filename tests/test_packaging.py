@@ -1,4 +1,4 @@
-"""What a newcomer reads and types: constraints, README, changelog, and the check that runs before a change is taken."""
+"""What a newcomer reads and types: constraints, README, docs, changelog, and the check before a change is taken."""
 
 import re
 
@@ -6,6 +6,8 @@ import pytest
 from paths import ROOT
 
 README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+TEXTS = {"README.md": README, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(), **PAGES}
 
 
 def normal(name):
@@ -22,7 +24,7 @@ def test_constraints_are_exact_and_hold_every_direct_dependency():
     assert direct <= {line.partition("==")[0] for line in lines}
 
 
-def test_the_readme_says_one_command_to_run_and_one_to_test():
+def test_the_readme_has_one_command_to_run_and_one_to_test():
     commands = re.findall(r"^python3 -m venv .*$", README, re.MULTILINE)
     assert len(commands) == 2
     assert all("-c constraints.txt" in command for command in commands)
@@ -31,24 +33,62 @@ def test_the_readme_says_one_command_to_run_and_one_to_test():
     assert '"^python3 -m venv .*pytest$" README.md' in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_readme_names_recipes_and_techniques_that_exist():
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_every_recipe_that_a_text_names_exists(name):
+    for recipe in re.findall(r"recipes/[\w/]+\.yaml", TEXTS[name]):
+        assert (ROOT / recipe).is_file(), recipe
+
+
+def test_every_recipe_is_documented():
+    recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml")}
+    rows = re.findall(r"^\| `(recipes/[\w/]+\.yaml)` \|", PAGES["recipes.md"], re.MULTILINE)
+    assert len(rows) == len(set(rows))
+    assert set(rows) == recipes
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_every_file_that_a_text_links_to_exists(name):
+    folder = ROOT / "docs" if name in PAGES else ROOT
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", TEXTS[name]):
+        assert (folder / target).is_file(), target
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    assert set(PAGES) <= set(re.findall(r": ([\w/]+\.md)$", navigation, re.MULTILINE))
+
+
+def test_documented_techniques_are_those_that_exist():
     from qplug.hooks.registry import installed
 
-    for name in re.findall(r"recipes/[\w/]+\.yaml", README):
-        assert (ROOT / name).is_file(), name
     known = installed().techniques
-    for name in re.findall(r"^\| `(\w+\.\w+)` \|", README, re.MULTILINE):
+    page = PAGES["techniques.md"]
+    for name in re.findall(r"^\| `(\w+\.\w+)` \|", page, re.MULTILINE):
         assert name in known, name
-    families = re.findall(r"^\| `(\w+)\.[\w*]+` \|", README, re.MULTILINE)
+    families = re.findall(r"^\| `(\w+)\.[\w*]+` \|", page, re.MULTILINE)
     assert {name.partition(".")[0] for name in known} == set(families)
+    rows = re.findall(r"^\| `(\w+\.[\w*]+)` \|", page, re.MULTILINE)
+    for name in known:
+        assert name in rows or f"{name.partition('.')[0]}.*" in rows, name
 
 
-def test_the_readme_shows_the_example_as_it_is():
+def test_the_page_on_plugins_shows_the_example_as_it_is():
     example = (ROOT / "plugins/qplug-example-plugin/src/qplug_example_plugin/three_sigma.py").read_text()
-    (shown,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class" in block)
+    (shown,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", PAGES["plugins.md"], re.DOTALL)
+        if "qplug.Technique)" in block
+    )
     for line in shown.splitlines():
         if "=" in line and "def" not in line:
             assert line in example, line
+    hooks = re.findall(r"def (qplug_\w+)", shown)
+    assert hooks
+    assert all(f"def {hook}(" in example for hook in hooks)
 
 
 def test_changelog_entries_are_sentences():

@@ -134,7 +134,7 @@ def test_a_folder_whose_norms_are_not_folded_as_in_the_run_is_refused(tmp_path):
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     plan["changes"] = plan["changes"][1:]
     (tmp_path / "run" / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(InputError, match=r"the rewriting of bn1 → conv_stem.conv by core.fold_batchnorm is not that"):
+    with pytest.raises(InputError, match=r"core.fold_batchnorm does not rewrite bn1 → conv_stem.conv as it did"):
         loaded(result, toys)
 
 

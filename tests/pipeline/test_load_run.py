@@ -187,19 +187,38 @@ def test_a_rewrite_that_is_not_made_again_is_refused_by_name(tmp_path, steps):
     assert error.value.where.endswith("plan.json")
 
 
+def example_of(page: str) -> str:
+    """The Python of a page that loads a run."""
+    (example,) = (
+        block for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL) if "load_" in block
+    )
+    return example
+
+
 @pytest.mark.filterwarnings("ignore:Computing zero point of output accumulator:UserWarning:brevitas")
 @pytest.mark.filterwarnings("ignore:Could not compute output scale factor:UserWarning:brevitas")
-def test_the_readmes_example_works(digits, tmp_path, monkeypatch):
-    (example,) = (
-        block
-        for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-        if "load_quantized" in block
-    )
+def test_the_example_on_deploying_works(digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(digits[0].folder, "runs/w6")
     names: dict[str, object] = {}
-    exec(example, names)
+    exec(example_of("docs/deploying.md"), names)
     assert names["logits"].shape == (1, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::Warning")  # of the exporters that it calls
+def test_the_readmes_example_works(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    names: dict[str, object] = {}
+    exec(example_of("README.md"), names)
+    top1, agreement = map(float, capsys.readouterr().out.split()[-2:])
+    assert top1 == names["result"].metrics["quantized.top1"] > 0.9
+    assert agreement > 0.9
+    assert isinstance(names["model"], nn.Module)
+    assert names["export"].path.is_file()
+    assert names["export"].parity is not None
 
 
 # what is wrong
