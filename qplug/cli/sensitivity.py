@@ -145,7 +145,7 @@ def _technique(name: str) -> Technique:
     from qplug.cli.report.catalogue import technique
     from qplug.hooks.registry import installed
 
-    if "qplug_estimate_range" not in technique(installed(), name)["hooks"]:
+    if "qplug_make_quantizer" not in technique(installed(), name)["hooks"]:
         raise InputError(
             f"{name} estimates no ranges",
             where="--ranges",

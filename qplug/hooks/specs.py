@@ -118,13 +118,13 @@ class RunSpecs:
         """
 
     @hookspec(firstresult=True)
-    def qplug_bound_activation(self, name: str, module: nn.Module) -> Rewrite | None:
-        """Replace an activation function (ReLU, GELU, SiLU, …) by a bounded one. Called as ``qplug_rewrite_norm`` is.
+    def qplug_rewrite_activation(self, name: str, module: nn.Module) -> Rewrite | None:
+        """Activation bounding: replace a ReLU, GELU, SiLU, … by a bounded one. Called as ``qplug_rewrite_norm`` is.
 
         Example::
 
             @hookimpl
-            def qplug_bound_activation(self, name, module):
+            def qplug_rewrite_activation(self, name, module):
                 return Rewrite(nn.ReLU6(), preserves=False, reason="bounded to [0, 6]")
         """
 
@@ -197,8 +197,8 @@ class RunSpecs:
         """
 
     @hookspec(firstresult=True)
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
-        """Make the quantizer of one site at one bit width.
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
+        """Range estimation: make the quantizer of one site at one bit width.
 
         Called for every site, and once more for every bit width that an allocator asks about; it must not depend on
         the order. ``stats`` holds ranges, moments and capped samples; see ``qplug.SiteStats``. Stops at the first
@@ -207,16 +207,16 @@ class RunSpecs:
         Example::
 
             @hookimpl
-            def qplug_estimate_range(self, site, spec, stats):
+            def qplug_make_quantizer(self, site, spec, stats):
                 return QuantizerChoice(UniformQuantizer.from_range(stats.min, stats.max, spec), "min-max")
         """
 
     @hookspec(firstresult=True)
-    def qplug_alternate(self, operands: Sequence[Site]) -> int | None:
+    def qplug_alternation_rounds(self, operands: Sequence[Site]) -> int | None:
         """How many times the operands of one operation are fitted again, each against the other as it is quantized.
 
         Called for every linear, convolution and matmul whose two operands are both quantized. 0, or ``None`` from
-        everyone, fits each operand once, against the other in float. In each round ``qplug_estimate_range`` is asked
+        everyone, fits each operand once, against the other in float. In each round ``qplug_make_quantizer`` is asked
         for the weight (or left operand) and then for the input (or right operand), with ``stats`` whose errors are
         those beside the other operand's present quantizer (``SiteStats.given``), so that every technique alternates.
         The first round's weight stands beside an input fitted against the float weight, and rounds end where nothing
@@ -225,7 +225,7 @@ class RunSpecs:
         Example::
 
             @hookimpl
-            def qplug_alternate(self, operands):
+            def qplug_alternation_rounds(self, operands):
                 return 3
         """
 

@@ -60,7 +60,7 @@ class QuantizerAssigner:
         """
         operands, rounds = self._operands[site.module], 0
         if len(operands) == 2:
-            answer = self._steps.first("qplug_alternate", operands=operands)
+            answer = self._steps.first("qplug_alternation_rounds", operands=operands)
             rounds = answer[1] if answer else 0
         asked = operands if rounds else [site]
         specs = [replace(self.specs[s.name], bits=bits.get(s.name, self.specs[s.name].bits)) for s in asked]
@@ -89,7 +89,7 @@ class QuantizerAssigner:
         return found
 
     def _ask(self, site: Site, spec: QuantSpec, stats: SiteStats) -> tuple[Technique, QuantizerChoice]:
-        hook = "qplug_estimate_range"
+        hook = "qplug_make_quantizer"
         for technique, caller in self._steps.each_technique(hook):
             call = functools.partial(self._steps.call, technique, caller, hook, site=site, spec=spec, stats=stats)
             choice = self._recall.choice(technique, site, spec, stats, call)

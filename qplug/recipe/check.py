@@ -126,8 +126,8 @@ def _check_needs(root: Node, named: Named, problems: list[tuple[Place, Problem]]
 
 
 def estimates_ranges(technique: type[Component]) -> bool:
-    """Whether a technique implements ``qplug_estimate_range``."""
-    return implements(technique, "qplug_estimate_range")
+    """Whether a technique implements ``qplug_make_quantizer``."""
+    return implements(technique, "qplug_make_quantizer")
 
 
 def implements(technique: type[Component], hook: str) -> bool:

@@ -81,8 +81,8 @@ def choices(
         sites = {site: sites[site] for site in kinds.values()}
     for site, stats in sites.items():
         for spec in _specs(site):
-            with _Untouched(f"{technique.name()}: qplug_estimate_range", _tensors(stats)):
-                choice = hook.qplug_estimate_range(site=site, spec=spec, stats=stats)
+            with _Untouched(f"{technique.name()}: qplug_make_quantizer", _tensors(stats)):
+                choice = hook.qplug_make_quantizer(site=site, spec=spec, stats=stats)
             if choice is not None:
                 yield site, spec, stats, choice
 
@@ -96,7 +96,7 @@ def rewrites(technique: Technique) -> Iterator[tuple[str, nn.Module, Rewrite]]:
         if is_norm(module):
             call = hook.qplug_rewrite_norm
         elif is_gelu(module):
-            call = hook.qplug_bound_activation
+            call = hook.qplug_rewrite_activation
         with _Untouched(f"{technique.name()}: {call.name}", tuple(model.state_dict().values())):
             rewrite = call(name=name, module=module)
         if rewrite is not None:
@@ -127,7 +127,7 @@ def reconstructions(technique: Technique) -> Iterator[tuple[Block, Reconstructio
     decisions, hook = [], _hooks(technique)
     for site, stats in known.items():
         spec = QuantSpec(4, Granularity.PER_CHANNEL if site.kind.is_weight else Granularity.PER_TENSOR)
-        choice = hook.qplug_estimate_range(site=site, spec=spec, stats=stats)
+        choice = hook.qplug_make_quantizer(site=site, spec=spec, stats=stats)
         quantizer = choice.quantizer if choice else UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
         decisions.append(Decision(site, spec, quantizer, "", "", ""))
     for name in find_blocks(model, dict.fromkeys(site.module for site in known), toy_images(1), BLOCKS):

@@ -36,7 +36,7 @@ class ToyMinMax(Technique):
         use: Literal["toy.minmax"] = "toy.minmax"
 
     @hookimpl(trylast=True)
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
         return QuantizerChoice(UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max")
 

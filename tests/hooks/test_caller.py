@@ -10,7 +10,7 @@ import qplug
 from qplug import InputError, PluginError, QuantSpec, Site, SiteKind
 from qplug.core.types import Event
 
-HOOK = "qplug_estimate_range"
+HOOK = "qplug_make_quantizer"
 SITE = Site("a.input", SiteKind.LINEAR_INPUT, "a", "input", (4,))
 OTHER = Site("b.input", SiteKind.LINEAR_INPUT, "b", "input", (4,))
 
@@ -25,7 +25,7 @@ def technique(name, answer, *, needs=False, **options):
         gradients = needs
 
         @qplug.hookimpl(**options)
-        def qplug_estimate_range(self, site):
+        def qplug_make_quantizer(self, site):
             return answer(site)
 
     return Toy
@@ -66,7 +66,7 @@ def test_one_technique_twice_is_two_steps():
             level: int = 0
 
         @qplug.hookimpl
-        def qplug_estimate_range(self, site):
+        def qplug_make_quantizer(self, site):
             return self.config.level or None
 
     found = steps(Level(Level.Config(level=0)), Level(Level.Config(level=2)), Level(Level.Config(level=3)))
@@ -100,7 +100,7 @@ def fail(error):
 def test_an_error_names_technique_distribution_version_hook_and_site():
     with pytest.raises(PluginError, match="KeyError: 'missing'") as caught:
         ask(steps(fail(KeyError("missing"))))
-    assert caught.value.where == "toy.fails of qplug-toy 1.2.3, qplug_estimate_range at a.input"
+    assert caught.value.where == "toy.fails of qplug-toy 1.2.3, qplug_make_quantizer at a.input"
     assert isinstance(caught.value.__cause__, KeyError)
 
 

@@ -45,7 +45,7 @@ class Watching(Seeing):
         use: Literal["toy.watching"] = "toy.watching"
 
     @hookimpl
-    def qplug_estimate_range(self, site, spec, stats):
+    def qplug_make_quantizer(self, site, spec, stats):
         return QuantizerChoice(UniformQuantizer.from_range(stats.min, stats.max, spec), "min-max")
 
 

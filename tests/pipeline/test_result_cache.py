@@ -30,7 +30,7 @@ class Slow(Technique):
     asked: ClassVar[list[str]] = []
 
     @hookimpl
-    def qplug_estimate_range(self, site, spec, stats):
+    def qplug_make_quantizer(self, site, spec, stats):
         import time
 
         if site.role != "weight":
@@ -98,7 +98,7 @@ class Activations(Technique):
         gain: float = 1.0
 
     @hookimpl
-    def qplug_bound_activation(self, name, module):
+    def qplug_rewrite_activation(self, name, module):
         return Rewrite(Gain(module, self.config.gain), preserves=False)
 
 
@@ -133,8 +133,8 @@ class Derives(Slow):
         factor: float = 1.0
 
     @hookimpl
-    def qplug_estimate_range(self, site, spec, stats):
-        answer = super().qplug_estimate_range(site, spec, stats)
+    def qplug_make_quantizer(self, site, spec, stats):
+        answer = super().qplug_make_quantizer(site, spec, stats)
         if answer is None:
             return None
         base = answer.quantizer
@@ -230,9 +230,9 @@ class Notes(Slow):
         factor: float = 1.0
 
     @hookimpl
-    def qplug_estimate_range(self, site, spec, stats):
+    def qplug_make_quantizer(self, site, spec, stats):
         self.notes.append(f"{site.name} was asked for")
-        return super().qplug_estimate_range(site, spec, stats)
+        return super().qplug_make_quantizer(site, spec, stats)
 
 
 def test_what_a_technique_says_of_an_answer_is_said_again(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ class Raises(Technique):
         use: Literal["trial.raises"] = "trial.raises"
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         if site.name == "blocks.1.mlp.fc2.weight":
             raise ZeroDivisionError("nothing to divide by")
         return None
@@ -131,7 +131,7 @@ class OneKind(Technique):
         use: Literal["trial.one_kind"] = "trial.one_kind"
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         if site.kind.value != "linear_input":
             return None
         return QuantizerChoice(UniformQuantizer.from_range(stats.min, stats.max, spec), "min-max")
@@ -352,7 +352,7 @@ def test_a_device_that_is_not_there(registry, tmp_path, device):
 def test_a_technique_that_raises_is_named(registry, tmp_path):
     error = refused(registry, recipe(registry, "trial.raises", "toy.minmax"), tmp_path, PluginError)
     assert "ZeroDivisionError: nothing to divide by" in str(error)
-    for part in ("trial.raises", "qplug.testing 0", "qplug_estimate_range", "blocks.1.mlp.fc2.weight"):
+    for part in ("trial.raises", "qplug.testing 0", "qplug_make_quantizer", "blocks.1.mlp.fc2.weight"):
         assert part in error.where
     assert isinstance(error.__cause__, ZeroDivisionError)
 

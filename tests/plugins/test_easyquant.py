@@ -68,8 +68,8 @@ def test_the_candidates_are_those_that_are_configured_and_the_first_of_equals_wi
 
 
 def test_the_rounds_are_one_unless_configured():
-    assert make(Cosine).qplug_alternate(operands=()) == 1
-    assert make(Cosine, rounds=4).qplug_alternate(operands=()) == 4
+    assert make(Cosine).qplug_alternation_rounds(operands=()) == 1
+    assert make(Cosine, rounds=4).qplug_alternation_rounds(operands=()) == 4
     assert not Cosine.gradients
 
 

@@ -86,4 +86,4 @@ def test_it_takes_inputs_of_linears_of_the_kinds_asked_for():
     weight = weight_site(torch.randn(4, 8), torch.randn(10, 8))
     assert choose(make(NoisyBias), weight, QuantSpec(4)) is None
     site = Site("conv.input", SiteKind.CONV_INPUT, "conv", "input", (3, 8, 8), channel_axis=-3)
-    assert make(NoisyBias).qplug_estimate_range(site=site, spec=QuantSpec(4), stats=pair[1]) is None
+    assert make(NoisyBias).qplug_make_quantizer(site=site, spec=QuantSpec(4), stats=pair[1]) is None

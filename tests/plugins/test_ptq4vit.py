@@ -347,7 +347,7 @@ def test_heads_are_searched_alone_and_qkv_in_three_groups(toy):
     assert quantizers["blocks.0.attn.matmul_qk.lhs"].scale.shape == (2, 1, 1)
     assert len(quantizers["blocks.0.attn.qkv.weight"].scale.unique()) == 3
     assert quantizers["blocks.0.attn.proj.weight"].scale.dim() == 0
-    assert make(Search, rounds=5).qplug_alternate(operands=()) == 5
+    assert make(Search, rounds=5).qplug_alternation_rounds(operands=()) == 5
 
 
 def test_by_the_cosine_outputs_point_closer_to_the_float_ones(toy):

@@ -106,15 +106,15 @@ def test_relu_and_gelu_are_bounded_and_nothing_else():
 
     pact, relu6 = make(BoundedActivation, alpha=4.0), make(BoundedActivation, to="relu6")
     for module, name in ((nn.ReLU(), "ReLU"), (nn.GELU(), "GELU"), (QuickGELU(), "GELU")):
-        found = pact.qplug_bound_activation(name="act", module=module)
+        found = pact.qplug_rewrite_activation(name="act", module=module)
         assert (float(found.module.alpha), found.preserves) == (4.0, False)
         assert found.reason == f"{name} → PACT, α = 4"
-        found = relu6.qplug_bound_activation(name="act", module=module)
+        found = relu6.qplug_rewrite_activation(name="act", module=module)
         assert found.module(torch.tensor([-1.0, 3.0, 9.0])).tolist() == [0.0, 3.0, 6.0]
         assert found.reason == f"{name} → ReLU6"
     for module in (nn.ReLU6(), nn.SiLU(), nn.Sigmoid(), Pact(1.0)):
-        assert pact.qplug_bound_activation(name="act", module=module) is None
-    assert make(BoundedActivation, match=("x",)).qplug_bound_activation(name="act", module=nn.ReLU()) is None
+        assert pact.qplug_rewrite_activation(name="act", module=module) is None
+    assert make(BoundedActivation, match=("x",)).qplug_rewrite_activation(name="act", module=nn.ReLU()) is None
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_every_channel_keeps_the_codes_of_its_own_quantizer(spec):
     y, weight = planted(offset=3.0)
     technique, _, (_, stats), (site, now) = folded(y, weight, spec)
     own = search(stats, Granularity.PER_CHANNEL, (99.9, 99.99, 99.999), lambda low, high: of_channels(low, high, spec))
-    shared = technique.qplug_estimate_range(site=site, spec=spec, stats=now).quantizer
+    shared = technique.qplug_make_quantizer(site=site, spec=spec, stats=now).quantizer
     assert own.scale.numel() == 8
     assert shared.scale.numel() == shared.zero_point.numel() == 1
     wanted = torch.round(stats.sample / own.scale + own.zero_point).clamp(own.low, own.high)
@@ -102,7 +102,7 @@ def test_every_channel_keeps_the_codes_of_its_own_quantizer(spec):
 @pytest.mark.parametrize("spec", [A4, SYMMETRIC])
 def test_searched_again_after_the_folding_every_channel_finds_the_same(spec):
     technique, _, _, (site, now) = folded(*planted(offset=3.0), spec, percentiles=[99.0])  # one: no ties to break
-    shared = technique.qplug_estimate_range(site=site, spec=spec, stats=now).quantizer
+    shared = technique.qplug_make_quantizer(site=site, spec=spec, stats=now).quantizer
     own = search(now, Granularity.PER_CHANNEL, (99.0,), lambda low, high: of_channels(low, high, spec))
     torch.testing.assert_close(own.scale, shared.scale.expand(8), rtol=1e-4, atol=0.0)
     assert bool((own.zero_point == shared.zero_point).all())
@@ -113,7 +113,7 @@ def test_searched_again_after_the_folding_every_channel_finds_the_same(spec):
 def test_at_other_bits_the_range_stays(spec, bits):
     technique, _, _, (site, now) = folded(*planted(offset=3.0), spec)
     four, other = (
-        technique.qplug_estimate_range(site=site, spec=replace(spec, bits=b), stats=now).quantizer for b in (4, bits)
+        technique.qplug_make_quantizer(site=site, spec=replace(spec, bits=b), stats=now).quantizer for b in (4, bits)
     )
     assert (other.bits, other.signed, other.symmetric) == (bits, four.signed, four.symmetric)
     torch.testing.assert_close(other.scale * other.high, four.scale * four.high)
@@ -125,7 +125,7 @@ def test_a_symmetric_quantizer_gets_scales_alone():
     technique, smoothing, (_, stats), (site, now) = folded(*planted(offset=3.0), SYMMETRIC)
     assert not smoothing.shift.any()
     assert "z̃" not in smoothing.reason
-    assert technique.qplug_estimate_range(site=site, spec=SYMMETRIC, stats=now).quantizer.symmetric
+    assert technique.qplug_make_quantizer(site=site, spec=SYMMETRIC, stats=now).quantizer.symmetric
     assert (now.channel_absmax.max() / now.channel_absmax.min()) < 1.5  # measured: 1.02
     assert (stats.channel_absmax.max() / stats.channel_absmax.min()) > 50
 
@@ -139,7 +139,7 @@ def test_what_it_leaves_to_others():
         (replace(site, source="other"), A4, now),
         (replace(site, source=None), A4, now),
     ):
-        assert technique.qplug_estimate_range(site=other_site, spec=spec, stats=stats) is None
+        assert technique.qplug_make_quantizer(site=other_site, spec=spec, stats=stats) is None
     (_, stats), group = after_norm(y, weight)
     for spec in (None, QuantSpec(4, Granularity.PER_CHANNEL, symmetric=False)):
         assert make(Reparameterize).qplug_smooth(group=replace(group, input_spec=spec), stats=stats) is None
@@ -163,7 +163,7 @@ def test_asymmetric_channels_of_all_sizes_lose_less():
     technique, _, (_, stats), (site, now) = folded(y, weight)
     uniform = UniformQuantizer.from_range(stats.min, stats.max, A4)
     plain = float(stats.output_error(uniform.infer(stats.sample), Granularity.PER_TENSOR))
-    quantizer = technique.qplug_estimate_range(site=site, spec=A4, stats=now).quantizer
+    quantizer = technique.qplug_make_quantizer(site=site, spec=A4, stats=now).quantizer
     ours = float(now.output_error(quantizer.infer(now.sample), Granularity.PER_TENSOR))
     assert ours < 0.1 * plain  # measured: 0.057
 

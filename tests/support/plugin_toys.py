@@ -60,7 +60,7 @@ def weight_site(weight: Tensor, x: Tensor, importance: Tensor | None = None) -> 
 def choose(technique: Any, pair: tuple[Site, SiteStats], spec: QuantSpec) -> QuantizerChoice | None:
     """What the technique makes of a site."""
     site, stats = pair
-    return technique.qplug_estimate_range(site=site, spec=spec, stats=stats)
+    return technique.qplug_make_quantizer(site=site, spec=spec, stats=stats)
 
 
 def oracle(x: Any, scale: Any, zero: Any, low: int, high: int) -> Any:

@@ -26,7 +26,7 @@ class Ranges(Technique):
         mode: Literal["fast", "exact"] = "fast"
 
     @hookimpl
-    def qplug_estimate_range(self, site: Any) -> None:
+    def qplug_make_quantizer(self, site: Any) -> None:
         return None
 
 

@@ -37,7 +37,7 @@ class Rewrites(qplug.Technique):
         return qplug.Rewrite(same, preserves=True, reason="a copy")
 
     @qplug.hookimpl
-    def qplug_bound_activation(self, name, module):
+    def qplug_rewrite_activation(self, name, module):
         from torch import nn
 
         return qplug.Rewrite(nn.ReLU6(), preserves=False, reason="bounded to [0, 6]")
@@ -109,7 +109,7 @@ class Counts(qplug.Technique):
         use: Literal["trial.counts"] = "trial.counts"
 
     @qplug.hookimpl
-    def qplug_estimate_range(self, site, spec, stats):
+    def qplug_make_quantizer(self, site, spec, stats):
         return qplug.QuantizerChoice(qplug.UniformQuantizer.from_range(stats.min, stats.max * next(self.calls), spec))
 
 
@@ -144,7 +144,7 @@ class Forgets(qplug.Technique):
         use: Literal["trial.forgets"] = "trial.forgets"
 
     @qplug.hookimpl
-    def qplug_estimate_range(self, site, spec, stats):
+    def qplug_make_quantizer(self, site, spec, stats):
         class Coarse(qplug.UniformQuantizer):
             def to_dict(self):
                 return super().to_dict() | {"scale": round(self.scale.item(), 1)}
@@ -159,7 +159,7 @@ class OtherBits(qplug.Technique):
         use: Literal["trial.other_bits"] = "trial.other_bits"
 
     @qplug.hookimpl
-    def qplug_estimate_range(self, site, spec, stats):
+    def qplug_make_quantizer(self, site, spec, stats):
         return qplug.QuantizerChoice(
             qplug.UniformQuantizer.from_range(stats.min, stats.max, qplug.QuantSpec(spec.bits + 1))
         )

@@ -16,7 +16,7 @@ class TestContract(TechniqueContract):
 def quantizer(x, spec, site=None, k=3.0):
     stats = SiteStats.from_tensor(x, site)
     technique = ThreeSigma(ThreeSigma.Config(k=k))
-    return technique.qplug_estimate_range(site=stats.site, spec=spec, stats=stats).quantizer
+    return technique.qplug_make_quantizer(site=stats.site, spec=spec, stats=stats).quantizer
 
 
 def test_an_outlier_does_not_stretch_the_range():

@@ -35,7 +35,7 @@ class Hessian(Technique):
         high: float = Field(1.2, ge=1.0, le=4.0, description="largest factor of the min-max range, without unit")
 
     @hookimpl(trylast=True)
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
         from qplug import UniformQuantizer, line_search
 

@@ -26,7 +26,7 @@ class MinMax(Technique):
         use: Literal["baseline.minmax"] = Field("baseline.minmax", description=USE)
 
     @hookimpl(trylast=True)
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
         from qplug import UniformQuantizer
 
@@ -50,7 +50,7 @@ class Ema(Technique):
         momentum: float = Field(0.9, ge=0.0, lt=1.0, description="weight of the past, without unit")
 
     @hookimpl(trylast=True)
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take weights, and activations with one scale."""
         from qplug import UniformQuantizer
 
@@ -82,7 +82,7 @@ class Percentile(Technique):
         percentile: float = Field(99.0, gt=50.0, le=100.0, description="share of values inside the range, percent")
 
     @hookimpl(trylast=True)
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take weights, and activations with one scale."""
         from qplug import UniformQuantizer
 
@@ -114,7 +114,7 @@ class Mse(Technique):
         high: float = Field(1.2, ge=1.0, le=4.0, description="largest factor of the min-max range, without unit")
 
     @hookimpl(trylast=True)
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
         from qplug import UniformQuantizer, line_search
 

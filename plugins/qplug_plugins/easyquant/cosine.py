@@ -39,12 +39,12 @@ class Cosine(Technique):
         rounds: int = Field(1, ge=0, le=100, description="times that weight and activation are searched in turn")
 
     @hookimpl
-    def qplug_alternate(self, operands: Sequence[Site]) -> int:
+    def qplug_alternation_rounds(self, operands: Sequence[Site]) -> int:
         """As often as configured."""
         return int(self.config.rounds)
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
         from qplug import UniformQuantizer, evenly, grid_search
 

@@ -38,7 +38,7 @@ class LogIntSoftmax(Technique):
         step: float = Field(0.0625, gt=0.0, le=0.5, description="step of the integers, in units of Softmax's input")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take post-Softmax sites, whatever their granularity: the scale is 1."""
         from qplug import LogQuantizer
 

@@ -37,7 +37,7 @@ class PowerOfTwoFactor(Technique):
         halvings: int = Field(3, ge=0, le=8, description="K, times that a channel's scale may be halved")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take LayerNorm inputs with one scale."""
         import torch
 

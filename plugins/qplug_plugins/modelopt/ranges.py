@@ -38,7 +38,7 @@ class Max(Technique):
         self.found: dict[str, Found] = quantize(model, entries(specs), "max", images, self.notes)
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec) -> QuantizerChoice | None:
         """Take what ModelOpt calibrated."""
         amax = self.found[site.module].amax.get(site.role) if site.module in self.found else None
         if amax is None or not expressible(site.role, spec):

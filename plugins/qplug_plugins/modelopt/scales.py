@@ -45,7 +45,7 @@ class _Scales(Technique):
         return Smoothing(torch.zeros_like(found.scale), 1.0 / found.scale, "pre_quant_scale of ModelOpt")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec) -> QuantizerChoice | None:
         """Take what ``roles`` name of the linears whose scale could not be folded."""
         from qplug_plugins.modelopt.quantizer import ScaledQuantizer
 

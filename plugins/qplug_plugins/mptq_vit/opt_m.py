@@ -68,7 +68,7 @@ class OptM(Technique):
         fallback: bool = Field(True, description="take a uniform quantizer where that loses less on the sample")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take post-GELU sites with one scale."""
         if site.kind is not SiteKind.POST_GELU or spec.granularity is not Granularity.PER_TENSOR:
             return None

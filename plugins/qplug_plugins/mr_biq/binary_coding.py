@@ -46,7 +46,7 @@ class BinaryCoding(Technique):
         refine: bool = Field(True, description="whether to alternate; else the greedy (or searched) start stays")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take weights, with scales for each channel or for the whole of one, as the recipe says."""
         from qplug_plugins.mr_biq.coding import powers
         from qplug_plugins.mr_biq.fitting import fit_binary, fit_grid, in_groups

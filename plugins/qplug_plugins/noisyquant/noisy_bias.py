@@ -44,7 +44,7 @@ class NoisyBias(Technique):
         ranges: int = Field(20, ge=1, le=2000, description="candidates of n, over [0, 2]")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take inputs of linears that have one scale, channels last."""
         import torch
         from qplug_plugins.noisyquant.quantizer import NoisyQuantizer

@@ -55,12 +55,12 @@ class Search(Technique):
         )
 
     @hookimpl
-    def qplug_alternate(self, operands: Sequence[Site]) -> int:
+    def qplug_alternation_rounds(self, operands: Sequence[Site]) -> int:
         """As often as configured."""
         return int(self.config.rounds)
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
         from qplug import UniformQuantizer, evenly, grid_search
 

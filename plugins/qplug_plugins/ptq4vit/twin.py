@@ -82,7 +82,7 @@ class Twin(Technique):
         candidates: int = Field(100, ge=2, le=1000, description="candidates of a free positive step")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take sites of the configured kinds that have one scale."""
         if spec.granularity is not Granularity.PER_TENSOR or site.kind.value not in self.config.kinds:
             return None

@@ -36,7 +36,7 @@ class BoundedActivation(Technique):
         match: tuple[str, ...] = Field(("*",), description="patterns of the activations to replace", min_length=1)
 
     @hookimpl
-    def qplug_bound_activation(self, name: str, module: nn.Module) -> Rewrite | None:
+    def qplug_rewrite_activation(self, name: str, module: nn.Module) -> Rewrite | None:
         """Take every ReLU and GELU that matches."""
         from qplug_plugins.qmlp.modules import Pact
         from torch import nn

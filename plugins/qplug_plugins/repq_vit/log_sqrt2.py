@@ -35,7 +35,7 @@ class LogSqrt2(Technique):
         percentiles: Percentiles = CANDIDATES
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take post-Softmax sites with one scale."""
         from qplug import LogQuantizer, line_search
 

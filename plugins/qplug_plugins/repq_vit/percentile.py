@@ -66,7 +66,7 @@ class Percentile(Technique):
         percentiles: Percentiles = CANDIDATES
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
         from qplug import UniformQuantizer
 

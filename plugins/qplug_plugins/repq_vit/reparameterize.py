@@ -80,7 +80,7 @@ class Reparameterize(Technique):
         return smoothing
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take the sites of the norms that were folded."""
         import torch
 

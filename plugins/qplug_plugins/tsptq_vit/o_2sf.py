@@ -34,7 +34,7 @@ class O2sf(Technique):
         rounds: int = Field(1, ge=1, le=10, description="times that every group's scale is searched")
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take post-LayerNorm sites with one scale, whose channels are the linear's inputs, and split that scale."""
         import torch
 

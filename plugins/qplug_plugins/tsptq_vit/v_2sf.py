@@ -56,7 +56,7 @@ class V2sf(Technique):
         )
 
     @hookimpl
-    def qplug_estimate_range(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
+    def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take sites of the configured kinds that have one scale and positive values, at 3 bits or more."""
         from qplug import line_search
 

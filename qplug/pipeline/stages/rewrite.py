@@ -16,7 +16,7 @@ from qplug.models.tracing import is_gelu
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import Inputs, RewrittenModel
 
-HOOKS = ("qplug_rewrite_norm", "qplug_bound_activation", "qplug_rewrite_module")
+HOOKS = ("qplug_rewrite_norm", "qplug_rewrite_activation", "qplug_rewrite_module")
 """In the order in which they are asked."""
 ACTIVATIONS = frozenset("ReLU ReLU6 LeakyReLU PReLU ELU SiLU Hardswish Mish Tanh Sigmoid".split())
 

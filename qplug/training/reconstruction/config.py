@@ -21,7 +21,7 @@ class Block:
 
     Attributes:
         name: dotted path of its module.
-        decisions: those of its sites, in model order, as ``qplug_estimate_range`` decided them.
+        decisions: those of its sites, in model order, as ``qplug_make_quantizer`` decided them.
         weights: site name → its float32 weight, for the sites that are weights; do not write to them.
     """
 

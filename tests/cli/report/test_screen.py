@@ -66,7 +66,7 @@ def test_what_is_installed() -> None:
     assert "2 techniques" in text
     assert "toy.ranges  Ranges.       toy (qplug-toy 1.2.3)  a toy" in techniques_table(registry()).plain()
     about, parameters = technique_tables(registry(), "toy.ranges")
-    assert "qplug_estimate_range" in about.plain()
+    assert "qplug_make_quantizer" in about.plain()
     assert parameters.rows[0] == ("percentile", "number ≥ 50.0 ≤ 100.0", "99.9", "per cent of the values kept")
     types = {p["name"]: p["type"] for p in technique(registry(), "toy.split")["parameters"]}
     assert types == {

@@ -142,7 +142,7 @@ def technique(make, weights: bool = False) -> type[Technique]:
             use: Literal["trial.step"] = Field("trial.step", description="which technique this step is")
 
         @hookimpl
-        def qplug_estimate_range(self, site, spec, stats):
+        def qplug_make_quantizer(self, site, spec, stats):
             return (
                 QuantizerChoice(make())
                 if site.name == ("head.weight" if weights else "blocks.1.mlp.fc2.input")

@@ -34,7 +34,7 @@ class MinMax(qplug.Technique):
         use: Literal["toy.minmax"] = "toy.minmax"
 
     @qplug.hookimpl(trylast=True)
-    def qplug_estimate_range(self, site, spec, stats):
+    def qplug_make_quantizer(self, site, spec, stats):
         return QuantizerChoice(UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max")
 
 
@@ -45,7 +45,7 @@ class Values(MinMax):
         use: Literal["toy.values"] = "toy.values"
 
     @qplug.hookimpl
-    def qplug_estimate_range(self, site, spec, stats):
+    def qplug_make_quantizer(self, site, spec, stats):
         return (
             QuantizerChoice(UniformQuantizer(torch.tensor(0.5), None, spec.bits, True), "half")
             if site.role == "rhs"
@@ -172,9 +172,9 @@ def test_each_site_and_width_is_fitted_once(known):
 
     class Counting(MinMax):
         @qplug.hookimpl
-        def qplug_estimate_range(self, site, spec, stats):
+        def qplug_make_quantizer(self, site, spec, stats):
             asked.append((site.name, spec.bits))
-            return MinMax.qplug_estimate_range(self, site, spec, stats)
+            return MinMax.qplug_make_quantizer(self, site, spec, stats)
 
     def bits(table):
         for _ in range(3):
@@ -274,13 +274,13 @@ def test_an_allocator_may_leave_the_recipes_bits(known):
 def test_an_answer_that_cannot_be_used_is_refused_with_its_place(known, answer, message):
     class Wrong(MinMax):
         @qplug.hookimpl
-        def qplug_estimate_range(self, site, spec, stats):
+        def qplug_make_quantizer(self, site, spec, stats):
             return answer(spec)
 
     with pytest.raises(PluginError, match=message) as caught:
         fitted(known, quantize(), Wrong)
     first = known[1].sites[0].name
-    assert caught.value.where == f"toy.minmax of qplug-toy 1.2.3, qplug_estimate_range at {first}"
+    assert caught.value.where == f"toy.minmax of qplug-toy 1.2.3, qplug_make_quantizer at {first}"
 
 
 def test_post_softmax_is_unsigned_and_heads_are_fitted_alone(known):
@@ -302,11 +302,11 @@ class Alternating(MinMax):
     settle = False
 
     @qplug.hookimpl
-    def qplug_alternate(self, operands):
+    def qplug_alternation_rounds(self, operands):
         return 2 if operands[0].module == "head" else None
 
     @qplug.hookimpl
-    def qplug_estimate_range(self, site, spec, stats):
+    def qplug_make_quantizer(self, site, spec, stats):
         self.asked.append((site.name, stats.product is not None and stats.product.offset is not None))
         quantizer = UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
         return QuantizerChoice(quantizer if self.settle else quantizer.scaled(1.0 / len(self.asked)))

@@ -43,7 +43,7 @@ class Bounds(Base):
         use: Literal["toy.bounds"] = "toy.bounds"
 
     @qplug.hookimpl
-    def qplug_bound_activation(self, name, module):
+    def qplug_rewrite_activation(self, name, module):
         return Rewrite(nn.ReLU6(), preserves=False)
 
 
@@ -87,7 +87,7 @@ class Learned(nn.Module):
 
 class Learn(Base):
     @qplug.hookimpl
-    def qplug_bound_activation(self, name, module):
+    def qplug_rewrite_activation(self, name, module):
         return Rewrite(Learned(), preserves=False)
 
 
@@ -161,7 +161,7 @@ def test_norms_come_first_then_activations_then_modules_and_the_first_step_wins(
 
         return type("Noting", (technique,), {hook: qplug.hookimpl(answer)})
 
-    hooks = ("qplug_rewrite_module", "qplug_bound_activation", "qplug_rewrite_norm")
+    hooks = ("qplug_rewrite_module", "qplug_rewrite_activation", "qplug_rewrite_norm")
     rewrite_modules(
         model := vit(),
         steps(*(noting(t, hook) for t, hook in zip((Base, Bounds, Modules), hooks, strict=True))),
@@ -200,7 +200,7 @@ def test_every_kind_of_norm_is_offered(module):
 def test_a_promise_is_checked_whatever_another_rewrite_did():
     class Mixed(Base):
         @qplug.hookimpl
-        def qplug_bound_activation(self, name, module):
+        def qplug_rewrite_activation(self, name, module):
             return Rewrite(nn.ReLU6(), preserves=name.startswith("blocks.1"))
 
     model = vit()

@@ -34,7 +34,7 @@ class Ranges(Technique):
         use: Literal["test.ranges"] = "test.ranges"
 
     @hookimpl(tryfirst=True)
-    def qplug_estimate_range(self, site, spec, stats):
+    def qplug_make_quantizer(self, site, spec, stats):
         if site.kind.is_weight:
             return None
         found = UniformQuantizer.from_range(*stats.range(spec.granularity), spec)

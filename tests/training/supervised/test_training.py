@@ -92,7 +92,7 @@ class Bounded(Technique):
         use: Literal["toy.bounded"] = "toy.bounded"
 
     @hookimpl
-    def qplug_bound_activation(self, name, module):
+    def qplug_rewrite_activation(self, name, module):
         return Rewrite(Pact(), preserves=False, reason="bounded")
 
 

@@ -33,7 +33,7 @@ class ThreeSigma(qplug.Technique):
         k: float = Field(3.0, gt=0, le=100, description="half-width of the range, in standard deviations")
 
     @qplug.hookimpl
-    def qplug_estimate_range(
+    def qplug_make_quantizer(
         self, site: qplug.Site, spec: qplug.QuantSpec, stats: qplug.SiteStats
     ) -> qplug.QuantizerChoice:
         """Take every site that comes this far."""
