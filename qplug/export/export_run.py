@@ -197,7 +197,7 @@ def _parity(file: Any, planned: LoadedRun, images: int, registry: Registry) -> P
     simulation = load_quantized(planned.run.folder, registry=registry)
     inputs = _inputs(planned, images, registry)
     with backend_of(planned.recipe.backend, registry).inference(simulation):
-        return compare(file.runtime(), simulation, planned.plan, inputs, file.joined)
+        return compare(file.runtime(), simulation, planned.plan, inputs, file.joined, planned.task)
 
 
 def _inputs(planned: LoadedRun, images: int, registry: Registry) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""The guard: a step that promises to preserve the model's function is held to it, on real images."""
+"""Checks on real images that a step which promises to preserve the model's function does."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from qplug.core.errors import EquivalenceError
-from qplug.core.types import MASKED, Change
+from qplug.core.task import CLASSIFICATION, Task
+from qplug.core.types import Change
 
-TOLERANCE = 1e-4
+LARGEST_CHANGE = 1e-4
 
 
 class EquivalenceCheck:
-    """Remembers what a model computes on a few images.
+    """Compares what a model computes on a few images with what it computed before.
 
     Args:
         model: the float model, which is watched by reference.
         images: a batch of real ones, or of texts.
+        task: what the outputs are.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor) -> None:
-        self._model, self._images = model, images
+    def __init__(self, model: nn.Module, images: Tensor, task: Task = CLASSIFICATION) -> None:
+        self._model, self._images, self._task = model, images, task
         self.reset()
 
     def reset(self) -> None:
@@ -31,11 +33,9 @@ class EquivalenceCheck:
             self._expected: Tensor = self._model(self._images)
 
     def error(self) -> float:
-        """‖now − before‖ / ‖before‖ of the logits, without those of padding."""
+        """‖now − before‖ / ‖before‖ of the outputs, without padding."""
         with torch.no_grad():
-            difference = self._model(self._images) - self._expected
-        expected = self._expected.masked_fill(self._expected == MASKED, 0.0)
-        return float(difference.norm() / expected.norm().clamp_min(1e-12))
+            return self._task.relative_change(self._expected, self._model(self._images))
 
     def check(self, changes: Sequence[Change]) -> None:
         """Compare, and start again from here.
@@ -45,9 +45,9 @@ class EquivalenceCheck:
         """
         if changes and all(change.preserves for change in changes):
             error = self.error()
-            if not error <= TOLERANCE:
+            if not error <= LARGEST_CHANGE:
                 raise EquivalenceError(
-                    f"the logits moved by {error:.1e} of their norm, and at most {TOLERANCE:.0e} was promised",
+                    f"the outputs moved by {error:.1e} of their norm, and at most {LARGEST_CHANGE:.0e} was promised",
                     where=", ".join(dict.fromkeys(change.technique for change in changes)),
                     fix="leave out the technique, or narrow what it matches",
                 )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
+    from qplug.core.task import Task
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -76,6 +78,7 @@ class FloatModel:
         preprocessing: how images, or texts, become its input.
         fingerprint: SHA-256 of the state dict (see ``fingerprint``).
         note: what a reader of the results must know about the weights (for example that they are random), or empty.
+        task_name: of ``qplug.core.task.TASKS``: what the outputs are.
     """
 
     module: nn.Module
@@ -83,9 +86,24 @@ class FloatModel:
     preprocessing: Preparation
     fingerprint: str
     note: str = ""
+    task_name: str = "classification"
+
+    @property
+    def task(self) -> Task:
+        """What the outputs are."""
+        from qplug.core.task import TASKS
+
+        return TASKS[self.task_name]
 
     @classmethod
-    def of(cls, module: nn.Module, name: str, preprocessing: Preparation, note: str = "") -> FloatModel:
+    def of(
+        cls,
+        module: nn.Module,
+        name: str,
+        preprocessing: Preparation,
+        note: str = "",
+        task_name: str = "classification",
+    ) -> FloatModel:
         """Bring a module into the promised state; raises ``InputError`` naming tensors that are NaN or infinite."""
         module = module.cpu().float().eval().requires_grad_(False)
         state = module.state_dict()
@@ -96,4 +114,4 @@ class FloatModel:
                 f"the weights of {name} hold NaN or infinite values, in {', '.join(broken[:5])}{more}",
                 fix="use another checkpoint: no quantization of this one can be right",
             )
-        return cls(module, name, preprocessing, fingerprint(state), note)
+        return cls(module, name, preprocessing, fingerprint(state), note, task_name)

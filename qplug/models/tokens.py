@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from qplug.data.text import TextItem
 
-Task = Literal["sequence_classification", "question_answering"]
+TextTask = Literal["sequence_classification", "question_answering"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Tokenization:
 
     tokenizer: str = field(repr=False)
     max_length: int
-    task: Task
+    task: TextTask
     pad: str
     digest: str = field(init=False)
 

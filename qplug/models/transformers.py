@@ -18,7 +18,7 @@ from qplug.core.storage.hashing import file_digest
 from qplug.core.types import Extra
 from qplug.models.float_model import FloatModel
 from qplug.models.sources import seeded
-from qplug.models.tokens import Task, Tokenization
+from qplug.models.tokens import TextTask, Tokenization
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +51,7 @@ class TransformersModel(ModelSource):
         revision: str | None = Field(
             default=None, min_length=1, description="of a model on the hub; its newest if unset"
         )
-        task: Task = Field(description="what its head does")
+        task: TextTask = Field(description="what its head does")
         max_length: int = Field(
             ge=8, le=4096, description="tokens of an input: longer texts are cut, shorter ones padded"
         )
@@ -150,7 +150,8 @@ class TransformersModel(ModelSource):
         how = Tokenization(
             tokenizer.backend_tokenizer.to_str(), self.config.max_length, self.config.task, tokenizer.pad_token
         )
-        return FloatModel.of(wrapped, Path(self.config.path).name, how, note)
+        task_name = "question_answering" if answers else "classification"
+        return FloatModel.of(wrapped, Path(self.config.path).name, how, note, task_name)
 
     def _class(self, folder: Path) -> tuple[Any, Any]:
         """transformers' class for the task, and the configuration, with its feed-forward in one piece."""

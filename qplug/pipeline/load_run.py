@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from qplug.core.device import parse_device
 from qplug.core.errors import InputError
 from qplug.core.storage.run_folder import AGAIN, Run, read_run
+from qplug.core.task import Task
 from qplug.core.types import Change
 from qplug.hooks.registry import Registry, backend_of, component, installed
 from qplug.models.batchnorm import BY
@@ -39,6 +40,7 @@ class LoadedRun:
         model: rewritten, attention explicit, BatchNorms folded, with the run's weights; eval mode, on the CPU.
         plan: of that model.
         preprocessing: how images, or texts, become its input.
+        task: what its outputs are.
     """
 
     run: Run
@@ -46,6 +48,7 @@ class LoadedRun:
     model: nn.Module
     plan: Plan
     preprocessing: Preparation
+    task: Task
 
 
 def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Registry | None = None) -> nn.Module:
@@ -93,7 +96,7 @@ def load_planned(run_folder: str | Path, registry: Registry) -> LoadedRun:
         if known.get(site.name) != (site.kind, site.shape):
             what = f"quantizes {site.name} ({site.kind.value}, {site.shape}), which the recipe's model lacks"
             raise InputError(what, where=str(run.folder / "plan.json"), fix=AGAIN)
-    return LoadedRun(run, recipe, model.module, plan, source.preprocessing)
+    return LoadedRun(run, recipe, model.module, plan, source.preprocessing, source.task)
 
 
 def _plan(run: Run, registry: Registry) -> Plan:

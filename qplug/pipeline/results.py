@@ -15,7 +15,7 @@ from qplug.data.stream import Stream
 from qplug.models.batchnorm import Folding
 from qplug.models.equivalence import EquivalenceCheck
 from qplug.models.float_model import FloatModel
-from qplug.pipeline.accuracy import Logits
+from qplug.pipeline.answers import Outputs
 from qplug.pipeline.specs import Specs
 from qplug.quantization.plan import Plan
 from qplug.quantization.sites import SiteMap
@@ -129,12 +129,12 @@ class Evaluation:
     Attributes:
         model: lowered by the backend, in eval mode.
         metrics: by name, as ``metrics.json`` has them.
-        logits: both models' outputs for every evaluation example, where there is evaluation data.
+        outputs: of both models for every evaluation example, where there is evaluation data.
     """
 
     model: nn.Module
     metrics: dict[str, Any] = field(default_factory=dict)
-    logits: Logits | None = None
+    outputs: Outputs | None = None
 
 
 @dataclass

@@ -17,7 +17,7 @@ from qplug.training.supervised.config import WITHOUT_INFLUENCE, Qat, Training
 from qplug.training.supervised.history import History
 from qplug.training.supervised.images import TrainingImages
 from qplug.training.supervised.loop import SupervisedTraining
-from qplug.training.supervised.objective import Objective
+from qplug.training.supervised.objective import TrainingObjective
 from qplug.training.supervised.task import BY, Task, batchnorms, float_task, quantized_task, take
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ class Trainer:
             for name in task.without_gradient(example):
                 task.parameters()[name].requires_grad_(False)
         images = TrainingImages(self.images, self.inputs.float_model.preprocessing, settings, self.ctx.seed)
-        objective = Objective(settings, self.inputs.float_model.module if settings.distill is not None else None)
+        source = self.inputs.float_model
+        teacher = source.module if settings.distill is not None else None
+        objective = TrainingObjective(settings, teacher, source.task)
         slot = self._slot(task.name, model, plan, settings, makers)
         fit = SupervisedTraining(task, settings, images, objective, self.ctx.seed, self.ctx.processes, slot, advance)
         history = fit.run()

@@ -13,11 +13,11 @@ from text_toys import ANSWERS, KINDS, LENGTH, TASKS, recipe_of
 from qplug import InputError, load_quantized, run
 from qplug.analysis.compare.rows import group
 from qplug.core.storage.run_folder import read_run
+from qplug.core.task import CLASSIFICATION, QuestionAnswering
 from qplug.data.loading import batches
 from qplug.data.text import Text
 from qplug.hooks.registry import installed
 from qplug.models.transformers import TransformersModel
-from qplug.pipeline.accuracy import top1
 
 MINMAX = [{"use": "baseline.minmax"}]
 HESSIAN = [{"use": "baseline.hessian"}]
@@ -36,8 +36,9 @@ def predictions(folder: Path, language: Path, task: str, length: int) -> torch.T
     columns = ANSWERS if task == "question_answering" else {}
     texts = Text(Text.Config(source="text", path=str(language / "texts"), split="test", **columns)).open(0)
     model = load_quantized(folder)
+    judge = QuestionAnswering() if task == "question_answering" else CLASSIFICATION
     with torch.no_grad():
-        return torch.cat([top1(model(tokens)) for tokens, _ in batches(texts, transform, 8)])
+        return torch.cat([judge.predictions(model(tokens)) for tokens, _ in batches(texts, transform, 8)])
 
 
 @pytest.mark.slow

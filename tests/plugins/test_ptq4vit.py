@@ -14,11 +14,12 @@ from qplug_plugins.ptq4vit.twin import GELU_LEAST, after_gelu, after_softmax
 from torch.nn import functional as F
 
 from qplug import Granularity, InputError, QuantSpec, SiteKind, load_recipe
+from qplug.core.task.choices import LOSSES
 from qplug.pipeline.assigner import QuantizerAssigner
 from qplug.pipeline.clock import Clock
 from qplug.pipeline.result_cache import ResultCache
 from qplug.pipeline.specs import resolve
-from qplug.quantization.calibration.calibrator import LOSSES, Calibration
+from qplug.quantization.calibration.calibrator import Calibration
 from qplug.testing.quantizers import QuantizerContract
 
 PER_TENSOR, PER_CHANNEL, PER_HEAD = Granularity.PER_TENSOR, Granularity.PER_CHANNEL, Granularity.PER_HEAD

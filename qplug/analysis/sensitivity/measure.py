@@ -176,7 +176,7 @@ def _measure(
 
     with ctx.stage("drop", len(decisions) * -(-len(judged) // request.batch_size)) as advance:
         batched = Stream(judged, inputs.float_model.preprocessing, request.batch_size, ctx.device).once()
-        effects = one_at_a_time(model, ctx.backend, decisions.values(), batched, advance)
+        effects = one_at_a_time(model, ctx.backend, decisions.values(), batched, advance, inputs.float_model.task)
 
     traces: dict[str, Trace] = {}
     weights = [name for name, decision in decisions.items() if decision.site.kind.is_weight]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from qplug.core.errors import InputError
+from qplug.core.task import CLASSIFICATION, Task
 from qplug.models.surgery import replace
-from qplug.pipeline.accuracy import signal_and_noise, top1
 from qplug.quantization.backends import Backend
 from qplug.quantization.plan import Decision, Plan
 
@@ -32,12 +32,13 @@ class Effect:
     agreeing: int = 0
     signal: float = 0.0
     noise: float = 0.0
+    task: Task = CLASSIFICATION
 
     def add(self, float_: Tensor, quantized: Tensor) -> None:
         """Take in a batch of logits, (B, classes) or (B, 2, L) each."""
-        signal, noise = signal_and_noise(float_, quantized)
+        signal, noise = self.task.energies(float_, quantized)
         self.images += len(float_)
-        self.agreeing += int((top1(float_) == top1(quantized)).sum())
+        self.agreeing += self.task.agreement(float_, quantized)
         self.signal += float(signal.sum())
         self.noise += float(noise.sum())
 
@@ -60,10 +61,11 @@ def one_at_a_time(
     decisions: Iterable[Decision],
     batches: Iterable[Tensor],
     advance: Callable[[int], None] | None = None,
+    task: Task = CLASSIFICATION,
 ) -> dict[str, Effect]:
-    """Quantize each site alone, everything else in float, and compare logits.
+    """Quantize each site alone, everything else in float, and compare outputs.
 
-    The float logits of a batch are computed once, every image is decoded once whatever the number of sites, and one
+    The float outputs of a batch are computed once, every image is decoded once whatever the number of sites, and one
     batch is in memory at a time.
 
     Args:
@@ -72,11 +74,12 @@ def one_at_a_time(
         decisions: one for each site.
         batches: images (B, C, H, W) float32, iterated once.
         advance: is told how many sites are done, counted over all batches.
+        task: what the outputs are.
 
     Returns:
         The effect of each site, by its name.
     """
-    effects = {decision.site.name: (decision, Effect()) for decision in decisions}
+    effects = {decision.site.name: (decision, Effect(task=task)) for decision in decisions}
     done = 0
     with torch.no_grad():
         for images in batches:

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from qplug.core.errors import ParityError
+from qplug.core.task import CLASSIFICATION, Task
 from qplug.export.calls import INPUT, LOGITS, Call
 from qplug.export.parity.differences import Difference
 from qplug.export.parity.fused import FUSED, allowed, along, settle
 from qplug.export.runtimes import Runtime
-from qplug.pipeline.accuracy import top1
 from qplug.quantization.plan import Plan
 from qplug.quantization.quantizers import Quantizer, RegionQuantizer, UniformQuantizer
 
@@ -120,6 +120,7 @@ def compare(
     plan: Plan,
     batches: Iterable[Tensor],
     joined: Mapping[str, Sequence[str]] | None = None,
+    task: Task = CLASSIFICATION,
 ) -> Parity:
     """Run both on ``batches``, and the first image alone.
 
@@ -148,11 +149,11 @@ def compare(
             parity.free.add(ours, theirs)
             parity.batches += [len(part)] if len(part) not in parity.batches else []
         parity.images += len(x)
-        parity.agreeing += int((top1(ours) == top1(theirs)).sum())
+        parity.agreeing += task.agreement(ours, theirs)
         with _noise(simulation, limits, generator):
             noisy = simulation(x)
         moved[FREE].add(ours, noisy)
-        parity.steady += int((top1(ours) == top1(noisy)).sum())
+        parity.steady += task.agreement(ours, noisy)
         for values in runtime.watch(x):
             _along(values, runtime.calls, simulation, limits, joined, parity.places)
         for values in runtime.fused(x):

@@ -12,7 +12,7 @@ def calibrate(ctx: RunContext, inputs: Inputs, model: RewrittenModel, sites: Pre
     stream = inputs.images
     count = len(stream.examples)
     with ctx.stage("statistics", count) as advance:
-        statistics = Calibration(model.module, sites.watched, count, ctx.seed)
+        statistics = Calibration(model.module, sites.watched, count, ctx.seed, task=inputs.float_model.task)
         wanted = loss if ctx.caller.need_gradients() else "none"
         ctx.results.collect(statistics, stream.once(), wanted, advance, (stream.examples, stream.preprocessing))
     return statistics

@@ -8,7 +8,7 @@ from qplug.core.device import forward_seconds, peak_memory_mb
 from qplug.core.examples import LabelTransform
 from qplug.core.storage.hashing import images_digest
 from qplug.data.loading import batches
-from qplug.pipeline.accuracy import Logits, answers_of, compare, share_right
+from qplug.pipeline.answers import Outputs, answers_of
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.result_cache import source_key
 from qplug.pipeline.results import Evaluation, Inputs, RewrittenModel
@@ -40,23 +40,23 @@ def _judge(ctx: RunContext, inputs: Inputs, model: RewrittenModel, found: Evalua
     assert examples is not None
     with ctx.stage("evaluation", len(examples)) as advance, ctx.backend.inference(found.model):
         digest = images_digest(examples)
-        slot = ctx.results.slot("logits", lambda: {"model": source_key(source), "images": digest})
+        slot = ctx.results.slot("outputs", lambda: {"model": source_key(source), "images": digest})
         models = [found.model] if slot.tensors else [found.model, source.module]
         models += [model.finetuned] if model.finetuned is not None else []
         transform = source.preprocessing.transform()  # its own, to know which evaluation examples it shortened
         stream = batches(examples, transform, inputs.batch_size, ctx.device)
-        answers, labels = answers_of(models, stream, advance)
+        answers, labels = answers_of(models, stream, advance, source.task)
         if slot.tensors is None:
-            slot.keep({"logits": answers[1].logits}, answers[1].seconds)
-        float_logits = slot.tensors["logits"] if slot.tensors else answers[1].logits
-        found.logits = Logits(float_logits, answers[0].logits, labels)
+            slot.keep({"outputs": answers[1].outputs}, answers[1].seconds)
+        float_ = slot.tensors["outputs"] if slot.tensors else answers[1].outputs
+        found.outputs = outputs = Outputs(float_, answers[0].outputs, labels)
         timed, batch = len(inputs.images.examples), inputs.images.first(inputs.batch_size)
         seconds = [forward_seconds(one, batch) * timed / len(batch) for one in (source.module, found.model)]
-    found.metrics |= compare(found.logits)
+    found.metrics |= source.task.metrics(outputs.float_, outputs.quantized, labels)
     for name, metric in ctx.registry.metrics.items():
-        found.metrics[name] = metric.compute(found.logits.float_, found.logits.quantized, found.logits.labels)
+        found.metrics[name] = metric.compute(outputs.float_, outputs.quantized, labels)
     if model.finetuned is not None:
-        found.metrics["finetuned.top1"] = share_right(answers[-1].logits, labels)
+        found.metrics["finetuned.top1"] = source.task.accuracy(answers[-1].outputs, labels)
     found.metrics["images.evaluation"] = len(examples)
     found.metrics["float.forward_seconds"], found.metrics["quantized.forward_seconds"] = seconds
     if isinstance(transform, LabelTransform):

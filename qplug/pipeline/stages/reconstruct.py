@@ -32,8 +32,8 @@ def reconstruct(ctx: RunContext, inputs: Inputs, model: RewrittenModel, plan: Pl
     """
     if not ctx.caller.implements(HOOK):
         return
-    images = inputs.images
-    blocks = Reconstructor(ctx.backend, model.module, plan, list(images), loss, ctx.seed, ctx.caller.blocks)
+    images, task = inputs.images, inputs.float_model.task
+    blocks = Reconstructor(ctx.backend, model.module, plan, list(images), loss, ctx.seed, ctx.caller.blocks, task)
     names = blocks.blocks()
     by = ctx.results.identities([*ctx.caller.techniques, ctx.backend])
 

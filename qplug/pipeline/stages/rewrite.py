@@ -39,7 +39,9 @@ def rewrite(ctx: RunContext, inputs: Inputs, ask: bool = True) -> RewrittenModel
     example = inputs.float_model.preprocessing.example().to(ctx.device)
     with ctx.stage("rewrite"):
         make_explicit(model, adapters, example)
-        equivalence = EquivalenceCheck(model, inputs.probe) if inputs.probe is not None else None
+        equivalence = (
+            EquivalenceCheck(model, inputs.probe, inputs.float_model.task) if inputs.probe is not None else None
+        )
         changes = rewrite_modules(model, ctx.caller, equivalence) if ask else []
         make_explicit(model, adapters, example)
     rewriters = {change.technique for change in changes}

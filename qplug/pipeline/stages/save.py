@@ -71,8 +71,10 @@ def _write(ctx: RunContext, result: RunResult, inputs: Inputs, model: RewrittenM
             folder.write_json("sensitivity.json", result.sensitivity)
         if result.trainings:
             folder.write_json("training.json", {n: history.to_dict() for n, history in result.trainings.items()})
-        if evaluation.logits is not None:
-            folder.write_tensors("evaluation.safetensors", evaluation.logits.by_image())
+        if evaluation.outputs is not None:
+            found, task = evaluation.outputs, inputs.float_model.task
+            examples = task.by_example(found.float_, found.quantized, found.labels)
+            folder.write_tensors("evaluation.safetensors", examples)
 
 
 def _hashes(inputs: Inputs) -> dict[str, Any]:

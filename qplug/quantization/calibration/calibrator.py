@@ -7,60 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from qplug.core.errors import InputError
-from qplug.core.seeding import seeded
-from qplug.core.types import MASKED, Site, SiteKind, Smoothing
+from qplug.core.task import CLASSIFICATION, Task
+from qplug.core.types import Site, SiteKind, Smoothing
 from qplug.models.attention import MatMul
 from qplug.models.tracing import is_norm
 from qplug.quantization.calibration.samplers import Operation, Rows, SampleSize, Shape, operation_of
 from qplug.quantization.calibration.statistics import Product, SiteStats
-
-LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
-    "kl": lambda logits: (_kl_probe(logits.detach()) * logits).sum(),
-    "logits": lambda logits: (_centred_signs(logits.detach()) * logits).sum(),
-    "cross_entropy": lambda logits: F.cross_entropy(
-        logits.flatten(0, -2), logits.detach().argmax(-1).flatten(), reduction="sum"
-    ),
-    "kl_zero": lambda logits: F.kl_div(logits.log_softmax(-1), logits.detach().softmax(-1), reduction="sum"),
-}
-"""What the importance of an output O is made of: functions of the float logits z (B, classes), summed over images,
-whose squared gradient (dL/dO)² weighs errors. Starts and ends of answers, (B, 2, L), are two choices among L tokens.
-
-``kl``: that divergence's *Hessian* instead, Jᵀ(diag p − ppᵀ)J with J = dz/dO. L = vᵀz with a random v of covariance
-diag p − ppᵀ has E[(dL/dO)²] = its diagonal (Hutchinson's estimate), so one backward is enough [ours].
-``logits``: likewise for ‖ẑ − z‖² of the centred logits, v of random signs: no image is too certain to count [ours].
-``cross_entropy``: against the model's own top-1, the empirical Fisher; certain images hardly count [ours].
-``kl_zero``: KL(float ‖ float) itself, as PTQ4ViT's released code has it. Its gradient is zero, so what is left is the
-rounding of float32; it is here for that difference to be seen.
-"""
-
-
-def _centred_signs(logits: Tensor) -> Tensor:
-    """Random signs less their mean; padding has none."""
-    shown = logits != MASKED
-    signs = (torch.randint(2, logits.shape, dtype=logits.dtype).to(logits.device) * 2 - 1) * shown
-    return (signs - signs.sum(-1, keepdim=True) / shown.sum(-1, keepdim=True)) * shown
-
-
-def _kl_probe(logits: Tensor) -> Tensor:
-    """Random vectors with covariance diag p − ppᵀ, one an image."""
-    p = logits.softmax(-1)
-    v = p.sqrt() * torch.randn(p.shape, dtype=p.dtype).to(p.device)  # drawn on the CPU: the same on every device
-    return v - p * v.sum(-1, keepdim=True)
-
-
-def batch_loss(name: str, logits: Tensor, first: int, seed: int) -> Tensor:
-    """One of ``LOSSES`` of a batch whose first image is the ``first``: ().
-
-    Each image has its own seed, so that the batch size does not change what is drawn.
-    """
-    total = logits.new_zeros(())
-    for index, row in enumerate(torch.split(logits, 1), start=first):
-        with seeded(seed, index):
-            total = total + LOSSES[name](row)
-    return total
 
 
 class Calibration:
@@ -75,9 +29,15 @@ class Calibration:
     """
 
     def __init__(
-        self, model: nn.Module, sites: Sequence[Site], images: int, seed: int, size: SampleSize | None = None
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        images: int,
+        seed: int,
+        size: SampleSize | None = None,
+        task: Task = CLASSIFICATION,
     ) -> None:
-        self.model = model
+        self.model, self._task = model, task
         self.images = images
         self._size = size or SampleSize()
         self._seed = seed
@@ -125,7 +85,7 @@ class Calibration:
                 else:
                     with torch.enable_grad():
                         # nothing of a batch's graph may be left, by a name either, when the next one comes
-                        batch_loss(loss, self.model(_traced(batch)), done, self._seed).backward()  # type: ignore[no-untyped-call]
+                        self._task.sum_of_losses(loss, self.model(_traced(batch)), done, self._seed).backward()  # type: ignore[no-untyped-call]
                 done += len(batch)
                 self._check_finite()
                 if advance is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qplug.core.errors import InputError
 from qplug.core.seeding import seeded
-from qplug.quantization.calibration.calibrator import LOSSES
+from qplug.core.task import CLASSIFICATION
 
 Loss = Callable[[Tensor], Tensor]
-"""From logits (B, classes) to a scalar: the sum over the images of a batch."""
+"""From a batch of outputs to a scalar: the sum over its examples."""
 
-OWN_TOP1: Loss = LOSSES["cross_entropy"]
+OWN_TOP1: Loss = functools.partial(CLASSIFICATION.calibration_loss, "cross_entropy")
 """The cross-entropy against the model's own top-1, which needs no labels."""
 
 TOLERANCE = 1e-3

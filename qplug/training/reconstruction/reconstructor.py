@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qplug.core.device import fits
 from qplug.core.errors import PluginError
 from qplug.core.seeding import seeded
+from qplug.core.task import CLASSIFICATION, Task
 from qplug.core.types import SiteKind
 from qplug.models.surgery import put
 from qplug.quantization.backends.base import Backend
@@ -48,6 +49,7 @@ class Reconstructor:
         loss: the recipe's ``calibration.loss``, for losses that weigh by its gradients.
         seed: the recipe's.
         classes: ``module:Class`` of what is one block.
+        task: what the model's outputs are.
         undecided: block or operation → the share of its bits that were still soft when they were rounded.
     """
 
@@ -58,6 +60,7 @@ class Reconstructor:
     loss: str
     seed: int
     classes: Sequence[str]
+    task: Task = CLASSIFICATION
     undecided: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -197,7 +200,7 @@ class Reconstructor:
             self.backend.inference(block),
             seeded(self.seed, by, unit, "loss"),
         ):
-            loss.prepare(Unit(unit, floats.model, block, self.batches, axis, self.loss, self.seed))
+            loss.prepare(Unit(unit, floats.model, block, self.batches, axis, self.loss, self.seed, self.task))
         needed = 2 * calls.bytes + sum(kept.numel() * kept.element_size() for kept in loss.buffers())
         if fits(needed, self.device):
             return calls.to(self.device), inputs.to(self.device), loss.to(self.device)

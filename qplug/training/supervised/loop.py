@@ -21,7 +21,7 @@ from qplug.training.supervised.config import Training
 from qplug.training.supervised.divergence import Watch
 from qplug.training.supervised.history import History
 from qplug.training.supervised.images import TrainingImages
-from qplug.training.supervised.objective import Objective, check_labels
+from qplug.training.supervised.objective import TrainingObjective
 from qplug.training.supervised.optimize import Average, optimizer_of, rate_factor
 from qplug.training.supervised.task import Task
 
@@ -48,7 +48,7 @@ class SupervisedTraining:
     task: Task
     settings: Training
     images: TrainingImages
-    objective: Objective
+    objective: TrainingObjective
     seed: int
     processes: Processes
     slot: CacheSlot
@@ -116,10 +116,10 @@ class SupervisedTraining:
             inputs = inputs.to(self.device)
             with self._alone(model, part), torch.enable_grad():
                 self._draw(step, part)
-                logits = model(inputs)
-                classes = logits.shape[-1]
-                check_labels(labels, classes)
-                loss, right = self.objective(logits, labels.to(self.device), inputs)
+                outputs = model(inputs)
+                classes = outputs.shape[-1]
+                self.objective.task.check_labels(labels, outputs, "data.training")
+                loss, right = self.objective(outputs, labels.to(self.device), inputs)
                 sums += torch.stack([loss.detach().double(), right.double()])
                 self._accelerator.backward(loss * (self.processes.count / settings.batch_size))
         total, right_ones = (self._sum(sums) / settings.batch_size).tolist()
@@ -159,9 +159,10 @@ class SupervisedTraining:
             return
         with self._averaged():
             self.task.model.eval()
-            right = 0
+            right, task = 0, self.objective.task
             for inputs, labels in self.images.held_out_batches():
-                right += int((self.task.model(inputs.to(self.device)).argmax(-1).cpu() == labels).sum())
+                outputs = self.task.model(inputs.to(self.device)).cpu()
+                right += int((task.predictions(outputs) == task.truth(labels, outputs)).sum())
         self.history.held_out.append((step, right / len(self.images.held_out)))
 
     @contextmanager

@@ -12,8 +12,8 @@ from torch import nn
 
 from qplug import InputError
 from qplug.analysis.sensitivity.single import Effect, one_at_a_time, quantized, refusal
+from qplug.core.task import CLASSIFICATION
 from qplug.hooks.registry import installed
-from qplug.pipeline.accuracy import Logits, compare
 from qplug.pipeline.assigner import QuantizerAssigner
 from qplug.pipeline.clock import Clock
 from qplug.pipeline.result_cache import ResultCache
@@ -84,7 +84,7 @@ def test_agreement_and_sqnr_are_those_of_a_run_whatever_the_batches(known):
     assert done == list(range(1, 3 * len(decisions) + 1))
     for decision in decisions:
         name = decision.site.name
-        expected = compare(Logits(*logits(model, decision), torch.zeros(len(IMAGES), dtype=torch.int64)))
+        expected = CLASSIFICATION.metrics(*logits(model, decision), torch.zeros(len(IMAGES), dtype=torch.int64))
         for effect in (whole[name], parts[name]):
             assert effect.images == len(IMAGES)
             assert 1.0 - effect.drop == pytest.approx(expected["quantized.agreement"])

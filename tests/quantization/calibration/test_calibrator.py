@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from qplug import Granularity, InputError, SiteKind, Smoothing
 from qplug.core.storage.cache import Cache
 from qplug.core.storage.hashing import content_key
+from qplug.core.task.choices import LOSSES
 from qplug.core.types import MASKED
 from qplug.models.smoothing import fold
-from qplug.quantization.calibration.calibrator import LOSSES, Calibration, watched_sites
+from qplug.quantization.calibration.calibrator import Calibration, watched_sites
 from qplug.quantization.calibration.samplers import Rows, SampleSize
 from qplug.quantization.sites import find_sites
 from qplug.testing import toy_images, toy_vit

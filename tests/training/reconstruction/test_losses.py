@@ -11,9 +11,10 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from qplug import InputError
+from qplug.core.task import CLASSIFICATION, Classification
 from qplug.testing.toys import toy_images, toy_vit
 from qplug.training.reconstruction.losses import LOSSES, Fisher, LowRank, MeanSquared, Perturbation, Unit
-from qplug.training.reconstruction.losses.gradients import TEMPERATURE, divergence, gradient
+from qplug.training.reconstruction.losses.gradients import TEMPERATURE, gradient
 from qplug.training.reconstruction.losses.low_rank import directions
 from qplug.training.reconstruction.losses.perturbation import _signs
 
@@ -110,8 +111,9 @@ def test_fisher_weighs_each_image_by_its_own_gradient():
 def test_perturbation_finds_the_hessian_of_a_diagonal_quadratic(monkeypatch):
     curvature = torch.tensor([0.1, 3.0, 0.0, 1.0, 20.0], dtype=torch.float64)
     monkeypatch.setattr(
-        "qplug.training.reconstruction.losses.perturbation.divergence",
-        lambda logits, target: 0.5 * (curvature * (logits - target).square()).sum(),
+        Classification,
+        "divergence",
+        lambda _, logits, target, temperature: 0.5 * (curvature * (logits - target).square()).sum(),
     )
     model = Sequence(lambda m, x: m.block(x) * 2.0 + 1.0, block=nn.Linear(4, 5).double())
     loss = prepared(Perturbation(), model, randn(7, 4), batch=3)
@@ -140,14 +142,19 @@ def test_a_vit_does_not_see_a_perturbation_by_ones():
 
         with torch.no_grad():
             target = model(images)
-        ends.append(gradient(model, "blocks.0", images, lambda z, t=target: divergence(z, t), put).abs().mean())
+        ends.append(
+            gradient(model, "blocks.0", images, lambda z, t=target: CLASSIFICATION.divergence(z, t, TEMPERATURE), put)
+            .abs()
+            .mean()
+        )
     assert ends[0] < 1e-3 * ends[1]  # measured: what the norms' epsilon leaves
 
 
 def test_low_rank_gives_a_planted_fisher_information_back(monkeypatch):
     monkeypatch.setattr(
-        "qplug.training.reconstruction.losses.low_rank.divergence",
-        lambda logits, target: 0.5 * (logits - target).square().sum(),
+        Classification,
+        "divergence",
+        lambda _, logits, target, temperature: 0.5 * (logits - target).square().sum(),
     )
     torch.manual_seed(0)
     model = Sequence(lambda m, x: m.head(m.block(x)), block=nn.Linear(4, OUTPUTS), head=nn.Linear(OUTPUTS, 3)).double()

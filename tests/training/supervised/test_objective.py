@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from qplug import InputError
+from qplug.core.task import CLASSIFICATION
 from qplug.training.supervised.config import Distill, FineTune
-from qplug.training.supervised.objective import Objective, check_labels
+from qplug.training.supervised.objective import TrainingObjective
 
 
 def softmax(x):
@@ -25,7 +26,7 @@ def test_it_is_that_of_the_formula(weight, temperature):
         expected = (1 - weight) * expected + weight * temperature**2 * (p * np.log(p / q)).sum()
     distill = None if weight is None else Distill(weight=weight, temperature=temperature)
     settings = FineTune(epochs=1, label_smoothing=0.1, distill=distill)
-    objective = Objective(settings, torch.nn.Identity() if weight is not None else None)
+    objective = TrainingObjective(settings, torch.nn.Identity() if weight is not None else None)
     logits = torch.tensor(student)
     loss, right = objective(logits, torch.tensor(labels), torch.tensor(teacher))
     assert float(loss) == pytest.approx(expected, rel=1e-5)
@@ -33,9 +34,9 @@ def test_it_is_that_of_the_formula(weight, temperature):
 
 
 def test_what_is_no_class_is_refused():
-    with pytest.raises(InputError, match=r"a label is 7, and the model has the classes 0 … 3"):
-        check_labels(torch.tensor([0, 7]), 4)
-    with pytest.raises(InputError, match=r"a label is -1"):
-        check_labels(torch.tensor([0, -1]), 4)
-    with pytest.raises(InputError, match=r"this gives \(2, 2, 5\)"):
-        Objective(FineTune(epochs=1))(torch.zeros(2, 2, 5), torch.zeros(2), torch.zeros(2))
+    with pytest.raises(InputError, match=r"label 7, and the model has 4 outputs"):
+        CLASSIFICATION.check_labels(torch.tensor([0, 7]), torch.zeros(2, 4), "data.training")
+    with pytest.raises(InputError, match=r"label -1, and classes count from 0"):
+        CLASSIFICATION.check_labels(torch.tensor([0, -1]), torch.zeros(2, 4), "data.training")
+    with pytest.raises(InputError, match=r"to train on, received \(2, 2, 5\)"):
+        TrainingObjective(FineTune(epochs=1))(torch.zeros(2, 2, 5), torch.zeros(2), torch.zeros(2))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from qplug.core.task import CLASSIFICATION, Task
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -20,6 +22,7 @@ class Unit:
         channel_axis: that of the channels of its output: 1 of convolutions' (B, C, H, W), −1 else.
         loss: the recipe's ``calibration.loss``.
         seed: the recipe's.
+        task: what the model's outputs are.
     """
 
     name: str
@@ -29,6 +32,7 @@ class Unit:
     channel_axis: int
     loss: str
     seed: int
+    task: Task = CLASSIFICATION
 
 
 class OutputLoss(nn.Module):
@@ -98,7 +102,7 @@ def normalized(weights: Tensor, unit: Unit) -> Tensor:
     mean = weights.mean(dtype=weights.double().dtype)
     if not (mean.isfinite() and mean > 0):
         raise InputError(
-            f"expected outputs that matter to the model's logits, but their weights have the mean {float(mean):.3g}",
+            f"expected outputs that matter to the model's outputs, but their weights have the mean {float(mean):.3g}",
             where=unit.name,
             fix="reconstruct it by loss: mse",
         )

@@ -7,7 +7,6 @@ from functools import partial
 import torch
 
 from qplug.core.errors import InputError
-from qplug.quantization.calibration.calibrator import LOSSES, batch_loss
 from qplug.training.reconstruction.losses.base import Unit, Weighted
 from qplug.training.reconstruction.losses.gradients import gradient
 
@@ -22,15 +21,16 @@ class Fisher(Weighted):
     def prepare(self, unit: Unit) -> None:
         """One forward and one backward over the images; (images, …) float32 is kept."""
         super().prepare(unit)
-        if unit.loss not in LOSSES:
+        if unit.loss not in unit.task.losses:
             raise InputError(
-                f"loss: fisher takes gradients of calibration.loss, one of {', '.join(LOSSES)}; it is '{unit.loss}'",
+                "loss: fisher takes gradients of calibration.loss: "
+                f"expected one of {', '.join(unit.task.losses)}, received '{unit.loss}'",
                 where=unit.name,
                 fix="set calibration.loss, or reconstruct by another loss",
             )
         squares, first = [], 0
         for batch in unit.batches:
-            loss = partial(batch_loss, unit.loss, first=first, seed=unit.seed)
+            loss = partial(unit.task.sum_of_losses, unit.loss, first=first, seed=unit.seed)
             squares.append(gradient(unit.model, unit.name, batch, loss).square().cpu())
             first += len(batch)
         self.weigh(torch.cat(squares), unit)

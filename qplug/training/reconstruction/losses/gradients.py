@@ -1,4 +1,4 @@
-"""Gradients of what the model says with respect to the output of one of its modules."""
+"""Gradients of a loss of the model's outputs with respect to the output of one of its modules."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 TEMPERATURE = 20.0
-"""What the released code of APHQ-ViT and of FIMA-Q divides logits by before their softmax; not printed in the papers.
+"""What the released code of APHQ-ViT and of FIMA-Q divides outputs by before their softmax; not printed in the papers.
 
 At 20 no class is certain, and the divergence is nearly that of centred logits in square.
 """
@@ -20,16 +19,10 @@ Put = Callable[[Tensor, tuple[Any, ...], Mapping[str, Any]], Tensor]
 """(output, arguments, keyword arguments) of a module → what is put in the place of its output."""
 
 
-def divergence(logits: Tensor, target: Tensor) -> Tensor:
-    """Σ over images of KL(softmax(target/T) ‖ softmax(logits/T)): both (B, classes) → ()."""
-    p, q = ((z / TEMPERATURE).log_softmax(-1) for z in (target, logits))
-    return F.kl_div(q, p, reduction="sum", log_target=True)
-
-
 def gradient(
     model: nn.Module, name: str, batch: Tensor, loss: Callable[[Tensor], Tensor], put: Put | None = None
 ) -> Tensor:
-    """dL/dy of the output y of the module ``name``, (B, …), for ``loss`` of the model's logits on ``batch``.
+    """dL/dy of the output y of the module ``name``, (B, …), for ``loss`` of the model's outputs on ``batch``.
 
     With ``put`` it is the gradient at what that puts in the place of y. Nothing before the module is differentiated; of
     what lies behind it the graph of one batch is held.

@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 
 from qplug.core.errors import InputError
 from qplug.training.reconstruction.losses.base import OutputLoss, Unit, normalized
-from qplug.training.reconstruction.losses.gradients import divergence, gradient
+from qplug.training.reconstruction.losses.gradients import TEMPERATURE, gradient
 
 RANK = 5
 """Directions of the low-rank part, as in the released configurations (15 in their best ones at 3 bits)."""
@@ -57,7 +57,7 @@ class LowRank(OutputLoss):
         first = 0
         for batch in unit.batches:
             with torch.no_grad():
-                loss = partial(divergence, target=unit.model(batch))
+                loss = partial(unit.task.divergence, target=unit.model(batch), temperature=TEMPERATURE)
 
             def put(out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
                 found: Tensor = unit.quantized(*args, **kwargs)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qplug.core.seeding import seeded
 from qplug.training.reconstruction.losses.base import Unit, Weighted
-from qplug.training.reconstruction.losses.gradients import divergence, gradient
+from qplug.training.reconstruction.losses.gradients import TEMPERATURE, gradient
 
 STEP = 1e-2
 """The perturbation of an output, relative to the root mean square of all outputs of its image."""
@@ -36,7 +36,7 @@ class Perturbation(Weighted):
         first = 0
         for batch in unit.batches:
             with torch.no_grad():
-                loss = partial(divergence, target=unit.model(batch))
+                loss = partial(unit.task.divergence, target=unit.model(batch), temperature=TEMPERATURE)
             steps: list[Tensor] = []  # ε and s of this batch, drawn when the first output is seen
 
             def put(out: Tensor, *_: object, side: float, first: int = first, steps: list[Tensor] = steps) -> Tensor:

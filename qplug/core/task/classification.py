@@ -1,0 +1,38 @@
+"""Classification: one class for each example."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from qplug.core.errors import InputError
+from qplug.core.task.choices import Choices
+
+
+class Classification(Choices):
+    """Outputs (N, classes), labels (N,) int64."""
+
+    name = "classification"
+    axes = 1
+
+    def training_loss(self, outputs: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        """Cross-entropy with smoothed labels."""
+        if outputs.dim() != 2:
+            what = f"expected outputs (images, classes) to train on, received {tuple(outputs.shape)}"
+            raise InputError(what, where="data.training")
+        return F.cross_entropy(outputs, labels, reduction="sum", label_smoothing=label_smoothing)
+
+    def check_labels(self, labels: Tensor, outputs: Tensor, where: str) -> None:
+        """Labels are whole numbers from 0 to the number of classes less 1."""
+        super().check_labels(labels, outputs, where)
+        if int(labels.min()) < 0:
+            what = f"an example has label {int(labels.min())}, and classes count from 0"
+            raise InputError(what, where=where, fix="give the label column that the model was trained with")
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """(N,) the class of the largest logit."""
+        return outputs.argmax(-1)
+
+    def truth(self, labels: Tensor, outputs: Tensor) -> Tensor:
+        """(N,) the labels themselves."""
+        return labels
