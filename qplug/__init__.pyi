@@ -51,6 +51,7 @@ from .quantization.calibration.hessian import (
 )
 from .quantization.calibration.statistics import SiteStats as SiteStats
 from .quantization.choice import QuantizerChoice as QuantizerChoice
+from .quantization.number_formats import make_quantizer as make_quantizer
 from .quantization.plan import Plan as Plan
 from .quantization.quantizers import (
     LogQuantizer as LogQuantizer,

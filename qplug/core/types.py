@@ -14,14 +14,29 @@ if TYPE_CHECKING:
 
 
 class SiteKind(str, Enum):
-    """What a tensor that can be quantized is. Recipes match on these values in ``overrides``."""
+    """What a tensor that can be quantized is. Recipes match on these values in ``overrides``.
+
+    An activation function whose outputs have a kind of their own is one row: the kind, and the word by which the class
+    of its module is known, in lower case.
+
+    Attributes:
+        activation: that word; empty for every other kind.
+    """
+
+    activation: str
+
+    def __new__(cls, value: str, activation: str = "") -> SiteKind:
+        """A member whose value is a plain string."""
+        member = str.__new__(cls, value)
+        member._value_, member.activation = value, activation
+        return member
 
     LINEAR_WEIGHT = "linear_weight"
     CONV_WEIGHT = "conv_weight"
     LINEAR_INPUT = "linear_input"
     CONV_INPUT = "conv_input"
     POST_LAYERNORM = "post_layernorm"
-    POST_GELU = "post_gelu"
+    POST_GELU = "post_gelu", "gelu"
     QUERY = "query"
     KEY = "key"
     POST_SOFTMAX = "post_softmax"
@@ -104,12 +119,14 @@ class QuantSpec:
     """What the recipe asks of one site: ``bits`` (2 to 16), granularity, and whether zero must map to the integer 0.
 
     Where it need not, ``zero_point`` says what may stand for zero: an ``integer``, or any ``float`` (Q-MLP, Eq. 6).
+    ``number_format`` names a row of ``qplug.quantization.number_formats``.
     """
 
     bits: int
     granularity: Granularity = Granularity.PER_TENSOR
     symmetric: bool = True
     zero_point: ZeroPoint = "integer"
+    number_format: str = "int"
 
 
 @dataclass(frozen=True)
@@ -214,6 +231,7 @@ class BackendOffer:
         asymmetric: whether zero may map to another integer than 0.
         float_zero_points: whether what zero maps to may lie between integers (``QuantSpec.zero_point``).
         scope: of ``softmax`` and ``layernorm``, those whose inputs it can quantize.
+        number_formats: names of those that it has; ``None`` where it executes any quantizer.
         without: hooks of techniques that it cannot serve, such as ``qplug_reconstruct`` where it has no gradients.
     """
 
@@ -224,6 +242,7 @@ class BackendOffer:
     asymmetric: bool = True
     float_zero_points: bool = True
     scope: tuple[str, ...] = ("softmax", "layernorm")
+    number_formats: tuple[str, ...] | None = None
     without: tuple[str, ...] = ()
 
     def has(self, bits: int) -> bool:

@@ -15,6 +15,7 @@ from qplug.models.adapters import ADAPTERS
 from qplug.models.blocks import BLOCKS
 from qplug.models.sources import ImportedModel, TimmModel, ZooModel
 from qplug.models.transformers import TransformersModel
+from qplug.quantization.number_formats import NUMBER_FORMATS
 
 MODELOPT = Extra("modelopt", "pip install 'qplug[modelopt]'")
 
@@ -44,7 +45,7 @@ def qplug_backends() -> Mapping[str, BackendOffer]:
 def qplug_quantizers() -> Mapping[str, str]:
     """``uniform``, ``regions`` and ``log``."""
     return {
-        "uniform": "qplug.quantization.quantizers.uniform:UniformQuantizer",
+        **{number_format.kind: number_format.path for number_format in NUMBER_FORMATS.values()},
         "log": "qplug.quantization.quantizers.log:LogQuantizer",
         "regions": "qplug.quantization.quantizers.regions:RegionQuantizer",
     }

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from qplug.core.types import SiteKind
+
 LAYOUT = frozenset(
     "reshape view permute transpose contiguous flatten unflatten roll clone dropout pad squeeze unsqueeze movedim "
     "to float type_as view_as reshape_as swapaxes detach expand".split()
@@ -75,13 +77,30 @@ def _only_moved(name: str, before: Tensor, after: Tensor) -> bool:
     return name != "pad" or before.shape == after.shape
 
 
-def is_gelu(module: nn.Module) -> bool:
-    """Whether ``module`` is a GELU in one of its spellings (nn.GELU, timm's GELU, GELUTanh, QuickGELU).
+def kind_after(module: nn.Module) -> SiteKind | None:
+    """The kind of what ``module`` gives to operations, where it has one of its own: norm, Softmax or activation.
 
-    A block that holds one, or parameters, is none, whatever its name.
+    An activation function has neither children nor parameters; a block that holds one is none, whatever its name.
     """
-    alone = not any(module.children()) and next(module.parameters(), None) is None
-    return alone and "gelu" in type(module).__name__.lower()
+    if is_norm(module):
+        return SiteKind.POST_LAYERNORM
+    if isinstance(module, nn.Softmax):
+        return SiteKind.POST_SOFTMAX
+    if any(module.children()) or next(module.parameters(), None) is not None:
+        return None
+    name = type(module).__name__.lower()
+    return next((kind for kind in SiteKind if kind.activation and kind.activation in name), None)
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether ``module`` is an activation function whose outputs have a kind of their own."""
+    kind = kind_after(module)
+    return kind is not None and bool(kind.activation)
+
+
+def is_gelu(module: nn.Module) -> bool:
+    """Whether ``module`` is a GELU in one of its spellings (nn.GELU, timm's GELU, GELUTanh, QuickGELU)."""
+    return kind_after(module) is SiteKind.POST_GELU
 
 
 def is_norm(module: nn.Module) -> bool:

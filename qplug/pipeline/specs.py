@@ -51,6 +51,7 @@ def resolve(quantize: Quantize, sites: Sequence[Site]) -> Specs:
                 bits=override.bits or spec.bits,
                 granularity=override.granularity or spec.granularity,
                 symmetric=spec.symmetric if override.symmetric is None else override.symmetric,
+                number_format=override.number_format or spec.number_format,
             )
             if spec.symmetric:
                 spec = replace(spec, zero_point="integer")

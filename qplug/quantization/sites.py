@@ -14,9 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qplug.core.types import NormGroup, QuantSpec, Site, SiteKind
 from qplug.models.attention import MatMul
-from qplug.models.tracing import Tracer, is_gelu, is_norm, no_grad_forward
-
-SOURCES = {"gelu": SiteKind.POST_GELU, "softmax": SiteKind.POST_SOFTMAX, "norm": SiteKind.POST_LAYERNORM}
+from qplug.models.tracing import Tracer, is_norm, kind_after, no_grad_forward
 
 
 @dataclass
@@ -120,7 +118,7 @@ class _Finder:
         """Run the traced forward."""
         handles = []
         for name, module in self.model.named_modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d, MatMul, nn.Softmax)) or is_norm(module) or is_gelu(module):
+            if isinstance(module, (nn.Linear, nn.Conv2d, MatMul)) or kind_after(module) is not None:
                 handles.append(module.register_forward_pre_hook(self._enter))
                 handles.append(module.register_forward_hook(self._leave(name)))
         try:
@@ -145,13 +143,9 @@ class _Finder:
             if name not in self._macs:  # a module that is called twice has its sites once
                 self._record(name, module, args, source)
             self._macs[name] += _macs(module, args, out)
-            for label, matches in (
-                ("norm", is_norm(module)),
-                ("gelu", is_gelu(module)),
-                ("softmax", isinstance(module, nn.Softmax)),
-            ):
-                if matches:
-                    self._tracer.label(out, f"{label}:{name}")
+            kind = kind_after(module)
+            if kind is not None:
+                self._tracer.label(out, f"{kind.value}:{name}")
             if is_norm(module):
                 self._norm_means[name] = out.flatten(0, -2).mean(0)
             self._tracer.quiet -= 1  # last: what this hook computes is no use by the model
@@ -166,7 +160,9 @@ class _Finder:
         """The norm that a linear reads, unless its channels were moved or another call reads something else."""
         label, _, source = (self._tracer.origin(args[0]) or "").partition(":")
         smoothable = (
-            isinstance(module, nn.Linear) and label == "norm" and _same_channels(args[0], self._norm_means[source])
+            isinstance(module, nn.Linear)
+            and label == SiteKind.POST_LAYERNORM.value
+            and _same_channels(args[0], self._norm_means[source])
         )
         if not smoothable:
             self._block(*args)
@@ -178,19 +174,19 @@ class _Finder:
 
     def _record(self, name: str, module: nn.Module, args: tuple[Any, ...], source: str) -> None:
         label = (self._tracer.origin(args[0]) or "").partition(":")[0]
+        given = SiteKind(label) if label else None
         if isinstance(module, nn.Linear):
-            kind = SOURCES.get(label, SiteKind.LINEAR_INPUT)
+            kind = given or SiteKind.LINEAR_INPUT
             self._add(name, SiteKind.LINEAR_WEIGHT, "weight", module.weight, channel_axis=0)
             self._add(name, kind, "input", args[0], source=source or None)
             if source:
                 self._readers[source].append(name)
         elif isinstance(module, nn.Conv2d):
-            kind = SOURCES.get(label, SiteKind.CONV_INPUT) if label != "norm" else SiteKind.CONV_INPUT
+            kind = given if given and given is not SiteKind.POST_LAYERNORM else SiteKind.CONV_INPUT
             self._add(name, SiteKind.CONV_WEIGHT, "weight", module.weight, channel_axis=0)
             self._add(name, kind, "input", args[0], channel_axis=-3)
         elif isinstance(module, MatMul):
-            left = SOURCES.get(label, SiteKind.QUERY)
-            self._add(name, left, "lhs", args[0], head_axis=-3)
+            self._add(name, given or SiteKind.QUERY, "lhs", args[0], head_axis=-3)
             self._add(name, SiteKind.KEY if module.transpose_rhs else SiteKind.VALUE, "rhs", args[1], head_axis=-3)
         elif isinstance(module, nn.Softmax):
             self._add(name, SiteKind.SOFTMAX_INPUT, "input", args[0], head_axis=-3 if args[0].dim() == 4 else None)

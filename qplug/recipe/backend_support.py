@@ -65,6 +65,11 @@ def _tensors(root: Node, offer: BackendOffer) -> Iterator[tuple[Place, str, str]
         symmetric = section.child("symmetric")
         if symmetric is not None and symmetric.value is False and not offer.asymmetric:
             yield symmetric.place, f"{path}.symmetric: {{backend}} has no zero points", "leave the line out"
+        number = section.child("number_format")
+        formats = offer.number_formats
+        if number is not None and formats is not None and number.value not in formats:
+            what = f"{path}.number_format: {{backend}} has no {number.value}"
+            yield number.place, what, f"it has {', '.join(formats)}"
         zero = section.child("zero_point")
         if zero is not None and zero.value == "float" and not offer.float_zero_points:
             yield zero.place, f"{path}.zero_point: {{backend}} has no float zero points", "use 'zero_point: integer'"

@@ -14,6 +14,7 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_
 from qplug.core.component import Component, Config
 from qplug.core.types import Granularity, QuantSpec, Site, ZeroPoint
 from qplug.hooks.registry import Registry
+from qplug.quantization.number_formats import NUMBER_FORMATS
 from qplug.training.supervised.config import FineTune, Qat, Training
 
 Bits = Annotated[int, Field(ge=2, le=16, description="bit width, in bits")]
@@ -25,10 +26,18 @@ class TensorConfig(Config):
     bits: Bits
     granularity: Granularity = Field(Granularity.PER_TENSOR, description="how many scales a tensor gets")
     symmetric: bool = Field(True, description="whether zero maps to the integer 0 and the range is symmetric around it")
+    number_format: str = Field("int", description=f"the numbers of a tensor: {', '.join(NUMBER_FORMATS)}")
+
+    @field_validator("number_format")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in NUMBER_FORMATS:
+            raise ValueError(f"there is no number format '{name}'; there are {', '.join(NUMBER_FORMATS)}")
+        return name
 
     def spec(self) -> QuantSpec:
         """These values as the hooks receive them."""
-        return QuantSpec(self.bits, self.granularity, self.symmetric)
+        return QuantSpec(self.bits, self.granularity, self.symmetric, number_format=self.number_format)
 
 
 class WeightConfig(TensorConfig):
@@ -62,15 +71,18 @@ class Override(Config):
     bits: Bits | None = None
     granularity: Granularity | None = Field(None, description="how many scales a tensor gets")
     symmetric: bool | None = None
+    number_format: str | None = None
     skip: bool = Field(False, description="leave the sites in float")
 
     @model_validator(mode="after")
     def _says_something(self) -> Override:
-        given = [name for name in ("bits", "granularity", "symmetric") if getattr(self, name) is not None]
+        given = [
+            name for name in ("bits", "granularity", "symmetric", "number_format") if getattr(self, name) is not None
+        ]
         if self.skip and given:
             raise ValueError(f"'skip' leaves the sites in float, so '{given[0]}' cannot apply; give one of the two")
         if not self.skip and not given:
-            raise ValueError("changes nothing: give bits, granularity, symmetric or skip")
+            raise ValueError("changes nothing: give bits, granularity, symmetric, number_format or skip")
         return self
 
     def matches(self, site: Site) -> bool:

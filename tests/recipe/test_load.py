@@ -42,7 +42,12 @@ def problems(path: Path, *overrides: str) -> list[str]:
 def test_a_good_recipe_is_resolved_with_every_default(write: Write) -> None:
     recipe = load(write())
     assert recipe.seed == 0
-    assert recipe.dump()["quantize"]["weights"] == {"bits": 4, "granularity": "per_channel", "symmetric": True}
+    assert recipe.dump()["quantize"]["weights"] == {
+        "bits": 4,
+        "granularity": "per_channel",
+        "symmetric": True,
+        "number_format": "int",
+    }
     assert recipe.dump()["quantize"]["activations"]["zero_point"] == "integer"
     assert recipe.dump()["techniques"][1] == {"use": "toy.ranges", "percentile": 99.9, "mode": "fast"}
     assert type(recipe.techniques[0]).__qualname__ == "Split.Config"

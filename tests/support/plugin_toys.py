@@ -15,7 +15,8 @@ from qplug.data.loading import batches
 from qplug.hooks.registry import installed
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.quantization.calibration.calibrator import Calibration
-from qplug.quantization.calibration.statistics import Product, SiteStats
+from qplug.quantization.calibration.product import Product
+from qplug.quantization.calibration.statistics import SiteStats
 from qplug.quantization.choice import QuantizerChoice
 from qplug.quantization.sites import SiteMap, find_sites
 

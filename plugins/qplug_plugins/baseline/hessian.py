@@ -37,9 +37,9 @@ class Hessian(Technique):
     @hookimpl(trylast=True)
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
-        from qplug import UniformQuantizer, line_search
+        from qplug import line_search, make_quantizer
 
-        base = UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
+        base = make_quantizer(spec, *stats.range(spec.granularity))
         factor, _ = line_search(
             stats,
             base.scaled,

@@ -28,9 +28,9 @@ class MinMax(Technique):
     @hookimpl(trylast=True)
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
-        from qplug import UniformQuantizer
+        from qplug import make_quantizer
 
-        return QuantizerChoice(UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max")
+        return QuantizerChoice(make_quantizer(spec, *stats.range(spec.granularity)), "min-max")
 
 
 class Ema(Technique):
@@ -52,19 +52,17 @@ class Ema(Technique):
     @hookimpl(trylast=True)
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take weights, and activations with one scale."""
-        from qplug import UniformQuantizer
+        from qplug import make_quantizer
 
         if site.kind.is_weight:
-            return QuantizerChoice(
-                UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max of the weight"
-            )
+            return QuantizerChoice(make_quantizer(spec, *stats.range(spec.granularity)), "min-max of the weight")
         if spec.granularity is not Granularity.PER_TENSOR:
             return None
         low, high = stats.image_min[0], stats.image_max[0]
         for i in range(1, len(stats.image_min)):
             low = self.config.momentum * low + (1.0 - self.config.momentum) * stats.image_min[i]
             high = self.config.momentum * high + (1.0 - self.config.momentum) * stats.image_max[i]
-        return QuantizerChoice(UniformQuantizer.from_range(low, high, spec), f"moving average {self.config.momentum:g}")
+        return QuantizerChoice(make_quantizer(spec, low, high), f"moving average {self.config.momentum:g}")
 
 
 class Percentile(Technique):
@@ -84,19 +82,15 @@ class Percentile(Technique):
     @hookimpl(trylast=True)
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Take weights, and activations with one scale."""
-        from qplug import UniformQuantizer
+        from qplug import make_quantizer
 
         if site.kind.is_weight:
-            return QuantizerChoice(
-                UniformQuantizer.from_range(*stats.range(spec.granularity), spec), "min-max of the weight"
-            )
+            return QuantizerChoice(make_quantizer(spec, *stats.range(spec.granularity)), "min-max of the weight")
         if spec.granularity is not Granularity.PER_TENSOR:
             return None
         top = self.config.percentile / 100.0
         low = stats.quantile(1.0 - top) if stats.min < 0 else stats.min
-        return QuantizerChoice(
-            UniformQuantizer.from_range(low, stats.quantile(top), spec), f"{self.config.percentile:g} %"
-        )
+        return QuantizerChoice(make_quantizer(spec, low, stats.quantile(top)), f"{self.config.percentile:g} %")
 
 
 class Mse(Technique):
@@ -116,9 +110,9 @@ class Mse(Technique):
     @hookimpl(trylast=True)
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
-        from qplug import UniformQuantizer, line_search
+        from qplug import line_search, make_quantizer
 
-        base = UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
+        base = make_quantizer(spec, *stats.range(spec.granularity))
         factor, _ = line_search(
             stats,
             base.scaled,

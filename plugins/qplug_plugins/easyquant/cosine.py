@@ -11,7 +11,7 @@ import qplug
 from qplug import QuantizerChoice, QuantSpec, Site, Technique, hookimpl
 
 if TYPE_CHECKING:
-    from qplug import SiteStats, UniformQuantizer
+    from qplug import Quantizer, SiteStats
 
 
 class Cosine(Technique):
@@ -46,11 +46,11 @@ class Cosine(Technique):
     @hookimpl
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
-        from qplug import UniformQuantizer, evenly, grid_search
+        from qplug import evenly, grid_search, make_quantizer
 
-        base = UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
+        base = make_quantizer(spec, *stats.range(spec.granularity))
 
-        def narrowed(factor: float) -> UniformQuantizer:
+        def narrowed(factor: float) -> Quantizer:
             return base.scaled(1.0 / factor)
 
         factors = evenly(self.config.alpha, self.config.beta, self.config.candidates)

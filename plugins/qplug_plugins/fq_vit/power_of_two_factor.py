@@ -41,11 +41,11 @@ class PowerOfTwoFactor(Technique):
         """Take LayerNorm inputs with one scale."""
         import torch
 
-        from qplug import UniformQuantizer
+        from qplug import make_quantizer
 
         if site.kind is not SiteKind.LAYERNORM_INPUT or spec.granularity is not Granularity.PER_TENSOR:
             return None
-        whole = UniformQuantizer.from_range(stats.min, stats.max, spec)
+        whole = make_quantizer(spec, stats.min, stats.max)
         ones = torch.ones_like(stats.channel_max)
         candidates = [whole.scaled(ones * 2.0**-k) for k in range(self.config.halvings + 1)]
         share = len(stats.sample) * site.shape[-1] / (len(stats.image_min) * site.numel)

@@ -112,10 +112,10 @@ class OptM(Technique):
         return [s0, *(s0 * (0.5 + 1.0 * i / (n - 1)) for i in range(n))]
 
 
-def _uniform(spec: QuantSpec, stats: SiteStats) -> tuple[qplug.UniformQuantizer, float]:
+def _uniform(spec: QuantSpec, stats: SiteStats) -> tuple[qplug.Quantizer, float]:
     """The uniform quantizer that the same metric chooses, and its error."""
-    from qplug import UniformQuantizer, line_search
+    from qplug import line_search, make_quantizer
 
-    base = UniformQuantizer.from_range(stats.min, stats.max, spec)
+    base = make_quantizer(spec, stats.min, stats.max)
     factor, error = line_search(stats, base.scaled)
     return base.scaled(factor), float(error)

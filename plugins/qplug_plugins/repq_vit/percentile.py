@@ -68,12 +68,12 @@ class Percentile(Technique):
     @hookimpl
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
-        from qplug import UniformQuantizer
+        from qplug import make_quantizer
 
         quantizer = search(
             stats,
             spec.granularity,
             self.config.percentiles,
-            lambda low, high: UniformQuantizer.from_range(low, high, spec),
+            lambda low, high: make_quantizer(spec, low, high),
         )
         return QuantizerChoice(quantizer, "percentiles, least squares")

@@ -105,8 +105,8 @@ def _weight_stats(linear: str, weight: Tensor) -> SiteStats:
 
 def _quantized(stats: SiteStats, spec: QuantSpec | None) -> Tensor:
     """The sample in a min-max range at what the recipe asks, or as it is where that is float."""
-    from qplug import UniformQuantizer
+    from qplug import make_quantizer
 
     if spec is None:
         return stats.sample
-    return UniformQuantizer.from_range(*stats.range(spec.granularity), spec).infer(stats.sample)
+    return make_quantizer(spec, *stats.range(spec.granularity)).infer(stats.sample)

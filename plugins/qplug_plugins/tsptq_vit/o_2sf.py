@@ -12,7 +12,7 @@ from qplug import Granularity, QuantizerChoice, QuantSpec, Site, SiteKind, Techn
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qplug import SiteStats
+    from qplug import Quantizer, SiteStats
 
 
 class O2sf(Technique):
@@ -38,7 +38,7 @@ class O2sf(Technique):
         """Take post-LayerNorm sites with one scale, whose channels are the linear's inputs, and split that scale."""
         import torch
 
-        from qplug import UniformQuantizer, line_search
+        from qplug import line_search, make_quantizer
 
         channels_last = site.source is not None and site.channel_axis == -1
         if site.kind is not SiteKind.POST_LAYERNORM or not channels_last or spec.granularity is Granularity.PER_CHANNEL:
@@ -47,13 +47,13 @@ class O2sf(Technique):
         low, high = torch.empty_like(stats.channel_min), torch.empty_like(stats.channel_max)
         for k in range(int(group.max()) + 1):
             low[group == k], high[group == k] = stats.channel_min[group == k].min(), stats.channel_max[group == k].max()
-        quantizer = UniformQuantizer.from_range(low, high, spec)
+        quantizer = make_quantizer(spec, low, high)
         for k in [*range(int(group.max()) + 1)] * self.config.rounds:
             here = group == k
             start = quantizer
 
-            def scaled(factor: Tensor, start: UniformQuantizer = start, here: Tensor = here) -> UniformQuantizer:
-                return start.scaled(torch.where(here, factor, torch.ones_like(start.scale)))
+            def scaled(factor: Tensor, start: Quantizer = start, here: Tensor = here) -> Quantizer:
+                return start.scaled(torch.where(here, factor, torch.ones_like(stats.channel_max)))
 
             factor, _ = line_search(stats, scaled, candidates=16, refine=6)
             quantizer = scaled(factor)

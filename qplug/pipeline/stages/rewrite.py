@@ -12,7 +12,7 @@ from qplug.models.adapters import make_explicit
 from qplug.models.attention import MatMul
 from qplug.models.equivalence import EquivalenceCheck
 from qplug.models.surgery import replace
-from qplug.models.tracing import is_gelu
+from qplug.models.tracing import is_activation
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import Inputs, RewrittenModel
 
@@ -92,7 +92,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _is_activation(module: nn.Module) -> bool:
-    return type(module).__name__ in ACTIVATIONS or is_gelu(module)
+    return type(module).__name__ in ACTIVATIONS or is_activation(module)
 
 
 def _is_other(module: nn.Module) -> bool:

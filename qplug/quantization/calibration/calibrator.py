@@ -13,8 +13,9 @@ from qplug.core.task import CLASSIFICATION, Task
 from qplug.core.types import Site, SiteKind, Smoothing
 from qplug.models.attention import MatMul
 from qplug.models.tracing import is_norm
+from qplug.quantization.calibration.product import Product
 from qplug.quantization.calibration.samplers import Operation, Rows, SampleSize, Shape, operation_of
-from qplug.quantization.calibration.statistics import Product, SiteStats
+from qplug.quantization.calibration.statistics import SiteStats
 
 
 class Calibration:

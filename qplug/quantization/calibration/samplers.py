@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from qplug.core.types import Site, Smoothing
 from qplug.models.attention import MatMul
-from qplug.quantization.calibration.statistics import Product
+from qplug.quantization.calibration.product import Product
 
 Shape = tuple[int, ...]
 

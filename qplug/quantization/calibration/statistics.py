@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -10,49 +9,12 @@ import torch
 from torch import Tensor
 
 from qplug.core.types import Granularity, Site, SiteKind, Smoothing
-
-ToMatrix = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Product:
-    """A sample of one operation as a batch of matrix products: O = L Rᵀ, whatever it was (linear, convolution, matmul).
-
-    Attributes:
-        lhs: (b, n, K) float32, sampled rows of the activations; b counts heads or convolution groups.
-        rhs: (b, M, K) float32, the weight, or the other operand of attention.
-        importance: (b, n, M) float32, (dL/dO)² of each sampled output; ``None`` counts every output alike.
-        offset: (b, n, M) float32, how far O is already from its float value because of the other operand, where that
-            one is not in float; ``None`` is 0.
-    """
-
-    lhs: Tensor
-    rhs: Tensor
-    importance: Tensor | None = None
-    offset: Tensor | None = None
-
-    @cached_property
-    def output(self) -> Tensor:
-        """(b, n, M) the float value of O."""
-        output = torch.matmul(self.lhs, self.rhs.transpose(-2, -1))
-        return output if self.offset is None else output - self.offset
-
-    def take(self, rows: Tensor, slices: int = 0) -> Product:
-        """These rows (int64) along n, or where b counts ``slices`` times heads, these slices."""
-
-        def taken(x: Tensor | None) -> Tensor | None:
-            if x is None:
-                return None
-            return x.view(slices, -1, *x.shape[1:])[rows].flatten(0, 1) if slices else x[:, rows]
-
-        lhs, rhs = taken(self.lhs), taken(self.rhs) if slices else self.rhs
-        assert lhs is not None
-        assert rhs is not None
-        return Product(lhs, rhs, taken(self.importance), taken(self.offset))
+from qplug.quantization.calibration.errors import ErrorMeasures
+from qplug.quantization.calibration.product import Product, ToMatrix
 
 
 @dataclass
-class SiteStats:
+class SiteStats(ErrorMeasures):
     """Statistics of one site, in float32 on the model's device.
 
     Attributes:
@@ -128,29 +90,6 @@ class SiteStats:
             return self.head_min.view(-1, 1, 1), self.head_max.view(-1, 1, 1)
         return self.min, self.max
 
-    def as_channels(self, values: Tensor) -> Tensor:
-        """(C,) → the shape that broadcasts along the site's channel axis, for the weight or a batch of activations."""
-        axis = self.site.channel_axis
-        trailing = self.sample.dim() - 1 - axis if axis >= 0 else -axis - 1
-        return values.reshape(-1, *[1] * trailing)
-
-    def output_error(self, quantized: Tensor, granularity: Granularity) -> Tensor:
-        """How far the operation's output moves if ``sample`` becomes ``quantized``: Σ importance·(Ô − O)².
-
-        The sum runs over everything that one scale of ``granularity`` answers for, where the errors of several scales
-        separate: (O, 1, …) for per-channel weights, (H, 1, 1) per head, () otherwise. Without a product it is
-        Σ importance·(x̂ − x)².
-        """
-        errors = self._errors(quantized)
-        return self._sum(errors, granularity) if self.product is None else self._sum_outputs(errors, granularity)
-
-    def row_errors(self, quantized: Tensor) -> Tensor:
-        """(rows,) what each row of the sample, as ``take`` counts them, adds to ``output_error``."""
-        errors = self._errors(quantized)
-        if self.product is not None and not self._in_slices:
-            return errors.sum((0, 2))
-        return errors.reshape(len(self.sample), -1).sum(1)
-
     def take(self, rows: Tensor) -> SiteStats:
         """The same with these rows (int64) of the sample alone: tokens, patches, or slices of attention.
 
@@ -166,19 +105,6 @@ class SiteStats:
             return replace(self, product=product)
         return replace(self, sample=self.sample[rows], product=product, importance=taken(self.importance))
 
-    def cosine_distance(self, quantized: Tensor, granularity: Granularity) -> Tensor:
-        """1 − cos(Ô, O) if ``sample`` becomes ``quantized``, over what one scale answers for, as ``output_error``.
-
-        Without a product it is that of the tensor itself. 1 where either is all zeros.
-        """
-        if self.product is None:
-            float_, moved, total = self.sample, quantized, self._sum
-        else:
-            float_, total = self.product.output, self._sum_outputs
-            moved = self._output_delta(quantized).add_(float_)
-        norms = total(float_.square(), granularity) * total(moved.square(), granularity)
-        return 1.0 - total(float_ * moved, granularity) / norms.sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-
     def given(self, other: SiteStats, quantized: Tensor) -> SiteStats:
         """The same statistics beside the operation's other operand, ``quantized`` in the place of ``other.sample``.
 
@@ -192,68 +118,6 @@ class SiteStats:
             return replace(self, product=Product(moved, product.rhs, product.importance, offset))
         offset = torch.matmul(product.lhs, (moved - product.rhs).transpose(-2, -1))
         return replace(self, product=Product(product.lhs, moved, product.importance, offset))
-
-    @property
-    def _is_right(self) -> bool:
-        return self.site.role in ("weight", "rhs")
-
-    @property
-    def _in_slices(self) -> bool:
-        """Whether the product's first axis is slices of attention times heads, instead of groups."""
-        return self.site.role in ("lhs", "rhs")
-
-    def _errors(self, quantized: Tensor) -> Tensor:
-        """importance·(Ô − O)², (b, n, M), or importance·(x̂ − x)² in the layout of ``sample`` without a product."""
-        if self.product is None:
-            errors, importance = (quantized - self.sample).square_(), self.importance
-        else:
-            errors, importance = self._output_delta(quantized).square_(), self.product.importance
-        return errors if importance is None else errors.mul_(importance)
-
-    def _output_delta(self, quantized: Tensor) -> Tensor:
-        """(b, n, M) Ô − O, in a buffer of its own."""
-        assert self.product is not None
-        assert self.to_matrix is not None
-        moved = self.to_matrix(quantized - self.sample)
-        left, right = (self.product.lhs, moved) if self._is_right else (moved, self.product.rhs)
-        delta = torch.matmul(left, right.transpose(-2, -1))
-        return delta if self.product.offset is None else delta.add_(self.product.offset)
-
-    def _sum_outputs(self, values: Tensor, granularity: Granularity) -> Tensor:
-        """Sum (b, n, M) over everything that one scale answers for."""
-        if self.site.kind.is_weight and granularity is Granularity.PER_CHANNEL:
-            return self.as_channels(values.sum(1).flatten())
-        if granularity is Granularity.PER_HEAD and self.site.head_axis is not None:
-            heads = self.sample.shape[self.site.head_axis]
-            return values.sum((1, 2)).view(-1, heads).sum(0).view(-1, 1, 1)
-        return values.sum()
-
-    def _sum(self, values: Tensor, granularity: Granularity) -> Tensor:
-        """Likewise for values in the layout of ``sample``."""
-        return self._as_scales(self._by_scale(values, granularity).sum(1), granularity)
-
-    def _by_scale(self, values: Tensor, granularity: Granularity) -> Tensor:
-        """Values in the layout of ``sample`` → (scales, values of each)."""
-        axis = {Granularity.PER_CHANNEL: self.site.channel_axis, Granularity.PER_HEAD: self.site.head_axis}
-        along = axis.get(granularity)
-        return values.flatten().unsqueeze(0) if along is None else values.movedim(along, 0).flatten(1)
-
-    def _as_scales(self, values: Tensor, granularity: Granularity) -> Tensor:
-        """One value a scale → the shape of the scales: (), (C, 1, …) or (H, 1, 1)."""
-        if granularity is Granularity.PER_CHANNEL:
-            return self.as_channels(values)
-        heads = granularity is Granularity.PER_HEAD and self.site.head_axis is not None
-        return values.view(-1, 1, 1) if heads else values[0]
-
-    def value_error(self, quantized: Tensor, granularity: Granularity) -> Tensor:
-        """Σ(x̂ − x)² of the sample, summed over everything that one scale of ``granularity`` answers for."""
-        return self._sum((quantized - self.sample).square(), granularity)
-
-    def sqnr_db(self, quantized: Tensor) -> float:
-        """10·log10(Σx² / Σ(x − x̂)²) of the sample (MPTQ-ViT, Eq. 9); +inf where nothing was lost."""
-        noise = (quantized - self.sample).double().square().sum()
-        signal = self.sample.double().square().sum()
-        return float(10.0 * torch.log10(signal / noise)) if noise > 0 else float("inf")
 
     def smoothed(self, smoothing: Smoothing) -> SiteStats:
         """The statistics of (Y − shift)/scale, exactly, but that each image's extremes become those of all.

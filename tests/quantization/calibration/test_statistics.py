@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from qplug import Granularity, QuantSpec, SiteKind, SiteStats, Smoothing, UniformQuantizer
 from qplug.core.types import Site
-from qplug.quantization.calibration.statistics import Product
+from qplug.quantization.calibration.product import Product
 
 T, C, H = Granularity.PER_TENSOR, Granularity.PER_CHANNEL, Granularity.PER_HEAD
 

@@ -273,7 +273,9 @@ def test_the_model_stays_as_it_was_and_a_loss_forgets_the_unit_before(name):
 
 
 def test_fisher_without_a_gradient_to_take_is_refused():
-    with pytest.raises(InputError, match=r"gradients of calibration.loss, one of kl, .*; it is 'none'") as refused:
+    with pytest.raises(
+        InputError, match=r"gradients of calibration.loss: expected one of kl, .*, received 'none'"
+    ) as refused:
         prepared(Fisher(), small(), randn(2, 4), loss="none")
     assert refused.value.where == "block"
 
