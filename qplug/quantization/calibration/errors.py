@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qplug.core.types import Granularity, Site
 from qplug.quantization.calibration.product import Product, ToMatrix
+from qplug.quantization.scale_layout import ScaleLayout
 
 
 class ErrorMeasures:
