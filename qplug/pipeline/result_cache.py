@@ -15,6 +15,7 @@ from qplug.core.storage.cache import Cache, CacheSlot
 from qplug.core.storage.hashing import content_key, fingerprint, images_digest
 from qplug.core.types import QuantSpec, Site
 from qplug.pipeline.run_key import code_of, versions
+from qplug.quantization.calibration.serialize import calibration_state, restore_calibration
 from qplug.quantization.choice import QuantizerChoice
 from qplug.quantization.plan import quantizer_of
 from qplug.quantization.quantizers import Quantizer
@@ -96,10 +97,10 @@ class ResultCache:
             },
         )
         if slot.tensors is not None:
-            statistics.restore(slot.tensors)
+            restore_calibration(statistics, slot.tensors)
             return
         statistics.collect(stream, None if loss == "none" else loss, advance)
-        slot.keep(statistics.state())
+        slot.keep(calibration_state(statistics))
 
     def choice(
         self, technique: Technique, site: Site, spec: QuantSpec, stats: SiteStats, ask: Callable[[], Any]

@@ -14,7 +14,7 @@ from qplug.analysis.ranges.depth import Depth
 from qplug.core.errors import InputError
 from qplug.core.seeding import seeded
 from qplug.core.types import Site
-from qplug.quantization.calibration.samplers import Rows
+from qplug.quantization.calibration.samplers import SampleRows
 
 PERCENTILE = 99.0
 BLOCK_OUTPUT = "block_output"
@@ -118,7 +118,7 @@ class _Watch:
         self._seed, self._cap = seed, max(1, SAMPLED // images)
         self._expected = images
         self._low, self._high = float("inf"), float("-inf")
-        self._sample = Rows()
+        self._sample = SampleRows()
 
     def update(self, x: Tensor) -> None:
         """Take in that of a batch, where the values of an image are neighbours, those of its windows too."""

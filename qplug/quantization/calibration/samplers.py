@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,6 @@ from torch.nn import functional as F
 from qplug.core.types import Site, Smoothing
 from qplug.models.attention import MatMul
 from qplug.quantization.calibration.product import Product
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,8 @@ class SampleSize:
     slice_rows: int = 16
 
 
-class Rows:
-    """Rows that arrive in pieces, in one buffer that is made when the first piece does.
+class SampleRows:
+    """SampleRows that arrive in pieces, in one buffer that is made when the first piece does.
 
     Small pieces kept between the large tensors of each batch would fragment the heap: with 16 batches, calibration then
     took twice the memory that it takes with one.
@@ -63,7 +61,7 @@ class Rows:
         self._buffer, self.length = values, 0 if values is None else len(values)
 
 
-class Operation:
+class OperationSampler:
     """Base: which images contribute, and the storing of what they contribute; subclasses say what a row is."""
 
     def __init__(self, images: int, cap: int, per_image: int, seed: int) -> None:
@@ -71,7 +69,7 @@ class Operation:
         self._chosen = set(torch.linspace(0, images - 1, min(images, cap)).round().int().tolist())
         self._per_image = max(1, per_image)
         self._generator = torch.Generator().manual_seed(seed)
-        self._inputs, self._squares = Rows(), Rows()
+        self.inputs, self.squares = SampleRows(), SampleRows()
 
     def begin(self, first: int, batch: int) -> None:
         """Announce the next batch: the index of its first image, and how many there are."""
@@ -98,11 +96,11 @@ class Operation:
             target: the output (or the input, where the operation is no product) whose gradient counts.
             choose: takes the same rows of the gradient.
         """
-        start, expected = self._inputs.length, len(piece) * len(self._chosen) // images
-        self._inputs.add(start, piece, expected)
+        start, expected = self.inputs.length, len(piece) * len(self._chosen) // images
+        self.inputs.add(start, piece, expected)
         if target.requires_grad:
             target.register_hook(  # type: ignore[no-untyped-call]
-                lambda gradient: self._squares.add(start, choose(gradient).square(), expected)
+                lambda gradient: self.squares.add(start, choose(gradient).square(), expected)
             )
 
     def product(self, module: nn.Module) -> Product | None:
@@ -111,7 +109,7 @@ class Operation:
 
     def sample(self, site: Site) -> tuple[Tensor, Tensor | None]:
         """The sampled input in the site's layout, and (dL/dx)² at it where the operation is no product."""
-        return self._inputs.values(), None
+        return self.inputs.values(), None
 
     def lhs_matrix(self, x: Tensor) -> Tensor:
         """The activation sample, in the site's layout, as (b, n, K)."""
@@ -123,32 +121,15 @@ class Operation:
 
     def smooth(self, smoothing: Smoothing) -> None:
         """Follow a smoothing of the input."""
-        rows, self._inputs = self._inputs.values(), Rows()  # whoever holds the old rows keeps them
-        self._inputs.add(0, (rows - smoothing.shift) / smoothing.scale, len(rows))
-
-    def kept(self) -> dict[str, Rows]:
-        """All rows, by name; without a backward pass there are no ``squares``."""
-        return {"inputs": self._inputs, "squares": self._squares}
-
-    def state(self) -> dict[str, Tensor]:
-        """All rows, as views."""
-        return {name: rows.values() for name, rows in self.kept().items() if rows.length or name != "squares"}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Hold the tensors of ``state`` themselves."""
-        for name, rows in self.kept().items():
-            rows.hold(state.get(name))
-
-    def shapes(self, module: nn.Module, sites: Mapping[str, Site], count: int) -> dict[str, Shape]:
-        """The shapes in a state with ``count`` rows, given the operation and its sites by their roles."""
-        raise TypeError(f"{type(self).__name__} does not implement shapes()")
+        rows, self.inputs = self.inputs.values(), SampleRows()  # whoever holds the old rows keeps them
+        self.inputs.add(0, (rows - smoothing.shift) / smoothing.scale, len(rows))
 
     def importance(self) -> Tensor | None:
         """(dL/dO)² of the sample, row by row, summed over the backward passes; ``None`` where there were none."""
-        return self._squares.values() if self._squares.length else None
+        return self.squares.values() if self.squares.length else None
 
 
-class TokenOperation(Operation):
+class TokenSampler(OperationSampler):
     """A linear (product with its weight), or a norm (no product): rows are tokens."""
 
     def record(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
@@ -172,20 +153,14 @@ class TokenOperation(Operation):
             return None
         importance = self.importance()
         rhs = module.weight.detach().unsqueeze(0)
-        return Product(self._inputs.values().unsqueeze(0), rhs, None if importance is None else importance.unsqueeze(0))
-
-    def shapes(self, module: nn.Module, sites: Mapping[str, Site], count: int) -> dict[str, Shape]:
-        """(n, C) and (n, M), or (n, C) of a norm's squares too."""
-        if isinstance(module, nn.Linear):
-            return {"inputs": (count, module.in_features), "squares": (count, module.out_features)}
-        return dict.fromkeys(("inputs", "squares"), (count, sites["input"].shape[-1]))
+        return Product(self.inputs.values().unsqueeze(0), rhs, None if importance is None else importance.unsqueeze(0))
 
     def sample(self, site: Site) -> tuple[Tensor, Tensor | None]:
         """(n, C) rows."""
-        return self._inputs.values(), self.importance()
+        return self.inputs.values(), self.importance()
 
 
-class ConvOperation(Operation):
+class ConvSampler(OperationSampler):
     """A convolution: rows are the patches under sampled output positions."""
 
     def __init__(self, conv: nn.Conv2d, images: int, cap: int, per_image: int, seed: int) -> None:
@@ -219,24 +194,18 @@ class ConvOperation(Operation):
         if importance is not None:
             importance = importance.reshape(len(importance), self._groups, -1).transpose(0, 1)
         assert isinstance(module, nn.Conv2d)
-        return Product(self.lhs_matrix(self._inputs.values()), self.rhs_matrix(module.weight.detach()), importance)
-
-    def shapes(self, module: nn.Module, sites: Mapping[str, Site], count: int) -> dict[str, Shape]:
-        """(n, C, kh, kw) and (n, M)."""
-        assert isinstance(module, nn.Conv2d)
-        patches = (count, module.in_channels, *module.kernel_size)
-        return {"inputs": patches, "squares": (count, module.out_channels)}
+        return Product(self.lhs_matrix(self.inputs.values()), self.rhs_matrix(module.weight.detach()), importance)
 
 
-class HeadOperation(Operation):
+class HeadSampler(OperationSampler):
     """A matmul of attention (a product of two activations) or a Softmax (none): slices with sampled query rows."""
 
     def __init__(self, module: nn.Module, images: int, cap: int, per_image: int, rows: int, seed: int) -> None:
         super().__init__(images, cap, per_image, seed)
-        self._matmul = isinstance(module, MatMul)
-        self._transpose_rhs = isinstance(module, MatMul) and module.transpose_rhs
-        self._rows = rows
-        self._others = Rows()
+        self.is_matmul = isinstance(module, MatMul)
+        self.transpose_rhs = isinstance(module, MatMul) and module.transpose_rhs
+        self.rows = rows
+        self.others = SampleRows()
 
     def record(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         """Operands (B·windows, H, N, ·); a Softmax may see any number of leading axes."""
@@ -248,14 +217,14 @@ class HeadOperation(Operation):
         places, picks = [], []
         for i in here:  # image by image, so that the batch size does not change what is drawn
             places.append(i * windows + self.pick(self._per_image, windows))
-            picks.append(self.pick(self._rows, x.shape[-2]).expand(len(places[-1]), -1))
+            picks.append(self.pick(self.rows, x.shape[-2]).expand(len(places[-1]), -1))
         slices = torch.cat(places).to(x.device)
         rows = torch.cat(picks).to(x.device).view(len(slices), *[1] * (x.dim() - 3), -1, 1)
-        if self._matmul:
+        if self.is_matmul:
             others = args[1].detach()[slices]
-            self._others.add(self._others.length, others, len(others) * len(self._chosen) // len(here))
+            self.others.add(self.others.length, others, len(others) * len(self._chosen) // len(here))
         sampled = torch.take_along_dim(x[slices], rows, -2)
-        target = out if self._matmul else args[0]
+        target = out if self.is_matmul else args[0]
         self.keep(sampled, len(here), target, lambda g: torch.take_along_dim(g[slices], rows, -2))
 
     def lhs_matrix(self, x: Tensor) -> Tensor:
@@ -265,42 +234,27 @@ class HeadOperation(Operation):
     def rhs_matrix(self, x: Tensor) -> Tensor:
         """(s, H, M, K), or (s, H, K, M) where the operand is not transposed → (s·H, M, K)."""
         flat = x.flatten(0, -3)
-        return flat if self._transpose_rhs else flat.transpose(-2, -1)
+        return flat if self.transpose_rhs else flat.transpose(-2, -1)
 
     def product(self, module: nn.Module) -> Product | None:
         """(s·H, r, K) by (s·H, M, K)."""
-        if not self._matmul:
+        if not self.is_matmul:
             return None
         importance = self.importance()
         importance = None if importance is None else importance.flatten(0, -3)
-        return Product(self.lhs_matrix(self._inputs.values()), self.rhs_matrix(self._others.values()), importance)
-
-    def kept(self) -> dict[str, Rows]:
-        """With the right operands of a matmul."""
-        return super().kept() | ({"others": self._others} if self._matmul else {})
-
-    def shapes(self, module: nn.Module, sites: Mapping[str, Site], count: int) -> dict[str, Shape]:
-        """(s, H, r, K), the whole right operand and (s, H, r, M); of a Softmax (s, H, r, K) twice, or without H."""
-        site = sites["lhs" if self._matmul else "input"]
-        *heads, tokens, width = site.shape[-2 if site.head_axis is None else -3 :]
-        inputs = (count, *heads, min(self._rows, tokens), width)
-        if not self._matmul:
-            return {"inputs": inputs, "squares": inputs}
-        others = (count, *sites["rhs"].shape[-3:])
-        outputs = (*inputs[:-1], others[-2 if self._transpose_rhs else -1])
-        return {"inputs": inputs, "others": others, "squares": outputs}
+        return Product(self.lhs_matrix(self.inputs.values()), self.rhs_matrix(self.others.values()), importance)
 
     def sample(self, site: Site) -> tuple[Tensor, Tensor | None]:
         """(s, H, r, K) of the left operand, (s, H, ·, ·) whole of the right."""
         if site.role == "rhs":
-            return self._others.values(), None
-        return self._inputs.values(), None if self._matmul else self.importance()
+            return self.others.values(), None
+        return self.inputs.values(), None if self.is_matmul else self.importance()
 
 
-def operation_of(module: nn.Module, images: int, size: SampleSize, seed: int) -> Operation:
+def sampler_of(module: nn.Module, images: int, size: SampleSize, seed: int) -> OperationSampler:
     """The sampler for a module that ``find_sites`` found sites on."""
     if isinstance(module, nn.Conv2d):
-        return ConvOperation(module, images, size.rows, size.rows // images, seed)
+        return ConvSampler(module, images, size.rows, size.rows // images, seed)
     if isinstance(module, (MatMul, nn.Softmax)):
-        return HeadOperation(module, images, size.slices, size.slices // images, size.slice_rows, seed)
-    return TokenOperation(images, size.rows, size.rows // images, seed)
+        return HeadSampler(module, images, size.slices, size.slices // images, size.slice_rows, seed)
+    return TokenSampler(images, size.rows, size.rows // images, seed)

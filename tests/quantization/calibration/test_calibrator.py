@@ -13,7 +13,8 @@ from qplug.core.task.choices import LOSSES
 from qplug.core.types import MASKED
 from qplug.models.smoothing import fold
 from qplug.quantization.calibration.calibrator import Calibration, watched_sites
-from qplug.quantization.calibration.samplers import Rows, SampleSize
+from qplug.quantization.calibration.samplers import SampleRows, SampleSize
+from qplug.quantization.calibration.serialize import calibration_state, restore_calibration
 from qplug.quantization.sites import find_sites
 from qplug.testing import toy_images, toy_vit
 
@@ -218,7 +219,7 @@ def test_memory_does_not_grow_with_the_images():
                 rows.values().numel()
                 for operation in operations
                 for rows in vars(operation).values()
-                if isinstance(rows, Rows) and rows.length
+                if isinstance(rows, SampleRows) and rows.length
             )
         )
         for site in found.sites:
@@ -336,10 +337,12 @@ def test_a_restored_calibration_knows_the_same_bit_for_bit(make, loss):
     size = SampleSize(rows=12, slices=6, slice_rows=2)
     model, found, calibration = calibrated(model, images, loss=loss, batches=4, size=size)
     restored = fresh(model, found, size=size)
-    restored.restore(copied(calibration.state()))
+    restore_calibration(restored, copied(calibration_state(calibration)))
     assert len({site.kind for site in found.sites}) >= 12
     assert same(calibration, restored, found.sites)
-    assert all(torch.equal(value, restored.state()[name]) for name, value in calibration.state().items())
+    assert all(
+        torch.equal(value, calibration_state(restored)[name]) for name, value in calibration_state(calibration).items()
+    )
     site = next(site for site in found.sites if site.name == "head.weight" or site.name.endswith("fc.weight"))
     one, other = calibration.stats(site), restored.stats(site)
     assert torch.equal(*(s.output_error(s.sample.round(), Granularity.PER_CHANNEL) for s in (one, other)))
@@ -350,33 +353,33 @@ def test_modules_that_are_called_again_are_restored():
     calibration = Calibration(model, found.sites, 4, seed=0)
     calibration.collect(toy_images(4).split(2), "logits")
     restored = fresh(model, found, images=4)
-    restored.restore(calibration.state())
+    restore_calibration(restored, calibration_state(calibration))
     assert len(restored.stats(found.sites[-1]).image_min) == 8
     assert same(calibration, restored, found.sites)
 
 
 def test_a_state_travels_through_the_cache(tmp_path):
     model, found, calibration = calibrated(loss="cross_entropy")
-    Cache(tmp_path).store("statistics", content_key(), calibration.state(), {})
+    Cache(tmp_path).store("statistics", content_key(), calibration_state(calibration), {})
     restored = fresh(model, found)
-    restored.restore(Cache(tmp_path).load("statistics", content_key()).tensors)
+    restore_calibration(restored, Cache(tmp_path).load("statistics", content_key()).tensors)
     assert same(calibration, restored, found.sites)
 
 
 def test_what_happens_to_one_restored_calibration_is_nothing_to_another():
     model, found, calibration = calibrated(loss="logits")
-    state = calibration.state()
+    state = calibration_state(calibration)
     before = copied(state)
     one, other = fresh(model, found), fresh(model, found)
-    one.restore(state)
-    other.restore(state)
+    restore_calibration(one, state)
+    restore_calibration(other, state)
     group = found.norm_groups(model, {})[0]
     smoothing = Smoothing(torch.randn(16), torch.rand(16) + 0.5)
     one.smooth(group.linears, smoothing)
     assert not same(one, other, found.sites)
     assert same(calibration, other, found.sites)
     one = fresh(model, found)
-    one.restore(state)
+    restore_calibration(one, state)
     one.collect([toy_images(6) * 3], "logits")
     assert not same(one, other, found.sites)
     assert same(calibration, other, found.sites)
@@ -386,22 +389,22 @@ def test_what_happens_to_one_restored_calibration_is_nothing_to_another():
 def test_a_smoothing_is_followed_alike_by_the_restored():
     model, found, calibration = calibrated(loss="logits")
     restored = fresh(model, found)
-    restored.restore(calibration.state())
+    restore_calibration(restored, calibration_state(calibration))
     group = found.norm_groups(model, {})[0]
     smoothing = Smoothing(torch.randn(16), torch.rand(16) + 0.5)
     for each in (calibration, restored):
         each.smooth(group.linears, smoothing)
     assert same(calibration, restored, found.sites)
     with pytest.raises(ValueError, match="before any smoothing"):
-        restored.state()
+        calibration_state(restored)
     with pytest.raises(ValueError, match="before any smoothing"):
-        restored.restore({})
+        restore_calibration(restored, {})
 
 
 def test_before_collecting_there_is_no_state():
     model = toy_vit()
     with pytest.raises(ValueError, match="no row was sampled"):
-        fresh(model, find_sites(model, toy_images(1))).state()
+        calibration_state(fresh(model, find_sites(model, toy_images(1))))
 
 
 OTHERS = {
@@ -419,32 +422,32 @@ OTHERS = {
 def test_a_state_of_another_model_is_refused_and_changes_nothing(what):
     change, images = OTHERS[what]
     model, found, calibration = calibrated(vit(**SMALL), toy_images(6), loss="logits")
-    state = calibration.state()
-    fresh(model, found).restore(state)
+    state = calibration_state(calibration)
+    restore_calibration(fresh(model, found), state)
     model, found = sited(vit(**{**SMALL, **change}), toy_images(1))
     other = fresh(model, found, images)
     with pytest.raises(ValueError, match="not of this model"):
-        other.restore(state)
+        restore_calibration(other, state)
     with pytest.raises(ValueError, match="no row was sampled"):
-        other.state()
+        calibration_state(other)
     other.collect([toy_images(images)])
     again = fresh(model, found, images)
-    again.restore(other.state())
+    restore_calibration(again, calibration_state(other))
     assert same(other, again, found.sites)
 
 
 def test_a_state_of_other_samples_or_other_sites_is_refused():
     model, found, calibration = calibrated()
     with pytest.raises(ValueError, match="not of this model"):
-        fresh(model, found, size=SampleSize(slice_rows=2)).restore(calibration.state())
+        restore_calibration(fresh(model, found, size=SampleSize(slice_rows=2)), calibration_state(calibration))
     found.sites.pop()
     with pytest.raises(ValueError, match="not of this model"):
-        fresh(model, found).restore(calibration.state())
+        restore_calibration(fresh(model, found), calibration_state(calibration))
 
 
 def test_every_name_and_every_shape_is_checked():
     model, found, calibration = calibrated(loss="logits")
-    state = calibration.state()
+    state = calibration_state(calibration)
     assert {name.rpartition("/")[2] for name in state} == {
         *("low", "high", "total", "count", "head_low", "head_high", "image_low", "image_high"),
         *("inputs", "squares", "others"),
@@ -453,16 +456,16 @@ def test_every_name_and_every_shape_is_checked():
         wrong = [tensor.unsqueeze(0), *(tensor.narrow(axis, 0, tensor.shape[axis] - 1) for axis in range(tensor.dim()))]
         for each in wrong:
             with pytest.raises(ValueError, match="not of this model"):
-                fresh(model, found).restore({**state, name: each})
+                restore_calibration(fresh(model, found), {**state, name: each})
         lacking = {key: value for key, value in state.items() if key != name}
         if name.endswith("/squares"):
-            fresh(model, found).restore(lacking)
+            restore_calibration(fresh(model, found), lacking)
         else:
             with pytest.raises(ValueError, match="not of this model"):
-                fresh(model, found).restore(lacking)
+                restore_calibration(fresh(model, found), lacking)
     for name in ("more", "head/more", "head.weight/low", ""):
         with pytest.raises(ValueError, match="not of this model"):
-            fresh(model, found).restore({**state, name: torch.zeros(1)})
+            restore_calibration(fresh(model, found), {**state, name: torch.zeros(1)})
 
 
 def test_progress_counts_images():

@@ -6,14 +6,15 @@ from numeric_toys import Sequence
 from torch import nn
 
 from qplug.models.attention import MatMul
-from qplug.quantization.calibration.samplers import SampleSize, operation_of
+from qplug.quantization.calibration.samplers import SampleSize, sampler_of
+from qplug.quantization.calibration.serialize import restore_sampler, sampler_shapes, sampler_state
 
 EVERYTHING = SampleSize(rows=10**6, slices=10**6, slice_rows=10**6)
 
 
 def record(module, *args, batch, images=None, size=EVERYTHING):
     """The operation after one batch, its output and the gradient of a random loss at it."""
-    operation = operation_of(module, images or batch, size, seed=0)
+    operation = sampler_of(module, images or batch, size, seed=0)
     operation.begin(0, batch)
     out = module(*args)
     operation.record(module, args, out)
@@ -122,7 +123,7 @@ def test_caps_hold_however_many_images_there_are(images):
         (matmul, [(2, 9, 5), (2, 5, 9)], 32 * 2),
         (conv, [(2, 5, 5)], 24),
     ):
-        operation = operation_of(module, images, size, seed=0)
+        operation = sampler_of(module, images, size, seed=0)
         for first in range(0, images, 10):
             batch = min(10, images - first)
             args = tuple(rand(batch, *shape) for shape in shapes)
@@ -137,7 +138,7 @@ def test_norms_and_softmax_keep_the_square_of_the_gradient_at_their_input(module
     leaf = rand(3, 2, 5, 6).requires_grad_(True)
     x = leaf * 2
     x.retain_grad()
-    operation = operation_of(module, 3, EVERYTHING, seed=0)
+    operation = sampler_of(module, 3, EVERYTHING, seed=0)
     operation.begin(0, 3)
     out = module(x)
     operation.record(module, (x,), out)
@@ -158,7 +159,7 @@ def test_calls_of_one_module_keep_their_own_gradients():
     """Autograd comes to the second call first."""
     linear = nn.Linear(6, 6, bias=False)
     model = Sequence(lambda m, x: m.a(m.a(x)), a=linear)
-    operation, outs = operation_of(linear, 2, EVERYTHING, seed=0), []
+    operation, outs = sampler_of(linear, 2, EVERYTHING, seed=0), []
     operation.begin(0, 2)
 
     def hook(module, args, out):
@@ -184,7 +185,7 @@ def test_the_same_seed_takes_the_same_rows_and_another_takes_others():
     x, linear = rand(2, 400, 4), nn.Linear(4, 3)
     samples = []
     for seed in (0, 0, 1):
-        operation = operation_of(linear, 2, SampleSize(rows=10), seed)
+        operation = sampler_of(linear, 2, SampleSize(rows=10), seed)
         operation.begin(0, 2)
         operation.record(linear, (x,), linear(x))
         samples.append(operation.product(linear).lhs)
@@ -218,20 +219,20 @@ def test_what_is_kept_has_the_shapes_that_are_foreseen_and_is_restored(what, gra
         role: Site(role, SiteKind.QUERY, "m", role, shape[1:], head_axis=heads)
         for role, shape in zip(roles, shapes, strict=True)
     }
-    state = operation.state()
+    state = sampler_state(operation)
     assert ("squares" in state) == gradients
-    foreseen = operation.shapes(module, sites, len(state["inputs"]))
+    foreseen = sampler_shapes(operation, module, sites, len(state["inputs"]))
     assert {name: foreseen[name] for name in state} == {name: tuple(kept.shape) for name, kept in state.items()}
     assert foreseen.keys() - state.keys() == (set() if gradients else {"squares"})
 
-    other = operation_of(module, 3, size, seed=7)
-    other.restore(state)
-    assert all(other.state()[name].data_ptr() == kept.data_ptr() for name, kept in state.items())
+    other = sampler_of(module, 3, size, seed=7)
+    restore_sampler(other, state)
+    assert all(sampler_state(other)[name].data_ptr() == kept.data_ptr() for name, kept in state.items())
     one, again = operation.product(module), other.product(module)
     assert (one is None) == (again is None)
     if one is not None:
         assert torch.equal(one.lhs, again.lhs)
         assert torch.equal(one.rhs, again.rhs)
         assert (again.importance is not None) == gradients
-    other.restore({name: kept for name, kept in state.items() if name != "squares"})
+    restore_sampler(other, {name: kept for name, kept in state.items() if name != "squares"})
     assert other.importance() is None

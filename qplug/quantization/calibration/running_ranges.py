@@ -1,0 +1,74 @@
+"""Running extremes and means of one activation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qplug.core.types import Site, Smoothing
+from qplug.quantization.calibration.product import Product
+from qplug.quantization.calibration.samplers import OperationSampler, SampleRows
+from qplug.quantization.calibration.statistics import SiteStats
+
+
+class RunningRanges:
+    """Running extremes and means of one activation over channels, heads and images; never the values themselves.
+
+    Everything is updated in place: small tensors kept among a batch's large ones would fragment the heap (see
+    ``SampleRows``).
+    """
+
+    def __init__(self, site: Site, images: int) -> None:
+        self.site, self.images = site, images
+        self.low = self.high = self.total = torch.zeros(0)
+        self.count = 0
+        self.heads: tuple[Tensor, Tensor] | None = None
+        self.image_low, self.image_high = SampleRows(), SampleRows()
+        self.smoothings: list[Smoothing] = []
+
+    def update(self, x: Tensor, batch: int) -> None:
+        """Take in the activation of ``batch`` images."""
+        channels = x.movedim(self.site.channel_axis, -1).reshape(batch, -1, x.shape[self.site.channel_axis])
+        low, high = channels.aminmax(dim=1)
+        self.image_low.add(self.image_low.length, low.amin(1), self.images)
+        self.image_high.add(self.image_high.length, high.amax(1), self.images)
+        total = channels.sum((0, 1), dtype=torch.float64)
+        if self.count == 0:
+            self.low, self.high, self.total = low.amin(0), high.amax(0), total
+        else:
+            torch.minimum(self.low, low.amin(0), out=self.low)
+            torch.maximum(self.high, high.amax(0), out=self.high)
+            self.total += total
+        self.count += channels.shape[0] * channels.shape[1]
+        if self.site.head_axis is not None:
+            least, most = x.movedim(self.site.head_axis, 0).flatten(1).aminmax(dim=1)
+            if self.heads is None:
+                self.heads = (least, most)
+            torch.minimum(self.heads[0], least, out=self.heads[0])
+            torch.maximum(self.heads[1], most, out=self.heads[1])
+
+    def smooth(self, smoothing: Smoothing) -> None:
+        """Follow a smoothing of the activation."""
+        self.smoothings.append(smoothing)
+
+    def stats(self, sampler: OperationSampler, product: Product | None) -> SiteStats:
+        """The statistics, with the sample of the operation that reads the activation."""
+        stats = SiteStats(
+            self.site,
+            self.low.min(),
+            self.high.max(),
+            self.low,
+            self.high,
+            (self.total / self.count).to(torch.float32),
+            self.image_low.values(),
+            self.image_high.values(),
+            self.low,
+        )
+        for smoothing in self.smoothings:
+            stats = stats.smoothed(smoothing)
+        stats.sample, stats.importance = sampler.sample(self.site)
+        stats.product = product
+        stats.to_matrix = sampler.rhs_matrix if self.site.role == "rhs" else sampler.lhs_matrix
+        if self.heads is not None:
+            stats.head_min, stats.head_max = self.heads
+        return stats
