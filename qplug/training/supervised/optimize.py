@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from qplug.core.errors import InputError
 from qplug.core.text import did_you_mean
@@ -56,20 +57,26 @@ def rate_factor(done: float, warmup: float, schedule: Literal["cosine", "constan
 
 
 class Average:
-    """An exponential moving average of parameters; its decay grows from 0.1 to ``decay``, so that it starts quickly.
+    """Torch's moving average of parameters, with a decay that grows from 0.1 to ``decay``, so that it starts quickly.
 
-    min(decay, (1 + t)/(10 + t)) after t steps, as TensorFlow's ExponentialMovingAverage and timm's have it.
+    The decay is min(decay, (1 + t)/(10 + t)) after t steps, as TensorFlow's ExponentialMovingAverage and timm's have it.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
-        self._parameters, self._decay = list(parameters.values()), decay
-        self.tensors: dict[str, Tensor] = {name: p.detach().clone() for name, p in parameters.items()}
+        def average(averages: Any, current: Any, steps: Tensor | int) -> None:
+            weight = 1.0 - min(decay, (1.0 + int(steps)) / (10.0 + int(steps)))
+            torch._foreach_lerp_(averages, current, weight)
 
-    @torch.no_grad()
+        self._parameters = nn.ParameterList(parameters.values())
+        self._model = AveragedModel(self._parameters, multi_avg_fn=average)
+        self.tensors: dict[str, Tensor] = dict(
+            zip(parameters, map(Tensor.detach, self._model.parameters()), strict=True)
+        )
+
     def update(self, step: int) -> None:
-        """After ``step`` steps, from 1."""
-        weight = 1.0 - min(self._decay, (1.0 + step) / (10.0 + step))
-        torch._foreach_lerp_(list(self.tensors.values()), [p.detach() for p in self._parameters], weight)
+        """Take in the parameters after ``step`` steps, counted from 1."""
+        self._model.n_averaged.fill_(step)  # at 0 torch would copy; a resumed run goes on
+        self._model.update_parameters(self._parameters)
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -213,7 +213,7 @@ def test_memory_does_not_grow_with_the_images():
     held = []
     for count in (16, 80):
         _, found, calibration = calibrated(images=toy_images(count), loss="cross_entropy", batches=16, size=size)
-        operations = calibration._operations.values()
+        operations = calibration.samplers.values()
         held.append(
             sum(
                 rows.values().numel()
