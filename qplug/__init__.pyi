@@ -39,6 +39,7 @@ from .export.export_run import (
 from .hooks.specs import hookimpl as hookimpl
 from .models.tracing import is_gelu as is_gelu
 from .pipeline.load_run import load_quantized as load_quantized
+from .pipeline.quantize import quantize as quantize
 from .pipeline.results import RunResult as RunResult
 from .pipeline.run import run as run
 from .quantization.bit_allocation import (

@@ -9,7 +9,7 @@ from qplug.core.storage.cache import Cache
 from qplug.hooks.registry import Registry
 from qplug.pipeline.assigner import QuantizerAssigner
 from qplug.pipeline.context import RunContext
-from qplug.pipeline.results import RunResult
+from qplug.pipeline.results import Inputs, RunResult
 from qplug.pipeline.stages.allocate import allocate
 from qplug.pipeline.stages.assign import assign
 from qplug.pipeline.stages.calibrate import calibrate
@@ -52,16 +52,20 @@ def run(
         EquivalenceError: a step that promised to preserve the function did not.
     """
     with RunContext.open(recipe, out, device, registry, observers, cache) as ctx:
-        inputs = load(ctx, recipe)
-        model = rewrite(ctx, inputs)
-        finetune(ctx, inputs, model, recipe.finetune)
-        sites = prepare(ctx, model, recipe.quantize)
-        statistics = calibrate(ctx, inputs, model, sites, recipe.calibration.loss)
-        smooth(ctx, inputs, model, sites, statistics)
-        quantizers = QuantizerAssigner(ctx.caller, statistics, sites.specs, sites.watched, ctx.results)
-        bits = allocate(ctx, model, sites, quantizers)
-        plan = assign(ctx, model, sites, quantizers, bits)
-        reconstruct(ctx, inputs, model, plan, recipe.calibration.loss)
-        train(ctx, inputs, model, plan, recipe.qat)
-        evaluation = evaluate(ctx, inputs, model, plan)
-        return save(ctx, recipe, inputs, model, sites, bits, plan, evaluation)
+        return run_stages(ctx, recipe, load(ctx, recipe))
+
+
+def run_stages(ctx: RunContext, recipe: Recipe, inputs: Inputs) -> RunResult:
+    """Every stage behind ``load``, in order."""
+    model = rewrite(ctx, inputs)
+    finetune(ctx, inputs, model, recipe.finetune)
+    sites = prepare(ctx, model, recipe.quantize)
+    statistics = calibrate(ctx, inputs, model, sites, recipe.calibration.loss)
+    smooth(ctx, inputs, model, sites, statistics)
+    quantizers = QuantizerAssigner(ctx.caller, statistics, sites.specs, sites.watched, ctx.results)
+    bits = allocate(ctx, model, sites, quantizers)
+    plan = assign(ctx, model, sites, quantizers, bits)
+    reconstruct(ctx, inputs, model, plan, recipe.calibration.loss)
+    train(ctx, inputs, model, plan, recipe.qat)
+    evaluation = evaluate(ctx, inputs, model, plan)
+    return save(ctx, recipe, inputs, model, sites, bits, plan, evaluation)

@@ -59,7 +59,7 @@ def rate_factor(done: float, warmup: float, schedule: Literal["cosine", "constan
 class Average:
     """Torch's moving average of parameters, with a decay that grows from 0.1 to ``decay``, so that it starts quickly.
 
-    The decay is min(decay, (1 + t)/(10 + t)) after t steps, as TensorFlow's ExponentialMovingAverage and timm's have it.
+    After t steps it is min(decay, (1 + t)/(10 + t)), as in TensorFlow's ExponentialMovingAverage and in timm's.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:

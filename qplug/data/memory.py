@@ -1,0 +1,89 @@
+"""Examples that are in memory already: tensors, as a caller's data loader yields them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qplug.core.errors import InputError
+from qplug.core.examples import Label
+from qplug.core.storage.hashing import fingerprint
+
+
+class TensorExamples:
+    """``Examples`` of a model's inputs, prepared by the caller.
+
+    Args:
+        batches: inputs (B, …), or pairs of inputs and labels (B,) int64, as a ``DataLoader`` yields them. All are kept.
+        name: of the data, for errors.
+
+    Raises:
+        InputError: there is no example, or an item is neither a tensor nor a pair of tensors.
+    """
+
+    def __init__(self, batches: Iterable[Any], name: str) -> None:
+        self._name, self._items, self._labels = name, list[Tensor](), list[Label]()
+        for batch in batches:
+            inputs, labels = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
+            if not isinstance(inputs, Tensor) or not (labels is None or isinstance(labels, Tensor)):
+                what = f"expected tensors (B, …) or pairs of tensors, received {type(batch).__name__}"
+                raise InputError(what, where=name, fix="yield inputs, or (inputs, labels), from the loader")
+            self._items += [item.detach().cpu() for item in inputs]
+            self._labels += [0] * len(inputs) if labels is None else [int(label) for label in labels]
+        if not self._items:
+            raise InputError("there are no examples", where=name, fix="give a loader that yields some")
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Label]:
+        return self._items[index], self._labels[index]
+
+    def label(self, index: int) -> Label:
+        """0 where the loader gave none."""
+        return self._labels[index]
+
+    def key(self, index: int) -> str:
+        """The name of the data and the index."""
+        return f"{self._name}/{index}"
+
+    def size_hint(self, index: int) -> int:
+        """Bytes of the tensor."""
+        return int(self._items[index].nbytes)
+
+    def digest(self, index: int) -> str:
+        """SHA-256 of the tensor."""
+        return fingerprint({"input": self._items[index]})
+
+
+@dataclass(frozen=True)
+class AsItIs:
+    """The ``Preparation`` of examples that are inputs already.
+
+    Attributes:
+        shape: of an input, without the batch axis.
+        dtype: of an input.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, examples: TensorExamples) -> AsItIs:
+        """For examples like the first one."""
+        first, _ = examples[0]
+        return cls(tuple(first.shape), first.dtype)
+
+    def transform(self) -> Callable[[Tensor], Tensor]:
+        """The identity."""
+        return lambda item: item
+
+    def example(self) -> Tensor:
+        """(1, …): normal noise, or zeros where inputs are whole numbers."""
+        if not self.dtype.is_floating_point:
+            return torch.zeros((1, *self.shape), dtype=self.dtype)
+        return torch.randn((1, *self.shape), generator=torch.Generator().manual_seed(0)).to(self.dtype)

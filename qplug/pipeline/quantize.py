@@ -1,0 +1,74 @@
+"""``quantize``: the run, on a model and data in memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qplug.core.errors import InputError
+from qplug.core.storage.cache import Cache
+from qplug.core.task import CLASSIFICATION, Task
+from qplug.data.loading import check_disjoint
+from qplug.data.memory import AsItIs, TensorExamples
+from qplug.data.stream import Stream
+from qplug.hooks.registry import Registry
+from qplug.models.float_model import FloatModel
+from qplug.pipeline.context import RunContext
+from qplug.pipeline.results import Inputs, RunResult
+from qplug.pipeline.run import run_stages
+from qplug.recipe import Recipe, load_recipe
+
+
+def quantize(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    recipe: Recipe | str | Path,
+    *,
+    evaluation: Iterable[Any] | None = None,
+    task: Task = CLASSIFICATION,
+    device: str = "cpu",
+    registry: Registry | None = None,
+    observers: Sequence[object] = (),
+    cache: Cache | None = None,
+) -> RunResult:
+    """Quantize ``model`` by ``recipe``, whose model and data play no part; ``model`` stays as it is.
+
+    Args:
+        model: a float model that takes a batch (B, …) and returns outputs of ``task``.
+        calibration: batches of inputs, or of inputs and labels, as a ``DataLoader`` yields them.
+        recipe: a recipe, or the path of one.
+        evaluation: batches of inputs and labels; without them, metrics of outputs are left out.
+        task: what the outputs are.
+        device: as torch names it.
+        registry, observers, cache: as ``run`` takes them.
+
+    Returns:
+        The result of the run, with the quantized module as ``model``; no run folder is written.
+
+    Raises:
+        InputError: the recipe trains, there is no calibration data, or evaluation shares an example with it.
+        RecipeError, PluginError, EquivalenceError: as ``load_recipe`` and ``run``.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, registry=registry)
+    if recipe.finetune is not None or recipe.qat is not None:
+        stage = "finetune" if recipe.finetune is not None else "qat"
+        raise InputError(
+            "expected a recipe without training: no labelled training data is in memory",
+            where=f"{stage} of {recipe.name or 'the recipe'}",
+            fix="leave the section out, or use qplug.run with data.training",
+        )
+    images = TensorExamples(calibration, "calibration")
+    judged = TensorExamples(evaluation, "evaluation") if evaluation is not None else None
+    if judged is not None:
+        check_disjoint(images, judged)
+    with RunContext.open(recipe, None, device, registry, observers, cache) as ctx:
+        own = copy.deepcopy(model)
+        float_model = FloatModel.of(own, type(model).__name__, AsItIs.of(images), task_name=task.name)
+        float_model.module.to(ctx.device)
+        stream = Stream(images, float_model.preprocessing, recipe.data.batch_size, ctx.device)
+        return run_stages(ctx, recipe, Inputs(float_model, own, stream, judged))
