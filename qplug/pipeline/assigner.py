@@ -26,20 +26,25 @@ if TYPE_CHECKING:
 
 
 class QuantizerAssigner:
-    """Asks the techniques for quantizers, once for each site, its bits, and where operands alternate its partner's.
+    """Asks the techniques once for each site and bit width; for alternating operands, once for each pair of widths.
 
     Args:
-        steps: the techniques.
+        caller: the techniques.
         statistics: of the float model, smoothed.
         specs: what the recipe asks.
         sites: the sites in scope; those that ``specs`` skips are left out.
-        recall: what need not be computed again.
+        results: the cache of quantizers.
     """
 
     def __init__(
-        self, steps: TechniqueCaller, statistics: Calibration, specs: Specs, sites: Sequence[Site], recall: ResultCache
+        self,
+        caller: TechniqueCaller,
+        statistics: Calibration,
+        specs: Specs,
+        sites: Sequence[Site],
+        results: ResultCache,
     ) -> None:
-        self._steps, self.specs, self._recall = steps, specs, recall
+        self._caller, self.specs, self._results = caller, specs, results
         self.stats = functools.cache(statistics.stats)
         self.sites = [site for site in sites if site.name in specs]
         self._operands: dict[str, list[Site]] = defaultdict(list)
@@ -47,7 +52,7 @@ class QuantizerAssigner:
             self._operands[site.module].append(site)
         self._known: dict[tuple[tuple[str, int], ...], dict[str, tuple[Technique, QuantizerChoice]]] = {}
 
-    def fit(self, site: Site, bits: Mapping[str, int]) -> tuple[str, QuantizerChoice]:
+    def choose(self, site: Site, bits: Mapping[str, int]) -> tuple[str, QuantizerChoice]:
         """The technique that takes ``site``, and its choice.
 
         Args:
@@ -60,7 +65,7 @@ class QuantizerAssigner:
         """
         operands, rounds = self._operands[site.module], 0
         if len(operands) == 2:
-            answer = self._steps.first("qplug_alternation_rounds", operands=operands)
+            answer = self._caller.first("qplug_alternation_rounds", operands=operands)
             rounds = answer[1] if answer else 0
         asked = operands if rounds else [site]
         specs = [replace(self.specs[s.name], bits=bits.get(s.name, self.specs[s.name].bits)) for s in asked]
@@ -71,31 +76,30 @@ class QuantizerAssigner:
         return technique.name(), choice
 
     def _alternate(self, specs: Mapping[Site, QuantSpec], rounds: int) -> dict[str, tuple[Technique, QuantizerChoice]]:
-        """Fit each site against a float partner, then ``rounds`` times against what the partner has become.
+        """Choose for each site beside its float partner, then ``rounds`` times beside the partner's quantizer.
 
-        With rounds, the first site is fitted beside the second one's quantizer alone, as its fit against a float
-        partner would be forgotten at once. Where a partner is what it was before, so would be the fit: it is kept, and
-        rounds end at a fixed point.
+        With rounds, the first site is never chosen beside a float partner, since the first round replaces that choice.
+        A choice is not repeated while the partner's quantized values stay the same: rounds end at a fixed point.
         """
         sites = list(specs)
-        found = {site.name: self._ask(site, specs[site], self.stats(site)) for site in sites[bool(rounds) :]}
-        seen: dict[str, torch.Tensor] = {}
+        choices = {site.name: self._ask(site, specs[site], self.stats(site)) for site in sites[bool(rounds) :]}
+        partners: dict[str, torch.Tensor] = {}
         for site, other in [(a, b) for a in sites for b in sites if a is not b] * rounds:
             beside = self.stats(other)
-            quantized = found[other.name][1].quantizer.to(beside.sample.device).infer(beside.sample)
-            if site.name not in seen or not torch.equal(seen[site.name], quantized):
-                found[site.name] = self._ask(site, specs[site], self.stats(site).given(beside, quantized))
-                seen[site.name] = quantized
-        return found
+            quantized = choices[other.name][1].quantizer.to(beside.sample.device).infer(beside.sample)
+            if site.name not in partners or not torch.equal(partners[site.name], quantized):
+                choices[site.name] = self._ask(site, specs[site], self.stats(site).given(beside, quantized))
+                partners[site.name] = quantized
+        return choices
 
     def _ask(self, site: Site, spec: QuantSpec, stats: SiteStats) -> tuple[Technique, QuantizerChoice]:
         hook = "qplug_make_quantizer"
-        for technique, caller in self._steps.each_technique(hook):
-            call = functools.partial(self._steps.call, technique, caller, hook, site=site, spec=spec, stats=stats)
-            choice = self._recall.choice(technique, site, spec, stats, call)
+        for technique, caller in self._caller.each_technique(hook):
+            call = functools.partial(self._caller.call, technique, caller, hook, site=site, spec=spec, stats=stats)
+            choice = self._results.choice(technique, site, spec, stats, call)
             if choice is not None:
-                _check(choice, spec.bits, self._steps.where(technique, hook, site.name))
-                self._steps.answered(technique)
+                _check(choice, spec.bits, self._caller.where(technique, hook, site.name))
+                self._caller.answered(technique)
                 return technique, choice
         raise InputError(
             f"no technique of the recipe estimates the range of {site.name} "
@@ -105,19 +109,18 @@ class QuantizerAssigner:
         )
 
     def sqnr_db(self, site: Site, bits: int) -> float:
-        """SQNR of ``site`` under the quantizer that it would get at ``bits``, everything else as the recipe asks."""
-        _, choice = self.fit(site, {site.name: bits})
+        """SQNR of ``site`` at ``bits``, under the quantizer that the techniques choose for it, in dB."""
+        _, choice = self.choose(site, {site.name: bits})
         stats = self.stats(site)
         return stats.sqnr_db(choice.quantizer.to(stats.sample.device).infer(stats.sample))
 
-    def decide(self, allocation: tuple[str, Mapping[str, int]], advance: Callable[[int], None]) -> dict[str, Decision]:
-        """The decision for every site."""
+    def decide(self, allocated_by: str, bits: Mapping[str, int], advance: Callable[[int], None]) -> dict[str, Decision]:
+        """The decision for every site, at the bits that ``allocated_by`` chose."""
         decisions: dict[str, Decision] = {}
-        allocator, bits = allocation
         for site in self.sites:
-            technique, choice = self.fit(site, bits)
+            technique, choice = self.choose(site, bits)
             spec = replace(self.specs[site.name], bits=choice.quantizer.bits)
-            by = allocator if site.name in bits else OVERRIDE if site.name in self.specs.fixed else RECIPE
+            by = allocated_by if site.name in bits else OVERRIDE if site.name in self.specs.fixed else RECIPE
             decisions[site.name] = Decision(site, spec, choice.quantizer, technique, choice.reason, by)
             advance(len(decisions))
         return decisions

@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 class Clock:
     """Times the stages of a run and tells the observers.
 
-    What a cache answered counts as long as it once took to compute, so that the times of two runs can be compared;
-    ``saved`` is how much of that this run did not spend.
+    A cached result counts with the seconds that it once took, so that the times of two runs can be compared. ``saved``
+    is the part of them that this run did not spend.
     """
 
-    def __init__(self, steps: TechniqueCaller) -> None:
-        self._steps = steps
+    def __init__(self, caller: TechniqueCaller) -> None:
+        self._caller = caller
         self._start = time.perf_counter()
         self.seconds: dict[str, float] = {}
         self.saved = 0.0
 
     @contextmanager
     def stage(self, name: str, total: int = 0) -> Iterator[Advance]:
-        """One stage; what it yields is called with the units done so far."""
-        self._steps.observe(name, "start", 0, total)
+        """Time one stage; it yields a function that is called with the units done so far."""
+        self._caller.observe(name, "start", 0, total)
         start, saved = time.perf_counter(), self.saved
 
         def advance(done: int, note: str = "") -> None:
-            self._steps.observe(name, "advance", done, total, note)
+            self._caller.observe(name, "advance", done, total, note)
 
         try:
             yield advance
         finally:
             self.seconds[name] = time.perf_counter() - start + self.saved - saved
-            self._steps.observe(name, "end", total, total)
+            self._caller.observe(name, "end", total, total)
 
     def save(self, seconds: float) -> None:
-        """Count what was not computed again."""
+        """Add the seconds that a cached result once took."""
         self.saved += seconds
 
     @property
     def total(self) -> float:
-        """Seconds since the run began, and those that were saved."""
+        """Seconds since the run began, plus those that the cache saved."""
         return time.perf_counter() - self._start + self.saved

@@ -1,4 +1,4 @@
-"""Techniques that calibrate by themselves: each sees the model and the images once, when it is its turn."""
+"""Techniques with a calibration of their own: each gets the model and the images once, in its turn."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ class PluginCalibration:
     """Calls ``qplug_calibrate`` of each technique that implements it.
 
     Args:
-        steps: the techniques.
-        model: the float model, which is watched by reference; each technique gets a copy.
+        caller: the techniques.
+        model: the float model, held by reference; each technique gets a copy.
         images: the calibration batches, on the model's device, for any number of passes.
-        specs: what the recipe asks, by site name.
+        specs: of the recipe, by site name.
     """
 
     def __init__(
-        self, steps: TechniqueCaller, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]
+        self, caller: TechniqueCaller, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]
     ) -> None:
-        self._steps, self._model, self._images, self._specs = steps, model, images, specs
-        self._waiting = {id(technique): caller for technique, caller in steps.each_technique(HOOK)}
+        self._caller, self._model, self._images, self._specs = caller, model, images, specs
+        self._waiting = {id(technique): hook for technique, hook in caller.each_technique(HOOK)}
 
-    def show(self, technique: Technique) -> None:
-        """Show the model as it is now to ``technique``, if it wants that and has not seen it yet."""
-        caller = self._waiting.pop(id(technique), None)
-        if caller is None:
+    def run(self, technique: Technique) -> None:
+        """Let ``technique`` calibrate on the model as it is now, unless it has already."""
+        hook = self._waiting.pop(id(technique), None)
+        if hook is None:
             return
         model = copy.deepcopy(self._model)
-        self._steps.call(technique, caller, HOOK, model=model, images=self._images, specs=dict(self._specs))
+        self._caller.call(technique, hook, HOOK, model=model, images=self._images, specs=dict(self._specs))
 
-    def show_rest(self) -> None:
-        """Show it to all that have not seen it yet."""
-        for technique in self._steps.techniques:
-            self.show(technique)
+    def run_rest(self) -> None:
+        """Let every other technique calibrate."""
+        for technique in self._caller.techniques:
+            self.run(technique)

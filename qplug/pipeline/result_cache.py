@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from qplug.quantization.calibration.calibrator import Calibration
     from qplug.quantization.calibration.statistics import SiteStats
 
-WORTH = 0.02
-"""Seconds that a quantizer must have taken, to be worth a file."""
+WORTH_CACHING = 0.02
+"""A quantizer that took fewer seconds is not cached."""
 
 
 class ResultCache:
@@ -51,7 +51,7 @@ class ResultCache:
         self._makers: dict[int, list[Any] | None] = {}
 
     def identify(self, *made_by: object, **common: Any) -> None:
-        """Say what every result depends on, before the first one is asked for.
+        """Set what every result depends on, before the first one is looked up.
 
         Args:
             made_by: the objects whose code made the float model: its source, the techniques that rewrote it, adapters,
@@ -67,7 +67,10 @@ class ResultCache:
             self.cache = None
 
     def slot(self, kind: str, parts: Callable[[], dict[str, Any]]) -> CacheSlot:
-        """The place of a result that depends on ``parts`` and on what is common; they are asked only with a cache."""
+        """The place of a result that depends on ``parts`` and on everything of ``identify``.
+
+        ``parts`` is called only with a cache.
+        """
         if self.cache is None:
             return CacheSlot(None, kind, "", None)
         key = content_key(**self._common, **parts())
@@ -84,7 +87,15 @@ class ResultCache:
         advance: Callable[[int], None],
         prepared: tuple[Examples, Preparation],
     ) -> None:
-        """Let ``statistics`` collect from ``stream``, ``prepared`` being the images and how they become its batches."""
+        """Collect ``statistics`` from ``stream``, or restore them from the cache.
+
+        Args:
+            statistics: to fill.
+            stream: batches of inputs.
+            loss: of ``calibration.loss``, or ``none`` for no gradients.
+            advance: called with the examples done.
+            prepared: the examples, and how they become inputs: parts of the key.
+        """
         images, preprocessing = prepared
         slot = self.slot(
             "statistics",
@@ -105,10 +116,10 @@ class ResultCache:
     def choice(
         self, technique: Technique, site: Site, spec: QuantSpec, stats: SiteStats, ask: Callable[[], Any]
     ) -> Any:
-        """What ``ask`` answers for a range, or answered for the same statistics.
+        """The answer of ``ask``, or its cached answer for the same site, specification and statistics.
 
-        A technique that remembers anything beside its configuration is asked every time: what it remembers, of a
-        smoothing for example, is in no key.
+        A technique with state beside its configuration is called every time, since no key holds that state. An answer
+        is not cached if the technique added a note: a run that finds it in the cache would not show the note.
         """
         if self.cache is None or vars(technique).keys() != {"config", "notes"} or technique.notes:
             return ask()
@@ -126,28 +137,26 @@ class ResultCache:
         if entry is not None:
             self._clock.save(entry.about["seconds"])
             made = quantizer_of(entry.about["quantizer"], self._quantizers)
-            return QuantizerChoice(
-                made.to(stats.sample.device), entry.about["reason"]
-            )  # as who computes it would have it
+            return QuantizerChoice(made.to(stats.sample.device), entry.about["reason"])
         start = time.perf_counter()
         answer = ask()
         seconds = time.perf_counter() - start
-        told = bool(technique.notes)  # which a run that recalls the answer would not tell
-        if isinstance(answer, QuantizerChoice) and seconds > WORTH and not told and self.comes_back(answer.quantizer):
+        worth = isinstance(answer, QuantizerChoice) and seconds > WORTH_CACHING and not technique.notes
+        if worth and self.round_trips(answer.quantizer):
             about = {"seconds": seconds, "quantizer": answer.quantizer.to_dict(), "reason": answer.reason}
             self.cache.store("quantizers", key, {}, about)
         return answer
 
     def identities(self, makers: Iterable[object]) -> list[Any] | None:
-        """What those are that make a quantized model, techniques and backend: each one's values and its code.
+        """Configuration and code of each technique or backend that shapes a quantized model.
 
-        ``None`` where the code of one is in no file.
+        ``None`` if the code of one is in no file.
         """
         found = [self._identity(maker) for maker in makers] if self.cache is not None else [None]
         return None if None in found else found
 
-    def comes_back(self, quantizer: object) -> bool:
-        """Whether a file gives back this quantizer: one that derives from another may have the kind of that one."""
+    def round_trips(self, quantizer: object) -> bool:
+        """Whether a stored plan restores this quantizer; a subclass may have the ``kind`` of its base."""
         if not isinstance(quantizer, Quantizer) or quantizer.kind not in self._quantizers:
             return False
         return type(quantizer_of(quantizer.to_dict(), self._quantizers)) is type(quantizer)
@@ -157,7 +166,7 @@ class ResultCache:
         return quantizer_of(data, self._quantizers)
 
     def _identity(self, maker: object) -> list[Any] | None:
-        """Values and code of a technique or a backend, read once a run; ``None`` where the code is in no file."""
+        """Configuration and code of a technique or backend, read once a run; ``None`` if the code is in no file."""
         if id(maker) not in self._makers:
             try:
                 values = _values(maker) if isinstance(maker, Component) else type(maker).__qualname__
@@ -173,12 +182,12 @@ def _values(part: Component) -> dict[str, Any]:
 
 
 def source_key(source: FloatModel) -> list[str]:
-    """Of a float model, with how its images are prepared."""
+    """The key of a float model and of the preparation of its inputs."""
     return [repr(source.module), source.fingerprint, repr(source.preprocessing)]
 
 
 def stats_digest(stats: SiteStats) -> str:
-    """SHA-256 over every tensor of a site's statistics and of its operation's sample, not over what is made of them."""
+    """SHA-256 over every tensor of a site's statistics and of its operation's sample."""
     held = {field.name: getattr(stats, field.name) for field in fields(stats)}
     if stats.product is not None:
         held |= {f"product.{field.name}": getattr(stats.product, field.name) for field in fields(stats.product)}

@@ -1,4 +1,4 @@
-"""What a run depended on beyond its recipe: versions, seed, hashes, machine. Written as ``lock.json``."""
+"""The key of a run, and ``lock.json``: versions, code, seed, hashes and machine."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ PACKAGES = (
     *("torch", "torchvision", "timm", "brevitas", "nvidia-modelopt", "numpy", "scipy", "scikit-learn", "pillow"),
     *("pydantic", "pluggy", "safetensors", "transformers", "tokenizers", "accelerate"),
 )
-"""Those whose versions say what they compute: their code is not read."""
+"""Packages that keys hold by version; their code is not hashed."""
 WITHOUT_INFLUENCE = ("name", "paper")
 """Keys of a recipe that change no result."""
 EVALUATION_SEED = 0
-"""Chooses the evaluation images, whatever the recipe's seed: seeds can be compared on the same images alone."""
+"""Chooses the evaluation images whatever the recipe's seed, so that runs of several seeds can be compared."""
 
 
 def code_of(things: Iterable[object]) -> dict[str, str]:
-    """Package → digest of its code, for qplug and for every package that ``things`` come from.
+    """Package → digest of its code, for qplug and for every package that defines one of ``things``.
 
     Args:
-        things: instances, whose classes count with all that they derive from; functions; and ``module:name``.
+        things: instances, which count with every base of their class; functions; and ``module:name``.
 
     Raises:
-        InputError: code that is not in files, so that nobody can tell whether it changed.
+        InputError: code is not in files, so its changes cannot be detected.
     """
     packages = {"qplug", *(code_package(module) for thing in things for module in _modules(thing))}
     known = {*sys.stdlib_module_names, *PACKAGES}
@@ -55,7 +55,7 @@ def _modules(thing: object) -> list[str]:
 
 
 def _parts(recipe: Recipe, registry: Registry) -> list[object]:
-    """All that a run of ``recipe`` calls and that a plugin may have brought."""
+    """Everything that a run of ``recipe`` calls and that a plugin may define."""
     data = [config for _, config in _data(recipe)]
     return [
         *(component(registry.techniques, step) for step in recipe.techniques),
@@ -68,19 +68,19 @@ def _parts(recipe: Recipe, registry: Registry) -> list[object]:
 
 
 def _data(recipe: Recipe) -> list[tuple[str, Config]]:
-    """What of a recipe's data is a source, by its role."""
+    """The recipe's data sources by their role."""
     roles = ((role, getattr(recipe.data, role)) for role in ("calibration", "evaluation", "training"))
     return [(role, config) for role, config in roles if config is not None]
 
 
 def run_key(recipe: Recipe, registry: Registry, device: str) -> str:
-    """What a run of ``recipe`` is known by: equal for two runs where nothing that could change a result is different.
+    """The key of a run: two runs with one key have the same results.
 
-    That is the recipe, the model's weights and the images (by content, not by path), the code, the versions of the
-    packages above, and the kind of device. Found without importing torch.
+    It covers the recipe, the model's weights and the images (by content, not by path), the code, the versions of
+    ``PACKAGES``, and the kind of device. Computing it does not import torch.
 
     Raises:
-        InputError: something that the recipe names cannot be read, or code that is not in files.
+        InputError: something that the recipe names cannot be read, or code is not in files.
     """
     values = {key: value for key, value in recipe.dump().items() if key not in (*WITHOUT_INFLUENCE, "model")}
     data = values.pop("data")
@@ -100,14 +100,14 @@ def run_key(recipe: Recipe, registry: Registry, device: str) -> str:
 
 
 def run_key_if_known(recipe: Recipe, registry: Registry, device: str) -> str | None:
-    """``run_key``, or ``None`` where it cannot be told: a run of such a recipe answers for no other."""
+    """``run_key``, or ``None`` if there is none: such a run is never reused for another."""
     with suppress(InputError):
         return run_key(recipe, registry, device)
     return None
 
 
 def versions() -> dict[str, str | None]:
-    """Of the packages that results depend on; ``None`` for one that is not installed."""
+    """The version of each of ``PACKAGES``; ``None`` for one that is not installed."""
     return {name: _version(name) for name in PACKAGES}
 
 
@@ -122,11 +122,11 @@ def lock(
     """The contents of ``lock.json``.
 
     Args:
-        recipe: what was run.
-        run_key: its ``run_key``, ``None`` where the run may answer for no other.
-        device: what it was executed on, as torch names it.
-        hashes: SHA-256 sums by what they are of (``model``, ``calibration_images``, …), or lists of them.
-        registry: what is installed, unless given; all its plugins are written down, those that failed too.
+        recipe: of the run.
+        run_key: its key; ``None`` if the run may not be reused.
+        device: of the run, as torch names it.
+        hashes: SHA-256 sums, or lists of them, by name (``model``, ``calibration_images``, …).
+        registry: the installed plugins unless given; broken ones are listed too.
     """
     registry = installed() if registry is None else registry
     code: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What the recipe asks of each site."""
+"""The quantization that a recipe asks of each site."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ OVERRIDE = "recipe, override"
 
 
 class Specs(dict[str, QuantSpec]):
-    """What the recipe asks of each site that it quantizes, by name.
+    """The specification of each site that the recipe quantizes, by name.
 
     Attributes:
-        fixed: sites whose bits an override fixes.
-        skipped: sites that an override leaves in float, and why.
+        fixed: sites whose bits an override sets; an allocator does not change them.
+        skipped: sites that an override leaves in float → the reason.
     """
 
     def __init__(self) -> None:
@@ -31,10 +31,10 @@ class Specs(dict[str, QuantSpec]):
 
 
 def resolve(quantize: Quantize, sites: Sequence[Site]) -> Specs:
-    """What the recipe asks of each site.
+    """The specification of each site: the recipe's, changed by the first override that matches.
 
     Raises:
-        InputError: an override that matches no site, or heads asked of a tensor that has none.
+        InputError: an override matches no site, or ``per_head`` is asked of a tensor without heads.
     """
     specs = Specs()
     unused = list(quantize.overrides)

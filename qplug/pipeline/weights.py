@@ -1,4 +1,4 @@
-"""The weights of a run folder: those that the plan quantizes as packed codes, everything else as it is."""
+"""The weights of a run folder: quantized ones as packed codes, all others as they are."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from qplug.core.errors import InputError
 from qplug.core.storage.bit_packing import pack_bits, unpack_bits
 from qplug.core.storage.hashing import fingerprint
 from qplug.core.storage.run_folder import AGAIN
+from qplug.core.text import listed
 from qplug.quantization.plan import Decision, Plan
 from qplug.quantization.quantizers import Quantizer
 
@@ -23,19 +24,19 @@ if TYPE_CHECKING:
 
 FILE = "model.safetensors"
 CODES = ".codes"
-"""What follows a weight's name where its codes are stored in its place: (⌈n·bits/8⌉,) uint8, see ``pack_bits``."""
+"""Suffix of the name of a weight that is stored as codes, (⌈n·bits/8⌉,) uint8; see ``pack_bits``."""
 FINGERPRINT = "fingerprint"
-"""The file's metadata: ``qplug.core.storage.hashing.fingerprint`` of its tensors."""
+"""Key of the file's metadata: ``fingerprint`` of its tensors."""
 
 
 def write_weights(folder: RunFolder, model: nn.Module, plan: Plan) -> list[str]:
     """Write ``model.safetensors``; returns a warning for weights of the plan that stay in float.
 
-    A weight is stored as its codes, at its bits, where they give back bit for bit what its quantizer makes of it, and
-    its quantizer leaves that as it is. Scales are in ``plan.json`` and nowhere else.
+    A weight is stored as codes of its bits if they decode, bit for bit, to its quantized value, and if quantizing that
+    value again does not change it. Scales are in ``plan.json`` alone.
 
     Args:
-        folder: that is being written.
+        folder: the run folder in progress.
         model: the float model, after rewrites and smoothing.
         plan: of that model.
     """
@@ -46,11 +47,11 @@ def write_weights(folder: RunFolder, model: nn.Module, plan: Plan) -> list[str]:
     for name, quantizer in ((decision.site.name, decision.quantizer) for decision in _weights(plan)):
         try:
             if name not in state:
-                raise ValueError("the model keeps it under another name")
+                raise ValueError("the model holds it under another name")
             if holders[state[name].untyped_storage().data_ptr()] > 1:
                 raise ValueError("another name shares it")
             codes[name] = _codes(state[name], quantizer)
-        except Exception as error:  # of a plugin's quantizer, when all but this is done
+        except Exception as error:  # a plugin's quantizer must not end a run that is all but finished
             left.setdefault(str(error) or type(error).__name__, []).append(name)
     tensors = {name + CODES if name in codes else name: codes.get(name, one) for name, one in state.items()}
     folder.write_tensors(FILE, tensors, {FINGERPRINT: fingerprint(tensors)})
@@ -61,7 +62,7 @@ def read_weights(path: Path, plan: Plan) -> dict[str, Tensor]:
     """The state dict that ``path`` stands for under ``plan``, codes decoded, on the CPU.
 
     Raises:
-        InputError: a file that cannot be read or that was damaged, or codes that are not those of the plan.
+        InputError: the file cannot be read, is damaged, or holds codes that do not belong to the plan.
     """
     tensors = _read(path)
     for decision in _weights(plan):
@@ -81,22 +82,21 @@ def read_weights(path: Path, plan: Plan) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, path: Path, plan: Plan) -> None:
-    """Put the weights of a run folder into ``model``: attention explicit, rewritten as in the run, not quantized yet.
+    """Load the weights of a run folder into ``model``, which is rewritten as in the run and not quantized yet.
 
-    Parameters that the model lacks and smoothing made (the bias of a linear without one) are made again.
+    Parameters that smoothing added, such as the bias of a linear without one, are added again.
 
     Raises:
-        InputError: as ``read_weights``; a tensor that is missing, unknown, or of another shape.
+        InputError: as ``read_weights``; a tensor is missing, unknown, or of another shape.
     """
     weights = read_weights(path, plan)
     for name in weights.keys() - model.state_dict().keys():
         _make(model, name, weights[name])
     if problems := _misfits(model.state_dict(), weights):
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise InputError(
-            f"is not of the model that the recipe names: {'; '.join(problems[:5])}{more}",
+            f"does not fit the model that the recipe names: {listed(problems, 5)}",
             where=str(path),
-            fix=f"{AGAIN}, or use the versions of timm and of the model's code that lock.json names",
+            fix=f"{AGAIN}, or install the versions of timm and of the model's code that lock.json lists",
         )
     model.load_state_dict(weights)
 
@@ -106,7 +106,7 @@ def _weights(plan: Plan) -> list[Decision]:
 
 
 def _codes(weight: Tensor, quantizer: Quantizer) -> Tensor:
-    """The packed codes of ``weight``; raises where they would not give back the quantized weight."""
+    """The packed codes of ``weight``; raises ``ValueError`` if they do not decode to the quantized weight."""
     quantizer = copy.deepcopy(quantizer).to(weight.device)
     codes, expected = quantizer.encode(weight), quantizer.infer(weight)
     packed = pack_bits(codes, quantizer.bits)
@@ -119,9 +119,8 @@ def _codes(weight: Tensor, quantizer: Quantizer) -> Tensor:
 
 
 def _warning(names: list[str], reason: str) -> str:
-    some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     count = f"{len(names)} quantized weight{'s' if len(names) > 1 else ''}"
-    return f"{FILE} holds {count} in float32, which size_mb does not count ({some}): {reason}"
+    return f"{FILE} holds {count} in float32, which size_mb does not count ({listed(names)}): {reason}"
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -139,7 +138,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _make(model: nn.Module, name: str, like: Tensor) -> None:
-    """A parameter that ``model`` has a place for, and no value."""
+    """Add a parameter for which ``model`` has a place and no value."""
     path, _, leaf = name.rpartition(".")
     module = dict(model.named_modules()).get(path)
     if module is not None and leaf in module._parameters and module._parameters[leaf] is None:

@@ -206,7 +206,7 @@ def test_grids_after_activations_hold_what_they_give_and_no_more(activation, sym
     assert plan.decisions["conv_stem.conv.input"].quantizer.signed == symmetric
 
 
-def is_reconstructed_and_comes_back(build, out, size):
+def is_reconstructed_and_round_trips(build, out, size):
     result, logits, toys = quantized(build, Brecq, out=out, size=size, iterations=2, loss="fisher")
     assert result.metrics["coverage.macs"] == 1.0
     assert result.float_macs == result.plan.float_sites == {}
@@ -217,7 +217,7 @@ def is_reconstructed_and_comes_back(build, out, size):
 
 
 def test_squeeze_and_excite_multiplies_in_float_and_its_convolutions_are_quantized(tmp_path):
-    result = is_reconstructed_and_comes_back(
+    result = is_reconstructed_and_round_trips(
         lambda: small_mobilenet("ir_r1_k3_s2_e2_c16_se0.25_nhs"), tmp_path / "run", (3, 16, 16)
     )
     assert {f"blocks.0.0.se.{name}" for name in ("conv_reduce", "conv_expand")} < set(result.plan.modules())
@@ -235,8 +235,8 @@ def test_blocks_are_those_that_plugins_declare():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_is_reconstructed_and_comes_back(name, tmp_path):
-    is_reconstructed_and_comes_back(lambda: family(name), tmp_path / "run", (3, 32, 32))
+def test_every_family_is_reconstructed_and_round_trips(name, tmp_path):
+    is_reconstructed_and_round_trips(lambda: family(name), tmp_path / "run", (3, 32, 32))
 
 
 @pytest.mark.real

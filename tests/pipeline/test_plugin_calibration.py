@@ -68,8 +68,8 @@ def shown():
     def see(*techniques):
         chain = steps(*techniques)
         calibrators = PluginCalibration(chain, model, [toy_images(2), toy_images(1)], asked)
-        smooth_groups(model, chain, statistics, found, asked, EquivalenceCheck(model, toy_images(2)), calibrators.show)
-        calibrators.show_rest()
+        smooth_groups(model, chain, statistics, found, asked, EquivalenceCheck(model, toy_images(2)), calibrators.run)
+        calibrators.run_rest()
         return before, model.get_submodule(NORM).weight
 
     return see

@@ -62,7 +62,7 @@ QUANTIZERS = {
 
 
 @pytest.mark.parametrize("make", QUANTIZERS.values(), ids=QUANTIZERS)
-def test_what_comes_back_is_the_quantized_weight(tmp_path, make):
+def test_what_round_trips_is_the_quantized_weight(tmp_path, make):
     model = small()
     weight = model[0].weight.detach()
     quantizer = make(weight)

@@ -315,8 +315,8 @@ def decided(toy, rounds: int, *, objective: str = "hessian"):
     specs = resolve(SECTION, found.sites)
     made = steps(make(Twin), make(Search, rounds=rounds, objective=objective))
     sites = [site for site in found.sites if site.kind not in (SiteKind.SOFTMAX_INPUT, SiteKind.LAYERNORM_INPUT)]
-    fitter = QuantizerAssigner(made, calibration, specs, sites, ResultCache(None, Clock(made), {}))
-    decisions = fitter.decide(("recipe", {}), lambda done: None)
+    assigner = QuantizerAssigner(made, calibration, specs, sites, ResultCache(None, Clock(made), {}))
+    decisions = assigner.decide("recipe", {}, lambda done: None)
     return {name: decision.quantizer for name, decision in decisions.items()}
 
 

@@ -144,7 +144,7 @@ def test_nothing_to_choose_is_no_error():
     assert choose_bits({}, [Limit("bits", lambda g, b: b, 1.0)]) == {}
 
 
-def test_standard_output_stays_clean_and_comes_back(capfd):
+def test_standard_output_stays_clean_and_round_trips(capfd):
     for groups, seed in ((40, 5), (120, 5)):  # two of the few at which the HiGHS of scipy 1.17.1 prints
         choose_bits(*problem(groups, seed, spread=1.0, limits=2))
     ctypes.CDLL(None).fflush(None)

@@ -160,11 +160,11 @@ def _measure(
     sites = prepare(ctx, rewritten, request.quantize(), functools.partial(chosen, request=request))
     statistics = calibrate(ctx, inputs, rewritten, sites, "kl")
     model = rewritten.module
-    PluginCalibration(ctx.caller, model, stream, sites.asked).show_rest()
+    PluginCalibration(ctx.caller, model, stream, sites.asked).run_rest()
 
     with ctx.stage("ranges", len(sites.watched)) as advance:
         quantizers = QuantizerAssigner(ctx.caller, statistics, sites.specs, sites.watched, ctx.results)
-        decisions = quantizers.decide((RECIPE, {}), advance)
+        decisions = quantizers.decide(RECIPE, {}, advance)
         reasons = {name: refusal(model, ctx.backend, decision) for name, decision in decisions.items()}
         decisions = {name: decision for name, decision in decisions.items() if reasons[name] is None}
 

@@ -52,7 +52,7 @@ def allocate_bits(
     specs = {site.name: quantizers.specs[site.name] for site in free}
 
     def count(bits: Mapping[str, int], accounting: str) -> dict[str, float]:
-        decisions = quantizers.decide((RECIPE, bits), lambda _: None)
+        decisions = quantizers.decide(RECIPE, bits, lambda _: None)
         plan = Plan(decisions, float_macs=site_map.float_macs(decisions), total_macs=site_map.total_macs)
         return costs(model, plan, convention(accounting))
 

@@ -14,7 +14,7 @@ def assign(
 ) -> Plan:
     """The decision for every site, and the reason for every site that stays in float."""
     with ctx.stage("ranges", len(quantizers.sites)) as advance:
-        plan = Plan(quantizers.decide((bits.by, bits.bits), advance), model.changes)
+        plan = Plan(quantizers.decide(bits.by, bits.bits, advance), model.changes)
         watched = set(sites.watched)
         outside = {site.name: OUT_OF_SCOPE for site in sites.site_map.sites if site not in watched}
         plan.float_sites = {**sites.specs.skipped, **outside, **sites.folding.left}

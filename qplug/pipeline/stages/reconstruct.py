@@ -69,7 +69,7 @@ def _reconstruct_block(ctx: RunContext, blocks: Reconstructor, name: str, key: K
         blocks.restore(slot.tensors, slot.about, ctx.results.quantizer)
     else:
         blocks.learn(name, technique.name(), settings, functools.partial(ctx.caller.blame, technique, HOOK))
-        if slot is not None and all(ctx.results.comes_back(d.quantizer) for d in blocks.decisions(name)):
+        if slot is not None and all(ctx.results.round_trips(d.quantizer) for d in blocks.decisions(name)):
             weights, about = blocks.state(name)
             slot.keep(weights, about=about)
     blocks.finish(name)

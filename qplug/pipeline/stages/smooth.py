@@ -35,9 +35,9 @@ def smooth(
     with ctx.stage("smoothing"):
         plugins = PluginCalibration(ctx.caller, model.module, inputs.images, sites.asked)
         model.changes += smooth_groups(
-            model.module, ctx.caller, statistics, sites.site_map, sites.specs, model.equivalence, plugins.show
+            model.module, ctx.caller, statistics, sites.site_map, sites.specs, model.equivalence, plugins.run
         )
-        plugins.show_rest()
+        plugins.run_rest()
 
 
 def smooth_groups(

@@ -37,8 +37,8 @@ def known():
 
 def decide(made, calibration, sites, bits):
     recall = ResultCache(None, Clock(made), {})
-    fitter = QuantizerAssigner(made, calibration, resolve(quantize(bits, bits), sites), sites, recall)
-    return list(fitter.decide((RECIPE, {}), lambda _: None).values())
+    assigner = QuantizerAssigner(made, calibration, resolve(quantize(bits, bits), sites), sites, recall)
+    return list(assigner.decide(RECIPE, {}, lambda _: None).values())
 
 
 def logits(model, decision, images=IMAGES):

@@ -48,7 +48,7 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
 
 
-def test_an_entry_comes_back_bit_for_bit_to_any_process(tmp_path: Path) -> None:
+def test_an_entry_round_trips_bit_for_bit_to_any_process(tmp_path: Path) -> None:
     filled(tmp_path)
     entry = Cache(tmp_path).load("statistics", KEY)
     assert entry is not None

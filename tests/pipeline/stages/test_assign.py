@@ -75,10 +75,10 @@ def fitted(known, section, *techniques, offer=BackendOffer("toy:Backend")):  # n
     model, found, calibration = known
     made = steps(*techniques)
     specs = resolve(section, found.sites)
-    fitter = QuantizerAssigner(made, calibration, specs, found.sites, ResultCache(None, Clock(made), {}))
-    bits = allocate_bits(made, fitter, model, found, offer)
+    assigner = QuantizerAssigner(made, calibration, specs, found.sites, ResultCache(None, Clock(made), {}))
+    bits = allocate_bits(made, assigner, model, found, offer)
     seen = []
-    decisions = fitter.decide((bits.by, bits.bits), seen.append)
+    decisions = assigner.decide(bits.by, bits.bits, seen.append)
     assert seen == list(range(1, len(decisions) + 1))
     return decisions, specs.skipped, bits.table
 
@@ -243,7 +243,7 @@ def test_bits_that_cannot_be_are_refused_with_the_technique(known, bits):
 
 def test_bits_that_the_backend_does_not_have_are_refused_with_the_technique(known):
     few = BackendOffer("toy:Backend", bits=(4, 8))
-    message = r"backend has 4 to 8 bits, and 1 allocations are of others, for example head\.weight: 2"
+    message = r"backend, 4 to 8, received others for 1 sites, for example head\.weight: 2"
     with pytest.raises(InputError, match=message) as caught:
         fitted(known, quantize(), allocating({"head.weight": 2, "head.input": 8}), MinMax, offer=few)
     assert caught.value.where == "toy.bits of qplug-toy 1.2.3, qplug_allocate_bits"
