@@ -236,7 +236,7 @@ def test_allocated_bits_are_followed_and_fixed_or_skipped_sites_are_not_in_the_t
     "bits", [{"nowhere.weight": 4}, {"head.weight": 1}, {"head.weight": 17}, {"head.weight": 4.0}, {"head.input": 4}]
 )
 def test_bits_that_cannot_be_are_refused_with_the_technique(known, bits):
-    with pytest.raises(PluginError, match="not of a listed site") as caught:
+    with pytest.raises(PluginError, match="expected sites of the table") as caught:
         fitted(known, quantize(overrides=[{"match": "head.input", "skip": True}]), allocating(bits), MinMax)
     assert caught.value.where == "toy.bits of qplug-toy 1.2.3, qplug_allocate_bits"
 
