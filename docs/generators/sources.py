@@ -1,44 +1,36 @@
-"""Where the pages find what they document. When a module moves, its new path goes to the front of a line below."""
+"""The parts of qplug that the generated pages document."""
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
 from typing import Any
 
-
-def first(*names: str) -> ModuleType:
-    """The first of these modules that exists."""
-    for name in names:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if not name.startswith(str(error.name)):
-                raise
-    raise ModuleNotFoundError(f"none of {', '.join(names)} exists")
+from qplug.cli import app
+from qplug.hooks.registry import installed
+from qplug.hooks.specs import DiscoverySpecs, RunSpecs
+from qplug.recipe import json_schema
+from qplug.recipe.sweep import Sweep
 
 
 def hook_specifications() -> tuple[type, ...]:
     """The classes that hold the hooks: those of plugins, and those of runs."""
-    specs = first("qplug.hooks.specs", "qplug.hooks")
-    return specs.DiscoverySpecs, specs.RunSpecs
+    return DiscoverySpecs, RunSpecs
 
 
 def registry() -> Any:
     """Everything that the installed plugins offer."""
-    return first("qplug.hooks.registry", "qplug.registry").installed()
+    return installed()
 
 
 def recipe_schema() -> dict[str, Any]:
     """The JSON Schema of recipes."""
-    return dict(first("qplug.recipe").json_schema(registry()))
+    return json_schema(installed())
 
 
 def sweep_schema() -> dict[str, Any]:
     """The JSON Schema of sweeps."""
-    return dict(first("qplug.recipe.sweep").Sweep.model_json_schema())
+    return Sweep.model_json_schema()
 
 
 def application() -> Any:
     """The command line's typer application."""
-    return first("qplug.cli").app
+    return app

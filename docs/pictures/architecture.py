@@ -24,7 +24,7 @@ HOOKED = {"rewrite", "calibrate", "smooth", "allocate", "assign", "reconstruct"}
 LAYERS = (
     (("cli", "commands, reports"), ("testing", "contracts, toys")),
     (("analysis", "inspect, sensitivity, compare"), ("export", "formats, parity, bench")),
-    (("pipeline", "run, stages, sweeps"),),
+    (("pipeline", "run, stages, cache"),),
     (("recipe", "schema, checks, overrides"),),
     (("hooks", "specifications, registry"),),
     (("training", "reconstruction, fine-tuning, QAT"),),

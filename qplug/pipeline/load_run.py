@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoadedRun:
-    """What a run folder holds, before any backend.
+    """The model and the plan of a run folder, not lowered to a backend yet.
 
     Attributes:
         run: the folder.
-        recipe: as it was resolved.
-        model: rewritten, attention explicit, BatchNorms folded, with the run's weights; eval mode, on the CPU.
+        recipe: with every default resolved.
+        model: rewritten, attention explicit, BatchNorms folded, with the run's weights; in eval mode, on the CPU.
         plan: of that model.
-        preprocessing: how images, or texts, become its input.
-        task: what its outputs are.
+        preprocessing: from images, or texts, to the model's inputs.
+        task: of the model's outputs.
     """
 
     run: Run
@@ -52,26 +52,26 @@ class LoadedRun:
 
 
 def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Registry | None = None) -> nn.Module:
-    """The quantized model of a run, which takes and gives what ``qplug.models.float_model.FloatModel.module`` does.
+    """The quantized model of a run; inputs and outputs are those of the float model.
 
-    The recipe's model is built without its weights (see ``ModelSource.architecture``), so the original checkpoint need
-    not exist. Techniques that rewrote modules are asked again; what they make of weights must lie in their modules'
-    state, which comes from the folder. BatchNorms are folded again too. The backend's ``inference`` gives the same
-    values faster.
+    The recipe's model is built without its weights (``ModelSource.architecture``), so the original checkpoint need not
+    exist. Techniques rewrite the modules again, and BatchNorms are folded again. Everything that a technique derives
+    from weights must be in the state of its modules, which the folder holds. The backend's ``inference`` context gives
+    the same values faster.
 
     Args:
-        run_folder: that ``qplug run`` or ``qplug.run`` wrote.
+        run_folder: written by ``qplug run`` or ``qplug.run``.
         device: as torch names it.
-        registry: what is installed, unless given.
+        registry: the installed plugins unless given.
 
     Returns:
-        The model in eval mode, quantized by the recipe's backend. On the device of the run, its logits are bit for bit
-        those that the run evaluated; on CUDA within ``qplug.full_float32()``, as runs are: by default torch rounds what
-        convolutions multiply there.
+        The model in eval mode, lowered to the recipe's backend. On the device of the run, its outputs equal those of
+        the run bit for bit. On CUDA that holds within ``qplug.full_float32()``: by default torch rounds the operands of
+        convolutions there.
 
     Raises:
-        InputError: the folder is none, is of another format, lacks or holds something that is not the run's, or names
-            what is not installed; a rewrite that is not made again as it was.
+        InputError: the folder is no run folder, has another format, is incomplete or damaged, or names something that
+            is not installed; or a technique does not rewrite the model as it did in the run.
     """
     registry = registry or installed()
     where = parse_device(device)
@@ -80,7 +80,7 @@ def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Regist
 
 
 def load_planned(run_folder: str | Path, registry: Registry) -> LoadedRun:
-    """The model of a run and its plan, which any backend or exporter can lower; see ``load_quantized``."""
+    """The float model of a run and its plan, for any backend or exporter to lower; see ``load_quantized``."""
     run = read_run(run_folder)
     recipe = load_recipe(run.folder / "recipe.yaml", registry=registry)
     plan = _plan(run, registry)

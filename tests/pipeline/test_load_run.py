@@ -311,7 +311,7 @@ def test_a_folder_of_another_format(folder):
 def test_a_folder_whose_recipe_was_edited(folder):
     path = folder / "recipe.yaml"
     path.write_text(path.read_text().replace("source: toy", "source: zoo\n  name: vit_digits", 1))
-    assert "is not of the model that the recipe names" in refused(folder).what
+    assert "does not fit the model that the recipe names" in refused(folder).what
 
 
 def test_no_folder_and_no_device(whole, tmp_path):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def allocate(
     ctx: RunContext, model: RewrittenModel, sites: PreparedSites, quantizers: QuantizerAssigner
 ) -> BitAllocation:
-    """The bits that a technique chooses; those of the recipe where none does."""
+    """The bits that a technique chooses, or the recipe's if none does."""
     with ctx.stage("bits"):
         return allocate_bits(ctx.caller, quantizers, model.module, sites.site_map, ctx.offer)
 
@@ -38,8 +38,9 @@ def allocate_bits(
 
     Args:
         caller: the techniques.
-        quantizers: makes the quantizers that the table measures and counts.
-        model: the float model, smoothed, and ``site_map``, all its sites: what costs are counted on.
+        quantizers: makes the quantizers whose errors and costs the table gives.
+        model: the float model, smoothed, on which costs are counted.
+        site_map: all its sites.
         offer: of the recipe's backend.
 
     Raises:
@@ -66,15 +67,15 @@ def allocate_bits(
     if wrong:
         name, value = next(iter(wrong.items()))
         raise PluginError(
-            f"{len(wrong)} allocations are not of a listed site with 2 … 16 bits, for example {name}: {value!r}",
+            f"expected sites of the table with 2 … 16 bits, received {len(wrong)} others, for example {name}: {value!r}",
             where=caller.where(technique, "qplug_allocate_bits"),
         )
     beyond = {name: b for name, b in bits.items() if not offer.has(b)}
     if beyond:
         name, value = next(iter(beyond.items()))
         raise InputError(
-            "the recipe's backend has {} to {} bits, ".format(*offer.bits)
-            + f"and {len(beyond)} allocations are of others, for example {name}: {value}",
+            "expected bits of the recipe's backend, {} to {}, ".format(*offer.bits)
+            + f"received others for {len(beyond)} sites, for example {name}: {value}",
             where=caller.where(technique, "qplug_allocate_bits"),
             fix="configure the technique for bits that the backend has, or change the backend",
         )

@@ -1,4 +1,4 @@
-"""Folding a smoothing into a norm and the linears that read it, so that the model computes the same function."""
+"""Smooth: move range from norms into the linears that read them; the model computes the same function."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def smooth(
     ctx: RunContext, inputs: Inputs, model: RewrittenModel, sites: PreparedSites, statistics: Calibration
 ) -> None:
-    """Smooth the model and its statistics in place. Techniques that calibrate by themselves see the images first.
+    """Smooth the model and its statistics in place. Techniques with a calibration of their own run it before.
 
     Raises:
         EquivalenceError: the model's output moved by more than 1e-4 of its norm.
@@ -49,9 +49,9 @@ def smooth_groups(
     equivalence: EquivalenceCheck,
     before: Callable[[Technique], None] | None = None,
 ) -> list[Change]:
-    """Let each technique in turn smooth every group, fold what it returns, and hold it to the model's function.
+    """Let each technique in turn smooth every group, and check that the model's function stays the same.
 
-    ``before`` is called with each technique when it is its turn.
+    ``before`` is called with each technique before its turn.
 
     Raises:
         EquivalenceError: the model's output moved by more than 1e-4.
@@ -60,7 +60,7 @@ def smooth_groups(
     inputs = {site.module: site for site in site_map.sites if site.role == "input"}
     changes: list[Change] = []
     for technique, hook in caller.each_technique("qplug_smooth"):
-        mine: list[Change] = []
+        own: list[Change] = []
         if before is not None:
             before(technique)
         for group in site_map.norm_groups(model, specs):
@@ -74,7 +74,7 @@ def smooth_groups(
                 error.where = caller.where(technique, "qplug_smooth", group.norm)
                 raise
             statistics.smooth(group.linears, smoothing)
-            mine.append(Change(group.norm, technique.name(), True, smoothing.reason))
-        equivalence.check(mine)
-        changes += mine
+            own.append(Change(group.norm, technique.name(), True, smoothing.reason))
+        equivalence.check(own)
+        changes += own
     return changes
