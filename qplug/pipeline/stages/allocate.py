@@ -67,7 +67,7 @@ def allocate_bits(
     if wrong:
         name, value = next(iter(wrong.items()))
         raise PluginError(
-            f"expected sites of the table with 2 … 16 bits, received {len(wrong)} others, for example {name}: {value!r}",
+            f"expected sites of the table with 2 … 16 bits, received {len(wrong)} others, such as {name}: {value!r}",
             where=caller.where(technique, "qplug_allocate_bits"),
         )
     beyond = {name: b for name, b in bits.items() if not offer.has(b)}
