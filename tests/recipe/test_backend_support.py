@@ -68,17 +68,17 @@ def test_everything_that_an_offer_excludes_has_its_line(tmp_path, key):
 
 def test_a_technique_whose_hook_cannot_be_served_has_its_line(tmp_path):
     found = problems(tmp_path, GOOD, LIMITED)[-1]
-    assert found.startswith("11:10: techniques.0: backend 'brevitas' cannot serve qplug_smooth, which 'toy.split'")
+    assert found.startswith("11:10: techniques.0: backend 'brevitas' cannot run qplug_smooth, which 'toy.split'")
 
 
 def test_bits_that_a_technique_may_allocate_have_their_lines_said_or_by_default(tmp_path):
     text = f"{GOOD}  - use: toy.bits\n    candidates: [4, 6, 12]\n"
     default, said = problems(tmp_path, text, BackendOffer("toy:Backend", bits=(4, 8)))
     assert said.startswith(
-        "15:17: techniques.2.candidates: backend 'brevitas' has 4 to 8 bits, 'toy.bits' may give 12\n"
+        "15:17: techniques.2.candidates: backend 'brevitas' has 4 to 8 bits, 'toy.bits' may allocate 12\n"
     )
     assert default.startswith("14:10: techniques.2.least: ")
-    assert "'toy.bits' may give 2 by default" in default
+    assert "'toy.bits' may allocate 2 by default" in default
     assert said.endswith("→ set candidates to bits that the backend has, or change the backend")
     assert problems(tmp_path, text.replace("12]", "8]\n    least: 4"), BackendOffer("toy:Backend", bits=(4, 8))) == []
 

@@ -93,7 +93,7 @@ def test_a_sweep_is_told_from_a_recipe(folder: Path) -> None:
         ("seeds: [0, 5]", "seeds: [0, -1]", "sweep.yaml:4:12", "at least 0"),
         ("seeds: [0, 5]", "seeds: [4294967296]", "sweep.yaml:4:9", "at most 4294967295"),
         ("models:\n  - {model.name: one}\n  - {model.name: two}", "models: []", "sweep.yaml:6:9", "at least 1 item"),
-        ("- {recipe: toy.yaml}", "- {recipe: sweep.yaml}", "sweep.yaml:10:14", "a sweep itself"),
+        ("- {recipe: toy.yaml}", "- {recipe: sweep.yaml}", "sweep.yaml:10:14", "expected a recipe, received a sweep"),
         ("- {recipe: toy.yaml}", "- {recipe: toi.yaml}", "sweep.yaml:10:14", "there is no such file"),
         ("- {recipe: toy.yaml}", "- {recipe: toi.yaml}", "sweep.yaml:10:14", "did you mean 'toy.yaml'"),
         ("- {recipe: toy.yaml}", "- {recipe: .}", "sweep.yaml:10:14", "is a folder"),
