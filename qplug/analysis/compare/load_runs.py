@@ -1,4 +1,4 @@
-"""Recipes → finished runs: what a run folder already answers is read, the rest is run."""
+"""Runs of recipes: a finished run is read, and a recipe without a finished run is run."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Answers:
-    """Runs, and what could not become one.
+class LoadedRuns:
+    """Runs, and the errors of those that failed.
 
     Attributes:
-        runs: in the order in which they were asked for.
-        recipes: content of a run → the recipe that asked for it first.
-        failures: one error each, with its place.
+        runs: runs in the order of the request.
+        recipes: key of a run → the first recipe that requested it.
+        failures: one error for each run that failed, with its place.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -37,37 +37,37 @@ class Answers:
     failures: list[QplugError] = field(default_factory=list)
 
 
-def read_all(paths: Sequence[Path]) -> Answers:
-    """The runs in ``paths``: run folders, and folders of run folders; each that cannot be read is a failure."""
-    answers = Answers()
+def read_all(paths: Sequence[Path]) -> LoadedRuns:
+    """Read run folders, and folders of run folders; a folder that cannot be read is a failure."""
+    loaded = LoadedRuns()
     for folder in (folder for path in paths for folder in run_folders(path)):
         try:
-            answers.runs.append(_read(folder))
+            loaded.runs.append(_read(folder))
         except InputError as error:
-            answers.failures.append(error)
-    return answers
+            loaded.failures.append(error)
+    return loaded
 
 
 def run_folders(path: Path) -> list[Path]:
-    """``path`` itself where it has a file of a run; else the folders in it, by name, but those being written."""
-    inside = [] if any(os.path.lexists(path / name) for name in FILES) else _folders(path)
-    return inside or [path]
+    """``path`` itself if it has a file of a run; else its subfolders by name, without unfinished (hidden) ones."""
+    subfolders = [] if any(os.path.lexists(path / name) for name in FILES) else _folders(path)
+    return subfolders or [path]
 
 
 def _folders(path: Path) -> list[Path]:
-    with suppress(OSError):  # whoever reads ``path`` itself says why it cannot be read
+    with suppress(OSError):  # reading ``path`` itself reports why it cannot be read
         return sorted(Path(entry) for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
     return []
 
 
 def _read(folder: Path) -> Run:
-    """A run whose recipe and images are known to be readable, so that one damaged file cannot take a table down."""
+    """Read a run with its recipe and images, so that a damaged file fails here and not in a table."""
     run = read_run(folder)
     _ = run.recipe, run.evaluation
     return run
 
 
-def answer(
+def run_all(
     recipes: Sequence[Recipe],
     runs: Path,
     *,
@@ -76,60 +76,60 @@ def answer(
     registry: Registry | None = None,
     observers: Sequence[object] = (),
     announce: Callable[[str], None] = lambda _: None,
-) -> Answers:
-    """A run of every recipe; one that fails does not keep the others from running.
+) -> LoadedRuns:
+    """A run of every recipe. A run that fails does not stop the others.
 
     Args:
-        recipes: validated.
-        runs: the folder that holds finished runs and receives new ones.
-        device, registry, cache, observers: as ``qplug.run`` takes them.
-        announce: is told what will be run, and before each run which it is.
+        recipes: validated recipes.
+        runs: folder of run folders, for reading and writing.
+        device, registry, cache, observers: arguments of ``qplug.run``.
+        announce: called with a line for the user, first in total and then before each run.
 
     Raises:
         InputError: a launcher started several processes.
     """
     if launched().count > 1:
         raise InputError(
-            f"comparisons are made by one process, and {launched().count} were started",
-            fix="start only 'qplug run' by a launcher; 'qplug compare' reads the folders that it wrote",
+            f"comparisons are made by one process, received {launched().count}",
+            fix="launch only 'qplug run' with several processes; 'qplug compare' then reads its run folders",
         )
     registry = registry or installed()
-    known = dict(finished(runs))
-    wanted = [(recipe, run_key_if_known(recipe, registry, device) or _unknown()) for recipe in recipes]
-    keys = {key for _, key in wanted}
-    missing = len(keys - known.keys())
-    announce(f"{len(keys)} runs asked for: {len(keys) - missing} finished, {missing} to run in {runs}")
-    answers, done = Answers(), 0
-    for recipe, key in wanted:
+    folders = dict(finished(runs))  # of two runs with one key, the later name
+    requests = [(recipe, run_key_if_known(recipe, registry, device) or _unique_key()) for recipe in recipes]
+    keys = {key for _, key in requests}
+    missing = len(keys - folders.keys())
+    announce(f"{len(keys)} runs: {len(keys) - missing} finished, {missing} to run in {runs}")
+    loaded, done = LoadedRuns(), 0
+    for recipe, key in requests:
         try:
-            if key not in known:
+            if key not in folders:
                 done += 1
                 announce(f"[{done}/{missing}] {recipe.name}, seed {recipe.seed}")
                 target = runs / _folder_name(recipe, key)
-                if not _holds(target, key):  # another process may have been faster
+                if not _holds(target, key):  # another process may have finished it
                     _run(recipe, target, key, device, cache, registry, observers)
-                known[key] = target
-            answers.runs.append(_read(known[key]))
-            answers.recipes.setdefault(key, recipe)
-        except Exception as error:  # of memory that ran out on the tenth recipe, the eleventh knows nothing
-            answers.failures.append(_failure(recipe, error))
-    return answers
+                folders[key] = target
+            loaded.runs.append(_read(folders[key]))
+            loaded.recipes.setdefault(key, recipe)
+        except Exception as error:  # such as lack of memory: the next recipes may still succeed
+            loaded.failures.append(_failure(recipe, error))
+    return loaded
 
 
 def _failure(recipe: Recipe, error: Exception) -> QplugError:
-    """The error as one of ours, with the recipe in its place."""
+    """The error as a ``QplugError``, with the recipe and the seed as its place."""
     if not isinstance(error, QplugError):
         what, cause = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", error
-        error = QplugError(what, fix="'qplug --traceback run …' with this recipe and seed shows where it came from")
+        error = QplugError(what, fix="'qplug --traceback run …' with this recipe and seed shows the traceback")
         error.__cause__ = cause
     error.where = f"{recipe.name}, seed {recipe.seed}" + (f": {error.where}" if error.where else "")
     return error
 
 
 def finished(runs: Path) -> Iterator[tuple[str, Path]]:
-    """(content, folder) of every whole run in ``runs``; of two with one content, the later name."""
+    """(key, folder) of every complete run in ``runs``, by name."""
     for folder in _folders(runs):
-        with suppress(InputError):  # whoever asks for this folder by name is told why; here it answers nothing
+        with suppress(InputError):  # an incomplete run folder counts as no run
             key = read_run(folder).lock.get("run_key")
             if key:
                 yield key, folder
@@ -141,8 +141,8 @@ def _holds(folder: Path, key: str) -> bool:
     return False
 
 
-def _unknown() -> str:
-    """In the place of a content that cannot be told, which no other recipe may share; a run says what is wrong."""
+def _unique_key() -> str:
+    """A key for a recipe whose key cannot be computed, shared with no other recipe; its run reports the reason."""
     return f"new-{secrets.token_hex(4)}"
 
 
@@ -159,15 +159,15 @@ def _run(
     registry: Registry,
     observers: Sequence[object],
 ) -> None:
-    """Run ``recipe`` into ``target``, unless another process does so first; a folder in the way is named.
+    """Run ``recipe`` into ``target``, unless another process does so first.
 
     Raises:
-        QplugError: the run's own, or ``target`` exists and does not hold the run.
+        QplugError: the run failed, or ``target`` exists and holds something else.
     """
     if os.path.lexists(target):
-        raise InputError(f"is in the way of this run: {_inside(target)}", where=str(target), fix="move or remove it")
+        raise InputError(f"this run cannot be written: {_content(target)}", where=str(target), fix="move or remove it")
 
-    from qplug.pipeline.run import run  # torch waits until something must be run
+    from qplug.pipeline.run import run  # imported late: reading runs needs no torch
 
     try:
         run(recipe, out=target, device=device, cache=cache, registry=registry, observers=observers)
@@ -176,9 +176,9 @@ def _run(
             raise
 
 
-def _inside(target: Path) -> str:
+def _content(target: Path) -> str:
     try:
         read_run(target)
     except InputError as error:
         return error.what
-    return "it holds one that answers for no other"
+    return "the folder holds another run"

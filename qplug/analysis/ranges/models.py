@@ -1,4 +1,4 @@
-"""The models of an analysis: one as it is, and one that a recipe rewrites or that a run folder holds."""
+"""The models of an analysis: the original, and one that a recipe rewrites or that a run folder holds."""
 
 from __future__ import annotations
 
@@ -24,92 +24,92 @@ from qplug.recipe import load_recipe
 
 
 @dataclass
-class Subject:
-    """A float model that can be looked at: eval mode, attention explicit, BatchNorms folded.
+class AnalyzedModel:
+    """A float model ready for analysis: eval mode, attention explicit, BatchNorms folded.
 
     Attributes:
-        model: on the device of the images.
-        image: (1, C, H, W) float32, with which it is traced.
-        classes: ``module:Class`` of what is one block.
-        origin: the model's name, or the recipe or run folder that made it.
-        changes: what was rewritten, smoothed and folded.
-        notes: one sentence each that a reader must know.
+        model: the module, on the device of the images.
+        image: (1, C, H, W) float32, for tracing.
+        classes: ``module:Class`` of the block classes.
+        label: name of the model, or path of the recipe or run folder that produced it.
+        changes: rewrites, smoothings and folded BatchNorms.
+        warnings: sentences for the user.
     """
 
     model: nn.Module
     image: Tensor
     classes: list[str]
-    origin: str
+    label: str
     changes: list[Change]
-    notes: list[str]
+    warnings: list[str]
 
     @cached_property
     def site_map(self) -> SiteMap:
-        """Its sites."""
+        """Sites of the model."""
         return find_sites(self.model, self.image)
 
     @cached_property
     def depth(self) -> Depth:
-        """Where its operations stand."""
+        """Positions of the operations."""
         operations = dict.fromkeys(site.module for site in self.site_map.sites)
         return find_depth(self.model, list(operations), self.image, self.classes)
 
 
-def as_it_is(ctx: RunContext, inputs: Inputs) -> Subject:
-    """The model itself."""
+def original_model(ctx: RunContext, inputs: Inputs) -> AnalyzedModel:
+    """The float model without any technique."""
     model = rewrite(ctx, inputs, ask=False)
     source = inputs.float_model
-    return _subject(ctx, model, source.name, [source.note] if source.note else [])
+    return _prepared(ctx, model, source.name, [source.note] if source.note else [])
 
 
-def rewritten(ctx: RunContext, inputs: Inputs, path: Path) -> Subject:
-    """The model as the techniques of a recipe rewrite it, neither trained nor smoothed.
+def rewritten_model(ctx: RunContext, inputs: Inputs, path: Path) -> AnalyzedModel:
+    """The model after the rewrites of a recipe, neither trained nor smoothed.
 
     Args:
-        ctx: of the analysis.
-        inputs: the float model, and the images on which rewrites that promise to preserve the function are checked.
-        path: of the recipe, whose model and data play no part.
+        ctx: context of the analysis.
+        inputs: the float model, and the images that check rewrites which promise to preserve the function.
+        path: the recipe; its model and data are ignored.
 
     Raises:
         InputError: no technique of the recipe rewrites the model.
         RecipeError: the recipe is wrong.
-        EquivalenceError: a rewrite did not keep its promise.
+        EquivalenceError: a rewrite broke its promise to preserve the function.
     """
     recipe = load_recipe(path, registry=ctx.registry)
     techniques = [component(ctx.registry.techniques, step) for step in recipe.techniques]
-    with RunContext.of(techniques, recipe.backend, recipe.seed, str(ctx.device), ctx.registry) as own:
-        model = rewrite(own, inputs)
+    with RunContext.of(techniques, recipe.backend, recipe.seed, str(ctx.device), ctx.registry) as recipe_ctx:
+        model = rewrite(recipe_ctx, inputs)
         changes = list(model.changes)
         if not changes:
             raise InputError(
-                f"no technique of it rewrites {inputs.float_model.name}",
+                f"no technique of this recipe rewrites {inputs.float_model.name}",
                 where=str(path),
-                fix=f"name a recipe with one that implements {', '.join(HOOKS)} ('qplug techniques NAME' shows the "
-                "hooks of each), or a run folder",
+                fix=f"use a technique that implements one of {', '.join(HOOKS)} ('qplug techniques NAME' lists the "
+                "hooks), or a run folder",
             )
-        return _subject(own, model, str(path), ask_for_training(changes))
+        return _prepared(recipe_ctx, model, str(path), ask_for_training(changes))
 
 
-def _subject(ctx: RunContext, model: RewrittenModel, origin: str, notes: list[str]) -> Subject:
-    model.equivalence = None  # folding BatchNorms is no rewrite of a technique
+def _prepared(ctx: RunContext, model: RewrittenModel, label: str, warnings: list[str]) -> AnalyzedModel:
+    model.equivalence = None  # the check is for rewrites of techniques, not for folding BatchNorms
     prepare(ctx, model)
-    return Subject(model.module, model.example, ctx.registry.blocks, origin, model.changes, notes)
+    return AnalyzedModel(model.module, model.example, ctx.registry.blocks, label, model.changes, warnings)
 
 
-def of_run(source: FloatModel, folder: Path, image: Tensor, registry: Registry) -> Subject:
-    """The float model that a run ended with: rewritten, trained, smoothed, its weights rounded as its plan says.
+def run_model(source: FloatModel, folder: Path, image: Tensor, registry: Registry) -> AnalyzedModel:
+    """The final float model of a run: rewritten, trained and smoothed, with the rounded weights of its plan.
 
     Raises:
-        InputError: ``folder`` is no run folder, or its model takes other images than ``source`` does.
+        InputError: ``folder`` is no run folder, or its model needs another preprocessing than ``source``.
     """
     planned = load_planned(folder, registry)
     if planned.preprocessing != source.preprocessing:
         raise InputError(
-            f"its model takes other images than {source.name}: {planned.preprocessing}, and not {source.preprocessing}",
+            f"expected the preprocessing of {source.name}, {source.preprocessing}, received {planned.preprocessing}",
             where=str(folder),
-            fix="name the model that the run began with",
+            fix="name the model of this run",
         )
     bits = planned.run.metrics["bits.weights_mean"]
-    note = f"the weights of {folder} are those of its plan, rounded to {bits:.3g} bits on average"
+    warning = f"the weights of {folder} are rounded to {bits:.3g} bits on average"
     model = planned.model.to(image.device)
-    return Subject(model, image, registry.blocks, str(folder), planned.plan.changes, [note])
+    return AnalyzedModel(model, image, registry.blocks, str(folder), planned.plan.changes, [warning])

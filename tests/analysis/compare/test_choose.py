@@ -51,7 +51,7 @@ def test_what_is_missing_comes_last_either_way():
         ("=3", "expected KEY, one of"),
         ("top1=", "top1 is a number, received ''"),
         ("top2=1", "did you mean 'top1'"),
-        ("seeds=0", "neither a number nor text"),
+        ("seeds=0", "expected a key of a number or of text"),
         ("name>a", "has no order"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy.stats import binomtest, ttest_1samp
 
-from qplug.analysis.compare.noise import Difference, difference, exact_p, letters, seed_interval
+from qplug.analysis.compare.noise import SeedDifference, difference, exact_p, letters, seed_interval
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 20))
@@ -66,7 +66,7 @@ def test_a_difference_needs_images_and_seeds():
     worse[2, :40] = True
     assert difference(better, worse).is_noise  # one seed says the opposite
     assert difference(better, better).is_noise
-    assert Difference(0.1, 0.01, None).is_noise is False
+    assert SeedDifference(0.1, 0.01, None).is_noise is False
 
 
 def test_rows_share_a_letter_where_they_are_tied():

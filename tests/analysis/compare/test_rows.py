@@ -7,7 +7,7 @@ import pytest
 from run_toys import resolved, write_run
 
 from qplug.analysis.compare import group
-from qplug.analysis.compare.rows import flat, told_apart
+from qplug.analysis.compare.rows import distinct_names, flat
 from qplug.core.storage.run_folder import read_run
 
 
@@ -148,5 +148,5 @@ def test_seeds_are_paired_where_both_have_them(tmp_path):
 def test_a_section_that_one_lacks_is_named_as_a_whole():
     qat = {"epochs": 3, "augment": {"hflip": 0.5}}
     facts = [flat({"seed": 0, "qat": value}) for value in (None, qat, {**qat, "epochs": 4})]
-    assert told_apart(["a"] * 2, facts[:2], [0] * 2) == ["a (qat=None)", "a (qat=given)"]
-    assert told_apart(["a"] * 2, facts[1:], [0] * 2) == ["a (qat.epochs=3)", "a (qat.epochs=4)"]
+    assert distinct_names(["a"] * 2, facts[:2], [0] * 2) == ["a (qat=None)", "a (qat=given)"]
+    assert distinct_names(["a"] * 2, facts[1:], [0] * 2) == ["a (qat.epochs=3)", "a (qat.epochs=4)"]

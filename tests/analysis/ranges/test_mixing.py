@@ -44,10 +44,10 @@ def test_patterns_name_others_and_what_has_no_mixer_is_refused():
     assert found["blocks.0", "token"] == ("blocks.0.mlp_channels.fc1",)
     assert found["head", "channel"] == ("head",)
     plain = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(392, 4)).eval()
-    with pytest.raises(InputError, match="is known to mix tokens") as caught:
+    with pytest.raises(InputError, match="that mix tokens, found none") as caught:
         grouped(plain, torch.randn(1, 3, 16, 16))
     assert "--token-mixing PATTERN" in caught.value.fix
-    with pytest.raises(InputError, match="is known to mix channels") as caught:
+    with pytest.raises(InputError, match="that mix channels, found none") as caught:
         grouped(plain, torch.randn(1, 3, 16, 16), tokens=["2"])
     assert "--channel-mixing PATTERN" in caught.value.fix
 
