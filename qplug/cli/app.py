@@ -75,7 +75,7 @@ def show(tables: Iterable[Table], warnings: Iterable[str] = ()) -> None:
     for table in tables:
         screen.table(table)
     for warning in warnings:
-        screen.line(f"warning: {warning}", "yellow")
+        screen.line(f"warning: {warning}", "yellow", wrap=True)
 
 
 def cache_of(folder: Path | None, disabled: bool) -> Cache | None:

@@ -160,7 +160,7 @@ def _ranges(
 def _unsettled(models: dict[str, ModelAnalysis], request: RangesRequest) -> list[str]:
     """Warnings for trace estimates that used all probes without settling."""
     return [
-        f"the Hessian traces {name} have not settled to {TRACE_TOLERANCE:g} after {request.hessian_probes} probes; "
+        f"the Hessian traces{f' {name}' if len(models) > 1 else ''} have not settled to {TRACE_TOLERANCE:g} after {request.hessian_probes} probes; "
         "raise --hessian-probes, or consider their standard errors"
         for name, model in models.items()
         if any(mixer.trace.probes == request.hessian_probes for mixer in model.mixing)

@@ -124,7 +124,7 @@ def _type(field: dict[str, Any], schema: dict[str, Any]) -> str:
 
 def techniques_table(registry: Registry) -> Table:
     """One row for each technique; the name of its plugin is the first part of its name."""
-    rows = [(row["name"], row["summary"], row["paper"] or "") for row in techniques(registry)]
+    rows = [(row["name"], _without_markup(row["summary"]), row["paper"] or "") for row in techniques(registry)]
     hint = "'qplug techniques NAME' shows the plugin, the parameters and the hooks of a technique"
     notes = [hint] if rows else ["no technique is installed"]
     return Table("Techniques", ("technique", "what it does", "paper"), rows, notes=notes)
@@ -138,14 +138,19 @@ def technique_tables(registry: Registry, name: str) -> list[Table]:
         ("plugin", row["plugin"] or "none"),
         ("hooks", ", ".join(row["hooks"])),
     ]
-    about = Table(row["name"], (), facts, prose=row["about"])
+    about = Table(row["name"], (), facts, prose=_without_markup(row["about"]))
     cells = [
-        (p["name"], p["type"], "required" if p["required"] else _value(p["default"]), p["description"])
+        (p["name"], p["type"], "required" if p["required"] else _value(p["default"]), _without_markup(p["description"]))
         for p in row["parameters"]
     ]
     if not cells:
         return [about, Table("", notes=["no parameters"])]
     return [about, Table("Parameters", ("parameter", "values", "default", "meaning"), cells)]
+
+
+def _without_markup(text: str) -> str:
+    """The text with single quotes in place of the double backquotes of docstrings."""
+    return text.replace("``", "'")
 
 
 def _value(value: Any) -> str:

@@ -104,10 +104,10 @@ class Screen:
             self._console = Console(file=self.stream, highlight=False)
         return self._console
 
-    def line(self, text: str = "", style: str = "") -> None:
-        """Print one line. Text in square brackets is printed as it is, not taken for markup."""
+    def line(self, text: str = "", style: str = "", *, wrap: bool = False) -> None:
+        """Print one line. Text in square brackets is no markup. ``wrap`` breaks it between words on a terminal."""
         if self.terminal:
-            self.console.print(text, style=style or None, markup=False, soft_wrap=True)
+            self.console.print(text, style=style or None, markup=False, soft_wrap=not wrap)
         else:
             print(text, file=self.stream)
 
