@@ -159,9 +159,10 @@ def _ranges(
 
 def _unsettled(models: dict[str, ModelAnalysis], request: RangesRequest) -> list[str]:
     """Warnings for trace estimates that used all probes without settling."""
+    limit = request.hessian_probes
     return [
-        f"the Hessian traces{f' {name}' if len(models) > 1 else ''} have not settled to {TRACE_TOLERANCE:g} after {request.hessian_probes} probes; "
-        "raise --hessian-probes, or consider their standard errors"
+        f"the Hessian traces{f' {name}' if len(models) > 1 else ''} have not settled to {TRACE_TOLERANCE:g} "
+        f"after {limit} probes; raise --hessian-probes, or consider their standard errors"
         for name, model in models.items()
-        if any(mixer.trace.probes == request.hessian_probes for mixer in model.mixing)
+        if any(mixer.trace.probes == limit for mixer in model.mixing)
     ]
