@@ -146,7 +146,7 @@ class _RunLoader:
                     announce=screen_of(sys.stderr).line,
                 )
         for error in (*finished.failures, *from_recipes.failures):
-            screen_of(sys.stderr).line(f"left out: {error}", "yellow")
+            screen_of(sys.stderr).line(f"left out: {error}", "yellow", wrap=True)
         return LoadedRuns(
             finished.runs + from_recipes.runs, from_recipes.recipes, finished.failures + from_recipes.failures
         )

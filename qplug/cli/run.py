@@ -35,7 +35,10 @@ def run(
     cache_folder: CacheFolder = None,
     no_cache: NoCache = False,
 ) -> None:
-    """Quantize a model by a recipe, measure it, and write a run folder."""
+    """Quantize a model by a recipe and measure it.
+
+    Writes a run folder with the results.
+    """
     State.json = as_json
     counted_by = convention(accounting)
     from qplug.core.storage.run_folder import check_target

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 MAX_NODES = 20_000
 """Far above any recipe; limits aliases of aliases, which grow exponentially."""
-SNIPPET_WIDTH = 100
-"""Characters of a line in a snippet, at most."""
+SNIPPET_WIDTH = 70
+"""Characters of a line in a snippet, at most, so that it fits a terminal of 80 columns."""
 _CORE = "tag:yaml.org,2002:"
 _PLAIN = {f"{_CORE}{name}" for name in ("null", "bool", "int", "float", "str", "timestamp", "value", "map", "seq")}
 

@@ -151,13 +151,13 @@ class Screen:
     def error(self, error: QplugError) -> None:
         """Print an error. A recipe with many problems fills at most one screen."""
         if not isinstance(error, RecipeError):
-            self.line(f"error: {error}", "red")
+            self.line(f"error: {error}", "red", wrap=True)
             return
         from qplug.recipe.report import SCREEN_LINES, render_problems, styled
 
         height = max(SCREEN_LINES, shutil.get_terminal_size().lines - 1) if self.terminal else SCREEN_LINES
         for part in render_problems(error.problems, height):
             if self.terminal and not isinstance(part, str):
-                self.console.print(styled(part), soft_wrap=True)
+                self.console.print(styled(part))
             else:
                 self.line(str(part), "bold red")
