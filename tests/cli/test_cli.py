@@ -1,4 +1,4 @@
-"""The commands: exit codes, what goes to which stream, and that nothing heavy is imported."""
+"""The commands: exit codes, output streams, and light imports."""
 
 from __future__ import annotations
 
@@ -156,6 +156,20 @@ def test_run_counts_by_another_convention(pipeline: Any, capsys: Output) -> None
     for command in (["run", "good.yaml"], ["inspect", "vit_digits"], ["compare", "runs"]):
         assert call(*command, "--accounting", "qmlp") == 2
         assert "--accounting: no convention is called 'qmlp'\n  → did you mean 'q-mlp'?" in capsys.readouterr().err
+
+
+def test_run_separates_the_time_that_the_cache_saved(pipeline: Any, capsys: Output) -> None:
+    cached = {**METRICS, "seconds.total": 331.0, "cache.seconds_saved": 146.9}
+    original = pipeline.run
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        return types.SimpleNamespace(**{**vars(original(*arguments, **options)), "metrics": cached})
+
+    pipeline.run = run
+    assert call("run", "good.yaml", "--out", "here") == 0
+    text = capsys.readouterr().out
+    assert "took 184 s (the cache saved 147 s)" in text
+    assert "seconds without the cache" in text
 
 
 def test_run_names_the_folder_after_recipe_and_time(pipeline: Any, place: Path) -> None:

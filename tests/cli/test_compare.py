@@ -1,4 +1,4 @@
-"""``qplug compare`` from the command line: tables, filters, other forms, and what cannot be compared."""
+"""``qplug compare`` on the command line: tables, filters, formats and errors."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def test_the_table(capsys, runs):
     assert "A: weights per channel, symmetric" in out
 
 
-def test_a_row_of_fewer_seeds_says_so(capsys, runs):
+def test_rows_with_different_seeds_are_noted(capsys, runs):
     write_run(runs / "a1", resolved("a", seed=1), np.arange(60) < 49, decisions=[decision("x")])
     write_run(runs / "b1", resolved("b", seed=1), np.arange(60) < 49, decisions=[decision("x")])
     _, out, _ = qplug(capsys, runs)
     assert "rows with different seeds (a, b: 0, 1; c: 0); ± is the standard deviation" in out
 
 
-def test_the_float_model_behind_a_fine_tune_has_a_column_where_there_is_one(capsys, runs):
+def test_a_fine_tuned_float_model_has_a_column(capsys, runs):
     assert "fine-tuned" not in qplug(capsys, runs)[1]
     for seed, top1 in ((0, 0.75), (1, 0.85)):
         write_run(runs / f"t{seed}", resolved("t", seed=seed), np.arange(60) < 30, **{"finetuned.top1": top1})
@@ -129,7 +129,7 @@ def test_a_paper_that_does_not_print_its_float_top1(capsys, tmp_path):
     assert line.split()[-4:] == ["55.62", "–", "50.0", "30.0"]
 
 
-def test_costs_of_the_float_model_are_empty_where_rewriting_made_them_differ(capsys, tmp_path):
+def test_float_costs_are_empty_if_rewriting_changed_them(capsys, tmp_path):
     for name, size in (("a", 22.9), ("b", 30.1)):
         write_run(tmp_path / name, resolved(name), **{"float.size_mb": size})
     _, out, _ = qplug(capsys, tmp_path, "--json")
@@ -183,7 +183,7 @@ def test_a_recipe_and_a_run_are_compared_in_the_order_in_which_they_are_named(ca
 
 
 @pytest.mark.slow
-def test_a_sweep_says_its_title_and_its_order(capsys, tmp_path, monkeypatch):
+def test_a_sweep_sets_title_and_order(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("minmax.yaml").write_text(TEXT)
     rows = "[{recipe: minmax.yaml, name: b}, {recipe: minmax.yaml, name: a, set: {quantize.weights.bits: 6}}]"
@@ -210,7 +210,7 @@ def test_names_are_no_markup_and_break_no_table(capsys, runs, monkeypatch):
     assert line.startswith(r"| \[/b] a/b \| c d | W4A4 |")
 
 
-def test_folders_that_cannot_be_compared_are_named_and_the_rest_is_shown(capsys, runs):
+def test_unreadable_folders_are_named_and_the_rest_is_compared(capsys, runs):
     (runs / "a" / "plan.json").unlink()
     (runs / "b" / "lock.json").write_text('{"format": 1, "qplug": "0.1.0"}')
     write_run(runs / "d", resolved("d"), model="other")
@@ -253,14 +253,14 @@ def test_folders_that_cannot_be_compared_are_named_and_the_rest_is_shown(capsys,
         (["nowhere.yaml"], "no such file"),
     ],
 )
-def test_what_is_wrong_is_said(capsys, runs, arguments, message):
+def test_wrong_arguments_are_explained(capsys, runs, arguments, message):
     code, _, err = qplug(capsys, *(argument.replace("RUNS", str(runs)) for argument in arguments))
     assert code == 2
     assert message in err
 
 
 @pytest.mark.slow
-def test_a_recipe_is_run_once_and_known_afterwards_without_torch(tmp_path):
+def test_a_finished_run_is_read_without_torch(tmp_path):
     """The second time neither torch nor scikit-learn is imported."""
     (tmp_path / "minmax.yaml").write_text(TEXT)
     code = (
@@ -279,7 +279,7 @@ def test_a_recipe_is_run_once_and_known_afterwards_without_torch(tmp_path):
     assert results[1].stderr.splitlines()[-1] == "[]"
 
 
-def test_costs_are_counted_by_the_convention_that_is_asked_for(tmp_path, capsys):
+def test_costs_are_counted_by_the_requested_convention(tmp_path, capsys):
     asked = {"accounting.hawq.size_mb": 1.25, "accounting.hawq.bops_g": 70.5, "accounting.hawq.float.size_mb": 21.5}
     write_run(tmp_path / "runs" / "a", resolved("a"), **asked)
     code, text, _ = qplug(capsys, tmp_path / "runs")

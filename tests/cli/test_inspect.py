@@ -92,7 +92,7 @@ def test_a_table_of_norms_and_a_run_folder_of_them(capsys, place):
     assert value["after"]["hessian"] == []
 
 
-def test_images_of_parquet_files_and_weights_of_ones_own(capsys, place):
+def test_parquet_images_and_own_weights(capsys, place):
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs 'qplug[hf]'")
     import pyarrow
 
@@ -146,7 +146,7 @@ def test_images_of_parquet_files_and_weights_of_ones_own(capsys, place):
         (["mixer_digits", "--ranges", "--device", "nowhere"], ["device 'nowhere' cannot be used"]),
     ],
 )
-def test_what_cannot_be_used_is_refused(capsys, place, arguments, messages):
+def test_unusable_arguments_are_refused(capsys, place, arguments, messages):
     before = sorted(place.iterdir())
     assert call(*arguments) == 2
     text, errors = capsys.readouterr()

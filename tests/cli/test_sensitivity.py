@@ -140,7 +140,7 @@ def test_matplotlib_waits_for_a_picture(monkeypatch, capsys):
         (["vit_digits", "--device", "nowhere"], ["device 'nowhere' cannot be used"]),
     ],
 )
-def test_what_cannot_be_used_is_refused_and_nothing_is_written(capsys, place, arguments, messages):
+def test_unusable_arguments_are_refused_and_nothing_is_written(capsys, place, arguments, messages):
     wanted = () if "--out" in arguments else ("--out", "a.json")
     assert call(*arguments, *wanted) == 2
     text, errors = capsys.readouterr()

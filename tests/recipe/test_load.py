@@ -1,4 +1,4 @@
-"""Every way in which a recipe file can be wrong: one clear problem each, at its line and column, and all at once."""
+"""Wrong recipe files: one clear problem for each mistake, at its line and column, and all at once."""
 
 from __future__ import annotations
 
@@ -129,14 +129,14 @@ def test_one_mistake_is_one_problem(write: Write, old: str, new: str, parts: lis
         assert part in found[0]
 
 
-def test_two_mistakes_are_shown_together_in_the_order_of_the_file(write: Write) -> None:
+def test_two_problems_are_reported_in_the_order_of_the_file(write: Write) -> None:
     path = write(text=GOOD.replace("bits: 4}", "bits: 99}").replace("toy.ranges", "toy.rangs"))
     first, second = problems(path)
     assert first.startswith("8:19: quantize.weights.bits: expected at most 16, received 99")
     assert second.startswith("13:10: techniques.1.use: there is no technique 'toy.rangs'")
 
 
-def test_reading_mistakes_and_wrong_values_are_shown_together(write: Write) -> None:
+def test_reading_problems_and_wrong_values_are_reported_together(write: Write) -> None:
     path = write(text=GOOD.replace("version: 1", "version: 1\nversion: 1").replace("name: vit", "nam: vit"))
     assert [text.partition(":")[0] for text in problems(path)] == ["2", "3"]
 
@@ -157,7 +157,7 @@ def test_a_long_line_is_cut_around_the_place(write: Write) -> None:
     assert line[caret.index("^") :].startswith("nam")
 
 
-def test_what_is_no_yaml_is_shown_with_its_place(write: Write) -> None:
+def test_invalid_yaml_is_reported_with_its_place(write: Write) -> None:
     (found,) = problems(write(text="a: [1,\n b: : 2"))
     assert found.startswith("2:5: this is not YAML: ")
     (found,) = problems(write(text="[" * 800))
@@ -186,7 +186,7 @@ def test_aliases_of_aliases_do_not_grow_without_bound(write: Write) -> None:
         ("text", "expected a mapping at the top, received 'text'"),
     ],
 )
-def test_what_is_no_mapping_is_refused(write: Write, text: str, message: str) -> None:
+def test_a_file_without_a_mapping_is_refused(write: Write, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load(write(text=text))
 

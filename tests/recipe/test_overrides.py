@@ -1,4 +1,4 @@
-"""``--set``: what it can reach, and that its mistakes point at its own text."""
+"""``--set``: the values it can change, and problems that point at its own text."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_technique_named_twice_is_set_by_its_place(path: Path) -> None:
     assert load_recipe(path, ["techniques.2.split=9"], registry()).dump()["techniques"][2]["split"] == 9
 
 
-def test_later_ones_win_and_all_mistakes_are_shown_behind_those_of_the_file(path: Path) -> None:
+def test_later_options_win_and_their_problems_follow_those_of_the_file(path: Path) -> None:
     assert load_recipe(path, ["seed=1", "seed=2"], registry()).seed == 2
     path.write_text(GOOD.replace("brevitas", "brev"))
     with pytest.raises(RecipeError) as caught:
@@ -101,6 +101,6 @@ def test_later_ones_win_and_all_mistakes_are_shown_behind_those_of_the_file(path
     assert wheres == [f"{path}:6:10", "--set seed=x", "--set no", "--set quantize.weights.bits=x"]
 
 
-def test_an_override_repairs_what_the_file_lacks(path: Path) -> None:
+def test_an_option_adds_a_missing_key(path: Path) -> None:
     path.write_text(GOOD.replace("{bits: 4}", "{}"))
     assert load_recipe(path, ["quantize.weights.bits=5"], registry()).quantize.weights.bits == 5

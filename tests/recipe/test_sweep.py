@@ -1,4 +1,4 @@
-"""Sweeps: every combination is a recipe, and what is wrong is found at its place."""
+"""Sweeps: every combination is a recipe, and problems have their place."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_one_row_does_not_leak_into_the_next(folder: Path) -> None:
     assert [r.quantize.weights.bits for r in recipes[4:]] == [8, 8, 3, 3]
 
 
-def test_a_sweep_is_told_from_a_recipe(folder: Path) -> None:
+def test_sweeps_and_recipes_are_distinguished(folder: Path) -> None:
     (folder / "sweep.yaml").write_text(SWEEP)
     assert is_sweep(folder / "sweep.yaml")
     assert not is_sweep(folder / "toy.yaml")
@@ -111,7 +111,7 @@ def test_mistakes_point_at_the_sweep(folder: Path, old: str, new: str, place: st
     assert place in str(caught.value)
 
 
-def test_mistakes_of_a_recipe_point_at_the_recipe_and_are_said_once(folder: Path) -> None:
+def test_problems_of_a_recipe_are_reported_once_in_the_recipe(folder: Path) -> None:
     (folder / "toy.yaml").write_text(RECIPE.replace("toy.ranges", "toy.nothing"))
     with pytest.raises(RecipeError) as caught:
         load(folder, SWEEP.replace(", techniques.toy.ranges.percentile: 99.0", ""))

@@ -1,4 +1,4 @@
-"""Recipes are answered by finished runs where there are any, and run where there are none."""
+"""Finished runs are read, and recipes without a finished run are run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def recipe(tmp_path):
     return lambda *overrides: load_recipe(path, overrides)
 
 
-def test_what_is_missing_is_run_and_what_is_there_is_not(tmp_path, recipe):
+def test_only_missing_runs_are_run(tmp_path, recipe):
     said = []
     runs, cache = tmp_path / "runs", Cache(tmp_path / "cache")
     recipes = [recipe(), recipe("quantize.weights.bits=6"), recipe("name=alias")]
@@ -72,7 +72,7 @@ def test_recipes_whose_code_is_in_no_file_are_run_each_time_and_answer_for_none(
 
 
 @pytest.mark.slow
-def test_what_another_process_finished_meanwhile_is_read(tmp_path, recipe, monkeypatch):
+def test_a_run_finished_by_another_process_is_read(tmp_path, recipe, monkeypatch):
     """Both began with an empty folder: the slower one finds the run before it begins, or when it is to be written."""
     (run,) = run_all([recipe()], tmp_path / "other").runs
     target = tmp_path / "runs" / run.folder.name
@@ -99,7 +99,7 @@ class At:
             self.do()
 
 
-def test_what_is_in_the_way_is_named_with_its_reason(tmp_path, recipe):
+def test_a_folder_that_blocks_a_run_is_named_with_the_reason(tmp_path, recipe):
     (run,) = run_all([recipe()], tmp_path / "runs").runs
     (run.folder / "plan.json").unlink()
     (failure,) = run_all([recipe()], tmp_path / "runs").failures
@@ -137,7 +137,7 @@ def test_folders_of_runs(tmp_path):
     assert run_folders(tmp_path / "nowhere") == [tmp_path / "nowhere"]
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_is_read(tmp_path):
+def test_unreadable_runs_are_named_and_the_rest_is_read(tmp_path):
     good, half = write_run(tmp_path / "good"), write_run(tmp_path / "half")
     (half / "evaluation.safetensors").unlink()
     older = write_run(tmp_path / "older")
@@ -152,7 +152,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(("path", "message"), [("table", "is a file, not a run folder"), ("x" * 300, "no such run")])
-def test_what_can_be_no_folder_is_named(tmp_path, path, message):
+def test_a_path_that_cannot_be_a_folder_is_named(tmp_path, path, message):
     (tmp_path / "table").write_text("")
     (failure,) = read_all([tmp_path / path]).failures
     assert message in str(failure)

@@ -39,7 +39,7 @@ def test_mixers_of_every_family():
     assert found["blocks.1", "channel"] == ("blocks.1.mlp.fc1", "blocks.1.mlp.fc2")
 
 
-def test_patterns_name_others_and_what_has_no_mixer_is_refused():
+def test_patterns_select_operations_and_a_model_without_mixers_is_refused():
     found = grouped(resmlp(), torch.randn(1, 3, 16, 16), tokens=["*.fc1"], channels=["head"])[2]
     assert found["blocks.0", "token"] == ("blocks.0.mlp_channels.fc1",)
     assert found["head", "channel"] == ("head",)

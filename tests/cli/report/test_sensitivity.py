@@ -158,7 +158,7 @@ def test_the_grid_has_a_row_for_each_role_and_a_column_for_each_block():
     }
 
 
-def test_the_grid_tells_apart_what_ends_alike_and_orders_nested_blocks():
+def test_the_grid_separates_equal_endings_and_orders_nested_blocks():
     names = ["a.0.blocks.1.fc.weight", "a.0.blocks.0.fc.weight", "a.1.blocks.0.fc.weight", "b.0.fc.weight"]
     rows, columns, cells = grid([one(name, "linear_weight", 20.0, 50, 1.0) for name in names])
     assert rows == ["a.*.blocks.*.fc.weight (linear_weight)", "b.*.fc.weight (linear_weight)"]
