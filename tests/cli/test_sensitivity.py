@@ -34,12 +34,12 @@ def call(*arguments):
     return int(ended.value.code or 0)
 
 
-def folder(path, colours):
+def folder(path, colors):
     """A folder with one class of plain 16×16 images."""
     (path / "one").mkdir(parents=True)
-    for colour in colours:
-        pixels = np.random.default_rng(colour).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path / "one" / f"{colour}.png")
+    for color in colors:
+        pixels = np.random.default_rng(color).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / "one" / f"{color}.png")
     return path
 
 

@@ -37,7 +37,7 @@ class Table:
     prose: str = ""
 
     def plain(self) -> str:
-        """Aligned text without lines, colours or a limit of the width."""
+        """Aligned text without lines, colors or a limit of the width."""
         rows = [*([self.columns] if self.columns else []), *self.rows]
         widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))] if rows else []
         sides = [index < len(self.columns) and self.columns[index] in self.right for index in range(len(widths))]

@@ -1,4 +1,4 @@
-"""Plain text is whole and without decoration; a terminal gets lines and colours."""
+"""Plain text is whole and without decoration; a terminal gets lines and colors."""
 
 from __future__ import annotations
 
