@@ -61,7 +61,7 @@ def test_the_command_page_has_every_command():
     text = page()
     for command in "run compare export bench validate inspect sensitivity techniques plugins schema new-plugin".split():
         assert f"## qplug {command}\n" in text
-    assert "| `--set KEY=VALUE` |  | Override a value of the recipe; may be given more than once. |" in text
+    assert "| `--set KEY=VALUE` |  | Change a value of the recipe; repeatable. |" in text
 
 
 def test_docstrings_become_markdown():

@@ -1,1 +1,1 @@
-"""What reads runs and models: comparisons of runs, sensitivities of sites, ranges along the depth."""
+"""Analyses of runs and models: comparison of runs, sensitivity of sites, ranges of activations."""

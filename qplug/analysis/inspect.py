@@ -1,4 +1,4 @@
-"""What of a model can be quantized, and what it would cost."""
+"""Sites of a model, operations without a site, and costs at common bits."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from qplug.pipeline.stages.rewrite import rewrite
 from qplug.quantization.accounting import CONVENTIONS
 from qplug.quantization.costs import costs, uniform_plan
 
-WIDTHS = ((8, 8), (4, 8), (4, 4))
+COST_BITS = ((8, 8), (4, 8), (4, 4))
 """Bits of weights and activations at which costs are counted."""
 
 
 @dataclass
 class Inspection:
-    """What of a model can be quantized.
+    """Parts of a model that can be quantized.
 
     Attributes:
-        sites: all of them, the inputs of Softmax and LayerNorm included.
-        total_macs: of one image.
-        float_macs: module → multiply-accumulates that no site covers.
-        float_norms: BatchNorms that could not be folded, each with the reason.
-        costs: convention → bits, as ``W8A8`` → size and bit operations, as ``metrics.costs`` has them, with every
-            operand that has a site quantized.
+        sites: all sites, inputs of Softmax and LayerNorm included.
+        total_macs: multiply-accumulates of one image.
+        float_macs: module → multiply-accumulates without a site.
+        float_norms: BatchNorms that could not be folded → the reason.
+        costs: convention → bits such as ``W8A8`` → size and bit operations if every site is quantized, with the names
+            of a run's metrics.
     """
 
     sites: list[Site]
@@ -39,17 +39,17 @@ class Inspection:
 
     @property
     def coverage(self) -> float:
-        """Share of multiply-accumulates whose both operands have sites."""
+        """Share of the multiply-accumulates that have a site for both operands."""
         return 1.0 - sum(self.float_macs.values()) / self.total_macs if self.total_macs else 0.0
 
 
 def inspect(model_source: ModelSource, registry: Registry | None = None) -> Inspection:
-    """Load a model, make its attention explicit, fold its BatchNorms, list its sites, and count what it costs."""
+    """Load a model, make its attention explicit, fold its BatchNorms, list its sites and count its costs."""
     with RunContext.of(registry=registry) as ctx:
         model = rewrite(ctx, Inputs(model_source.load()), ask=False)
         sites = prepare(ctx, model)
     site_map = sites.site_map
-    plans = {f"W{weights}A{inputs}": uniform_plan(site_map, weights, inputs) for weights, inputs in WIDTHS}
+    plans = {f"W{weights}A{inputs}": uniform_plan(site_map, weights, inputs) for weights, inputs in COST_BITS}
     counted = {
         name: {bits: costs(model.module, plan, convention) for bits, plan in plans.items()}
         for name, convention in CONVENTIONS.items()

@@ -1,6 +1,6 @@
-"""The command line: one module a command. Only here and in ``report`` is anything printed.
+"""The command line: one module for each command. Only this package prints.
 
-Imports wait until a command needs them.
+Each command imports what it needs when it runs, so that help and validation start fast.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["app", "main"]
 for _command in COMMANDS:
     importlib.import_module(f"qplug.cli.{_command.replace('-', '_')}")
 
-INTERRUPTED = 130  # what some versions of typer end with after Ctrl-C, and others with 1
+INTERRUPTED = 130  # exit code of some versions of typer after Ctrl-C; others use 1
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         from qplug.core.version import __version__
 
         print(f"qplug {__version__}")
@@ -40,7 +40,7 @@ def _qplug(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the code an error came from.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show the Python traceback of an error.")] = False,
 ) -> None:
     State.traceback = traceback
 
@@ -51,11 +51,11 @@ def _terminated(number: int, _: FrameType | None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; ends with 0 where it did its work, 2 where the input is wrong, and 1 otherwise."""
+    """Run the command line. The exit code is 0 for success, 2 for wrong input, and 1 for any other error."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?" instead of failing
-    with suppress(ValueError):  # only the main thread may
+            stream.reconfigure(errors="replace")  # print "?" for a character that the terminal lacks
+    with suppress(ValueError):  # signals can be set in the main thread only
         signal.signal(signal.SIGTERM, _terminated)
     State.traceback = State.json = False
     keep_freed_memory()
@@ -67,11 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if State.traceback:
             raise
         sys.exit(report_error(error))
-    except Exception as error:  # whatever else goes wrong: a short message and exit code 1
+    except Exception as error:  # an unexpected error: a short message and exit code 1
         if State.traceback:
             raise
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        screen_of(sys.stderr).line(
-            f"unexpected error: {text}\n  → 'qplug --traceback …' shows where it came from", "red"
-        )
+        screen_of(sys.stderr).line(f"unexpected error: {text}\n  → 'qplug --traceback …' shows the traceback", "red")
         sys.exit(1)

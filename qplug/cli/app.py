@@ -1,8 +1,9 @@
-"""What every command shares: the application, common options, and how results and errors are printed."""
+"""Shared by all commands: the application, common options, and the printing of results and errors."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -14,25 +15,25 @@ from qplug.core.errors import InputError, QplugError, RecipeError
 from qplug.quantization.accounting import CONVENTIONS
 
 if TYPE_CHECKING:
-    from qplug.cli.report.screen import Screen
+    from qplug.cli.report.screen import Screen, Table
     from qplug.core.storage.cache import Cache
 
 COMMANDS = "run compare export bench validate inspect sensitivity techniques plugins schema zoo new-plugin".split()
-"""Every command, in the order in which a newcomer needs them; each has a module of its name."""
+"""All commands, in the order in which a newcomer needs them; each has a module of its name."""
 
 
 class Ordered(TyperGroup):
     """Commands in the order of ``COMMANDS``."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Their names."""
+        """Names of the commands."""
         return sorted(super().list_commands(ctx), key=COMMANDS.index)
 
 
 app = typer.Typer(
     name="qplug",
     cls=Ordered,
-    help="Quantize vision models: every paper's technique under one protocol.",
+    help="Quantize vision models with techniques from papers, under one protocol.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,36 +41,46 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe; may be given more than once."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable."),
 ]
 CacheFolder = Annotated[
-    Path | None, typer.Option("--cache", help="Folder that keeps statistics for other runs.", show_default="the user's")
+    Path | None,
+    typer.Option("--cache", help="Folder of cached calibration results.", show_default="in the user's cache folder"),
 ]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Compute everything anew, and keep nothing.")]
-Accounting = Annotated[str, typer.Option(help=f"How MB and BOPs are counted: {', '.join(CONVENTIONS)}.")]
-Device = Annotated[str, typer.Option(help="Where to compute, as torch names it.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
+Accounting = Annotated[str, typer.Option(help=f"Convention that counts MB and BOPs: {', '.join(CONVENTIONS)}.")]
+Device = Annotated[str, typer.Option(help="Device to compute on: cpu, cuda or cuda:1, as in torch.")]
 
 
 class State:
-    """What ``main`` must know of the invocation to report an error in its form."""
+    """Options of the invocation that decide how ``main`` prints an error."""
 
     traceback = False
     json = False
 
 
 def screen_of(stream: TextIO | None = None) -> Screen:
-    """A screen on ``stream``, or on standard output."""
+    """A screen on ``stream``; standard output by default."""
     from qplug.cli.report.screen import Screen
 
     return Screen(stream or sys.stdout)
 
 
-def cache_of(folder: Path | None, unwanted: bool) -> Cache | None:
-    """The cache in ``folder``, or in the user's own; ``None`` where it is unwanted."""
-    if unwanted:
+def show(tables: Iterable[Table], warnings: Iterable[str] = ()) -> None:
+    """Print tables, and below them the warnings."""
+    screen = screen_of()
+    for table in tables:
+        screen.table(table)
+    for warning in warnings:
+        screen.line(f"warning: {warning}", "yellow", wrap=True)
+
+
+def cache_of(folder: Path | None, disabled: bool) -> Cache | None:
+    """The cache in ``folder``, by default in the user's cache folder; ``None`` if it is disabled."""
+    if disabled:
         return None
     from platformdirs import user_cache_path
 
@@ -93,13 +104,13 @@ def describe(error: QplugError) -> dict[str, Any]:
 
 
 def report_error(error: QplugError) -> int:
-    """Print an error in the invocation's form; returns the exit code.
+    """Print an error as text or as JSON; returns the exit code.
 
-    A wrong input is wrong for every process of a launch: the first one says so.
+    A wrong input fails in every process of a distributed launch; only the main process prints it.
     """
     from qplug.core.distributed import launched
 
-    with suppress(InputError):  # what a launcher said may itself be wrong
+    with suppress(InputError):  # the launcher's environment variables may be wrong too
         if isinstance(error, InputError) and not launched().is_main:
             return error.exit_code
     screen_of(sys.stderr).error(error)
@@ -109,7 +120,7 @@ def report_error(error: QplugError) -> int:
 
 
 def model_source(model: str, checkpoint: Path | None) -> Any:
-    """A source for MODEL: import paths have a colon, the zoo's models are known by name, and timm has the rest."""
+    """The source of MODEL: an import path if it has a colon, the zoo if it has the name, else timm."""
     from typing import get_args
 
     from pydantic import ValidationError
@@ -120,7 +131,7 @@ def model_source(model: str, checkpoint: Path | None) -> Any:
     zoo = get_args(sources["zoo"].Config.model_fields["name"].annotation) if "zoo" in sources else ()
     kind = "import" if ":" in model else "zoo" if model in zoo else "timm"
     if kind not in sources:
-        raise InputError(f"the model source '{kind}' is not installed", fix="'qplug plugins' says why")
+        raise InputError(f"the model source '{kind}' is not installed", fix="'qplug plugins' shows why")
     values: dict[str, Any] = {"source": kind, "target" if kind == "import" else "name": model}
     if checkpoint is not None:
         values["checkpoint_path"] = str(checkpoint)

@@ -1,4 +1,4 @@
-"""``qplug inspect``: what of a model can be quantized, and what makes that hard."""
+"""``qplug inspect``: the sites of a model and their costs; its activation ranges and Hessian traces."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qplug.cli.app import Accounting, Device, Json, State, app, model_source, print_json, screen_of
+from qplug.cli.app import Accounting, Device, Json, State, app, model_source, print_json, show
 from qplug.cli.options import (
     FOLDER,
     Checkpoint,
     ClassMap,
+    ImageOption,
     Model,
     Picture,
-    Wanted,
     check_picture,
     checked,
     image_sources,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qplug.core.component import ModelSource
 
 IMAGES, PROBES = 32, 100
-KNOWN = "by timm's names, and by shape"
+DEFAULT_MIXERS = "by timm's names and by shape"
 
 
 @app.command()
@@ -37,49 +37,51 @@ def inspect(
     checkpoint: Checkpoint = None,
     accounting: Accounting = DEFAULT,
     ranges: Annotated[
-        bool, typer.Option("--ranges", help="Show how wide activations are along the depth, and nothing else.")
+        bool, typer.Option("--ranges", help="Show only the ranges of activations along the depth.")
     ] = False,
     hessian: Annotated[
-        bool, typer.Option("--hessian", help="Show Hessian traces of token and channel mixers, and nothing else.")
+        bool, typer.Option("--hessian", help="Show only the Hessian traces of token and channel mixers.")
     ] = False,
     after: Annotated[
         Path | None,
-        typer.Option(help="Recipe that rewrites the model, or run folder of it, to look at too.", show_default=False),
+        typer.Option(
+            help="Also analyze the model after this recipe's rewrites, or of this run folder.", show_default=False
+        ),
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help=FOLDER.format(purpose="look at"), show_default="digits, for embedded models"),
+        typer.Option(help=FOLDER.format(purpose="analyze"), show_default="digits, for embedded models"),
     ] = None,
     class_map: ClassMap = None,
     calibration_images: Annotated[
-        int | None, typer.Option(min=1, help="Images to look at.", show_default=str(IMAGES))
+        int | None, typer.Option(min=1, help="Number of images to analyze.", show_default=str(IMAGES))
     ] = None,
     hessian_probes: Annotated[
-        int | None, typer.Option(min=1, help="Random vectors, at most.", show_default=str(PROBES))
+        int | None, typer.Option(min=1, help="Random vectors of the trace estimate, at most.", show_default=str(PROBES))
     ] = None,
     token_mixing: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Operations that mix tokens.", show_default=KNOWN),
+        typer.Option(metavar="PATTERN", help="Operations that mix tokens; repeatable.", show_default=DEFAULT_MIXERS),
     ] = None,
     channel_mixing: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Operations that mix channels.", show_default=KNOWN),
+        typer.Option(metavar="PATTERN", help="Operations that mix channels; repeatable.", show_default=DEFAULT_MIXERS),
     ] = None,
     picture: Picture = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seeds the choice of images and every random step.", show_default="0")
+        int | None, typer.Option(min=0, help="Seed of the choice of images and of every random step.", show_default="0")
     ] = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Show what of a model can be quantized, and what it would cost.
+    """Show which parts of a model can be quantized.
 
-    Sites, kinds, shapes and MACs, what stays in float, size and bit operations; or with --ranges and --hessian, what
-    makes it hard to quantize.
+    Prints the sites with their kinds, shapes and MACs, the operations that stay in float, size and bit operations.
+    --ranges and --hessian analyze the model on images instead.
     """
     State.json = as_json
     counted_by = convention(accounting)
-    analysed: dict[str, object] = {
+    analysis_options: dict[str, object] = {
         "--after": after,
         "--calibration": calibration,
         "--class-map": class_map,
@@ -88,25 +90,25 @@ def inspect(
         "--seed": seed,
         "--device": device if device != "cpu" else None,
     }
-    traced: dict[str, object] = {
+    hessian_options: dict[str, object] = {
         "--hessian-probes": hessian_probes,
         "--token-mixing": token_mixing,
         "--channel-mixing": channel_mixing,
     }
-    _need(analysed | traced, ranges or hessian, "--ranges or --hessian")
-    _need(traced, hessian, "--hessian")
+    _need(analysis_options | hessian_options, ranges or hessian, "--ranges or --hessian")
+    _need(hessian_options, hessian, "--hessian")
     if (ranges or hessian) and accounting != DEFAULT:
-        raise InputError("has no effect with --ranges and --hessian, which count no costs", where="--accounting")
+        raise InputError("has no effect with --ranges and --hessian, which print no costs", where="--accounting")
     check_picture(picture)
     source = model_source(model, checkpoint)
     if not (ranges or hessian):
-        _sites(source, model, counted_by, as_json)
+        _show_sites(source, model, counted_by, as_json)
         return
-    wanted = Wanted("--calibration", calibration, calibration_images or IMAGES, "train", "to look at")
-    (images,) = image_sources(source.name(), model, [wanted], class_map, "qplug inspect")
+    option = ImageOption("--calibration", calibration, calibration_images or IMAGES, "train", "to analyze")
+    (images,) = image_sources(source.name(), model, [option], class_map, "qplug inspect")
 
     from qplug.analysis.ranges.analyze import RangesRequest, analyze
-    from qplug.cli.report.analysis import analysis_tables, summary
+    from qplug.cli.report.analysis import analysis_summary, analysis_tables
     from qplug.cli.report.progress import Progress
     from qplug.core.storage.atomic import write_file
 
@@ -122,34 +124,28 @@ def inspect(
     if picture is not None:
         from qplug.cli.report.analysis_picture import draw
     with Progress(sys.stderr) as progress:
-        found = analyze(source, images, request, after=after, device=device, observers=[progress])
+        analysis = analyze(source, images, request, after=after, device=device, observers=[progress])
     if picture is not None:
-        write_file(picture, draw(found, picture.suffix.lower().removeprefix(".")))
+        write_file(picture, draw(analysis, picture.suffix.lower().removeprefix(".")))
     if as_json:
-        print_json(summary(found))
+        print_json(analysis_summary(analysis))
         return
-    screen = screen_of()
-    for table in analysis_tables(found):
-        screen.table(table)
-    for warning in found.warnings:
-        screen.line(f"warning: {warning}", "yellow")
+    show(analysis_tables(analysis), analysis.warnings)
 
 
-def _sites(source: ModelSource, model: str, counted_by: Convention, as_json: bool) -> None:
+def _show_sites(source: ModelSource, model: str, counted_by: Convention, as_json: bool) -> None:
     from qplug.analysis.inspect import inspect as inspect_model
-    from qplug.cli.report.inspection import inspection, inspection_tables
+    from qplug.cli.report.inspection import inspection_summary, inspection_tables
 
-    found = inspect_model(source)
+    inspection = inspect_model(source)
     if as_json:
-        print_json(inspection(found, model))
+        print_json(inspection_summary(inspection, model))
         return
-    screen = screen_of()
-    for table in inspection_tables(found, model, counted_by):
-        screen.table(table)
+    show(inspection_tables(inspection, model, counted_by))
 
 
-def _need(given: Mapping[str, object], there: bool, what: str) -> None:
-    """Refuse an option that would be without effect."""
-    option = next((option for option, value in given.items() if value not in (None, [])), None)
-    if option is not None and not there:
-        raise InputError(f"needs {what}, which was not given", where=option)
+def _need(options: Mapping[str, object], enabled: bool, required: str) -> None:
+    """Refuse an option that has no effect because ``required`` is missing."""
+    option = next((option for option, value in options.items() if value not in (None, [])), None)
+    if option is not None and not enabled:
+        raise InputError(f"needs {required}, which was not given", where=option)

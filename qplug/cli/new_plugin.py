@@ -1,4 +1,4 @@
-"""``qplug new-plugin``: write a plugin package that works as it is."""
+"""``qplug new-plugin``: write the skeleton of a plugin package."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from qplug.cli.app import app, screen_of
 
 @app.command("new-plugin")
 def new_plugin(
-    name: Annotated[str, typer.Argument(help="The distribution's name, such as qplug-mine.")],
-    folder: Annotated[Path, typer.Option("--dir", help="The folder to make it in.")] = Path(),
+    name: Annotated[str, typer.Argument(help="Name of the distribution, such as qplug-mine.")],
+    folder: Annotated[Path, typer.Option("--dir", help="Folder to create it in.")] = Path(),
 ) -> None:
-    """Write a plugin of your own, which works as it is."""
+    """Write a working plugin package, as a start for your own."""
     from qplug.hooks import scaffold
 
     path = scaffold.new_plugin(name, folder)

@@ -1,4 +1,4 @@
-"""What analyses share on the command line: the images to look at, configurations, and files to draw into."""
+"""Options that ``inspect`` and ``sensitivity`` share: images, configurations and pictures."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from qplug.core.component import DataSource
 
 T = TypeVar("T")
-Model = Annotated[str, typer.Argument(help="A model of the zoo, timm's name, or module:function.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Weights to load.", show_default=False)]
+Model = Annotated[str, typer.Argument(help="Model: a name of the zoo or of timm, or module:function.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="File of weights to load.", show_default=False)]
 ClassMap = Annotated[
-    Path | None, typer.Option(help="Class folders, one a line; labels are not used.", show_default=False)
+    Path | None, typer.Option(help="File with one class folder in each line; labels are not used.", show_default=False)
 ]
-Picture = Annotated[Path | None, typer.Option(help="PNG or SVG file to draw.", show_default=False)]
-FOLDER = "Folder of class folders or of parquet files to {purpose}."
+Picture = Annotated[Path | None, typer.Option(help="PNG or SVG file to write a picture to.", show_default=False)]
+FOLDER = "Images to {purpose}: a folder of class folders or of parquet files."
 PICTURES = (".png", ".svg")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Images that an option names.
+class ImageOption:
+    """Images that an option of the command line names.
 
     Attributes:
-        option: for example ``--calibration``.
-        path: of the folder that it was given.
-        images: how many, all if ``None``.
-        split: of the digits, which the embedded models bring, or of parquet files.
-        purpose: what they are needed for, as the error says it.
+        option: name of the option, such as ``--calibration``.
+        path: folder that the option received.
+        images: number of images, all if ``None``.
+        split: split of the digits, the data of the embedded models, or of the parquet files.
+        purpose: use of the images, for the error message.
     """
 
     option: str
@@ -46,43 +46,44 @@ class Wanted:
 
 
 def image_sources(
-    kind: str, model: str, wanted: Sequence[Wanted], class_map: Path | None, where: str
+    kind: str, model: str, options: Sequence[ImageOption], class_map: Path | None, where: str
 ) -> list[DataSource]:
-    """Sources of the images: the folders that were named, or where none was, for the embedded models, the digits.
+    """Data sources of the images. The embedded models use the digits if no folder is given.
 
-    A folder holds images in class folders, or parquet files, where the split's name tells which.
+    A folder holds images in class folders, or parquet files that are chosen by the name of the split.
 
     Args:
-        kind: the model's source.
-        model: its name.
-        wanted: the sets of images.
-        class_map: a file with the class folders, one a line.
-        where: the command, for errors.
+        kind: name of the model's source.
+        model: name of the model.
+        options: sets of images.
+        class_map: file with one class folder in each line.
+        where: name of the command, for errors.
     """
     from qplug.models.zoo import ZOO
 
-    missing = [one.option for one in wanted if one.path is None]
+    missing = [option.option for option in options if option.path is None]
     embedded = [name for name, entry in ZOO.items() if entry.embedded]
-    if kind == "zoo" and model in embedded and len(missing) == len(wanted) and class_map is None:
-        return [_source("digits", split=one.split, images=one.images) for one in wanted]
+    if kind == "zoo" and model in embedded and len(missing) == len(options) and class_map is None:
+        return [_source("digits", split=option.split, images=option.images) for option in options]
     if missing:
-        folders = "a folder" if len(wanted) == 1 else "folders"
+        folders = "a folder" if len(options) == 1 else "folders"
         raise InputError(
-            f"{model} needs images {' and '.join(one.purpose for one in wanted)}, and {' and '.join(missing)} "
+            f"{model} needs images {' and '.join(option.purpose for option in options)}, and {' and '.join(missing)} "
             f"{'were' if len(missing) > 1 else 'was'} not given",
             where=where,
-            fix=f"add {' '.join(f'{one.option} FOLDER' for one in wanted)}, {folders} with images in a folder for each "
-            f"class, or with parquet files; only the embedded models ({', '.join(embedded)}) bring images of their own",
+            fix=f"add {' '.join(f'{option.option} FOLDER' for option in options)}, {folders} with a subfolder of "
+            f"images for each class or with parquet files; only the embedded models ({', '.join(embedded)}) have "
+            "images of their own",
         )
-    return [_folder(one, class_map) for one in wanted]
+    return [_folder(option, class_map) for option in options]
 
 
-def _folder(wanted: Wanted, class_map: Path | None) -> DataSource:
-    assert wanted.path is not None
+def _folder(option: ImageOption, class_map: Path | None) -> DataSource:
+    assert option.path is not None
     more = {"class_map": str(class_map)} if class_map else {}
-    if not more and next(wanted.path.rglob("*.parquet"), None) is not None:
-        return _source("hf", path=str(wanted.path), split=wanted.split, images=wanted.images)
-    return _source("folder", path=str(wanted.path), images=wanted.images, **more)
+    if not more and next(option.path.rglob("*.parquet"), None) is not None:
+        return _source("hf", path=str(option.path), split=option.split, images=option.images)
+    return _source("folder", path=str(option.path), images=option.images, **more)
 
 
 def _source(kind: str, **values: Any) -> DataSource:
@@ -90,12 +91,12 @@ def _source(kind: str, **values: Any) -> DataSource:
 
     sources = installed().datasets
     if kind not in sources:
-        raise InputError(f"the data source '{kind}' is not installed", fix="'qplug plugins' says why")
+        raise InputError(f"the data source '{kind}' is not installed", fix="'qplug plugins' shows why")
     return sources[kind](checked(sources[kind].Config, source=kind, **values))
 
 
 def checked(config: Callable[..., T], technique: str = "", **values: Any) -> T:
-    """A validated configuration; raises ``InputError`` with the first thing that is wrong, at its option."""
+    """A validated configuration; raises ``InputError`` with the first wrong value and its option."""
     from pydantic import ValidationError
 
     try:
@@ -108,7 +109,7 @@ def checked(config: Callable[..., T], technique: str = "", **values: Any) -> T:
 
 
 def check_picture(path: Path | None) -> None:
-    """Refuse a picture that could not be written, or not in a format that its name asks for."""
+    """Raise ``InputError`` if the picture cannot be written, or its suffix is not a supported format."""
     if path is None:
         return
     check_file(path, "--picture")

@@ -1,13 +1,13 @@
-"""``qplug plugins``: list what is installed."""
+"""``qplug plugins``: list the installed plugins."""
 
 from __future__ import annotations
 
-from qplug.cli.app import Json, State, app, print_json, screen_of
+from qplug.cli.app import Json, State, app, print_json, show
 
 
 @app.command()
 def plugins(as_json: Json = False) -> None:
-    """List the plugins, those that failed to load too."""
+    """List the installed plugins, and why a plugin failed to load."""
     State.json = as_json
     from qplug.cli.report import catalogue
     from qplug.hooks.registry import installed
@@ -15,4 +15,4 @@ def plugins(as_json: Json = False) -> None:
     if as_json:
         print_json({"plugins": catalogue.plugins(installed())})
     else:
-        screen_of().table(catalogue.plugins_table(installed()))
+        show([catalogue.plugins_table(installed())])

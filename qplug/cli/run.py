@@ -1,10 +1,10 @@
-"""``qplug run``: quantize and measure by a recipe."""
+"""``qplug run``: quantize a model by a recipe and measure it."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,26 +19,26 @@ from qplug.cli.app import (
     app,
     cache_of,
     print_json,
-    screen_of,
+    show,
 )
 from qplug.quantization.accounting import DEFAULT, convention
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(show_default=False, help="A YAML file.")],
+    recipe: Annotated[Path, typer.Argument(show_default=False, help="Recipe, a YAML file.")],
     overrides: Sets = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder to write.", show_default="runs/RECIPE-TIME")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write.", show_default="runs/RECIPE-TIME")] = None,
     accounting: Accounting = DEFAULT,
     as_json: Json = False,
     device: Device = "cpu",
     cache_folder: CacheFolder = None,
     no_cache: NoCache = False,
 ) -> None:
-    """Quantize and measure by a recipe, and write a run folder."""
+    """Quantize a model by a recipe and measure it.
+
+    Writes a run folder with the results.
+    """
     State.json = as_json
     counted_by = convention(accounting)
     from qplug.core.storage.run_folder import check_target
@@ -49,32 +49,29 @@ def run(
     check_target(target)
 
     from qplug.cli.report.progress import Progress
-    from qplug.cli.report.run import summary, summary_tables
+    from qplug.cli.report.run import run_summary, summary_tables
     from qplug.core.distributed import launched
     from qplug.pipeline.run import run as run_pipeline
 
-    shown = launched().is_main
+    is_main = launched().is_main
     with Progress(sys.stderr) as progress:
         cache = cache_of(cache_folder, no_cache)
-        observers = [progress] if shown else []
+        observers = [progress] if is_main else []
         result = run_pipeline(loaded, out=target, device=device, observers=observers, cache=cache)
     if launched().count > 1:
         from qplug.training.supervised.accelerator import leave_together
 
         leave_together()
-    if not shown:
+    if not is_main:
         return
     if as_json:
-        print_json(summary(result))
+        print_json(run_summary(result))
         return
-    screen = screen_of()
-    for table in summary_tables(result, counted_by):
-        screen.table(table)
-    for warning in result.warnings:
-        screen.line(f"warning: {warning}", "yellow")
+    show(summary_tables(result, counted_by), result.warnings)
 
 
 def _default_out(recipe: Path) -> Path:
+    """``runs/RECIPE-TIME``, with a number appended if that folder exists."""
     from datetime import datetime
 
     stem = f"{recipe.stem}-{datetime.now():%Y%m%d-%H%M%S}"

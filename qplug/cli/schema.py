@@ -9,7 +9,7 @@ from qplug.cli.app import app, print_json
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors.
 
-    Every installed plugin's sources, techniques and backends are in it.
+    It includes the sources, techniques and backends of all installed plugins.
     """
     from qplug.hooks.registry import installed
     from qplug.recipe import json_schema

@@ -1,4 +1,4 @@
-"""``qplug techniques``: list the techniques, or show one."""
+"""``qplug techniques``: list the techniques, or describe one."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from qplug.cli.app import Json, State, app, print_json, screen_of
+from qplug.cli.app import Json, State, app, print_json, show
 
 
 @app.command()
 def techniques(
-    name: Annotated[str | None, typer.Argument(show_default=False, help="One technique.")] = None,
+    name: Annotated[str | None, typer.Argument(show_default=False, help="Technique to describe.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the techniques, or show one with its parameters."""
+    """List the techniques, or describe one with its parameters."""
     State.json = as_json
     from qplug.cli.report import catalogue
     from qplug.hooks.registry import installed
@@ -24,8 +24,5 @@ def techniques(
     elif as_json:
         print_json({"techniques": catalogue.techniques(installed())})
     else:
-        screen = screen_of()
-        for table in (
-            catalogue.technique_tables(installed(), name) if name else [catalogue.techniques_table(installed())]
-        ):
-            screen.table(table)
+        registry = installed()
+        show(catalogue.technique_tables(registry, name) if name else [catalogue.techniques_table(registry)])

@@ -18,34 +18,34 @@ if TYPE_CHECKING:
 
 @app.command()
 def validate(
-    recipes: Annotated[list[Path], typer.Argument(show_default=False, help="YAML files.")],
+    recipes: Annotated[list[Path], typer.Argument(show_default=False, help="Recipes and sweeps, YAML files.")],
     overrides: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Check recipes and sweeps, without running them."""
+    """Check recipes and sweeps without running them."""
     State.json = as_json
     results = [(path, _loaded(path, overrides or ())) for path in recipes]
     code = 2 if any(isinstance(result, QplugError) for _, result in results) else 0
     if as_json:
-        reports = [{"recipe": str(path), **_verdict(result)} for path, result in results]
+        reports = [{"recipe": str(path), **_report(result)} for path, result in results]
         print_json({"status": "error" if code else "ok", "exit_code": code, "recipes": reports})
     else:
         for path, result in results:
             if isinstance(result, QplugError):
                 screen_of(sys.stderr).error(result)
             else:
-                screen_of().line(f"{path}: ok ({_in_short(result)})")
+                screen_of().line(f"{path}: ok ({_in_words(result)})")
     raise typer.Exit(code)
 
 
 def _loaded(path: Path, overrides: Sequence[str]) -> Recipe | list[Recipe] | QplugError:
-    """A recipe, or those of every run of a sweep."""
+    """The recipe; for a sweep, the recipe of every run; or the error."""
     from qplug.recipe import load_recipe
 
     try:
         return load_recipe(path, overrides)
     except InputError as error:
-        from qplug.recipe.sweep import is_sweep, load_sweep  # only here: recipes are validated faster without it
+        from qplug.recipe.sweep import is_sweep, load_sweep  # imported late, so that a valid recipe is checked faster
 
         if not is_sweep(path):
             return error
@@ -55,13 +55,13 @@ def _loaded(path: Path, overrides: Sequence[str]) -> Recipe | list[Recipe] | Qpl
         return error
 
 
-def _in_short(result: Recipe | list[Recipe]) -> str:
+def _in_words(result: Recipe | list[Recipe]) -> str:
     if isinstance(result, list):
-        return f"a sweep of {len(result)} runs, for qplug compare"
+        return f"a sweep of {len(result)} runs; run it by qplug compare"
     return ", ".join(str(getattr(step, "use", "")) for step in result.techniques)
 
 
-def _verdict(result: Recipe | list[Recipe] | QplugError) -> dict[str, Any]:
+def _report(result: Recipe | list[Recipe] | QplugError) -> dict[str, Any]:
     if isinstance(result, QplugError):
         return describe(result)
     runs = {"runs": [recipe.dump() for recipe in result]} if isinstance(result, list) else {"resolved": result.dump()}

@@ -1,4 +1,4 @@
-"""``qplug zoo``: train a model of the zoo again."""
+"""``qplug zoo``: train a model of the zoo."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import typer
 
 from qplug.cli.app import app, screen_of
 
-zoo = typer.Typer(help="The zoo of small models.", no_args_is_help=True, rich_markup_mode=None)
+zoo = typer.Typer(help="Train the small models of the zoo.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(zoo, name="zoo")
 
 
 @zoo.command("train")
 def zoo_train(
-    name: Annotated[str, typer.Argument(help="A model of the zoo, such as vit_digits.")],
+    name: Annotated[str, typer.Argument(help="Model of the zoo, such as vit_digits.")],
     data: Annotated[
-        Path | None, typer.Option(help="A folder of parquet files with the splits train and test; digits need none.")
+        Path | None, typer.Option(help="Folder of parquet files of the splits train and test; not needed for digits.")
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the data.", show_default="the model's own")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seeds weights, order and augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the order of images and augmentation.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="The safetensors file to write.", show_default="NAME.safetensors")
+        Path | None, typer.Option(help="Safetensors file to write.", show_default="NAME.safetensors")
     ] = None,
 ) -> None:
     """Train a model of the zoo, and print its accuracy."""
@@ -39,4 +39,4 @@ def zoo_train(
             progress.advance(f"train {name}", done, total)
 
         accuracy = train(name, out, data=data, epochs=epochs, seed=seed, progress=advance)
-    screen_of().line(f"{name}: {100 * accuracy:.2f} % top-1 on images that training never saw; written to {out}")
+    screen_of().line(f"{name}: {100 * accuracy:.2f} % top-1 on held-out images; weights written to {out}")

@@ -1,4 +1,4 @@
-"""Recipes: what a run is made of, validated as a whole, every problem with its place in the file."""
+"""Recipes: YAML files that define a run. Validation reports every problem with its place in the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe asks, held against what its backend cannot execute; runs on the tree, as ``check`` does."""
+"""Check of a recipe against the limits of its backend, on the YAML tree as in ``check``."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from qplug.recipe.check import Named, dotted, implements, unknown
 from qplug.recipe.schema import Recipe, TensorConfig, WeightConfig
 from qplug.recipe.yaml_tree import Node, Place
 
-WIDTHS = range(2, 17)
-"""Bits that any recipe may ask for; what lies outside, the validation refuses."""
+RECIPE_BITS = range(2, 17)
+"""Bits that a recipe may have; the validation refuses all others."""
 
 
 def check_backend(root: Node, registry: Registry, named: Named, problems: list[tuple[Place, Problem]]) -> None:
-    """Look up the backend, and add a problem for everything that it does not offer."""
+    """Look up the backend, and add a problem for everything that it does not support."""
     node = root.child("backend")
     name = Recipe.model_fields["backend"].default if node is None else node.value
     if not isinstance(name, str):
-        return  # the validation says what was expected here
+        return  # the validation reports the expected type
     place = root.place if node is None else node.place
     if name not in registry.backends:
         what, fix = unknown("backend", name, registry, registry.backends)
-        fix = fix or f"backends: {', '.join(sorted(registry.backends)) or 'none is installed'}"
+        fix = fix or f"installed backends: {', '.join(sorted(registry.backends)) or 'none'}"
         problems.append((place, place.problem(f"backend: {what}", fix)))
         return
     offer = registry.backends[name]
@@ -39,7 +39,7 @@ def check_backend(root: Node, registry: Registry, named: Named, problems: list[t
 
 
 def _tensors(root: Node, offer: BackendOffer) -> Iterator[tuple[Place, str, str]]:
-    """Bits, granularity and symmetry of weights, activations and overrides; what is not said is the default."""
+    """Bits, granularity and symmetry of weights, activations and overrides; a missing key has its default."""
     low, high = offer.bits
     quantize = root.child("quantize")
     overrides = quantize.child("overrides") if quantize is not None else None
@@ -52,19 +52,19 @@ def _tensors(root: Node, offer: BackendOffer) -> Iterator[tuple[Place, str, str]
             continue
         path = dotted(("quantize", *loc))
         bits = section.child("bits")
-        if bits is not None and bits.value in WIDTHS and not offer.has(bits.value):
+        if bits is not None and bits.value in RECIPE_BITS and not offer.has(bits.value):
             what = f"{path}.bits: {{backend}} has {low} to {high} bits, received {bits.value}"
-            yield bits.place, what, "change the bits, or the backend"
+            yield bits.place, what, "change the bits or the backend"
         defaults = {"weights": WeightConfig, "activations": TensorConfig}.get(str(loc[0]))
-        said = section.child("granularity")
+        node = section.child("granularity")
         default = defaults.model_fields["granularity"].default.value if defaults else None
-        asked, known = default if said is None else said.value, [g.value for g in offer.granularities]
-        if asked in [g.value for g in Granularity] and asked not in known:
-            place = section.key if said is None else said.place
-            yield place, f"{path}.granularity: {{backend}} has no {asked}", f"it has {', '.join(known)}"
+        granularity, supported = default if node is None else node.value, [g.value for g in offer.granularities]
+        if granularity in [g.value for g in Granularity] and granularity not in supported:
+            place = section.key if node is None else node.place
+            yield place, f"{path}.granularity: {{backend}} has no {granularity}", f"it has {', '.join(supported)}"
         symmetric = section.child("symmetric")
         if symmetric is not None and symmetric.value is False and not offer.asymmetric:
-            yield symmetric.place, f"{path}.symmetric: {{backend}} has no zero points", "leave the line out"
+            yield symmetric.place, f"{path}.symmetric: {{backend}} has no zero points", "remove the key"
         number = section.child("number_format")
         formats = offer.number_formats
         if number is not None and formats is not None and number.value not in formats:
@@ -82,7 +82,7 @@ def _scope(root: Node, offer: BackendOffer) -> Iterator[tuple[Place, str, str]]:
             node = node.child(step) if node is not None else None
         if node is not None and node.value is True and name not in offer.scope:
             what = f"quantize.scope.{name}: {{backend}} cannot quantize these inputs"
-            yield node.place, what, "set it to false, or change the backend"
+            yield node.place, what, "set it to false or change the backend"
 
 
 def _techniques(root: Node, offer: BackendOffer, named: Named) -> Iterator[tuple[Place, str, str]]:
@@ -93,12 +93,12 @@ def _techniques(root: Node, offer: BackendOffer, named: Named) -> Iterator[tuple
         node = root
         for step in (*loc, "use"):
             node = node.child(step) or node
-        what = f"{dotted(loc)}: {{backend}} cannot serve {refused[0]}, which '{tag}' implements"
-        yield node.place, what, "leave out the technique, or change the backend"
+        what = f"{dotted(loc)}: {{backend}} cannot run {refused[0]}, which '{tag}' implements"
+        yield node.place, what, "remove the technique or change the backend"
 
 
 def _bits(root: Node, offer: BackendOffer, named: Named) -> Iterator[tuple[Place, str, str]]:
-    """Bits that a technique may allocate, said or by default."""
+    """Bits that a technique may allocate, given in the recipe or by default."""
     low, high = offer.bits
     for loc, tag in named.tags.items():
         technique = named.techniques.get(tag)
@@ -108,13 +108,14 @@ def _bits(root: Node, offer: BackendOffer, named: Named) -> Iterator[tuple[Place
         for step in loc:
             node = node.child(step) or node
         for key in technique.allocates:
-            said = node.child(key)
-            value = technique.Config.model_fields[key].default if said is None else said.value
-            asked = value if isinstance(value, (list, tuple)) else [value]
-            widths = [one.value if isinstance(one, Node) else one for one in asked]
-            beyond = [bits for bits in widths if isinstance(bits, int) and bits in WIDTHS and not offer.has(bits)]
-            if beyond:
-                place = (node.child("use") or node).place if said is None else said.place
-                gives = f"'{tag}' may give {beyond[0]}{' by default' if said is None else ''}"
-                what = f"{dotted((*loc, key))}: {{backend}} has {low} to {high} bits, {gives}"
+            given = node.child(key)
+            value = technique.Config.model_fields[key].default if given is None else given.value
+            items = value if isinstance(value, (list, tuple)) else [value]
+            widths = [item.value if isinstance(item, Node) else item for item in items]
+            unsupported = [bits for bits in widths if isinstance(bits, int) and bits in RECIPE_BITS]
+            unsupported = [bits for bits in unsupported if not offer.has(bits)]
+            if unsupported:
+                place = (node.child("use") or node).place if given is None else given.place
+                allocates = f"'{tag}' may allocate {unsupported[0]}{' by default' if given is None else ''}"
+                what = f"{dotted((*loc, key))}: {{backend}} has {low} to {high} bits, {allocates}"
                 yield place, what, f"set {key} to bits that the backend has, or change the backend"

@@ -1,4 +1,4 @@
-"""What a recipe names, held against what is installed; runs on the tree, so that it reports beside the validation."""
+"""Check that all components of a recipe are installed, on the YAML tree, beside the validation by pydantic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ Loc = tuple[str | int, ...]
 
 @dataclass
 class Named:
-    """The components that a recipe names, by kind, and the locations whose component is not known."""
+    """The components that a recipe names, by kind.
+
+    Attributes:
+        models, datasets, techniques: name → class of the component.
+        tags: location → name of its component.
+        unknown: locations whose component is not installed.
+    """
 
     models: dict[str, type[Component]] = field(default_factory=dict)
     datasets: dict[str, type[Component]] = field(default_factory=dict)
@@ -25,23 +31,23 @@ class Named:
     unknown: set[Loc] = field(default_factory=set)
 
     def in_location(self, loc: Loc) -> bool:
-        """Whether pydantic's locations have the tag behind ``loc``: it does so for unions, and one member is none."""
+        """Whether pydantic inserts the tag after ``loc`` in its locations: only for a union of two or more members."""
         table = {"model": self.models, "data": self.datasets, "techniques": self.techniques}
         return loc in self.tags and len(table[str(loc[0])]) > 1
 
 
 def check_names(root: Node, registry: Registry, problems: list[tuple[Place, Problem]]) -> Named:
-    """Look up every source and technique; what is not installed is a problem."""
+    """Look up all sources and techniques; add a problem for each that is not installed."""
     named = Named()
     for loc, node, tag, kind in _places(root):
         if not isinstance(node.value, dict):
-            continue  # the validation says what was expected here
-        table, found = _tables(registry, named, kind)
+            continue  # the validation reports the expected type
+        table, components = _tables(registry, named, kind)
         tag_node = node.child(tag)
-        known = ", ".join(sorted(table)) or "none is installed"
+        known = ", ".join(sorted(table)) or "none"
         if tag_node is None:
-            what = f"{dotted(loc)}: missing the key '{tag}', which says which {kind} it is"
-            problems.append((node.place, node.place.problem(what, f"{kind}s: {known}")))
+            what = f"{dotted(loc)}: missing the key '{tag}', the name of the {kind}"
+            problems.append((node.place, node.place.problem(what, f"installed {kind}s: {known}")))
             named.unknown.add(loc)
         elif not isinstance(tag_node.value, str) or tag_node.value not in table:
             word = tag_node.value if isinstance(tag_node.value, str) else ""
@@ -49,19 +55,22 @@ def check_names(root: Node, registry: Registry, problems: list[tuple[Place, Prob
                 unknown(kind, word, registry, table) if word else (f"expected text, received {tag_node.describe()}", "")
             )
             problems.append(
-                (tag_node.place, tag_node.place.problem(f"{dotted((*loc, tag))}: {what}", fix or f"{kind}s: {known}"))
+                (
+                    tag_node.place,
+                    tag_node.place.problem(f"{dotted((*loc, tag))}: {what}", fix or f"installed {kind}s: {known}"),
+                )
             )
             named.unknown.add(loc)
         else:
-            found[tag_node.value] = table[tag_node.value]
+            components[tag_node.value] = table[tag_node.value]
             named.tags[loc] = tag_node.value
-    _check_ranges(root, registry, named, problems)
+    _check_quantizers(root, registry, named, problems)
     _check_needs(root, named, problems)
     return named
 
 
 def _places(root: Node) -> Iterator[tuple[Loc, Node, str, str]]:
-    """Every place of a tagged component: location, node, tag field, what it is."""
+    """Location, node, name of the tag key, and kind of every component in the recipe."""
     if (model := root.child("model")) is not None:
         yield ("model",), model, "source", "model source"
     data = root.child("data")
@@ -83,33 +92,33 @@ def _tables(
 
 
 def unknown(kind: str, word: str, registry: Registry, known: Mapping[str, object]) -> tuple[str, str]:
-    """What is wrong with a name that nothing installed has, and what to do."""
+    """Problem and fix for the name of a component that is not installed."""
     broken = registry.broken()
     prefix = word.partition(".")[0]
     if kind == "technique":
         for plugin in broken:
             if plugin.name == prefix:
-                what = f"'{word}' belongs to plugin {plugin}, which cannot be used: {plugin.error}"
-                return what, "repair or reinstall it; 'qplug plugins' lists all"
+                what = f"'{word}' belongs to plugin {plugin}, which failed to load: {plugin.error}"
+                return what, "reinstall it; 'qplug plugins' lists all plugins"
     fix = did_you_mean(word, known)
     if not fix and broken and kind != "technique":
-        fix = f"not loaded: {', '.join(str(plugin) for plugin in broken)}; 'qplug plugins' says why"
+        fix = f"not loaded: {', '.join(str(plugin) for plugin in broken)}; 'qplug plugins' shows why"
     if not fix and kind == "technique":
         fix = "'qplug techniques' lists the installed ones; is the plugin installed?"
     return f"there is no {kind} '{word}'", fix
 
 
-def _check_ranges(root: Node, registry: Registry, named: Named, problems: list[tuple[Place, Problem]]) -> None:
+def _check_quantizers(root: Node, registry: Registry, named: Named, problems: list[tuple[Place, Problem]]) -> None:
     node = root.child("techniques")
     if node is None or not isinstance(node.value, list) or not node.value:
         return
     if sum(loc[0] == "techniques" for loc in named.tags) < len(node.value):
-        return  # one that is not known may be it
-    if any(estimates_ranges(technique) for technique in named.techniques.values()):
+        return  # an unknown technique may make quantizers
+    if any(makes_quantizers(technique) for technique in named.techniques.values()):
         return
-    able = sorted(name for name, technique in registry.techniques.items() if estimates_ranges(technique))
-    what = "techniques: none of them estimates ranges, so no site would get a quantizer"
-    problems.append((node.key, node.key.problem(what, f"add one of: {', '.join(able) or 'none is installed'}")))
+    able = sorted(name for name, technique in registry.techniques.items() if makes_quantizers(technique))
+    what = "techniques: none of them makes quantizers, so nothing would be quantized"
+    problems.append((node.key, node.key.problem(what, f"add one of: {', '.join(able) or 'none'}")))
 
 
 def _check_needs(root: Node, named: Named, problems: list[tuple[Place, Problem]]) -> None:
@@ -125,7 +134,7 @@ def _check_needs(root: Node, named: Named, problems: list[tuple[Place, Problem]]
                 problems.append((node.place, node.place.problem(what, extra.install)))
 
 
-def estimates_ranges(technique: type[Component]) -> bool:
+def makes_quantizers(technique: type[Component]) -> bool:
     """Whether a technique implements ``qplug_make_quantizer``."""
     return implements(technique, "qplug_make_quantizer")
 
@@ -136,5 +145,5 @@ def implements(technique: type[Component], hook: str) -> bool:
 
 
 def dotted(loc: Loc) -> str:
-    """A location as ``--set`` writes it."""
+    """A location as the dotted key of ``--set``."""
     return ".".join(str(step) for step in loc)

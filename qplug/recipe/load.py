@@ -1,4 +1,4 @@
-"""File and ``--set`` → ``Recipe``, or one error with every problem in it."""
+"""Load a recipe: a YAML file and ``--set`` → ``Recipe``, or one error with all problems."""
 
 from __future__ import annotations
 
@@ -7,35 +7,37 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qplug.core.errors import InputError, Problem, RecipeError
-from qplug.core.text import did_you_mean
+from qplug.core.text import did_you_mean, listed
 from qplug.hooks.registry import Registry, installed
 from qplug.recipe.backend_support import check_backend
 from qplug.recipe.check import check_names
-from qplug.recipe.overrides import Override, apply_override, parse
+from qplug.recipe.overrides import SetOption, apply_override, parse
 from qplug.recipe.schema import Recipe, build_type
 from qplug.recipe.yaml_tree import Node, Place, Reader, Source
 
 MAX_BYTES = 1 << 20
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str | Override] = (), registry: Registry | None = None) -> Recipe:
-    """Read, override and validate a recipe. Imports neither torch nor what a recipe names; opens no other file.
+def load_recipe(
+    path: str | Path, overrides: Sequence[str | SetOption] = (), registry: Registry | None = None
+) -> Recipe:
+    """Read, override and validate a recipe. Does not import torch, and opens no other file.
 
     Args:
-        path: a YAML file. Paths inside it stay as they are written, relative to the current directory.
-        overrides: ``key=value`` each (see ``qplug run --set``), or those of a sweep; applied in order, then validated.
-        registry: what is installed, unless given.
+        path: YAML file. Paths inside it are unchanged, and relative to the current directory.
+        overrides: ``key=value`` texts (see ``qplug run --set``), or those of a sweep; applied in order, then validated.
+        registry: installed components, by default all.
 
     Raises:
-        InputError: the file cannot be read, or is no mapping at all.
-        RecipeError: with every problem in it, in the order of the file, those of ``overrides`` last.
+        InputError: the file cannot be read, or is not a mapping.
+        RecipeError: with all problems in the order of the file, those of ``overrides`` last.
     """
     registry = installed() if registry is None else registry
     path = Path(path)
     problems: list[tuple[Place, Problem]] = []
     root = read_tree(path, problems)
     if "recipes" in root.value:
-        raise InputError("is a sweep, which names recipes", where=str(path), fix=f"qplug compare {path}")
+        raise InputError("expected a recipe, received a sweep", where=str(path), fix=f"qplug compare {path}")
     for rank, given in enumerate(overrides, start=1):
         override = parse(given, rank, problems) if isinstance(given, str) else given
         if override is not None:
@@ -47,11 +49,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str | Override] = (), regi
 
 
 def read_tree(path: Path, problems: list[tuple[Place, Problem]], rank: int = 0) -> Node:
-    """The mapping that a YAML file holds, every value with its place.
+    """The mapping in a YAML file, every value with its place.
 
     Raises:
-        InputError: the file cannot be read, or is no mapping at all.
-        RecipeError: it is not YAML.
+        InputError: the file cannot be read, or is not a mapping.
+        RecipeError: the file is not YAML.
     """
     text = _read(path)
     source = Source(str(path), tuple(text.splitlines()) or ("",), rank)
@@ -59,7 +61,7 @@ def read_tree(path: Path, problems: list[tuple[Place, Problem]], rank: int = 0) 
     if root is None and problems:
         raise error_of(problems)
     if root is None:
-        raise InputError("the recipe is empty", where=str(path), fix="'qplug schema' prints what a recipe holds")
+        raise InputError("the recipe is empty", where=str(path), fix="'qplug schema' prints the keys of a recipe")
     if not isinstance(root.value, dict):
         raise InputError(f"expected a mapping at the top, received {root.describe()}", where=root.place.where)
     return root
@@ -76,17 +78,17 @@ def _validate(root: Node, registry: Registry, problems: list[tuple[Place, Proble
     tables = (named.models, named.datasets, named.techniques)
     recipe = build_type(*(tuple(table[name] for name in sorted(table)) for table in tables))
     try:
-        # through JSON, since only there strictness takes a list for a tuple and text for an enum, and nothing else
+        # through JSON: only its strict mode accepts a list for a tuple and text for an enum, and nothing else
         return recipe.model_validate_json(json.dumps(root.plain()), strict=True)
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
-        problems += [found for found in explain(details, root, named, recipe) if found[0].order not in taken]
+        problems += [problem for problem in explain(details, root, named, recipe) if problem[0].order not in taken]
         return None
 
 
 def error_of(problems: list[tuple[Place, Problem]]) -> RecipeError:
-    """Every problem, in the order of the files."""
-    ordered = sorted(problems, key=lambda found: found[0].order)
+    """An error with all problems, in the order of the files."""
+    ordered = sorted(problems, key=lambda problem: problem[0].order)
     return RecipeError([problem for _, problem in ordered])
 
 
@@ -95,13 +97,17 @@ def _read(path: Path) -> str:
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except IsADirectoryError:
-        raise InputError("is a folder; a recipe is a YAML file", where=str(path), fix=_recipes_in(path)) from None
+        raise InputError(
+            "expected a recipe, a YAML file; this is a folder", where=str(path), fix=_recipes_in(path)
+        ) from None
     except FileNotFoundError:
         raise InputError("there is no such file", where=str(path), fix=_near(path)) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
     if len(raw) > MAX_BYTES:
-        raise InputError(f"is larger than {MAX_BYTES // 1024} KiB, which no recipe is", where=str(path))
+        raise InputError(
+            f"expected a recipe of at most {MAX_BYTES // 1024} KiB, received a larger file", where=str(path)
+        )
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -116,4 +122,4 @@ def _near(path: Path) -> str:
 
 def _recipes_in(path: Path) -> str:
     names = sorted(near.name for near in path.glob("*.y*ml"))
-    return f"it holds: {', '.join(names[:8])}" if names else ""
+    return f"name one of its recipes: {listed(names, 8)}" if names else ""

@@ -1,4 +1,4 @@
-"""pydantic's errors → problems with a place in the file, what was expected, what came, and what to do."""
+"""Errors of pydantic → problems: place in the file, expected and received value, fix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic_core import ErrorDetails
 
-_NEEDS = {
+_EXPECTED = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
     "dict_type": "a mapping",
@@ -39,12 +39,12 @@ _BOUNDS = {
 def explain(
     errors: Iterable[ErrorDetails], root: Node, named: Named, recipe: type[BaseModel]
 ) -> list[tuple[Place, Problem]]:
-    """One problem for each place; the alternatives of a union at one place are joined by "or"."""
+    """One problem for each place; "or" joins the alternatives of a union."""
     schema: dict[str, Any] = {}
     missing: dict[Loc, tuple[Node, list[str]]] = {}
-    needs: dict[Loc, tuple[Node, list[str]]] = {}
-    found: list[tuple[Place, Problem]] = []
-    meant: set[Loc] = set()
+    expected: dict[Loc, tuple[Node, list[str]]] = {}
+    problems: list[tuple[Place, Problem]] = []
+    probably_meant: set[Loc] = set()
     for error in errors:
         kind = error["type"]
         loc, node = _locate(error["loc"], root, named, missing=kind == "missing")
@@ -56,21 +56,21 @@ def explain(
             schema = schema or recipe.model_json_schema()
             known = keys_at(schema, loc[:-1], named.tags)
             fix = did_you_mean(str(loc[-1]), known) or f"known keys: {', '.join(sorted(known))}"
-            meant.update((*loc[:-1], key) for key in close(str(loc[-1]), known, 1))
-            found.append((node.key, node.key.problem(f"{dotted(loc)}: unknown key '{loc[-1]}'", fix)))
+            probably_meant.update((*loc[:-1], key) for key in close(str(loc[-1]), known, 1))
+            problems.append((node.key, node.key.problem(f"{dotted(loc)}: unknown key '{loc[-1]}'", fix)))
         elif kind in ("value_error", "assertion_error"):
-            found.append((node.place, node.place.problem(_at(loc, error["msg"].partition(", ")[2]))))
+            problems.append((node.place, node.place.problem(_at(loc, error["msg"].partition(", ")[2]))))
         else:
-            needs.setdefault(loc, (node, []))[1].append(_need(error))
+            expected.setdefault(loc, (node, []))[1].append(_expected(error))
     for loc, (node, keys) in missing.items():
-        names = [f"'{key}'" for key in keys if (*loc, key) not in meant]
+        names = [f"'{key}'" for key in keys if (*loc, key) not in probably_meant]
         if names:
             what = f"missing the key{'s' if len(names) > 1 else ''} {', '.join(names)}"
-            found.append((node.place, node.place.problem(_at(loc, what))))
-    for loc, (node, wanted) in needs.items():
-        what = f"expected {' or '.join(dict.fromkeys(wanted))}, received {node.describe()}"
-        found.append((node.place, node.place.problem(_at(loc, what), _closest(node, wanted))))
-    return found
+            problems.append((node.place, node.place.problem(_at(loc, what))))
+    for loc, (node, alternatives) in expected.items():
+        what = f"expected {' or '.join(dict.fromkeys(alternatives))}, received {node.describe()}"
+        problems.append((node.place, node.place.problem(_at(loc, what), _closest(node, alternatives))))
+    return problems
 
 
 def _at(loc: Loc, what: str) -> str:
@@ -78,14 +78,14 @@ def _at(loc: Loc, what: str) -> str:
 
 
 def _reported(kind: str, error: ErrorDetails, node: Node) -> bool:
-    """Whether the error only follows from another one, which says more."""
+    """Whether another problem already reports the cause of this error."""
     if kind == "finite_number":
         return True
     return kind == "too_short" and isinstance(node.value, list) and len(node.value) >= error["ctx"]["min_length"]
 
 
 def _locate(loc: tuple[int | str, ...], root: Node, named: Named, *, missing: bool) -> tuple[Loc, Node]:
-    """The location as the file has it, and the deepest node on it: pydantic's names of union members are left out."""
+    """The location in the file, without pydantic's names of union members, and the deepest node on it."""
     node, path, tagged = root, list[str | int](), False
     for index, step in enumerate(loc):
         if missing and index == len(loc) - 1:
@@ -101,11 +101,11 @@ def _locate(loc: tuple[int | str, ...], root: Node, named: Named, *, missing: bo
     return tuple(path), node
 
 
-def _need(error: ErrorDetails) -> str:
-    """What was expected, from pydantic's message."""
+def _expected(error: ErrorDetails) -> str:
+    """The expected value in words, from pydantic's error."""
     kind, context = error["type"], error.get("ctx", {})
-    if kind in _NEEDS:
-        return _NEEDS[kind]
+    if kind in _EXPECTED:
+        return _EXPECTED[kind]
     if kind in _BOUNDS:
         word, bound = _BOUNDS[kind]
         return f"{word} {context[bound]}"
@@ -123,24 +123,25 @@ def _need(error: ErrorDetails) -> str:
     return f"something else ({message[:1].lower()}{message[1:]})"
 
 
-def _closest(node: Node, wanted: list[str]) -> str:
-    """A near miss among quoted alternatives, such as those of an enum."""
+def _closest(node: Node, alternatives: list[str]) -> str:
+    """A suggestion from quoted alternatives, such as the values of an enum."""
     if not isinstance(node.value, str):
         return ""
-    return did_you_mean(node.value, [part for text in wanted for part in text.split("'")[1::2]])
+    return did_you_mean(node.value, [part for text in alternatives for part in text.split("'")[1::2]])
 
 
 def keys_at(schema: Mapping[str, Any], loc: Loc, tags: Mapping[Loc, str]) -> set[str]:
-    """The keys that a JSON schema knows at a location of the file; ``tags`` chooses among the members of a union."""
-    here = _expand(schema, schema)
+    """The keys that a JSON schema allows at a location of the file; ``tags`` selects the members of unions."""
+    options = _expand(schema, schema)
     for index, step in enumerate(loc, start=1):
         parts = [
-            option.get("items") if isinstance(step, int) else option.get("properties", {}).get(step) for option in here
+            option.get("items") if isinstance(step, int) else option.get("properties", {}).get(step)
+            for option in options
         ]
-        here = [option for part in parts if isinstance(part, dict) for option in _expand(part, schema)]
+        options = [option for part in parts if isinstance(part, dict) for option in _expand(part, schema)]
         if tag := tags.get(loc[:index]):
-            here = [option for option in here if _const(option, tag)]
-    return {key for option in here for key in option.get("properties", {})}
+            options = [option for option in options if _const(option, tag)]
+    return {key for option in options for key in option.get("properties", {})}
 
 
 def _expand(option: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -149,7 +150,7 @@ def _expand(option: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mappin
         return _expand(schema["$defs"][option["$ref"].rsplit("/", 1)[-1]], schema)
     for union in ("anyOf", "oneOf", "allOf"):
         if union in option:
-            return [found for part in option[union] for found in _expand(part, schema)]
+            return [member for part in option[union] for member in _expand(part, schema)]
     return [option]
 
 

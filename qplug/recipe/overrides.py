@@ -1,4 +1,4 @@
-"""Changing one value of a recipe's tree, by ``--set`` or by a sweep. Problems point there, not at the recipe."""
+"""Change one value of a recipe by ``--set`` or by a sweep. Its problems name that place, not the recipe."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from qplug.core.text import did_you_mean
 from qplug.recipe.yaml_tree import Node, Place, Reader, Source
 
 
-class _Wrong(Exception):
-    """Ends the work on one override; the message is the problem."""
+class _SetError(Exception):
+    """Problem of one option, which is then not applied."""
 
     def __init__(self, what: str, fix: str = "") -> None:
         super().__init__(what)
@@ -19,37 +19,39 @@ class _Wrong(Exception):
 
 
 @dataclass(frozen=True)
-class Override:
-    """One value to set: a dotted key (``quantize.weights.bits``), and the value with the place where it was written."""
+class SetOption:
+    """One value to set: a dotted key such as ``quantize.weights.bits``, the value, and the place of the option."""
 
     key: str
     value: Node
     place: Place
 
 
-def parse(text: str, rank: int, problems: list[tuple[Place, Problem]]) -> Override | None:
-    """``key=value`` of one ``--set``, the value read as YAML."""
+def parse(text: str, rank: int, problems: list[tuple[Place, Problem]]) -> SetOption | None:
+    """Parse the ``key=value`` of one ``--set``; the value is YAML."""
     source = Source(f"--set {text}", rank=rank)
     place = Place(source)
     key, equals, value = text.partition("=")
     if not equals or not all(key.strip().split(".")):
-        problems.append((place, place.problem("expected key=value, the key dotted", "--set quantize.weights.bits=6")))
+        problems.append((place, place.problem("expected key=value with a dotted key", "--set quantize.weights.bits=6")))
         return None
     before = len(problems)
     node = Reader(source, problems).read(value)
-    return None if len(problems) > before else Override(key.strip(), node or Node(None, place, place), place)
+    return None if len(problems) > before else SetOption(key.strip(), node or Node(None, place, place), place)
 
 
-def apply_override(root: Node, override: Override, problems: list[tuple[Place, Problem]]) -> None:
+def apply_override(root: Node, override: SetOption, problems: list[tuple[Place, Problem]]) -> None:
     """Set one value in ``root``.
 
-    A key is dotted: ``quantize.weights.bits``, ``techniques.2.bits``, ``techniques.mptq_vit.opt_m.split``. Mappings
-    that are not there yet are made.
+    Examples of dotted keys: ``quantize.weights.bits``, ``techniques.2.bits``, ``techniques.mptq_vit.opt_m.split``.
+    Missing mappings are created.
     """
     try:
-        _set(root, override.key.split("."), copy.deepcopy(override.value), [])  # a sweep sets it in many recipes
-    except _Wrong as wrong:
-        problems.append((override.place, override.place.problem(wrong.what, wrong.fix)))
+        _set(
+            root, override.key.split("."), copy.deepcopy(override.value), []
+        )  # copied, because a sweep sets it in many recipes
+    except _SetError as error:
+        problems.append((override.place, override.place.problem(error.what, error.fix)))
 
 
 def _set(node: Node, steps: list[str], value: Node, done: list[str]) -> None:
@@ -64,7 +66,7 @@ def _set(node: Node, steps: list[str], value: Node, done: list[str]) -> None:
     if node.value is None and done:
         node.value, node.place, node.key = {}, value.place, value.key
     if not isinstance(node.value, dict):
-        raise _Wrong(f"'{'.'.join(done)}' is {node.describe()} and has nothing inside that could be set")
+        raise _SetError(f"'{'.'.join(done)}' is {node.describe()}, so it has no key to set")
     step, rest = steps[0], steps[1:]
     if not rest:
         node.value[step] = value
@@ -74,27 +76,27 @@ def _set(node: Node, steps: list[str], value: Node, done: list[str]) -> None:
 
 
 def _item(node: Node, steps: list[str], path: str) -> tuple[int, int]:
-    """The item that ``steps`` begin with, by index or by a technique's name, and how many steps that took."""
+    """Index of the item that ``steps`` begin with, by number or by a technique's name; number of steps used."""
     size = len(node.value)
     if steps[0].isdecimal():
         if int(steps[0]) >= size:
-            raise _Wrong(f"'{path}' has {size} items, so the index must be below {size}, received {steps[0]}")
+            raise _SetError(f"'{path}' has {size} items: expected an index below {size}, received {steps[0]}")
         return int(steps[0]), 1
     uses = [_use(item) for item in node.value]
-    found = [(index, use) for index, use in enumerate(uses) if use and steps[: use.count(".") + 1] == use.split(".")]
-    if len(found) > 1:
-        ways = " or ".join(f"{path}.{index}" for index, _ in found)
-        raise _Wrong(f"'{path}' holds {found[0][1]} more than once", f"name it by its place: {ways}")
-    if not found:
-        named = [use for use in uses if use]
-        if named:
-            asked = ".".join(steps[:2])
-            fix = did_you_mean(asked, named) or f"the recipe has: {', '.join(named)}"
-            raise _Wrong(f"'{path}' holds no technique '{asked}'", fix)
-        raise _Wrong(
-            f"'{path}' is a list, so an index must follow, received '{steps[0]}'", f"indices go from 0 to {size - 1}"
+    matching = [(index, use) for index, use in enumerate(uses) if use and steps[: use.count(".") + 1] == use.split(".")]
+    if len(matching) > 1:
+        ways = " or ".join(f"{path}.{index}" for index, _ in matching)
+        raise _SetError(f"'{path}' has {matching[0][1]} more than once", f"use its index: {ways}")
+    if not matching:
+        names = [use for use in uses if use]
+        if names:
+            name = ".".join(steps[:2])
+            fix = did_you_mean(name, names) or f"the recipe has: {', '.join(names)}"
+            raise _SetError(f"'{path}' has no technique '{name}'", fix)
+        raise _SetError(
+            f"'{path}' is a list: expected an index, received '{steps[0]}'", f"use an index from 0 to {size - 1}"
         )
-    index, use = found[0]
+    index, use = matching[0]
     return index, use.count(".") + 1
 
 

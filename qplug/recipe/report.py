@@ -1,4 +1,4 @@
-"""Problems of a recipe → at most one screen of text."""
+"""Problems of a recipe as at most one screen of text."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from qplug.core.errors import Problem
 if TYPE_CHECKING:
     from rich.text import Text
 
-SCREEN = 24
+SCREEN_LINES = 24
+"""Lines of the smallest usual terminal."""
 
 
-def render_problems(problems: Sequence[Problem], height: int = SCREEN) -> list[Problem | str]:
-    """The first problems that fit into ``height`` lines (one at least), and a last line that counts them all."""
-    shown, used = len(problems), 1
+def render_problems(problems: Sequence[Problem], height: int = SCREEN_LINES) -> list[Problem | str]:
+    """The first problems that fit into ``height`` lines, at least one, and a last line with the number of all."""
+    printed, used = len(problems), 1
     for index, problem in enumerate(problems):
         used += 1 + str(problem).count("\n")
         if index and used > height:
-            shown = index
+            printed = index
             break
-    rest = len(problems) - shown
+    rest = len(problems) - printed
     count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
-    return [*problems[:shown], f"{count}, {rest} of them not shown" if rest else count]
+    return [*problems[:printed], f"{count}, {rest} of them not printed" if rest else count]
 
 
 def styled(problem: Problem) -> Text:
-    """One problem for a terminal: the place, the line with its caret, and what to do."""
+    """One problem for a terminal: place, line with caret, fix."""
     from rich.text import Text
 
     text = Text.assemble((problem.where, "bold"), f": {problem.what}")

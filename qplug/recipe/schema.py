@@ -1,4 +1,4 @@
-"""The shape of a recipe. ``recipe_type`` fills its open places (sources, techniques) from what is installed."""
+"""Schema of a recipe. ``recipe_type`` fills in the sources and techniques of the installed plugins."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ Bits = Annotated[int, Field(ge=2, le=16, description="bit width, in bits")]
 
 
 class TensorConfig(Config):
-    """How tensors of one role are quantized where no override and no technique says otherwise."""
+    """How tensors of one role are quantized, unless an override or a technique changes it."""
 
     bits: Bits
-    granularity: Granularity = Field(Granularity.PER_TENSOR, description="how many scales a tensor gets")
-    symmetric: bool = Field(True, description="whether zero maps to the integer 0 and the range is symmetric around it")
+    granularity: Granularity = Field(Granularity.PER_TENSOR, description="part of a tensor that shares one scale")
+    symmetric: bool = Field(
+        True, description="whether the range is symmetric around zero, so that zero is the integer 0"
+    )
     number_format: str = Field("int", description=f"the numbers of a tensor: {', '.join(NUMBER_FORMATS)}")
 
     @field_validator("number_format")
@@ -41,22 +43,22 @@ class TensorConfig(Config):
 
 
 class WeightConfig(TensorConfig):
-    """As ``TensorConfig``, with one scale a channel unless the recipe says otherwise."""
+    """``TensorConfig`` of weights: one scale for each channel by default."""
 
-    granularity: Granularity = Field(Granularity.PER_CHANNEL, description="how many scales a tensor gets")
+    granularity: Granularity = Field(Granularity.PER_CHANNEL, description="part of a tensor that shares one scale")
 
 
 class ActivationConfig(TensorConfig):
-    """As ``TensorConfig``, with what stands for zero where the range is not symmetric around it."""
+    """``TensorConfig`` of activations, with the kind of zero point of an asymmetric range."""
 
     zero_point: ZeroPoint = Field(
-        "integer", description="what stands for zero where not symmetric: integer, as hardware has it, or any float"
+        "integer", description="zero point of an asymmetric range: an integer, as in hardware, or any float"
     )
 
     @model_validator(mode="after")
     def _has_a_zero_point(self) -> ActivationConfig:
         if self.symmetric and self.zero_point == "float":
-            raise ValueError("'zero_point: float' needs 'symmetric: false': a symmetric range has its zero at 0")
+            raise ValueError("'zero_point: float' needs 'symmetric: false': a symmetric range has its zero point at 0")
         return self
 
     def spec(self) -> QuantSpec:
@@ -65,17 +67,17 @@ class ActivationConfig(TensorConfig):
 
 
 class Override(Config):
-    """Other values for the sites that a pattern matches; the first override that matches a site wins."""
+    """Other values for the sites that match a pattern; the first override that matches a site wins."""
 
     match: str = Field(min_length=1, description="pattern (* ? [..]) over site names, module paths or site kinds")
     bits: Bits | None = None
-    granularity: Granularity | None = Field(None, description="how many scales a tensor gets")
+    granularity: Granularity | None = Field(None, description="part of a tensor that shares one scale")
     symmetric: bool | None = None
     number_format: str | None = None
     skip: bool = Field(False, description="leave the sites in float")
 
     @model_validator(mode="after")
-    def _says_something(self) -> Override:
+    def _changes_something(self) -> Override:
         given = [
             name for name in ("bits", "granularity", "symmetric", "number_format") if getattr(self, name) is not None
         ]
@@ -91,22 +93,22 @@ class Override(Config):
 
 
 class CalibrationConfig(Config):
-    """What the one pass over the calibration images collects for techniques that weigh errors by importance."""
+    """Statistics of the calibration pass for techniques that weigh errors by importance."""
 
     loss: Literal["kl", "logits", "cross_entropy", "kl_zero", "none"] = Field(
-        "kl", description="whose gradient at an output says how much its error matters; none counts all alike"
+        "kl", description="loss whose gradient weighs the error of each output; none: equal weights"
     )
 
 
 class Scope(Config):
-    """Which inputs beyond those of linears, convolutions and matmuls are quantized too."""
+    """Inputs to quantize besides those of linears, convolutions and matmuls."""
 
     softmax: bool = Field(False, description="quantize the inputs of Softmax")
     layernorm: bool = Field(False, description="quantize the inputs of LayerNorm")
 
 
 class Quantize(Config):
-    """Bits and granularity before any technique has its say."""
+    """Bits and granularity, before the techniques change them."""
 
     weights: WeightConfig
     activations: ActivationConfig
@@ -115,47 +117,49 @@ class Quantize(Config):
 
 
 class DataConfig(Config):
-    """Images to calibrate, to train and to measure with; what measures may overlap with neither of the others."""
+    """Images for calibration, training and evaluation; evaluation images must not appear in the other two."""
 
     calibration: SerializeAsAny[Config]
     evaluation: SerializeAsAny[Config]
     training: SerializeAsAny[Config] | None = None
-    batch_size: int = Field(32, ge=1, le=65536, description="images a batch")
+    batch_size: int = Field(32, ge=1, le=65536, description="images in a batch")
 
 
 class Published(Config):
-    """One published figure: a model at some bits, top-1 in percent."""
+    """Published top-1 of a model at some bits, in percent."""
 
-    model: str = Field(min_length=1, description="the model, as timm names it")
-    weights: float = Field(gt=0, le=32, description="bits of weights, on average")
-    activations: float = Field(gt=0, le=32, description="bits of activations, on average")
+    model: str = Field(min_length=1, description="name of the model in timm")
+    weights: float = Field(gt=0, le=32, description="mean bits of weights")
+    activations: float = Field(gt=0, le=32, description="mean bits of activations")
     top1: float = Field(ge=0, le=100, description="top-1 of the quantized model, percent")
     float_top1: float | None = Field(
-        None, ge=0, le=100, description="top-1 of its float model, percent; null where the paper does not print it"
+        None, ge=0, le=100, description="top-1 of its float model, percent; null if the paper does not print it"
     )
 
 
 class Paper(Config):
-    """What a recipe reproduces: it changes nothing in a run, and ``qplug compare --paper`` prints it beside the run."""
+    """Published figures that a recipe reproduces. No effect on a run; ``qplug compare --paper`` prints them."""
 
-    title: str = Field(min_length=1, description="paper, with the table and the row")
+    title: str = Field(min_length=1, description="paper, table and row")
     protocol: dict[str, str | int | float] = Field(
-        default={}, description="what the paper says of its protocol, by the names of qplug's protocol"
+        default={}, description="protocol of the paper, by the names of qplug's protocol"
     )
     published: tuple[Published, ...] = ()
 
 
 class Recipe(Config):
-    """Everything that decides a run, as ``load_recipe`` returns it; ``techniques`` are run in their order."""
+    """All options of a run, as ``load_recipe`` returns them; ``techniques`` run in their order."""
 
     version: Literal[1] = Field(description="version of the recipe format")
-    name: str = Field("", description="what tables call it; the file's name unless given")
-    paper: Paper | None = Field(None, description="what it reproduces, for comparison with published figures")
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="seeds the choice of calibration images and every random step")
+    name: str = Field("", description="name in tables; default: the file's name")
+    paper: Paper | None = Field(None, description="published figures that this recipe reproduces")
+    seed: int = Field(
+        0, ge=0, le=2**32 - 1, description="seed of the choice of calibration images and of every random step"
+    )
     model: SerializeAsAny[Config]
     data: DataConfig
     calibration: CalibrationConfig = CalibrationConfig()
-    backend: str = Field("brevitas", description="what executes the quantized operations")
+    backend: str = Field("brevitas", description="backend that executes the quantized operations")
     quantize: Quantize
     techniques: tuple[SerializeAsAny[Config], ...] = Field(min_length=1)
     finetune: FineTune | None = Field(None, description="train the float model after rewrites")
@@ -164,20 +168,20 @@ class Recipe(Config):
     @field_validator("finetune", "qat")
     @classmethod
     def _has_images(cls, value: Training | None, info: ValidationInfo) -> Training | None:
-        data = info.data.get("data")  # absent where it is itself wrong
+        data = info.data.get("data")  # absent if it is itself wrong
         if value is not None and data is not None and data.training is None:
-            raise ValueError("there is nothing to train on: give data.training, as data.calibration is given")
+            raise ValueError("there are no training images: set data.training in the same way as data.calibration")
         return value
 
     @field_validator("version", mode="before")
     @classmethod
     def _is_a_number(cls, value: object) -> object:
-        if isinstance(value, bool):  # True == 1, so that a Literal lets it pass
+        if isinstance(value, bool):  # True == 1, so a Literal accepts it
             raise ValueError("expected 1, received true or false")
         return value
 
     def dump(self) -> dict[str, Any]:
-        """Every value, defaults included, as plain values that JSON and YAML can hold."""
+        """All values, defaults included, as plain values for JSON and YAML."""
         return self.model_dump(mode="json")
 
     def yaml(self) -> str:
@@ -192,7 +196,7 @@ class Recipe(Config):
 
 
 def recipe_type(registry: Registry) -> type[Recipe]:
-    """``Recipe`` with tagged unions of everything that ``registry`` holds in its open places."""
+    """``Recipe`` with tagged unions of the sources and techniques in ``registry``."""
     return build_type(
         tuple(registry.models.values()), tuple(registry.datasets.values()), tuple(registry.techniques.values())
     )
@@ -202,7 +206,7 @@ def recipe_type(registry: Registry) -> type[Recipe]:
 def build_type(
     models: Sequence[type[Component]], datasets: Sequence[type[Component]], techniques: Sequence[type[Component]]
 ) -> type[Recipe]:
-    """``Recipe`` with these components only, so that a component that a recipe does not name cannot disturb it."""
+    """``Recipe`` with these components only; a component that a recipe does not use cannot break it."""
     source = _tagged(datasets)
     data = create_model(
         "DataConfig",
@@ -231,7 +235,7 @@ def _tagged(components: Sequence[type[Component]]) -> Any:
 
 
 def json_schema(registry: Registry) -> dict[str, Any]:
-    """The JSON Schema of recipes, with every installed plugin's sources, techniques and backends in it."""
+    """The JSON Schema of recipes, with the sources, techniques and backends in ``registry``."""
     schema = recipe_type(registry).model_json_schema()
     if registry.backends:
         schema["properties"]["backend"]["enum"] = sorted(registry.backends)

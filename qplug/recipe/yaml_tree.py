@@ -1,4 +1,4 @@
-"""YAML text → a tree of values that know where they were written. Nothing but plain values is ever constructed."""
+"""YAML text → a tree of values with their places. Only plain values are constructed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ if TYPE_CHECKING:
     from ruamel.yaml import YAML
     from ruamel.yaml.nodes import MappingNode, Node as YamlNode, ScalarNode
 
-MAX_NODES = 20_000  # far above any recipe; aliases of aliases would otherwise grow without bound
-WINDOW = 100
+MAX_NODES = 20_000
+"""Far above any recipe; limits aliases of aliases, which grow exponentially."""
+SNIPPET_WIDTH = 70
+"""Characters of a line in a snippet, at most, so that it fits a terminal of 80 columns."""
 _CORE = "tag:yaml.org,2002:"
 _PLAIN = {f"{_CORE}{name}" for name in ("null", "bool", "int", "float", "str", "timestamp", "value", "map", "seq")}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A text that values come from: a file, or one ``--set``, whose name is its text and which has no lines."""
+    """The origin of values: a file with its lines, or one ``--set`` without lines, whose name is its text."""
 
     name: str
     lines: tuple[str, ...] = ()
@@ -43,29 +45,29 @@ class Place:
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """Sorts problems as the file reads, and ``--set`` behind it."""
+        """Sort key of problems: the order of the file, then ``--set``."""
         return self.source.rank, self.line, self.column
 
     @property
     def snippet(self) -> str:
-        """The line and a caret under the place, cut to a window where the line is long; empty without lines."""
+        """The line with a caret under the place, at most ``SNIPPET_WIDTH`` characters; empty without lines."""
         if self.line >= len(self.source.lines):
             return ""
-        start = max(0, self.column - WINDOW // 2)
-        line = self.source.lines[self.line].replace("\t", " ")[start : start + WINDOW]
+        start = max(0, self.column - SNIPPET_WIDTH // 2)
+        line = self.source.lines[self.line].replace("\t", " ")[start : start + SNIPPET_WIDTH]
         caret = self.column - start
         width = max(1, min(self.length, len(line) - caret))
         number = f"{self.line + 1:>5} | "
         return f"{number}{line}\n{' ' * (len(number) - 2)}| {' ' * caret}{'^' * width}"
 
     def problem(self, what: str, fix: str = "") -> Problem:
-        """A problem here."""
+        """A problem at this place."""
         return Problem(self.where, what, fix, self.snippet)
 
 
 @dataclass
 class Node:
-    """A value at a place: a scalar, a ``dict[str, Node]`` or a ``list[Node]``; ``key`` is where its key stands."""
+    """A value at a place: a scalar, a ``dict[str, Node]`` or a ``list[Node]``; ``key`` is the place of its key."""
 
     value: Any
     place: Place
@@ -80,16 +82,16 @@ class Node:
         return self.value
 
     def child(self, step: str | int) -> Node | None:
-        """The value under a key or index, ``None`` where there is none."""
+        """The node under a key or an index, ``None`` if there is none."""
         if isinstance(self.value, dict):
             return self.value.get(step)
         if isinstance(self.value, list) and isinstance(step, int) and step < len(self.value):
-            found: Node = self.value[step]
-            return found
+            item: Node = self.value[step]
+            return item
         return None
 
     def describe(self) -> str:
-        """The value as a message shows it."""
+        """The value in the words of a message."""
         if isinstance(self.value, dict):
             return "a mapping" if self.value else "an empty mapping"
         if isinstance(self.value, list):
@@ -101,12 +103,12 @@ class Node:
 
 
 class _Unreadable(Exception):
-    """Reading cannot go on; the problem is noted."""
+    """Ends reading; the problem is already recorded."""
 
 
 @dataclass
 class Reader:
-    """Reads one source; what is wrong goes to ``problems`` with its place, and reading goes on where it can."""
+    """Reads one source. Problems are added to ``problems`` with their places, and reading continues if possible."""
 
     source: Source
     problems: list[tuple[Place, Problem]]
@@ -114,7 +116,7 @@ class Reader:
     active: set[int] = field(default_factory=set)
 
     def read(self, text: str) -> Node | None:
-        """The tree of ``text``; ``None`` where it holds nothing, or a problem was found that ends reading."""
+        """The tree of ``text``; ``None`` if it is empty or cannot be read."""
         from ruamel.yaml import YAML
         from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -155,7 +157,7 @@ class Reader:
             raise _Unreadable
         self.active.add(id(node))
         if str(node.tag) not in _PLAIN:
-            self._add(place, f"the tag '{node.tag}' is not allowed: recipes hold plain values only", "remove the tag")
+            self._add(place, f"the tag '{node.tag}' is not allowed: recipes have plain values only", "remove the tag")
         value: Any
         if isinstance(node, MappingNode):
             value = self._mapping(yaml, node)
@@ -187,7 +189,7 @@ class Reader:
                 self._add(
                     place,
                     f"the key '{key.value}' is given twice",
-                    f"it first stands in line {first.line + 1}; keep one",
+                    f"the first is in line {first.line + 1}; remove one",
                 )
             else:
                 result[key.value] = self._node(yaml, value, place)
@@ -197,7 +199,7 @@ class Reader:
         kind = str(node.tag).removeprefix(_CORE)
         if kind not in ("null", "bool", "int", "float"):
             if not str(node.value).isprintable() and any(0xD800 <= ord(char) < 0xE000 for char in node.value):
-                self._add(place, "holds half of a character (a surrogate)")
+                self._add(place, "expected whole characters, received half of one (a surrogate)")
                 return None
             return str(node.value)
         try:
@@ -217,7 +219,7 @@ def _short(node: YamlNode) -> str:
 def _hint(error: Exception) -> str:
     text = str(error)
     if "'\\t'" in text:
-        return "indent by spaces"
+        return "indent with spaces"
     if "alias" in text or "cannot start any token" in text:
         return "put quotes around a value that begins with one of * & ! % @ `"
     if "mapping values are not allowed" in text:

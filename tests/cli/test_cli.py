@@ -1,4 +1,4 @@
-"""The commands: exit codes, what goes to which stream, and that nothing heavy is imported."""
+"""The commands: exit codes, output streams, and light imports."""
 
 from __future__ import annotations
 
@@ -128,10 +128,10 @@ def test_run_shows_a_summary(pipeline: Any, capsys: Output) -> None:
         "logit SQNR            inf dB",
         "0.100 MB, 7.0 times less than float (0.700 MB)",
         "bit operations        0.047 G\n",
-        "both counted by       full: MACs × bits × bits, attention's matmuls included",
+        "counted by            full: MACs × bits × bits, attention's matmuls included",
         "weights 4.00, activations 3.90",
-        "1.5 s, 15 float forwards",
-        "statistics     0.25             2.5",
+        "took 1.5 s\n",
+        "statistics     0.25\n",
         "linear_weight      2   4–6  uniform    toy.ranges",
         "3 × toy.split: eps",
         "protocol: linear_weight 4–6 bits; inputs of Softmax and LayerNorm in float; in float: stem.weight; ",
@@ -152,10 +152,24 @@ def test_run_counts_by_another_convention(pipeline: Any, capsys: Output) -> None
     text = capsys.readouterr().out
     assert "0.080 MB, 8.8 times less than float (0.700 MB)" in text
     assert "bit operations        0.090 G\n" in text
-    assert "both counted by       q-mlp: 2 × MACs × bits × bits, no matmuls of attention" in text
+    assert "counted by            q-mlp: 2 × MACs × bits × bits, no matmuls of attention" in text
     for command in (["run", "good.yaml"], ["inspect", "vit_digits"], ["compare", "runs"]):
         assert call(*command, "--accounting", "qmlp") == 2
         assert "--accounting: no convention is called 'qmlp'\n  → did you mean 'q-mlp'?" in capsys.readouterr().err
+
+
+def test_run_separates_the_time_that_the_cache_saved(pipeline: Any, capsys: Output) -> None:
+    cached = {**METRICS, "seconds.total": 331.0, "cache.seconds_saved": 146.9}
+    original = pipeline.run
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        return types.SimpleNamespace(**{**vars(original(*arguments, **options)), "metrics": cached})
+
+    pipeline.run = run
+    assert call("run", "good.yaml", "--out", "here") == 0
+    text = capsys.readouterr().out
+    assert "took 184 s (the cache saved 147 s)" in text
+    assert "seconds without the cache" in text
 
 
 def test_run_names_the_folder_after_recipe_and_time(pipeline: Any, place: Path) -> None:
@@ -246,14 +260,14 @@ def test_validate_takes_sweeps(capsys: Output) -> None:
     Path("sweep.yaml").write_text(sweep % (row % 4, row % 6))
     assert call("validate", "sweep.yaml", "good.yaml") == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first == "sweep.yaml: ok (a sweep of 6 runs, for qplug compare)"
+    assert first == "sweep.yaml: ok (a sweep of 6 runs; run it by qplug compare)"
     assert second == "good.yaml: ok (toy.split, toy.ranges)"
     assert call("validate", "sweep.yaml", "--json") == 0
     (report,) = json.loads(capsys.readouterr().out)["recipes"]
     assert [run["quantize"]["weights"]["bits"] for run in report["runs"]] == [4, 4, 4, 6, 6, 6]
     assert call("run", "sweep.yaml") == 2
     errors = capsys.readouterr().err
-    assert "sweep.yaml: is a sweep, which names recipes" in errors
+    assert "sweep.yaml: expected a recipe, received a sweep" in errors
     assert "→ qplug compare sweep.yaml" in errors
     Path("sweep.yaml").write_text(sweep % (row % 4, row % 99))
     assert call("validate", "sweep.yaml") == 2
@@ -300,7 +314,7 @@ def test_inspect(pipeline: Any, capsys: Output, monkeypatch: pytest.MonkeyPatch,
     assert {key: getattr(pipeline.asked["source"].config, key) for key in source} == source
     text = capsys.readouterr().out
     assert "a.weight  linear_weight    2×3     6" in text
-    assert "both operands have sites in 50.0% of them\nstays in float: mystery, 6 MACs" in text
+    assert "12 MACs for one image; 50.0 % of them can be quantized\nstays in float: mystery, 6 MACs" in text
     assert "stays in float: n, a BatchNorm that is called 2 times" in text
     assert "stay in float: 2 BatchNorms, each of which is in training mode: m, o" in text
     assert [line.split() for line in text.splitlines() if line[:1] == "W"] == [

@@ -1,4 +1,4 @@
-"""``qplug compare`` from the command line: tables, filters, other forms, and what cannot be compared."""
+"""``qplug compare`` on the command line: tables, filters, formats and errors."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ def test_the_table(capsys, runs):
         ["b", "W4A4"],
         ["c", "W3A3"],
     ]
-    assert [line.split()[-1] for line in lines[3:5]] == ["a", "a"]
-    assert lines[5].rstrip().endswith("MB")  # c is tied with none
-    assert "rows that share a letter are ties" in out
-    assert "seed 0 alone" in out
+    at = lines[1].index("same as")
+    assert [line[at : at + 7].strip() for line in lines[3:6]] == ["a", "a", ""]  # c differs from both
+    assert "rows with the same letter do not differ significantly (5 %)" in out
+    assert "one seed only (0); --seeds 0,1,2 shows the spread" in out
     assert "A: weights per channel, symmetric" in out
 
 
-def test_a_row_of_fewer_seeds_says_so(capsys, runs):
+def test_rows_with_different_seeds_are_noted(capsys, runs):
     write_run(runs / "a1", resolved("a", seed=1), np.arange(60) < 49, decisions=[decision("x")])
     write_run(runs / "b1", resolved("b", seed=1), np.arange(60) < 49, decisions=[decision("x")])
     _, out, _ = qplug(capsys, runs)
-    assert "means over seeds, which differ (a, b: 0, 1; c: 0); ± is their standard deviation" in out
+    assert "rows with different seeds (a, b: 0, 1; c: 0); ± is the standard deviation" in out
 
 
-def test_the_float_model_behind_a_fine_tune_has_a_column_where_there_is_one(capsys, runs):
+def test_a_fine_tuned_float_model_has_a_column(capsys, runs):
     assert "fine-tuned" not in qplug(capsys, runs)[1]
     for seed, top1 in ((0, 0.75), (1, 0.85)):
         write_run(runs / f"t{seed}", resolved("t", seed=seed), np.arange(60) < 30, **{"finetuned.top1": top1})
@@ -114,7 +114,7 @@ def test_published_figures(capsys, runs):
     _, out, _ = qplug(capsys, runs, "--paper")
     row = next(line for line in out.splitlines() if line.startswith("a ") and "Table 1" in line)
     assert row.split()[-4:] == ["55.62", "16.56", "83.3", "-3.3"]
-    assert "a, deit_tiny: evaluation images: 50000 there, 60 here" in out
+    assert "a, deit_tiny: evaluation images: paper 50000, here 60" in out
     assert "names no paper" in out
     _, out, _ = qplug(capsys, runs, "--paper", "--where", "name=a")
     assert "names no paper" not in out
@@ -129,7 +129,7 @@ def test_a_paper_that_does_not_print_its_float_top1(capsys, tmp_path):
     assert line.split()[-4:] == ["55.62", "–", "50.0", "30.0"]
 
 
-def test_costs_of_the_float_model_are_empty_where_rewriting_made_them_differ(capsys, tmp_path):
+def test_float_costs_are_empty_if_rewriting_changed_them(capsys, tmp_path):
     for name, size in (("a", 22.9), ("b", 30.1)):
         write_run(tmp_path / name, resolved(name), **{"float.size_mb": size})
     _, out, _ = qplug(capsys, tmp_path, "--json")
@@ -142,13 +142,13 @@ def test_costs_of_the_float_model_are_empty_where_rewriting_made_them_differ(cap
 
 def test_plans_side_by_side(capsys, runs):
     _, out, _ = qplug(capsys, "--diff", runs / "a", runs / "b")
-    assert "A against B: 1 of 1 sites differ" in out
+    assert "A and B: 1 of 1 sites differ" in out
     assert out.index(f"A: {runs / 'a'}") < out.index(f"B: {runs / 'b'}")
     assert "uniform 6 bits by toy.minmax" in out
     found = json.loads(qplug(capsys, "--json", "--diff", runs / "a", runs / "b")[1])
     assert found["differences"][0]["what"] == ["bits"]
     assert found["notes"] == []
-    assert "the decisions are the same" in qplug(capsys, "--diff", runs / "a", runs / "a")[1]
+    assert "both plans are the same" in qplug(capsys, "--diff", runs / "a", runs / "a")[1]
 
 
 def test_plans_side_by_side_in_every_form(capsys, runs):
@@ -164,7 +164,7 @@ def test_plans_of_other_models_and_after_other_changes_say_so(capsys, runs):
     write_run(runs / "d", resolved("d"), decisions=[decision("x")], model="other", changes=[change] * 2)
     notes = json.loads(qplug(capsys, "--json", "--diff", runs / "a", runs / "d")[1])["notes"]
     assert notes == [
-        "the float models differ, so scales may differ for that alone",
+        "the float models differ; scales may differ for this reason alone",
         "changes before quantization: A none; B toy.smooth × 2",
     ]
 
@@ -183,7 +183,7 @@ def test_a_recipe_and_a_run_are_compared_in_the_order_in_which_they_are_named(ca
 
 
 @pytest.mark.slow
-def test_a_sweep_says_its_title_and_its_order(capsys, tmp_path, monkeypatch):
+def test_a_sweep_sets_title_and_order(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("minmax.yaml").write_text(TEXT)
     rows = "[{recipe: minmax.yaml, name: b}, {recipe: minmax.yaml, name: a, set: {quantize.weights.bits: 6}}]"
@@ -191,9 +191,9 @@ def test_a_sweep_says_its_title_and_its_order(capsys, tmp_path, monkeypatch):
     _, out, err = qplug(capsys, "sweep.yaml", "--seeds", "3,4", "--no-cache")
     assert out.splitlines()[0] == "Table 9"
     assert [line.split()[0] for line in out.splitlines()[4:7]] == ["float", "b", "a"]
-    assert "means over seeds 3, 4" in out
-    assert "of two, recipes differ where their difference is 9 times as large as its own ±" in " ".join(out.split())
-    assert "4 runs asked for: 0 finished, 4 to run" in err
+    assert "mean over the seeds 3, 4; ± is the standard deviation" in out
+    assert "only a difference of 9 times its own standard deviation is significant" in " ".join(out.split())
+    assert "4 runs: 0 finished, 4 to run" in err
     found = json.loads(qplug(capsys, "sweep.yaml", "--seeds", "3,4", "--json", "--no-cache")[1])
     assert (found["titles"], [row["seeds"] for row in found["rows"]]) == (["Table 9"], [[3, 4], [3, 4]])
 
@@ -210,7 +210,7 @@ def test_names_are_no_markup_and_break_no_table(capsys, runs, monkeypatch):
     assert line.startswith(r"| \[/b] a/b \| c d | W4A4 |")
 
 
-def test_folders_that_cannot_be_compared_are_named_and_the_rest_is_shown(capsys, runs):
+def test_unreadable_folders_are_named_and_the_rest_is_compared(capsys, runs):
     (runs / "a" / "plan.json").unlink()
     (runs / "b" / "lock.json").write_text('{"format": 1, "qplug": "0.1.0"}')
     write_run(runs / "d", resolved("d"), model="other")
@@ -226,41 +226,41 @@ def test_folders_that_cannot_be_compared_are_named_and_the_rest_is_shown(capsys,
         "deit_tiny (weights=other): 40 images",
         "deit_tiny (weights=m): 40 images (other…)",
     ]
-    assert "compare within each" in out
+    assert "compare only the rows of one table" in out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name runs, recipes or sweeps"),
-        (["nowhere"], "a run is needed, and 0 can be read"),
+        ([], "expected run folders, recipes or sweeps to compare, received none"),
+        (["nowhere"], "none of the runs can be read"),
         (["RUNS", "--where", "top1"], "expected KEY, one of"),
         (["RUNS", "--where", "topp1>0"], "did you mean 'top1'"),
         (["RUNS", "--where", "top1>high"], "top1 is a number"),
-        (["RUNS", "--where", "top1>2"], "no row is left"),
-        (["RUNS", "--sort", "toop1"], "there is no 'toop1'"),
+        (["RUNS", "--where", "top1>2"], "no row matches"),
+        (["RUNS", "--sort", "toop1"], "there is no key 'toop1'"),
         (["RUNS", "--json", "--csv"], "choose one of"),
-        (["RUNS", "--seeds", "0"], "for recipes"),
+        (["RUNS", "--seeds", "0"], "change recipes, and only finished runs are given"),
         (["nowhere.yaml", "--seeds", "x"], "expected whole numbers"),
         (["nowhere.yaml", "--seeds", "0,4294967296"], "up to 4294967295"),
-        (["nowhere.yaml", "--seeds", "0", "--set", "seed=1"], "both say which seeds"),
-        (["RUNS", "--diff", "RUNS/a", "RUNS/b"], "names its two runs or recipes itself"),
-        (["--diff", "RUNS", "RUNS/b"], "one run is needed on each side of --diff, and 3 can be read"),
-        (["--diff", "RUNS/a", "RUNS/b", "--where", "name=a"], "takes no --sort, --where or --paper"),
-        (["RUNS", "--sort", "protocol"], "'protocol' is neither a number nor text"),
-        (["RUNS", "--where", "seeds=0"], "'seeds' is neither a number nor text"),
-        (["RUNS", "--where", "name<b"], "name is text, which has no order"),
+        (["nowhere.yaml", "--seeds", "0", "--set", "seed=1"], "both set the seed"),
+        (["RUNS", "--diff", "RUNS/a", "RUNS/b"], "compares its own two runs or recipes"),
+        (["--diff", "RUNS", "RUNS/b"], "--diff compares two single runs, and 3 can be read here"),
+        (["--diff", "RUNS/a", "RUNS/b", "--where", "name=a"], "takes no PATHS, --sort, --where or --paper"),
+        (["RUNS", "--sort", "protocol"], "expected a key of a number or of text, received 'protocol'"),
+        (["RUNS", "--where", "seeds=0"], "expected a key of a number or of text, received 'seeds'"),
+        (["RUNS", "--where", "name<b"], "name is text and has no order"),
         (["nowhere.yaml"], "no such file"),
     ],
 )
-def test_what_is_wrong_is_said(capsys, runs, arguments, message):
+def test_wrong_arguments_are_explained(capsys, runs, arguments, message):
     code, _, err = qplug(capsys, *(argument.replace("RUNS", str(runs)) for argument in arguments))
     assert code == 2
     assert message in err
 
 
 @pytest.mark.slow
-def test_a_recipe_is_run_once_and_known_afterwards_without_torch(tmp_path):
+def test_a_finished_run_is_read_without_torch(tmp_path):
     """The second time neither torch nor scikit-learn is imported."""
     (tmp_path / "minmax.yaml").write_text(TEXT)
     code = (
@@ -279,7 +279,7 @@ def test_a_recipe_is_run_once_and_known_afterwards_without_torch(tmp_path):
     assert results[1].stderr.splitlines()[-1] == "[]"
 
 
-def test_costs_are_counted_by_the_convention_that_is_asked_for(tmp_path, capsys):
+def test_costs_are_counted_by_the_requested_convention(tmp_path, capsys):
     asked = {"accounting.hawq.size_mb": 1.25, "accounting.hawq.bops_g": 70.5, "accounting.hawq.float.size_mb": 21.5}
     write_run(tmp_path / "runs" / "a", resolved("a"), **asked)
     code, text, _ = qplug(capsys, tmp_path / "runs")

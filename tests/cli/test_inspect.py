@@ -77,7 +77,7 @@ def test_token_mixers_before_and_after(capsys, place):
 def test_a_table_of_norms_and_a_run_folder_of_them(capsys, place):
     assert call("resmlp_digits", "--ranges", "--calibration-images", 8, "--after", "norms.yaml") == 0
     text = capsys.readouterr().out
-    assert "Ranges of the activations of resmlp_digits" in text
+    assert "Activation ranges of resmlp_digits" in text
     assert "9 × qmlp.norm: Affine → LayerNorm" in text
     assert "training has to make up for it" in text
     row = next(line.split() for line in text.splitlines() if line.startswith("blocks.3.mlp_channels.fc1.input"))
@@ -92,7 +92,7 @@ def test_a_table_of_norms_and_a_run_folder_of_them(capsys, place):
     assert value["after"]["hessian"] == []
 
 
-def test_images_of_parquet_files_and_weights_of_ones_own(capsys, place):
+def test_parquet_images_and_own_weights(capsys, place):
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs 'qplug[hf]'")
     import pyarrow
 
@@ -120,17 +120,20 @@ def test_images_of_parquet_files_and_weights_of_ones_own(capsys, place):
         (["mixer_digits", "--ranges", "--hessian-probes", "3"], ["--hessian-probes: needs --hessian, which"]),
         (["mixer_digits", "--ranges", "--accounting", "q-mlp"], ["--accounting: has no effect with --ranges"]),
         (["mixer_digits", "--ranges", "--picture", "a.jpg"], ["--picture: expected a name in .png or .svg"]),
-        (["mixer_digits", "--ranges", "--after", "nothing.yaml"], ["nothing.yaml: no technique of it rewrites mixer_"]),
+        (
+            ["mixer_digits", "--ranges", "--after", "nothing.yaml"],
+            ["nothing.yaml: no technique of this recipe rewrites mixer_"],
+        ),
         (["mixer_digits", "--ranges", "--after", "none.yaml"], ["none.yaml: there is no such file"]),
         (["mixer_digits", "--ranges", "--after", "."], ["is not a run folder"]),
         (
             ["mixer_digits", "--hessian", "--token-mixing", "x.*"],
-            ["--hessian: no linear and", "--token-mixing PATTERN"],
+            ["--hessian: expected linears or convolutions that mix tokens", "--token-mixing PATTERN"],
         ),
         (["mixer_digits", "--hessian", "--token-mixing", ""], ["--token-mixing: "]),
         (
             ["deit_tiny_patch16_224", "--ranges"],
-            ["needs images to look at, and --calibration was not given", "add --calibration FOLDER, a folder"],
+            ["needs images to analyze, and --calibration was not given", "add --calibration FOLDER, a folder"],
         ),
         (
             ["mixer_cifar10", "--ranges"],
@@ -143,7 +146,7 @@ def test_images_of_parquet_files_and_weights_of_ones_own(capsys, place):
         (["mixer_digits", "--ranges", "--device", "nowhere"], ["device 'nowhere' cannot be used"]),
     ],
 )
-def test_what_cannot_be_used_is_refused(capsys, place, arguments, messages):
+def test_unusable_arguments_are_refused(capsys, place, arguments, messages):
     before = sorted(place.iterdir())
     assert call(*arguments) == 2
     text, errors = capsys.readouterr()

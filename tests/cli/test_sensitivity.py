@@ -34,12 +34,12 @@ def call(*arguments):
     return int(ended.value.code or 0)
 
 
-def folder(path, colours):
+def folder(path, colors):
     """A folder with one class of plain 16×16 images."""
     (path / "one").mkdir(parents=True)
-    for colour in colours:
-        pixels = np.random.default_rng(colour).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path / "one" / f"{colour}.png")
+    for color in colors:
+        pixels = np.random.default_rng(color).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / "one" / f"{color}.png")
     return path
 
 
@@ -48,12 +48,12 @@ def test_for_people(capsys, place):
     text, _ = capsys.readouterr()
     assert "Sensitivity of vit_digits, the 5 most sensitive of 14" in text
     table = text.partition("\n\n")[0].splitlines()
-    assert table[1].split()[:4] == ["site", "kind", "SQNR@6", "(dB)"]
-    drops = [float(line.split()[4]) for line in table[2:7]]
+    assert table[1].split()[:4] == ["site", "kind", "top-1", "changed"]
+    drops = [float(line.split()[2]) for line in table[2:7]]
     assert drops == sorted(drops, reverse=True)
-    assert "8 images to calibrate, 20 to measure; seed 0" in text
-    assert "Do the cheap measures predict the drop?" in text
-    assert "hessian.trace" not in text
+    assert "8 calibration images, 20 evaluation images; seed 0" in text
+    assert "How well do the cheap measures predict the damage?" in text
+    assert "Hessian trace" not in text
     assert "\x1b" not in text
     assert (place / "a.svg").read_text().startswith("<?xml")
     assert [path.name for path in place.iterdir()] == ["a.svg"]
@@ -123,7 +123,7 @@ def test_matplotlib_waits_for_a_picture(monkeypatch, capsys):
         (["vit_digits", "--class-map", "map.txt"], ["--calibration and --evaluation were not given"]),
         (["vit_digits", "--calibration", "none", "--evaluation", "none"], ["none: the folder does not exist"]),
         (["vit_digits", "--evaluation-images", "600"], ["600 asked for, and there are 599"]),
-        (["vit_digits", "--bits", "8,x"], ["--bits: expected widths such as 8,6,4, received '8,x'"]),
+        (["vit_digits", "--bits", "8,x"], ["--bits: expected bits such as 8,6,4, received '8,x'"]),
         (["vit_digits", "--bits", "8,1"], ["--bits: ", "greater than or equal to 2, received 1"]),
         (["vit_digits", "--bits", "17"], ["--bits: ", "less than or equal to 16, received 17"]),
         (["vit_digits", "--drop-bits", "1"], ["--drop-bits: ", "received 1"]),
@@ -131,7 +131,7 @@ def test_matplotlib_waits_for_a_picture(monkeypatch, capsys):
         (["vit_digits", "--match", "nothing.*"], ["--match: 'nothing.*' matches no site", "qplug inspect MODEL"]),
         (["vit_digits", "--match", "softmax_input"], ["out of scope", "--softmax"]),
         (["vit_digits", "--ranges", "baseline.minma"], ["did you mean 'baseline.minmax'"]),
-        (["vit_digits", "--ranges", "mptq_vit.greedy_mp"], ["--ranges: mptq_vit.greedy_mp estimates no ranges"]),
+        (["vit_digits", "--ranges", "mptq_vit.greedy_mp"], ["--ranges: mptq_vit.greedy_mp makes no quantizers"]),
         (["vit_digits", *QUICK, "--ranges", "tsptq_vit.v_2sf"], ["--ranges: no technique", "add --ranges baseline."]),
         (["vit_digits", "--hessian-probes", "4"], ["--hessian-probes: needs --hessian"]),
         (["vit_digits", "--out", "none/a.json"], ["none: there is no such folder"]),
@@ -140,7 +140,7 @@ def test_matplotlib_waits_for_a_picture(monkeypatch, capsys):
         (["vit_digits", "--device", "nowhere"], ["device 'nowhere' cannot be used"]),
     ],
 )
-def test_what_cannot_be_used_is_refused_and_nothing_is_written(capsys, place, arguments, messages):
+def test_unusable_arguments_are_refused_and_nothing_is_written(capsys, place, arguments, messages):
     wanted = () if "--out" in arguments else ("--out", "a.json")
     assert call(*arguments, *wanted) == 2
     text, errors = capsys.readouterr()

@@ -3,7 +3,7 @@
 import pytest
 
 from qplug import InputError, QplugError
-from qplug.analysis.compare.answers import answer
+from qplug.analysis.compare.load_runs import run_all
 from qplug.cli.app import report_error
 from qplug.core.distributed import COUNT, LOCAL, RANK, Processes, launched
 
@@ -36,8 +36,8 @@ def test_one_process_where_several_were_meant_says_so(monkeypatch):
 
 def test_comparisons_are_made_by_one_process(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="made by one process, and 2 were started"):
-        answer([], tmp_path)
+    with pytest.raises(InputError, match="made by one process, received 2"):
+        run_all([], tmp_path)
 
 
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])

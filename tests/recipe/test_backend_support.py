@@ -1,4 +1,4 @@
-"""What a backend cannot execute, and what is not installed, is said when the recipe is validated, at its line."""
+"""The validation reports unsupported options and missing packages at their line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ EXCLUDED = {
 
 
 @pytest.mark.parametrize("key", EXCLUDED)
-def test_everything_that_an_offer_excludes_has_its_line(tmp_path, key):
+def test_unsupported_options_are_reported_at_their_line(tmp_path, key):
     old, new, place, what = EXCLUDED[key]
     (found,) = (text for text in problems(tmp_path, GOOD.replace(old, new, 1), LIMITED) if f"quantize.{key}: " in text)
     assert found.startswith(f"{place}: quantize.{key}: backend 'brevitas' ")
@@ -66,24 +66,24 @@ def test_everything_that_an_offer_excludes_has_its_line(tmp_path, key):
     assert "→" in found
 
 
-def test_a_technique_whose_hook_cannot_be_served_has_its_line(tmp_path):
+def test_an_unsupported_hook_is_reported_at_its_line(tmp_path):
     found = problems(tmp_path, GOOD, LIMITED)[-1]
-    assert found.startswith("11:10: techniques.0: backend 'brevitas' cannot serve qplug_smooth, which 'toy.split'")
+    assert found.startswith("11:10: techniques.0: backend 'brevitas' cannot run qplug_smooth, which 'toy.split'")
 
 
-def test_bits_that_a_technique_may_allocate_have_their_lines_said_or_by_default(tmp_path):
+def test_unsupported_bits_of_a_technique_are_reported_given_or_by_default(tmp_path):
     text = f"{GOOD}  - use: toy.bits\n    candidates: [4, 6, 12]\n"
     default, said = problems(tmp_path, text, BackendOffer("toy:Backend", bits=(4, 8)))
     assert said.startswith(
-        "15:17: techniques.2.candidates: backend 'brevitas' has 4 to 8 bits, 'toy.bits' may give 12\n"
+        "15:17: techniques.2.candidates: backend 'brevitas' has 4 to 8 bits, 'toy.bits' may allocate 12\n"
     )
     assert default.startswith("14:10: techniques.2.least: ")
-    assert "'toy.bits' may give 2 by default" in default
+    assert "'toy.bits' may allocate 2 by default" in default
     assert said.endswith("→ set candidates to bits that the backend has, or change the backend")
     assert problems(tmp_path, text.replace("12]", "8]\n    least: 4"), BackendOffer("toy:Backend", bits=(4, 8))) == []
 
 
-def test_what_is_no_width_is_the_validations_to_refuse(tmp_path):
+def test_the_validation_refuses_a_wrong_width(tmp_path):
     text = f"{GOOD}  - use: toy.bits\n    candidates: [4, much]\n    least: 4\n"
     found = problems(tmp_path, text, BackendOffer("toy:Backend", bits=(4, 8)))
     assert [line.partition(": ")[0] for line in found] == ["15:21"]
@@ -92,7 +92,7 @@ def test_what_is_no_width_is_the_validations_to_refuse(tmp_path):
 ALLOCATORS = {"baseline.uniform_bits", "hawq.hawq_v3", "liu2021.pareto", "modelopt.auto_quantize", "mptq_vit.greedy_mp"}
 
 
-def test_every_technique_that_allocates_bits_says_which_of_its_fields_hold_them():
+def test_techniques_that_allocate_bits_declare_their_fields():
     techniques = installed().techniques
     able = {name: one for name, one in techniques.items() if implements(one, "qplug_allocate_bits")}
     assert set(able) >= ALLOCATORS
@@ -100,7 +100,7 @@ def test_every_technique_that_allocates_bits_says_which_of_its_fields_hold_them(
     assert all(key in one.Config.model_fields for one in techniques.values() for key in one.allocates)
 
 
-def test_all_at_once_beside_what_else_is_wrong(tmp_path):
+def test_all_problems_are_reported_at_once(tmp_path):
     text = GOOD.replace("weights: {bits: 4}", "weights: {bits: 12}").replace("split: 3", "splat: 3")
     found = problems(tmp_path, text, LIMITED)
     assert [line.partition(":")[0] for line in found] == ["8", "8", "11", "12"]

@@ -1,4 +1,4 @@
-"""Every way in which a recipe file can be wrong: one clear problem each, at its line and column, and all at once."""
+"""Wrong recipe files: one clear problem for each mistake, at its line and column, and all at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from recipe_toys import GOOD, registry
 
 from qplug.core.errors import InputError, RecipeError
 from qplug.recipe import Recipe, load_recipe
-from qplug.recipe.report import SCREEN, render_problems
+from qplug.recipe.report import SCREEN_LINES, render_problems
 
 Write = Callable[..., Path]
 
@@ -35,7 +35,7 @@ def problems(path: Path, *overrides: str) -> list[str]:
         load(path, *overrides)
     assert caught.value.exit_code == 2
     shown = render_problems(caught.value.problems)
-    assert sum(1 + str(part).count("\n") for part in shown) <= SCREEN
+    assert sum(1 + str(part).count("\n") for part in shown) <= SCREEN_LINES
     return [str(problem).replace(f"{path}:", "") for problem in caught.value.problems]
 
 
@@ -87,7 +87,7 @@ WRONG = [
     ),
     pytest.param("toy.ranges", "ranges", ["there is no technique 'ranges'", "'toy.ranges'?"], id="without its plugin"),
     pytest.param("toy.ranges", "none.such", ["there is no technique 'none.such'", "'qplug techniques' lists"]),
-    pytest.param("toy.ranges", "torn.clip", ["torn (qplug-torn 0.4), which cannot be used", "No module named 'scipy'"]),
+    pytest.param("toy.ranges", "torn.clip", ["torn (qplug-torn 0.4), which failed to load", "No module named 'scipy'"]),
     pytest.param("use: toy.ranges", "percentile: 99", ["13:5: techniques.1: missing the key 'use'"], id="no use"),
     pytest.param("use: toy.ranges", "use: 3", ["techniques.1.use: expected text, received 3"]),
     pytest.param(
@@ -102,7 +102,7 @@ WRONG = [
     ),
     pytest.param("brevitas", "brevits", ["6:10: backend: there is no backend 'brevits'", "'brevitas'?"]),
     pytest.param(
-        "  - use: toy.ranges\n", "", ["10:1: techniques: none of them estimates ranges", "add one of: toy.ranges"]
+        "  - use: toy.ranges\n", "", ["10:1: techniques: none of them makes quantizers", "add one of: toy.ranges"]
     ),
     pytest.param("version: 1", "version: 2", ["1:10: version: expected 1, received 2"]),
     pytest.param("version: 1", "version: true", ["1:10: version: expected 1, received true or false"]),
@@ -113,7 +113,7 @@ WRONG = [
     pytest.param("version: 1", "version: 1\n? [a]\n: 2", ["a key must be text, received a list or a mapping"]),
     pytest.param("name: vit", "name: !!python/object:os.system x", ["2:30: the tag", "not allowed", "remove the tag"]),
     pytest.param("name: vit", "name: !secret x", ["2:30: the tag '!secret' is not allowed"]),
-    pytest.param("name: vit", 'name: "\\ud800"', ["2:30: holds half of a character"]),
+    pytest.param("name: vit", 'name: "\\ud800"', ["2:30: expected whole characters, received half of one"]),
     pytest.param("split: 3", "split: &a [*a]", ["an alias repeats itself"]),
     pytest.param(
         "quantize:\n", "quantize:\n  overrides: [{match: a}]\n", ["8:15: quantize.overrides.0: changes nothing"]
@@ -134,14 +134,14 @@ def test_one_mistake_is_one_problem(write: Write, old: str, new: str, parts: lis
         assert part in found[0]
 
 
-def test_two_mistakes_are_shown_together_in_the_order_of_the_file(write: Write) -> None:
+def test_two_problems_are_reported_in_the_order_of_the_file(write: Write) -> None:
     path = write(text=GOOD.replace("bits: 4}", "bits: 99}").replace("toy.ranges", "toy.rangs"))
     first, second = problems(path)
     assert first.startswith("8:19: quantize.weights.bits: expected at most 16, received 99")
     assert second.startswith("13:10: techniques.1.use: there is no technique 'toy.rangs'")
 
 
-def test_reading_mistakes_and_wrong_values_are_shown_together(write: Write) -> None:
+def test_reading_problems_and_wrong_values_are_reported_together(write: Write) -> None:
     path = write(text=GOOD.replace("version: 1", "version: 1\nversion: 1").replace("name: vit", "nam: vit"))
     assert [text.partition(":")[0] for text in problems(path)] == ["2", "3"]
 
@@ -162,7 +162,7 @@ def test_a_long_line_is_cut_around_the_place(write: Write) -> None:
     assert line[caret.index("^") :].startswith("nam")
 
 
-def test_what_is_no_yaml_is_shown_with_its_place(write: Write) -> None:
+def test_invalid_yaml_is_reported_with_its_place(write: Write) -> None:
     (found,) = problems(write(text="a: [1,\n b: : 2"))
     assert found.startswith("2:5: this is not YAML: ")
     (found,) = problems(write(text="[" * 800))
@@ -173,7 +173,7 @@ def test_what_is_no_yaml_is_shown_with_its_place(write: Write) -> None:
     assert "not YAML" in found
     (found,) = problems(write(text="a:\n\tb: 1"))
     assert found.startswith("2:1: this is not YAML: ")
-    assert found.endswith("indent by spaces")
+    assert found.endswith("indent with spaces")
 
 
 def test_aliases_of_aliases_do_not_grow_without_bound(write: Write) -> None:
@@ -191,7 +191,7 @@ def test_aliases_of_aliases_do_not_grow_without_bound(write: Write) -> None:
         ("text", "expected a mapping at the top, received 'text'"),
     ],
 )
-def test_what_is_no_mapping_is_refused(write: Write, text: str, message: str) -> None:
+def test_a_file_without_a_mapping_is_refused(write: Write, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load(write(text=text))
 
@@ -202,7 +202,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, write: Write) -> None:
         load(tmp_path / "recip.yaml")
     with pytest.raises(InputError, match=r"no such file\n.*none does not exist either"):
         load(tmp_path / "none" / "recipe.yaml")
-    with pytest.raises(InputError, match=r"is a folder.*\n.*recipe.yaml"):
+    with pytest.raises(InputError, match=r"this is a folder\n.*recipe.yaml"):
         load(tmp_path)
     with pytest.raises(InputError, match="cannot be read: Not a directory"):
         load(tmp_path / "recipe.yaml" / "x")
@@ -210,7 +210,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, write: Write) -> None:
     with pytest.raises(InputError, match="is not UTF-8"):
         load(tmp_path / "binary.yaml")
     (tmp_path / "large.yaml").write_bytes(b"a" * (2 << 20))
-    with pytest.raises(InputError, match="larger than 1024 KiB"):
+    with pytest.raises(InputError, match="at most 1024 KiB"):
         load(tmp_path / "large.yaml")
 
 
@@ -246,6 +246,6 @@ def test_training_needs_images(section: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, registry=registry())
     place = f"recipe.yaml:{len(GOOD.splitlines()) + 1}:{len(section) + 3}"
-    assert f"{place}: {section}: there is nothing to train on" in str(caught.value)
+    assert f"{place}: {section}: there are no training images" in str(caught.value)
     recipe = load_recipe(path, ["data.training.source=images", "data.training.split=train"], registry=registry())
     assert getattr(recipe, section).learning_rate == 2e-5

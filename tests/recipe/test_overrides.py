@@ -1,4 +1,4 @@
-"""``--set``: what it can reach, and that its mistakes point at its own text."""
+"""``--set``: the values it can change, and problems that point at its own text."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_values(path: Path, override: str, keys: tuple[Any, ...] | None, value: 
         ("quantize.weights.bit=3", "unknown key 'bit'\n  → did you mean 'bits'?"),
         ("quantise.weights.bits=3", "unknown key 'quantise'\n  → did you mean 'quantize'?"),
         ("seed.deep=2", "'seed' is"),
-        ("techniques.9.split=1", "'techniques' has 2 items, so the index must be below 2, received 9"),
-        ("techniques.toy.spli.split=1", "'techniques' holds no technique 'toy.spli'\n  → did you mean 'toy.split'?"),
-        ("techniques.zzz.a=1", "'techniques' holds no technique 'zzz.a'\n  → the recipe has: toy.split, toy.ranges"),
+        ("techniques.9.split=1", "'techniques' has 2 items: expected an index below 2, received 9"),
+        ("techniques.toy.spli.split=1", "'techniques' has no technique 'toy.spli'\n  → did you mean 'toy.split'?"),
+        ("techniques.zzz.a=1", "'techniques' has no technique 'zzz.a'\n  → the recipe has: toy.split, toy.ranges"),
         ("techniques.toy.split.limits.x=1", "techniques.0.limits: expected a list, received a mapping"),
         ("data.x=1", "unknown key 'x'"),
         ("quantize.overrides=*x", "not YAML: found undefined alias 'x'\n  → put quotes around"),
@@ -69,7 +69,7 @@ def test_values(path: Path, override: str, keys: tuple[Any, ...] | None, value: 
         ("model.name=!!python/name:os.system", "the tag"),
         ("seed=.nan", "expected a finite number"),
         ("techniques=[]", "techniques: expected at least 1 item, received an empty list"),
-        ("techniques.toy.ranges.use=toy.split", "none of them estimates ranges"),
+        ("techniques.toy.ranges.use=toy.split", "none of them makes quantizers"),
         ("backend=bravitas", "there is no backend 'bravitas'"),
     ],
 )
@@ -79,7 +79,7 @@ def test_mistakes_point_at_the_text_and_at_no_line_of_the_file(path: Path, overr
         load_recipe(path, [override], registry())
     (problem,) = caught.value.problems
     assert message in str(problem)
-    if "estimates ranges" not in message:  # that is about the whole list
+    if "makes quantizers" not in message:  # that is about the whole list
         assert problem.where == f"--set {override}"
         assert problem.snippet == ""
         assert str(path) not in str(problem)
@@ -87,12 +87,12 @@ def test_mistakes_point_at_the_text_and_at_no_line_of_the_file(path: Path, overr
 
 def test_a_technique_named_twice_is_set_by_its_place(path: Path) -> None:
     path.write_text(GOOD + "  - use: toy.split\n")
-    with pytest.raises(RecipeError, match=r"more than once\n  → name it by its place: techniques.0 or techniques.2"):
+    with pytest.raises(RecipeError, match=r"more than once\n  → use its index: techniques.0 or techniques.2"):
         load_recipe(path, ["techniques.toy.split.split=9"], registry())
     assert load_recipe(path, ["techniques.2.split=9"], registry()).dump()["techniques"][2]["split"] == 9
 
 
-def test_later_ones_win_and_all_mistakes_are_shown_behind_those_of_the_file(path: Path) -> None:
+def test_later_options_win_and_their_problems_follow_those_of_the_file(path: Path) -> None:
     assert load_recipe(path, ["seed=1", "seed=2"], registry()).seed == 2
     path.write_text(GOOD.replace("brevitas", "brev"))
     with pytest.raises(RecipeError) as caught:
@@ -101,6 +101,6 @@ def test_later_ones_win_and_all_mistakes_are_shown_behind_those_of_the_file(path
     assert wheres == [f"{path}:6:10", "--set seed=x", "--set no", "--set quantize.weights.bits=x"]
 
 
-def test_an_override_repairs_what_the_file_lacks(path: Path) -> None:
+def test_an_option_adds_a_missing_key(path: Path) -> None:
     path.write_text(GOOD.replace("{bits: 4}", "{}"))
     assert load_recipe(path, ["quantize.weights.bits=5"], registry()).quantize.weights.bits == 5

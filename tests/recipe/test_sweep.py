@@ -1,4 +1,4 @@
-"""Sweeps: every combination is a recipe, and what is wrong is found at its place."""
+"""Sweeps: every combination is a recipe, and problems have their place."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_one_row_does_not_leak_into_the_next(folder: Path) -> None:
     assert [r.quantize.weights.bits for r in recipes[4:]] == [8, 8, 3, 3]
 
 
-def test_a_sweep_is_told_from_a_recipe(folder: Path) -> None:
+def test_sweeps_and_recipes_are_distinguished(folder: Path) -> None:
     (folder / "sweep.yaml").write_text(SWEEP)
     assert is_sweep(folder / "sweep.yaml")
     assert not is_sweep(folder / "toy.yaml")
@@ -93,7 +93,7 @@ def test_a_sweep_is_told_from_a_recipe(folder: Path) -> None:
         ("seeds: [0, 5]", "seeds: [0, -1]", "sweep.yaml:4:12", "at least 0"),
         ("seeds: [0, 5]", "seeds: [4294967296]", "sweep.yaml:4:9", "at most 4294967295"),
         ("models:\n  - {model.name: one}\n  - {model.name: two}", "models: []", "sweep.yaml:6:9", "at least 1 item"),
-        ("- {recipe: toy.yaml}", "- {recipe: sweep.yaml}", "sweep.yaml:10:14", "a sweep itself"),
+        ("- {recipe: toy.yaml}", "- {recipe: sweep.yaml}", "sweep.yaml:10:14", "expected a recipe, received a sweep"),
         ("- {recipe: toy.yaml}", "- {recipe: toi.yaml}", "sweep.yaml:10:14", "there is no such file"),
         ("- {recipe: toy.yaml}", "- {recipe: toi.yaml}", "sweep.yaml:10:14", "did you mean 'toy.yaml'"),
         ("- {recipe: toy.yaml}", "- {recipe: .}", "sweep.yaml:10:14", "is a folder"),
@@ -111,7 +111,7 @@ def test_mistakes_point_at_the_sweep(folder: Path, old: str, new: str, place: st
     assert place in str(caught.value)
 
 
-def test_mistakes_of_a_recipe_point_at_the_recipe_and_are_said_once(folder: Path) -> None:
+def test_problems_of_a_recipe_are_reported_once_in_the_recipe(folder: Path) -> None:
     (folder / "toy.yaml").write_text(RECIPE.replace("toy.ranges", "toy.nothing"))
     with pytest.raises(RecipeError) as caught:
         load(folder, SWEEP.replace(", techniques.toy.ranges.percentile: 99.0", ""))

@@ -1,6 +1,6 @@
-"""Comparing recipes under one protocol: finished runs, what they have in common, and what is no more than noise."""
+"""Comparison of recipes under one protocol: finished runs, groups of comparable rows, and significance tests."""
 
-from qplug.analysis.compare.noise import Difference, difference
-from qplug.analysis.compare.rows import Group, Row, group
+from qplug.analysis.compare.noise import SeedDifference, difference
+from qplug.analysis.compare.rows import ComparisonRow, Group, group
 
-__all__ = ["Difference", "Group", "Row", "difference", "group"]
+__all__ = ["ComparisonRow", "Group", "SeedDifference", "difference", "group"]

@@ -1,4 +1,4 @@
-"""Where two plans differ, site by site."""
+"""Differences between two plans, site by site."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ Decisions = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class PlanDifference:
-    """A site on which two plans decide otherwise; each side in a few words, a dash where it stays in float.
+    """A site that two plans quantize differently.
 
-    ``what`` lists what differs: ``float``, ``bits``, ``quantizer``, ``technique``, ``scale``.
+    Attributes:
+        site: name of the site.
+        kind: kind of the site.
+        what: differing parts: ``float``, ``bits``, ``quantizer``, ``technique``, ``scale``.
+        ours, theirs: decision of each plan in words; a dash if the site stays in float.
+        scale_ratio: geometric mean of our scales divided by that of theirs, if both have scales.
     """
 
     site: str
@@ -23,20 +28,19 @@ class PlanDifference:
     ours: str
     theirs: str
     scale_ratio: float | None
-    """Geometric mean of our scales over theirs, where both have them."""
 
 
 def plan_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[PlanDifference]:
-    """Compare two plans as ``plan.json`` holds them, in the order of the first, sites of the second alone last."""
-    mine, others = _decisions(ours), _decisions(theirs)
-    found = []
-    for name in dict.fromkeys((*mine, *others)):
-        a, b = mine.get(name), others.get(name)
+    """Differences between two plans of ``plan.json``: in the order of the first plan, then sites of the second only."""
+    our_decisions, their_decisions = _decisions(ours), _decisions(theirs)
+    differences = []
+    for name in dict.fromkeys((*our_decisions, *their_decisions)):
+        a, b = our_decisions.get(name), their_decisions.get(name)
         what = tuple(_what(a, b))
         if what:
             kind = str((a or b or {})["site"]["kind"])
-            found.append(PlanDifference(name, kind, what, _words(a), _words(b), _ratio(a, b)))
-    return found
+            differences.append(PlanDifference(name, kind, what, _words(a), _words(b), _ratio(a, b)))
+    return differences
 
 
 def _decisions(plan: Mapping[str, Any]) -> Decisions:
@@ -72,7 +76,7 @@ def _ratio(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> float | 
 
 
 def _mean_log(quantizer: Mapping[str, Any]) -> float | None:
-    """Mean logarithm of the scales, or of the base step."""
+    """Mean logarithm of the scales, or of the base step; ``None`` if there are none."""
     scales = list(_leaves(quantizer.get("scale", quantizer.get("step"))))
     return sum(map(math.log, scales)) / len(scales) if scales and min(scales) > 0 else None
 

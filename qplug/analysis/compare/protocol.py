@@ -1,4 +1,4 @@
-"""The protocol of a run in words, by names that are the same for every run; and where a paper's is another."""
+"""Protocol of a run in words, under the same names for every run, and its differences from a paper's protocol."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qplug.analysis.compare.rows import Row
+from qplug.analysis.compare.rows import ComparisonRow
 from qplug.core.storage.run_folder import Run
 
 TRAININGS = {"finetune": "fine-tuned", "qat": "QAT"}
-NEAR = 0.5
-"""Mean bits up to which a run and a published figure count as the same width."""
+WIDTH_TOLERANCE = 0.5
+"""Largest difference in mean bits at which a published figure belongs to a run."""
 
 
 def protocol(run: Run) -> dict[str, str]:
-    """Everything beside bits and techniques that a figure depends on."""
+    """Everything that a figure depends on, except bits and techniques."""
     recipe, metrics = run.recipe, run.metrics
     quantize, scope = recipe["quantize"], recipe["quantize"]["scope"]
     return {
@@ -35,12 +35,12 @@ def protocol(run: Run) -> dict[str, str]:
 
 
 def _trained(run: Run) -> dict[str, str]:
-    """The stages that trained, and their names; a run of an earlier version has none."""
+    """Training stages of the run → their titles; empty for a run of an earlier version."""
     return {stage: title for stage, title in TRAININGS.items() if run.recipe.get(stage) is not None}
 
 
 def _training(config: Mapping[str, Any], images: int) -> str:
-    """What a trained figure depends on most; what else differs, the rows' names say."""
+    """Main options of a training. Differences in the other options appear in the names of the rows."""
     parts = [f"{config['epochs']} epochs of {images} images in batches of {config['batch_size']}"]
     parts += [f"{config['optimizer']} at {config['learning_rate']:g}"]
     parts += ["distilled"] if config["distill"] is not None else []
@@ -65,22 +65,22 @@ def _override(override: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """A published figure beside the row that reproduces it; top-1 in percent, ``None`` where none is published."""
+    """Published figure for a row; top-1 in percent, ``None`` if the paper has none for this model and these bits."""
 
     title: str
     top1: float | None
     float_top1: float | None
     differences: dict[str, tuple[str, str]]
-    """What the protocols name differently: (the paper's, ours)."""
+    """Name in the protocol → (value of the paper, value of the run), where they differ."""
 
 
-def paper_figure(row: Row) -> PaperFigure | None:
-    """What the paper of a row's recipe printed for this model at these bits, ``None`` where it names no paper."""
+def paper_figure(row: ComparisonRow) -> PaperFigure | None:
+    """Figure of the recipe's paper for this model at these bits; ``None`` if the recipe names no paper."""
     paper = row.paper
     if not paper:
         return None
-    near = [p for p in paper["published"] if p["model"] == row.model and _distance(row, p) <= NEAR]
-    best = min(near, key=lambda p: _distance(row, p), default=None)
+    candidates = [p for p in paper["published"] if p["model"] == row.model and _distance(row, p) <= WIDTH_TOLERANCE]
+    best = min(candidates, key=lambda p: _distance(row, p), default=None)
     ours = protocol(row.runs[0])
     theirs = {name: str(value) for name, value in paper["protocol"].items()}
     differences = {name: (text, ours.get(name, "–")) for name, text in theirs.items() if text != ours.get(name)}
@@ -88,7 +88,7 @@ def paper_figure(row: Row) -> PaperFigure | None:
     return PaperFigure(paper["title"], top1, float_top1, differences)
 
 
-def _distance(row: Row, published: Mapping[str, Any]) -> float:
-    """Mean bits between a row and a figure: of weights or of activations, whichever are further apart."""
+def _distance(row: ComparisonRow, published: Mapping[str, Any]) -> float:
+    """Difference in mean bits between a row and a figure: the larger one of weights and activations."""
     sides = [(row.mean(f"bits.{side}_mean"), published[side]) for side in ("weights", "activations")]
-    return max(abs(mean - asked) if mean is not None else math.inf for mean, asked in sides)
+    return max(abs(mean - bits) if mean is not None else math.inf for mean, bits in sides)

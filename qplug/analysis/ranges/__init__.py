@@ -1,5 +1,5 @@
-"""What Q-MLP's figures show of any model: how wide its activations are along the depth, and which of its mixers are
-sensitive, before and after a rewriting.
+"""Figures 2 and 3 of Q-MLP for any model: activation ranges along the depth, and Hessian traces of its mixers.
 
-``run`` has the order, ``subjects`` the models, ``depth`` where operations stand, ``ranges`` and ``mixing`` the figures.
+Both are measured before and after a rewrite. ``analyze`` runs the analysis, ``models`` prepares the models, ``depth``
+positions the operations, ``activations`` measures the ranges and ``mixing`` the traces.
 """

@@ -1,4 +1,4 @@
-"""How wide activations are along the depth (Q-MLP, Fig. 2)."""
+"""Ranges of activations along the depth (Q-MLP, Fig. 2)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from qplug.quantization.calibration.samplers import SampleRows
 PERCENTILE = 99.0
 BLOCK_OUTPUT = "block_output"
 SAMPLED = 2**18
-"""Values of one activation that are kept for its percentiles, over all images; 1 MB in float32."""
+"""Sampled values of one activation for its percentiles, over all images; 1 MB in float32."""
 
 
 @dataclass(frozen=True)
-class Range:
+class ActivationRange:
     """One activation over all images, in the model's own units.
 
     Attributes:
-        name: of the site, or of the block whose output it is.
-        kind: of the site, or ``block_output``.
-        position: share of the depth, 0 … 1 (see ``Depth``).
-        low, high: the smallest and the largest value.
-        percentile_low, percentile_high: the 1st and the 99th percentile of the values.
-        largest: of the magnitudes, which is what a symmetric range must hold (Q-MLP, Eq. 5).
-        percentile: the 99th percentile of the magnitudes.
+        name: name of the site, or path of the block for a block's output.
+        kind: kind of the site, or ``block_output``.
+        position: share of the depth, between 0 and 1 (see ``Depth``).
+        low, high: smallest and largest value.
+        percentile_low, percentile_high: 1st and 99th percentile of the values.
+        largest: largest magnitude, the bound of a symmetric range (Q-MLP, Eq. 5).
+        percentile: 99th percentile of the magnitudes.
     """
 
     name: str
@@ -56,40 +56,42 @@ def activation_ranges(
     *,
     seed: int = 0,
     advance: Callable[[int], None] | None = None,
-) -> list[Range]:
-    """The range of every activation site, and of what every block gives, over ``images`` images.
+) -> list[ActivationRange]:
+    """The range of each activation site, and of each block's output, over ``images`` images.
 
-    Extremes are exact. Percentiles, linear between neighbours, are those of at most ``SAMPLED`` values, as many of
-    every image: all of them where an image has few, else drawn by ``seed``, with repetition. The padding of a
-    convolution does not count.
+    Extremes are exact. Percentiles interpolate linearly between at most ``SAMPLED`` values, the same number from each
+    image. If an image has more values, they are drawn with repetition by ``seed``. The padding of a convolution does
+    not count.
 
     Args:
-        model: the float model, in eval mode.
-        sites: those of weights are passed over.
-        depth: where they stand.
+        model: float model in eval mode.
+        sites: sites of the model; those of weights are ignored.
+        depth: positions of the sites and blocks.
         batches: images (B, C, H, W) float32, iterated once.
-        images: how many there are in all.
-        seed: of what is drawn.
-        advance: is told how many images are done.
+        images: number of images in all batches.
+        seed: seed of the sample.
+        advance: called with the number of finished images.
 
     Returns:
-        Sites in their order, then the blocks in theirs.
+        Ranges of the sites in their order, then of the blocks in theirs.
 
     Raises:
-        InputError: an activation that is not finite, with the site where it first appears.
+        InputError: an activation is not finite, with the first such site.
     """
-    watched = [site for site in sites if not site.kind.is_weight]
-    watches = {name: _Watch(name, images, seed) for name in (*(site.name for site in watched), *depth.blocks)}
+    activation_sites = [site for site in sites if not site.kind.is_weight]
+    recorders = {
+        name: _RangeRecorder(name, images, seed) for name in (*(site.name for site in activation_sites), *depth.blocks)
+    }
     handles = [
-        model.get_submodule(site.module).register_forward_pre_hook(_input(watches[site.name], site.role == "rhs"))
-        for site in watched
+        model.get_submodule(site.module).register_forward_pre_hook(_input(recorders[site.name], site.role == "rhs"))
+        for site in activation_sites
     ]
-    handles += [model.get_submodule(name).register_forward_hook(_output(watches[name])) for name in depth.blocks]
+    handles += [model.get_submodule(name).register_forward_hook(_output(recorders[name])) for name in depth.blocks]
     done = 0
     try:
         for batch in batches:
-            for watch in watches.values():
-                watch.first, watch.batch = done, len(batch)
+            for recorder in recorders.values():
+                recorder.first, recorder.batch = done, len(batch)
             with torch.no_grad():
                 model(batch)
             done += len(batch)
@@ -98,20 +100,20 @@ def activation_ranges(
     finally:
         for handle in handles:
             handle.remove()
-    found = [watches[site.name].range(site.kind.value, depth.positions[site.module]) for site in watched]
-    return found + [watches[name].range(BLOCK_OUTPUT, depth.positions[name]) for name in depth.blocks]
+    ranges = [recorders[site.name].range(site.kind.value, depth.positions[site.module]) for site in activation_sites]
+    return ranges + [recorders[name].range(BLOCK_OUTPUT, depth.positions[name]) for name in depth.blocks]
 
 
-def _input(watch: _Watch, second: bool) -> Any:
-    return lambda _, args: watch.update(args[int(second)])
+def _input(recorder: _RangeRecorder, second: bool) -> Any:
+    return lambda _, args: recorder.update(args[int(second)])
 
 
-def _output(watch: _Watch) -> Any:
-    return lambda _, __, out: watch.update(out[0] if isinstance(out, tuple) else out)
+def _output(recorder: _RangeRecorder) -> Any:
+    return lambda _, __, out: recorder.update(out[0] if isinstance(out, tuple) else out)
 
 
-class _Watch:
-    """Extremes and a sample of one activation, batch by batch."""
+class _RangeRecorder:
+    """Records the extremes and a sample of one activation, batch by batch."""
 
     def __init__(self, name: str, images: int, seed: int) -> None:
         self.name, self.first, self.batch = name, 0, 0
@@ -121,14 +123,14 @@ class _Watch:
         self._sample = SampleRows()
 
     def update(self, x: Tensor) -> None:
-        """Take in that of a batch, where the values of an image are neighbours, those of its windows too."""
+        """Add the activation of a batch. The values of an image, windows included, must be contiguous."""
         values = x.detach().reshape(self.batch, -1)
         low, high = (float(extreme) for extreme in values.aminmax())
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             raise InputError(
-                "an activation is NaN or infinite on the calibration images",
+                "expected finite activations on the calibration images, received NaN or infinity",
                 where=self.name,
-                fix="look for NaN in the checkpoint and in the images, or for a model that overflows float32",
+                fix="check the checkpoint and the images for NaN, and the model for overflow of float32",
             )
         self._low, self._high = min(self._low, low), max(self._high, high)
         each = min(self._cap, values.shape[1])
@@ -138,10 +140,10 @@ class _Watch:
                     row = row[torch.randint(len(row), (each,)).to(row.device)]
             self._sample.add(self._sample.length, row, each * self._expected)
 
-    def range(self, kind: str, position: float) -> Range:
-        """What was seen."""
-        sample = self._sample.values().cpu().numpy()  # NumPy selects where torch sorts: a tenth of the time
+    def range(self, kind: str, position: float) -> ActivationRange:
+        """The range of all batches so far."""
+        sample = self._sample.values().cpu().numpy()  # NumPy selects and torch sorts: a tenth of the time
         low, high = (float(value) for value in np.percentile(sample, (100 - PERCENTILE, PERCENTILE)))
         percentile = float(np.percentile(np.abs(sample), PERCENTILE))
         largest = max(abs(self._low), abs(self._high))
-        return Range(self.name, kind, position, self._low, self._high, low, high, largest, percentile)
+        return ActivationRange(self.name, kind, position, self._low, self._high, low, high, largest, percentile)

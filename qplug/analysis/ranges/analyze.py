@@ -1,4 +1,4 @@
-"""The analyses, as one straight line: a model, what became of it, and the figures of each."""
+"""Activation ranges and Hessian traces of a model, and of the same model after a rewrite."""
 
 from __future__ import annotations
 
@@ -9,58 +9,60 @@ from typing import Annotated
 
 from pydantic import Field
 
-from qplug.analysis.ranges.activations import Range, activation_ranges
-from qplug.analysis.ranges.mixing import CHANNELS, TOKENS, Mixing, mixers, mixing_traces
-from qplug.analysis.ranges.subjects import as_it_is, of_run, rewritten
-from qplug.analysis.sensitivity.measure import SLICE
+from qplug.analysis.ranges.activations import ActivationRange, activation_ranges
+from qplug.analysis.ranges.mixing import CHANNELS, TOKENS, MixerTrace, mixers, mixing_traces
+from qplug.analysis.ranges.models import AnalyzedModel, original_model, rewritten_model, run_model
+from qplug.analysis.sensitivity.measure import GRADIENT_BATCH
 from qplug.core.component import Config, DataSource, ModelSource
 from qplug.core.types import Change
 from qplug.hooks.registry import Registry
 from qplug.pipeline.context import RunContext
+from qplug.pipeline.results import Inputs
 from qplug.pipeline.stages.load import open_inputs
 from qplug.quantization.calibration.calibrator import watched_sites
-from qplug.quantization.calibration.hessian import TOLERANCE
+from qplug.quantization.calibration.hessian import TOLERANCE as TRACE_TOLERANCE
 
 Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
 
 class RangesRequest(Config):
-    """What to look at."""
+    """Options of the analysis."""
 
     ranges: bool = Field(True, description="whether to measure the ranges of activations")
-    hessian_probes: int = Field(0, ge=0, description="probes of the Hessian trace, at most; 0 leaves it out")
+    hessian_probes: int = Field(0, ge=0, description="random vectors of the Hessian trace, at most; 0 for no trace")
     token_mixing: Patterns = Field(TOKENS, description="patterns of the operations that mix tokens")
     channel_mixing: Patterns = Field(CHANNELS, description="patterns of the operations that mix channels")
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="of the choice of images and of everything random")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of the choice of images and of every random step")
 
 
 @dataclass
-class Look:
-    """One model.
+class ModelAnalysis:
+    """Figures of one model.
 
     Attributes:
-        origin: its name, or the recipe or run folder that made it.
-        changes: what was rewritten, smoothed and folded.
-        ranges: of its activations, where asked.
-        mixing: Hessian traces of its mixers, where asked.
+        label: name of the model, or path of the recipe or run folder that produced it.
+        changes: rewrites, smoothings and folded BatchNorms.
+        ranges: activation ranges, if requested.
+        mixing: Hessian traces of the mixers, if requested.
     """
 
-    origin: str
+    label: str
     changes: list[Change]
-    ranges: list[Range] = field(default_factory=list)
-    mixing: list[Mixing] = field(default_factory=list)
+    ranges: list[ActivationRange] = field(default_factory=list)
+    mixing: list[MixerTrace] = field(default_factory=list)
 
 
 @dataclass
 class RangeAnalysis:
-    """What was found out.
+    """Result of the analysis.
 
     Attributes:
-        model: its name; ``fingerprint``: SHA-256 of its weights.
-        request: what was asked.
-        images: how many were shown.
-        looks: ``before``, and where a rewriting was named ``after``.
-        seconds: by stage.
+        model: name of the model.
+        fingerprint: SHA-256 of its weights.
+        request: options of the analysis.
+        images: number of images.
+        models: ``before``, and ``after`` if a rewrite was given.
+        seconds: time of each stage.
         warnings: one sentence each.
     """
 
@@ -68,7 +70,7 @@ class RangeAnalysis:
     fingerprint: str
     request: RangesRequest
     images: int
-    looks: dict[str, Look]
+    models: dict[str, ModelAnalysis]
     seconds: dict[str, float]
     warnings: list[str] = field(default_factory=list)
 
@@ -83,20 +85,20 @@ def analyze(
     registry: Registry | None = None,
     observers: Sequence[object] = (),
 ) -> RangeAnalysis:
-    """Look at a model, and at what became of it.
+    """Analyze a model, and the same model after a rewrite.
 
     Args:
-        model_source: where the model comes from.
-        images: real ones; labels are not used.
-        request: what to look at.
-        after: a recipe whose rewrites the model gets, without training, or a run folder of one rewritten and trained.
-        device: as torch names it.
-        registry: what is installed, unless given.
+        model_source: source of the model.
+        images: real images; labels are not used.
+        request: options of the analysis.
+        after: a recipe, whose rewrites are applied without training, or the run folder of a rewritten, trained model.
+        device: device as torch names it.
+        registry: installed components, by default all.
         observers: objects with ``qplug_observe``.
 
     Raises:
-        InputError: something named cannot be used.
-        EquivalenceError: a rewrite that promised to preserve the function did not.
+        InputError: an argument cannot be used.
+        EquivalenceError: a rewrite broke its promise to preserve the function.
     """
     with RunContext.of(seed=request.seed, device=device, registry=registry, observers=observers) as ctx:
         return _analyze(ctx, model_source, images, request, after)
@@ -106,55 +108,61 @@ def _analyze(
     ctx: RunContext, model_source: ModelSource, images: DataSource, request: RangesRequest, after: Path | None
 ) -> RangeAnalysis:
     with ctx.stage("load"):
-        inputs = open_inputs(ctx, model_source, images, batch_size=SLICE)
-    stream, source = inputs.images, inputs.float_model
-
-    subjects = {"before": as_it_is(ctx, inputs)}
-    if after is not None and after.is_dir():
-        subjects["after"] = of_run(source, after, subjects["before"].image, ctx.registry)
-    elif after is not None:
-        subjects["after"] = rewritten(ctx, inputs, after)
-
-    looks = {name: Look(subject.origin, subject.changes) for name, subject in subjects.items()}
-    groups = {
-        name: mixers(one.model, one.site_map.sites, one.depth, request.token_mixing, request.channel_mixing)
-        for name, one in subjects.items()
-        if request.hessian_probes
-    }
-    for name, subject in subjects.items() if request.ranges else ():
-        with ctx.stage(f"ranges {name}", len(stream.examples)) as advance:
-            sites = watched_sites(subject.site_map.sites, softmax=False, layernorm=False)
-            looks[name].ranges = activation_ranges(
-                subject.model, sites, subject.depth, stream, len(stream.examples), seed=request.seed, advance=advance
-            )
-    for name, found in groups.items():
+        inputs = open_inputs(ctx, model_source, images, batch_size=GRADIENT_BATCH)
+    models = _models(ctx, inputs, after)
+    results = {name: ModelAnalysis(model.label, model.changes) for name, model in models.items()}
+    if request.hessian_probes:
+        groups = {
+            name: mixers(model.model, model.site_map.sites, model.depth, request.token_mixing, request.channel_mixing)
+            for name, model in models.items()
+        }
+    for name, model in models.items() if request.ranges else ():
+        results[name].ranges = _ranges(ctx, inputs, name, model, request)
+    for name, model in models.items() if request.hessian_probes else ():
         with ctx.stage(f"hessian {name}", request.hessian_probes) as advance:
-            subject = subjects[name]
-            looks[name].mixing = mixing_traces(
-                subject.model,
-                found,
-                subject.depth,
-                stream,
-                probes=request.hessian_probes,
-                seed=request.seed,
-                advance=advance,
+            probes, seed = request.hessian_probes, request.seed
+            results[name].mixing = mixing_traces(
+                model.model, groups[name], model.depth, inputs.images, probes=probes, seed=seed, advance=advance
             )
     return RangeAnalysis(
-        model=source.name,
-        fingerprint=source.fingerprint,
+        model=inputs.float_model.name,
+        fingerprint=inputs.float_model.fingerprint,
         request=request,
-        images=len(stream.examples),
-        looks=looks,
+        images=len(inputs.images.examples),
+        models=results,
         seconds={**ctx.clock.seconds, "total": ctx.clock.total},
-        warnings=[*(note for subject in subjects.values() for note in subject.notes), *_unsettled(looks, request)],
+        warnings=[*(text for model in models.values() for text in model.warnings), *_unsettled(results, request)],
     )
 
 
-def _unsettled(looks: dict[str, Look], request: RangesRequest) -> list[str]:
-    """Where the limit ended an estimate, and not its stop."""
+def _models(ctx: RunContext, inputs: Inputs, after: Path | None) -> dict[str, AnalyzedModel]:
+    """``before``, and ``after`` if a recipe or a run folder is given."""
+    models = {"before": original_model(ctx, inputs)}
+    if after is not None and after.is_dir():
+        models["after"] = run_model(inputs.float_model, after, models["before"].image, ctx.registry)
+    elif after is not None:
+        models["after"] = rewritten_model(ctx, inputs, after)
+    return models
+
+
+def _ranges(
+    ctx: RunContext, inputs: Inputs, name: str, model: AnalyzedModel, request: RangesRequest
+) -> list[ActivationRange]:
+    """Ranges of all activation sites, except inputs of Softmax and LayerNorm."""
+    count = len(inputs.images.examples)
+    with ctx.stage(f"ranges {name}", count) as advance:
+        sites = watched_sites(model.site_map.sites, softmax=False, layernorm=False)
+        return activation_ranges(
+            model.model, sites, model.depth, inputs.images, count, seed=request.seed, advance=advance
+        )
+
+
+def _unsettled(models: dict[str, ModelAnalysis], request: RangesRequest) -> list[str]:
+    """Warnings for trace estimates that used all probes without settling."""
+    limit = request.hessian_probes
     return [
-        f"the Hessian traces {name} have not settled to {TOLERANCE:g} after {request.hessian_probes} probes; see their "
-        "standard errors, or raise --hessian-probes"
-        for name, look in looks.items()
-        if any(one.trace.probes == request.hessian_probes for one in look.mixing)
+        f"the Hessian traces{f' {name}' if len(models) > 1 else ''} have not settled to {TRACE_TOLERANCE:g} "
+        f"after {limit} probes; raise --hessian-probes, or consider their standard errors"
+        for name, model in models.items()
+        if any(mixer.trace.probes == limit for mixer in model.mixing)
     ]

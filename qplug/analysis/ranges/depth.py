@@ -1,4 +1,4 @@
-"""Where an operation stands in a model: its block, and its share of the depth."""
+"""Positions of operations in a model: their block, and their share of the depth."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from qplug.training.reconstruction.blocks import called, find_blocks, within
 
 @dataclass(frozen=True)
 class Depth:
-    """The blocks of a model, and the position of each of its operations.
+    """The blocks of a model, and the position of each operation.
 
-    A position is the share of the depth that is behind the operation's output, as in Q-MLP's Fig. 2: that of the third
-    of 24 blocks is 12.5 %. Operations share their block evenly, whatever their number, so that a model and the one that
-    was made of it can be drawn on one axis. What comes before the first block is at 0, what comes after the last at 1.
+    A position is the share of the depth up to the operation's output, as in Q-MLP's Fig. 2: that of the third of 24
+    blocks is 12.5 %. The operations of a block divide its share evenly. So a model and its rewritten copy, with another
+    number of operations, share one axis. Operations before the first block are at 0, those after the last block at 1.
 
     Attributes:
-        blocks: paths of modules, in the order in which a forward enters them; none where the model has none.
-        positions: operation or block → 0 … 1.
-        owners: operation → its block, or itself where it is in none.
+        blocks: paths of the block modules, in the order of the forward; empty if the model has no blocks.
+        positions: operation or block → position between 0 and 1.
+        owners: operation → its block, or the operation itself if it is in no block.
     """
 
     blocks: tuple[str, ...]
@@ -30,16 +30,16 @@ class Depth:
 
 
 def find_depth(model: nn.Module, operations: Sequence[str], image: Tensor, classes: Container[str]) -> Depth:
-    """Place ``operations``, which are paths in the order of the forward.
+    """Positions of ``operations``.
 
-    A block is an instance of a class that a plugin declares as one (``qplug_blocks``); where there is none, it is what
-    the paths of operations have up to their first number, as ``blocks.0`` of timm's ConvMixer, if a forward calls it.
+    A block is an instance of a class that a plugin declares (``qplug_blocks``). Without such a class, a block is the
+    path of an operation up to its first number, such as ``blocks.0`` of timm's ConvMixer, if a forward calls it.
 
     Args:
-        model: the float model, in eval mode.
-        operations: paths of modules.
+        model: float model in eval mode.
+        operations: paths of modules, in the order of the forward.
         image: (1, C, H, W) float32.
-        classes: ``module:Class`` of what is one block.
+        classes: ``module:Class`` of the block classes.
     """
     tops = find_blocks(model, operations, image, classes)
     if all(top in operations for top in tops):
@@ -62,7 +62,7 @@ def find_depth(model: nn.Module, operations: Sequence[str], image: Tensor, class
 
 
 def _numbered(operation: str) -> str:
-    """The path up to its first number; empty where that is the whole of it, or where it has none."""
+    """The path up to its first number; empty if that is the whole path, or if it has no number."""
     parts = operation.split(".")
     end = next((index for index, part in enumerate(parts) if part.isdecimal()), len(parts)) + 1
     return ".".join(parts[:end]) if end < len(parts) else ""

@@ -1,4 +1,4 @@
-"""Token-mixing against channel-mixing weights: whose loss is more sharply curved (Q-MLP, Fig. 3)."""
+"""Hessian traces of token-mixing and of channel-mixing weights (Q-MLP, Fig. 3)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ CHANNELS = ("*.mlp_channels.*", "*.mlp.*")
 
 
 @dataclass(frozen=True)
-class Mixing:
-    """The mixer of one kind in one block.
+class MixerTrace:
+    """Hessian trace of the mixer of one kind in one block.
 
     Attributes:
-        block: its path; an operation outside of blocks is one by itself.
-        position: of the block's output, as a share of the depth.
-        role: what it mixes.
-        operations: paths of its linears and convolutions.
-        trace: of the Hessian of the loss by all their weights and biases, mean over images, in nats per weight².
+        block: path of the block; an operation outside of blocks counts as a block.
+        position: position of the block's output, as a share of the depth.
+        role: ``token`` or ``channel``, the axis that is mixed.
+        operations: paths of the linears and convolutions of the mixer.
+        trace: trace of the Hessian of the loss by all their weights and biases, mean over images, in nats per weight².
     """
 
     block: str
@@ -44,29 +44,30 @@ def mixers(
     tokens: Sequence[str] = TOKENS,
     channels: Sequence[str] = CHANNELS,
 ) -> dict[tuple[str, Role], tuple[str, ...]]:
-    """(block, role) → the operations that have it, in model order.
+    """(block, role) → the paths of its operations, in model order.
 
-    An operation whose path matches a pattern of ``tokens`` mixes tokens, one of ``channels`` channels; where neither
-    matches, a depthwise convolution mixes tokens and a 1×1 convolution channels. All else, such as patch embeddings and
-    heads, has no role. A transformer's attention, projections included, is what it has in the place of a token mixer.
+    An operation mixes tokens if its path matches a pattern of ``tokens``, and channels if it matches one of
+    ``channels``. If neither matches, a depthwise convolution mixes tokens and a 1×1 convolution mixes channels. Other
+    operations, such as patch embeddings and heads, have no role. The attention of a transformer, projections included,
+    counts as token mixing.
 
     Raises:
         InputError: no operation mixes tokens, or none mixes channels.
     """
-    found: dict[tuple[str, Role], list[str]] = {}
+    groups: dict[tuple[str, Role], list[str]] = {}
     for name in dict.fromkeys(site.module for site in sites if site.kind.is_weight):
         role = _role(name, model.get_submodule(name), tokens, channels)
         if role is not None:
-            found.setdefault((depth.owners[name], role), []).append(name)
-    for wanted, option, patterns in (("token", "--token-mixing", tokens), ("channel", "--channel-mixing", channels)):
-        if not any(role == wanted for _, role in found):
+            groups.setdefault((depth.owners[name], role), []).append(name)
+    for required, option, patterns in (("token", "--token-mixing", tokens), ("channel", "--channel-mixing", channels)):
+        if not any(role == required for _, role in groups):
             raise InputError(
-                f"no linear and no convolution of this model is known to mix {wanted}s: none matches "
+                f"expected linears or convolutions that mix {required}s, found none: no path matches "
                 f"{', '.join(patterns)}",
                 where="--hessian",
                 fix=f"name them with {option} PATTERN; qplug inspect MODEL lists the operations",
             )
-    return {key: tuple(names) for key, names in found.items()}
+    return {key: tuple(names) for key, names in groups.items()}
 
 
 def mixing_traces(
@@ -78,21 +79,21 @@ def mixing_traces(
     probes: int,
     seed: int = 0,
     advance: Callable[[int], None] | None = None,
-) -> list[Mixing]:
-    """The Hessian trace of each of ``groups``, which ``mixers`` found, in their order.
+) -> list[MixerTrace]:
+    """The Hessian trace of each of the ``groups`` of ``mixers``, in their order.
 
-    Hutchinson's estimate with Rademacher vectors, until a further one moves no group's running mean by more than 1e-3
-    of it (see ``hessian_traces``); the loss is the cross-entropy against the model's own top-1, which needs no labels
-    [ours].
+    Hutchinson's estimate with Rademacher vectors. It stops when one more vector moves no group's running mean by more
+    than 1e-3 of that mean (see ``hessian_traces``). The loss is the cross-entropy against the model's own top-1, which
+    needs no labels [ours].
 
     Args:
-        model: the float model, in eval mode.
+        model: float model in eval mode.
         groups: (block, role) → paths of operations.
-        depth: where the blocks stand.
-        batches: images (B, C, H, W) float32, iterated anew for every probe.
-        probes: at most.
-        seed: of the vectors.
-        advance: is told how many probes are done.
+        depth: positions of the blocks.
+        batches: images (B, C, H, W) float32, iterated once for each probe.
+        probes: number of random vectors, at most.
+        seed: seed of the vectors.
+        advance: called with the number of finished probes.
     """
     parameters = {
         f"{block}/{role}": [
@@ -102,7 +103,7 @@ def mixing_traces(
     }
     traces = hessian_traces(model, parameters, batches, probes=probes, seed=seed, advance=advance)
     return [
-        Mixing(block, depth.positions[block], role, names, traces[f"{block}/{role}"])
+        MixerTrace(block, depth.positions[block], role, names, traces[f"{block}/{role}"])
         for (block, role), names in groups.items()
     ]
 

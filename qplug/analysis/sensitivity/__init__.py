@@ -1,4 +1,4 @@
-"""How sensitive each site is: the measures of ``qplug sensitivity``.
+"""Sensitivity of each site: the measures of ``qplug sensitivity``.
 
-``measure`` has the order, ``single`` quantizes one site at a time, ``correlation`` ranks the measures.
+``measure`` runs the measurements, ``single`` quantizes one site at a time, ``correlation`` correlates the measures.
 """

@@ -1,4 +1,4 @@
-"""Whether one measure of sensitivity predicts another: rank correlations over sites."""
+"""Rank correlations over sites between measures of sensitivity."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-FEWEST = 3
-"""Two sites correlate perfectly, whatever they are."""
+FEWEST_SITES = 3
+"""Two sites always correlate perfectly."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class Correlation:
 
     Attributes:
         one, other: names of the measures.
-        rho: −1 … 1, mean ranks for ties; NaN for fewer than three sites, or where a measure is the same for all.
-        p: two-sided, of ρ = 0, not corrected for the number of pairs; NaN with ``rho``.
-        n: sites.
+        rho: −1 … 1, with mean ranks for equal values; NaN for fewer than three sites or for a constant measure.
+        p: two-sided p-value of ρ = 0, not corrected for the number of pairs; NaN if ``rho`` is.
+        n: number of sites.
     """
 
     one: str
@@ -30,16 +30,16 @@ class Correlation:
 
 
 def correlations(columns: Mapping[str, Sequence[float]]) -> list[Correlation]:
-    """Every pair of measures, in the order given (Spearman 1904; ``scipy.stats.spearmanr``).
+    """Correlation of every pair of measures, in their order (Spearman 1904; ``scipy.stats.spearmanr``).
 
     Args:
-        columns: measure → its value at every site, all equally long; infinite values rank at the end.
+        columns: measure → its values, one for each site; infinite values rank last.
     """
     return [_spearman(one, columns[one], other, columns[other]) for one, other in combinations(columns, 2)]
 
 
 def _spearman(one: str, x: Sequence[float], other: str, y: Sequence[float]) -> Correlation:
-    if len(x) < FEWEST or len(set(x)) == 1 or len(set(y)) == 1:
+    if len(x) < FEWEST_SITES or len(set(x)) == 1 or len(set(y)) == 1:
         return Correlation(one, other, math.nan, math.nan, len(x))
     from scipy.stats import spearmanr
 

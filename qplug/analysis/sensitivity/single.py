@@ -1,4 +1,4 @@
-"""One site quantized at a time: what it alone does to the logits."""
+"""Quantization of one site at a time, and its effect on the logits."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from qplug.quantization.plan import Decision, Plan
 
 @dataclass
 class Effect:
-    """How far logits moved from the float model's, summed up batch by batch: logits of all sites are never kept.
+    """Difference from the float model's logits, summed batch by batch so that logits of all sites need no memory.
 
     Attributes:
-        images: seen so far.
-        agreeing: images whose top-1 is still the float model's.
+        images: number of images so far.
+        agreeing: number of images with the float model's top-1.
         signal: Σy² of the float logits.
         noise: Σ(y − ŷ)².
     """
@@ -35,7 +35,7 @@ class Effect:
     task: Task = CLASSIFICATION
 
     def add(self, float_: Tensor, quantized: Tensor) -> None:
-        """Take in a batch of logits, (B, classes) or (B, 2, L) each."""
+        """Add a batch of outputs, (B, …) each."""
         signal, noise = self.task.energies(float_, quantized)
         self.images += len(float_)
         self.agreeing += self.task.agreement(float_, quantized)
@@ -44,12 +44,12 @@ class Effect:
 
     @property
     def drop(self) -> float:
-        """Share of images whose top-1 is no longer the float model's: 1 − agreement."""
+        """Share of images whose top-1 differs from the float model's: 1 − agreement."""
         return 1.0 - self.agreeing / self.images
 
     @property
     def logit_sqnr_db(self) -> float:
-        """10·log10(Σy²/Σ(y − ŷ)²) over all images and classes; +inf where nothing was lost."""
+        """10·log10(Σy²/Σ(y − ŷ)²) over all images and classes; +inf if they are equal."""
         if self.noise == 0.0:
             return math.inf
         return 10.0 * math.log10(self.signal / self.noise) if self.signal else -math.inf
@@ -65,19 +65,19 @@ def one_at_a_time(
 ) -> dict[str, Effect]:
     """Quantize each site alone, everything else in float, and compare outputs.
 
-    The float outputs of a batch are computed once, every image is decoded once whatever the number of sites, and one
-    batch is in memory at a time.
+    The float outputs of a batch are computed once for all sites. Each image is decoded once. One batch is in memory at
+    a time.
 
     Args:
-        model: the float model (eval mode, attention explicit); as it was when this returns.
+        model: float model (eval mode, attention explicit); unchanged afterwards.
         backend: executes each quantized operation.
         decisions: one for each site.
         batches: images (B, C, H, W) float32, iterated once.
-        advance: is told how many sites are done, counted over all batches.
-        task: what the outputs are.
+        advance: called with the number of finished sites, counted over all batches.
+        task: of the outputs.
 
     Returns:
-        The effect of each site, by its name.
+        Name of each site → its effect.
     """
     effects = {decision.site.name: (decision, Effect(task=task)) for decision in decisions}
     done = 0
@@ -94,7 +94,7 @@ def one_at_a_time(
 
 
 def refusal(model: nn.Module, backend: Backend, decision: Decision) -> str | None:
-    """Why the backend cannot execute this site quantized; ``None`` where it can. Found without a forward."""
+    """The reason why the backend cannot quantize this site, ``None`` if it can. Needs no forward."""
     try:
         with quantized(model, backend, decision):
             return None
@@ -104,10 +104,10 @@ def refusal(model: nn.Module, backend: Backend, decision: Decision) -> str | Non
 
 @contextmanager
 def quantized(model: nn.Module, backend: Backend, decision: Decision) -> Iterator[None]:
-    """Within it, ``model`` has this one site quantized; the operation that reads it is put back afterwards.
+    """Context in which this one site of ``model`` is quantized; its operation is restored afterwards.
 
-    Copies nothing: a backend replaces the operation and keeps its parameters (1 to 3 ms, where a forward of DeiT-Ti on
-    32 images takes 600).
+    Copies no parameters: the backend replaces the operation and reuses its parameters. This takes 1 to 3 ms; a forward
+    of DeiT-Ti on 32 images takes 600 ms.
     """
     path = decision.site.module
     original = model.get_submodule(path)

@@ -1,1 +1,1 @@
-"""What the command line shows: tables as plain values, and a screen that prints them for people or for pipes."""
+"""Output of the commands: tables as plain values, pictures, and a screen that prints for people or for pipes."""

@@ -1,4 +1,4 @@
-"""What ``qplug inspect --ranges`` and ``--hessian`` found, as values and as tables."""
+"""Results of ``qplug inspect --ranges`` and ``--hessian``, as values and as tables."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from qplug.cli.report.screen import Table
 from qplug.cli.report.sensitivity import LOSS
 
 if TYPE_CHECKING:
-    from qplug.analysis.ranges.activations import Range
-    from qplug.analysis.ranges.analyze import Look, RangeAnalysis
-    from qplug.analysis.ranges.mixing import Mixing, Role
+    from qplug.analysis.ranges.activations import ActivationRange
+    from qplug.analysis.ranges.analyze import ModelAnalysis, RangeAnalysis
+    from qplug.analysis.ranges.mixing import MixerTrace, Role
 
 ROLES: tuple[Role, ...] = ("token", "channel")
 
 
-def summary(found: RangeAnalysis) -> dict[str, Any]:
-    """Everything that ``--json`` prints; positions are fractions of the depth, between 0 and 1."""
+def analysis_summary(analysis: RangeAnalysis) -> dict[str, Any]:
+    """The object that ``--json`` prints; positions are fractions of the depth, between 0 and 1."""
     from qplug.analysis.ranges.activations import PERCENTILE, SAMPLED
 
-    request = found.request
+    request = analysis.request
     ranges = {"percentile": PERCENTILE, "values_at_most": SAMPLED} if request.ranges else None
     hessian = {
         "loss": LOSS,
@@ -33,144 +33,146 @@ def summary(found: RangeAnalysis) -> dict[str, Any]:
     }
     return {
         "status": "done",
-        "model": found.model,
-        "fingerprint": found.fingerprint,
+        "model": analysis.model,
+        "fingerprint": analysis.fingerprint,
         "protocol": {
-            "images": found.images,
+            "images": analysis.images,
             "seed": request.seed,
             "ranges": ranges,
             "hessian": hessian if request.hessian_probes else None,
         },
-        **{name: _look(look) for name, look in found.looks.items()},
-        "seconds": found.seconds,
-        "warnings": found.warnings,
+        **{name: _model_summary(model) for name, model in analysis.models.items()},
+        "seconds": analysis.seconds,
+        "warnings": analysis.warnings,
     }
 
 
-def _look(look: Look) -> dict[str, Any]:
+def _model_summary(model: ModelAnalysis) -> dict[str, Any]:
     return {
-        "origin": look.origin,
-        "changes": [asdict(change) for change in look.changes],
-        "ranges": [asdict(one) for one in look.ranges],
+        "origin": model.label,
+        "changes": [asdict(change) for change in model.changes],
+        "ranges": [asdict(activation) for activation in model.ranges],
         "hessian": [
             {
-                "block": one.block,
-                "position": one.position,
-                "mixing": one.role,
-                "operations": list(one.operations),
-                "parameters": one.trace.parameters,
-                "trace": one.trace.value,
-                "standard_error": one.trace.standard_error,
-                "per_parameter": one.trace.per_parameter,
-                "probes": one.trace.probes,
+                "block": mixer.block,
+                "position": mixer.position,
+                "mixing": mixer.role,
+                "operations": list(mixer.operations),
+                "parameters": mixer.trace.parameters,
+                "trace": mixer.trace.value,
+                "standard_error": mixer.trace.standard_error,
+                "per_parameter": mixer.trace.per_parameter,
+                "probes": mixer.trace.probes,
             }
-            for one in look.mixing
+            for mixer in model.mixing
         ],
     }
 
 
-def analysis_tables(found: RangeAnalysis) -> list[Table]:
-    """The ranges, before and after side by side, and the traces of each model."""
-    tables = [_ranges(found)] if found.request.ranges else []
-    if found.request.hessian_probes:
-        tables += [_mixing(found, name, look) for name, look in found.looks.items()]
+def analysis_tables(analysis: RangeAnalysis) -> list[Table]:
+    """A table of ranges, before and after side by side, and a table of traces for each model."""
+    tables = [_ranges(analysis)] if analysis.request.ranges else []
+    if analysis.request.hessian_probes:
+        tables += [_mixing(analysis, name, model) for name, model in analysis.models.items()]
     return tables
 
 
-def over_all(mixing: Sequence[Mixing], role: Role) -> float:
-    """The mean trace per parameter of all mixers of one role."""
-    traces = [one.trace for one in mixing if one.role == role]
+def over_all(mixing: Sequence[MixerTrace], role: Role) -> float:
+    """Mean trace per parameter of all mixers of one role."""
+    traces = [mixer.trace for mixer in mixing if mixer.role == role]
     return sum(trace.value for trace in traces) / sum(trace.parameters for trace in traces)
 
 
-def _ranges(found: RangeAnalysis) -> Table:
+def _ranges(analysis: RangeAnalysis) -> Table:
     from qplug.analysis.ranges.activations import SAMPLED
 
-    looks = found.looks
+    models = analysis.models
     numbers: tuple[str, ...]
     rows: list[tuple[str, ...]]
-    if "after" in looks:
+    if "after" in models:
         numbers = ("depth (%)", "max |x| before", "max |x| after", "99 % of |x| before", "99 % of |x| after")
-        pairs = _paired(looks["before"].ranges, looks["after"].ranges)
+        pairs = _paired(models["before"].ranges, models["after"].ranges)
         rows = [_both(before, after) for before, after in pairs]
     else:
         numbers = ("depth (%)", "min", "1 %", "99 %", "max", "max |x|", "99 % of |x|")
         rows = [
             (
-                *(one.name, one.kind, f"{100 * one.position:.1f}", f"{one.low:,.2f}", f"{one.percentile_low:,.2f}"),
-                *(f"{one.percentile_high:,.2f}", f"{one.high:,.2f}", f"{one.largest:,.2f}", f"{one.percentile:,.2f}"),
+                *(x.name, x.kind, f"{100 * x.position:.1f}", f"{x.low:,.2f}", f"{x.percentile_low:,.2f}"),
+                *(f"{x.percentile_high:,.2f}", f"{x.high:,.2f}", f"{x.largest:,.2f}", f"{x.percentile:,.2f}"),
             )
-            for one in looks["before"].ranges
+            for x in models["before"].ranges
         ]
     notes = [
-        "percentiles of the values of all images together, in the model's own units; depth: the share of the model "
-        "behind it, of which operations share their block's evenly",
-        f"protocol: {found.images} images; seed {found.request.seed}; extremes of every value, percentiles of at most "
-        f"{SAMPLED:,} of each activation; inputs of Softmax and LayerNorm are not shown",
-        *_origins(found),
+        "1 %, 99 %: percentiles of the values over all images",
+        "depth: share of the model up to the operation's output; the operations of a block divide its share evenly",
+        f"protocol: {analysis.images} images; seed {analysis.request.seed}; percentiles of at most {SAMPLED:,} values "
+        "of each activation; without the inputs of Softmax and LayerNorm",
+        *_changes(analysis),
     ]
-    return Table(f"Ranges of the activations of {found.model}", ("site", "kind", *numbers), rows, numbers, notes)
+    return Table(f"Activation ranges of {analysis.model}", ("site", "kind", *numbers), rows, numbers, notes)
 
 
-def _both(before: Range | None, after: Range | None) -> tuple[str, ...]:
-    one = after or before
-    assert one is not None
-    cells = [f"{value:,.2f}" if value is not None else "" for value in (_of(before, after, "largest"))]
-    cells += [f"{value:,.2f}" if value is not None else "" for value in (_of(before, after, "percentile"))]
-    return (one.name, one.kind, f"{100 * one.position:.1f}", *cells)
+def _both(before: ActivationRange | None, after: ActivationRange | None) -> tuple[str, ...]:
+    site = after or before
+    assert site is not None
+    values = [
+        getattr(activation, name) if activation is not None else None
+        for name in ("largest", "percentile")
+        for activation in (before, after)
+    ]
+    cells = [f"{value:,.2f}" if value is not None else "" for value in values]
+    return (site.name, site.kind, f"{100 * site.position:.1f}", *cells)
 
 
-def _of(before: Range | None, after: Range | None, name: str) -> list[float | None]:
-    return [getattr(one, name) if one is not None else None for one in (before, after)]
-
-
-def _paired(before: Sequence[Range], after: Sequence[Range]) -> Iterator[tuple[Range | None, Range | None]]:
-    """Both in one order: those of one name side by side, and what a rewriting replaced before what it brought."""
-    names, others = ([one.name for one in side] for side in (before, after))
-    for tag, i, j, k, m in SequenceMatcher(a=names, b=others, autojunk=False).get_opcodes():
+def _paired(
+    before: Sequence[ActivationRange], after: Sequence[ActivationRange]
+) -> Iterator[tuple[ActivationRange | None, ActivationRange | None]]:
+    """Ranges of the same name as pairs; a removed site precedes the sites that replace it."""
+    old, new = ([activation.name for activation in side] for side in (before, after))
+    for tag, i, j, k, m in SequenceMatcher(a=old, b=new, autojunk=False).get_opcodes():
         if tag == "equal":
             yield from zip(before[i:j], after[k:m], strict=True)
         else:
-            yield from ((one, None) for one in before[i:j])
-            yield from ((None, one) for one in after[k:m])
+            yield from ((activation, None) for activation in before[i:j])
+            yield from ((None, activation) for activation in after[k:m])
 
 
-def _mixing(found: RangeAnalysis, name: str, look: Look) -> Table:
-    columns = ("block", "depth (%)", "token/n", "± s.e.", "channel/n", "± s.e. (channel)", "token/channel")
+def _mixing(analysis: RangeAnalysis, name: str, model: ModelAnalysis) -> Table:
+    columns = ("block", "depth (%)", "token", "± error", "channel", "± error (channel)", "token/channel")
     rows = []
-    for block in dict.fromkeys(one.block for one in look.mixing):
-        here = {one.role: one for one in look.mixing if one.block == block}
-        cells = [cell for role in ROLES for cell in _trace(here.get(role))]
-        both = len(here) == 2 and here["channel"].trace.value
-        ratio = f"{here['token'].trace.per_parameter / here['channel'].trace.per_parameter:.1f}" if both else ""
-        rows.append((block, f"{100 * next(iter(here.values())).position:.1f}", *cells, ratio))
-    token, channel = (over_all(look.mixing, role) for role in ROLES)
-    probes = look.mixing[0].trace.probes
-    times = f", {token / channel:.1f} times as much" if channel > 0 else ""
+    for block in dict.fromkeys(mixer.block for mixer in model.mixing):
+        by_role = {mixer.role: mixer for mixer in model.mixing if mixer.block == block}
+        cells = [cell for role in ROLES for cell in _trace(by_role.get(role))]
+        both = len(by_role) == 2 and by_role["channel"].trace.value
+        ratio = f"{by_role['token'].trace.per_parameter / by_role['channel'].trace.per_parameter:.1f}" if both else ""
+        rows.append((block, f"{100 * next(iter(by_role.values())).position:.1f}", *cells, ratio))
+    token, channel = (over_all(model.mixing, role) for role in ROLES)
+    probes = model.mixing[0].trace.probes
+    ratio = f"; ratio {token / channel:.1f}" if channel > 0 else ""
     notes = [
-        f"over all blocks: token-mixing {token:.2e}, channel-mixing {channel:.2e}: token{times}",
-        "token/n and channel/n: the trace of d²L/dW² over all n weights and biases of a block's mixers of that kind, "
-        f"in nats per weight² and parameter; L = {LOSS}",
-        f"protocol: {found.images} images; seed {found.request.seed}; {probes} Rademacher vectors, at most "
-        f"{found.request.hessian_probes}",
+        f"all blocks: token mixers {token:.2e}, channel mixers {channel:.2e}{ratio}",
+        "token, channel: trace of d²L/dW² over all weights and biases of the mixers, divided by their number, in nats "
+        f"per weight²; ± error: standard error; L = {LOSS}",
+        f"protocol: {analysis.images} images; seed {analysis.request.seed}; {probes} Rademacher vectors, at most "
+        f"{analysis.request.hessian_probes}",
     ]
-    title = f"Hessian traces of the mixers of {found.model}"
-    if "after" in found.looks:
+    title = f"Hessian traces of the mixers of {analysis.model}"
+    if "after" in analysis.models:
         title += f", {name}"
-        notes += _origins(found) if name == "after" else []
+        notes += _changes(analysis) if name == "after" else []
     return Table(title, columns, rows, columns[1:], notes)
 
 
-def _trace(one: Mixing | None) -> tuple[str, str]:
-    if one is None:
+def _trace(mixer: MixerTrace | None) -> tuple[str, str]:
+    if mixer is None:
         return "", ""
-    return f"{one.trace.per_parameter:.2e}", f"{one.trace.standard_error / one.trace.parameters:.0e}"
+    return f"{mixer.trace.per_parameter:.2e}", f"{mixer.trace.standard_error / mixer.trace.parameters:.0e}"
 
 
-def _origins(found: RangeAnalysis) -> list[str]:
-    """What the rewritten model is, and what was changed in it."""
-    if "after" not in found.looks:
+def _changes(analysis: RangeAnalysis) -> list[str]:
+    """Label of the rewritten model, and its changes."""
+    if "after" not in analysis.models:
         return []
-    after = found.looks["after"]
+    after = analysis.models["after"]
     counted = Counter(f"{change.technique}: {change.reason}" for change in after.changes)
-    return [f"after: {after.origin}", *(f"{count} × {what}" for what, count in counted.items())]
+    return [f"after: {after.label}", *(f"{count} × {change}" for change, count in counted.items())]

@@ -1,4 +1,4 @@
-"""What is installed, as values for ``--json`` and as tables."""
+"""Installed plugins and techniques, as values for ``--json`` and as tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("
 
 
 def plugins(registry: Registry) -> list[dict[str, Any]]:
-    """Every entry point, with what it offers and, where it failed, why."""
+    """All entry points: their components, or the error that kept a plugin from loading."""
     offers: dict[str, list[str]] = {}
     for key, owner in registry.owners.items():
         offers.setdefault(owner.name, []).append(key)
@@ -35,55 +35,55 @@ def plugins(registry: Registry) -> list[dict[str, Any]]:
 
 
 def plugins_table(registry: Registry) -> Table:
-    """One row a plugin; the reasons of those that failed stand below."""
+    """One row for each plugin; notes give the error of a plugin that failed to load."""
     rows: list[tuple[str, ...]] = []
     for row in plugins(registry):
         counts: dict[str, int] = {}
         for offer in row["offers"]:
             kind = offer.partition(":")[0]
             counts[kind] = counts.get(kind, 0) + 1
-        what = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items())
+        offers = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items())
         state = "broken" if row["error"] else "ok"
-        rows.append((row["name"], row["distribution"], row["version"], state, what or "nothing"))
+        rows.append((row["name"], row["distribution"], row["version"], state, offers or "nothing"))
     notes = [f"{plugin}: {plugin.error}" for plugin in registry.broken()]
     return Table("Plugins", ("plugin", "distribution", "version", "state", "offers"), rows, notes=notes)
 
 
 def technique(registry: Registry, name: str) -> dict[str, Any]:
     """One technique with its parameters; raises ``InputError`` for a name that is not installed."""
-    found = registry.techniques.get(name)
-    if found is None:
+    technique_class = registry.techniques.get(name)
+    if technique_class is None:
         for plugin in registry.broken():
             if plugin.name == name.partition(".")[0]:
-                raise InputError(f"'{name}' belongs to plugin {plugin}, which cannot be used: {plugin.error}")
+                raise InputError(f"'{name}' belongs to plugin {plugin}, which failed to load: {plugin.error}")
         fix = did_you_mean(name, registry.techniques) or "'qplug techniques' lists the installed ones"
         raise InputError(f"there is no technique '{name}'", fix=fix)
     return {
-        **_head(found, registry.owner(found)),
-        "about": inspect.getdoc(found) or "",
-        "parameters": parameters(found),
+        **_head(technique_class, registry.owner(technique_class)),
+        "about": inspect.getdoc(technique_class) or "",
+        "parameters": parameters(technique_class),
     }
 
 
 def techniques(registry: Registry) -> list[dict[str, Any]]:
-    """Every technique: name, plugin, paper, hooks, first line of its description."""
-    return [_head(found, registry.owner(found)) for _, found in sorted(registry.techniques.items())]
+    """All techniques: name, plugin, paper, hooks and first line of the description."""
+    return [_head(technique, registry.owner(technique)) for _, technique in sorted(registry.techniques.items())]
 
 
-def _head(found: type[Technique], plugin: Plugin | None) -> dict[str, Any]:
-    hooks = sorted(name for name in dir(found) if hasattr(getattr(found, name), "qplug_impl"))
+def _head(technique: type[Technique], plugin: Plugin | None) -> dict[str, Any]:
+    hooks = sorted(name for name in dir(technique) if hasattr(getattr(technique, name), "qplug_impl"))
     return {
-        "name": found.name(),
-        "summary": (inspect.getdoc(found) or "").partition("\n")[0],
-        "paper": found.paper or None,
+        "name": technique.name(),
+        "summary": (inspect.getdoc(technique) or "").partition("\n")[0],
+        "paper": technique.paper or None,
         "plugin": str(plugin) if plugin else None,
         "hooks": hooks,
     }
 
 
-def parameters(found: type[Technique]) -> list[dict[str, Any]]:
-    """Name, type with bounds, default and description (with the unit) of every parameter but the tag."""
-    schema = found.Config.model_json_schema()
+def parameters(technique: type[Technique]) -> list[dict[str, Any]]:
+    """Name, type with bounds, default and description (with the unit) of all parameters except the tag."""
+    schema = technique.Config.model_json_schema()
     required = set(schema.get("required", ()))
     return [
         {
@@ -94,7 +94,7 @@ def parameters(found: type[Technique]) -> list[dict[str, Any]]:
             "description": field.get("description", ""),
         }
         for name, field in schema.get("properties", {}).items()
-        if name != found.tag
+        if name != technique.tag
     ]
 
 
@@ -123,28 +123,34 @@ def _type(field: dict[str, Any], schema: dict[str, Any]) -> str:
 
 
 def techniques_table(registry: Registry) -> Table:
-    """One row a technique."""
-    rows = [(row["name"], row["summary"], row["plugin"] or "", row["paper"] or "") for row in techniques(registry)]
-    notes = ["'qplug techniques NAME' shows parameters and hooks"] if rows else ["no technique is installed"]
-    return Table("Techniques", ("technique", "what it does", "plugin", "paper"), rows, notes=notes)
+    """One row for each technique; the name of its plugin is the first part of its name."""
+    rows = [(row["name"], _without_markup(row["summary"]), row["paper"] or "") for row in techniques(registry)]
+    hint = "'qplug techniques NAME' shows the plugin, the parameters and the hooks of a technique"
+    notes = [hint] if rows else ["no technique is installed"]
+    return Table("Techniques", ("technique", "what it does", "paper"), rows, notes=notes)
 
 
 def technique_tables(registry: Registry, name: str) -> list[Table]:
-    """What a technique is, and its parameters."""
+    """Paper, plugin, hooks and description of a technique, then its parameters."""
     row = technique(registry, name)
     facts = [
         ("paper", row["paper"] or "none named"),
         ("plugin", row["plugin"] or "none"),
         ("hooks", ", ".join(row["hooks"])),
     ]
-    about = Table(row["name"], (), facts, prose=row["about"])
+    about = Table(row["name"], (), facts, prose=_without_markup(row["about"]))
     cells = [
-        (p["name"], p["type"], "required" if p["required"] else _value(p["default"]), p["description"])
+        (p["name"], p["type"], "required" if p["required"] else _value(p["default"]), _without_markup(p["description"]))
         for p in row["parameters"]
     ]
     if not cells:
-        return [about, Table("", notes=["It has no parameters."])]
+        return [about, Table("", notes=["no parameters"])]
     return [about, Table("Parameters", ("parameter", "values", "default", "meaning"), cells)]
+
+
+def _without_markup(text: str) -> str:
+    """The text with single quotes in place of the double backquotes of docstrings."""
+    return text.replace("``", "'")
 
 
 def _value(value: Any) -> str:

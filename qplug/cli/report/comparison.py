@@ -13,18 +13,19 @@ from qplug.cli.report.screen import Table
 from qplug.quantization.accounting import Convention
 
 if TYPE_CHECKING:
-    from qplug.analysis.compare import Group, Row
+    from qplug.analysis.compare import ComparisonRow, Group
 
 Values = dict[str, Any]
 BEST_IS_LEAST = {"size_mb", "bops_g", "drop", "published_drop", "seconds", "peak_memory_mb"}
 BEST_IS_LEAST |= {"bits_weights", "bits_activations"}
-TIES = "rows that share a letter are ties: exact test over images (p ≥ 0.05), or 95 % of Student's t over seeds hold 0"
+SAME_LETTER = "rows with the same letter do not differ significantly (5 %)"
+"""With one seed by an exact test over images, with several by Student's t over seeds."""
 
 
 def values(groups: Iterable[Group], convention: Convention) -> list[Values]:
-    """One flat mapping a row, for ``--json``, ``--csv``, ``--sort`` and ``--where``; shares are fractions.
+    """One flat mapping for each row, for ``--json``, ``--csv``, ``--sort`` and ``--where``.
 
-    Sizes and bit operations are those that ``convention`` counts.
+    Shares are fractions between 0 and 1. ``convention`` counts sizes and bit operations.
     """
     return [
         _values(group, row, tie, convention)
@@ -33,7 +34,7 @@ def values(groups: Iterable[Group], convention: Convention) -> list[Values]:
     ]
 
 
-def _values(group: Group, row: Row, tie: str, convention: Convention) -> Values:
+def _values(group: Group, row: ComparisonRow, tie: str, convention: Convention) -> Values:
     top1 = row.mean("quantized.top1")
     return {
         "name": row.name,
@@ -66,7 +67,7 @@ def _values(group: Group, row: Row, tie: str, convention: Convention) -> Values:
     }
 
 
-def _published(row: Row) -> Values:
+def _published(row: ComparisonRow) -> Values:
     figure = paper_figure(row)
     top1 = None if figure is None or figure.top1 is None else figure.top1 / 100
     float_top1 = None if figure is None or figure.float_top1 is None else figure.float_top1 / 100
@@ -78,73 +79,78 @@ def _published(row: Row) -> Values:
     }
 
 
-TUNED = "fine-tuned"
-"""Title of the column for the float model behind a fine-tune, which is shown where a row has one."""
+FINE_TUNED = "fine-tuned"
+"""Column of the fine-tuned float model; hidden if no row has one."""
 
-COLUMNS: list[tuple[str, Callable[[Values], str]]] = [  # of ``values``, and the ``letter`` of the protocol
+COLUMNS: list[tuple[str, Callable[[Values], str]]] = [  # title, and cell by ``values`` and the protocol's ``letter``
     ("recipe", lambda v: v["name"]),
     ("bits", lambda v: v["bits"]),
-    ("P", lambda v: v["letter"]),
-    ("MB", lambda v: number(v["size_mb"])),
-    ("GBOPs", lambda v: number(v["bops_g"], digits=1)),
-    ("quantized", lambda v: percent(v["coverage"], 1)),
-    (TUNED, lambda v: _with_spread(v, "finetuned_top1")),
+    ("protocol", lambda v: v["letter"]),
+    (FINE_TUNED, lambda v: _with_spread(v, "finetuned_top1")),
     ("top-1", lambda v: _with_spread(v, "top1")),
-    ("drop", lambda v: _points(v["drop"])),
+    ("points lost", lambda v: _points(v["drop"])),
+    ("same as", lambda v: v["tie"]),
     ("agreement", lambda v: percent(v["agreement"], 1)),
     ("SQNR", lambda v: number(v["logit_sqnr_db"], "dB", 1)),
+    ("MB", lambda v: number(v["size_mb"])),
+    ("GBOPs", lambda v: operations(v["bops_g"])),
+    ("MACs quantized", lambda v: percent(v["coverage"], 1)),
     ("seconds", lambda v: number(v["seconds"], digits=1)),
     ("memory", lambda v: number(v["peak_memory_mb"], "MB", 0)),
-    ("tie", lambda v: v["tie"]),
 ]
-RIGHT = tuple(title for title, _ in COLUMNS if title not in ("recipe", "P", "tie"))
+RIGHT = tuple(title for title, _ in COLUMNS if title not in ("recipe", "protocol", "same as"))
+PAPER_COLUMNS = ("recipe", "model", "paper", "published", "points lost there", "measured", "points lost here")
 
 
-def bits(row: Row) -> str:
-    """``W4A4``: as the recipe asks, whose few exceptions are part of the protocol; means where bits were allocated."""
+def operations(giga: float | None) -> str:
+    """Bit operations in G: embedded models have thousandths, and timm's models thousands."""
+    return number(giga, digits=1 if giga is not None and giga >= 100 else 3)
+
+
+def bits(row: ComparisonRow) -> str:
+    """``W4A4``: the bits of the recipe, without its exceptions; mean bits if a technique allocated them."""
     allocated = row.runs[0].metrics.get("bits.by", "recipe") != "recipe"
     text = ""
     for side in ("weights", "activations"):
-        asked, mean = row.runs[0].recipe["quantize"][side]["bits"], row.mean(f"bits.{side}_mean") or 0.0
-        whole = asked if abs(mean - asked) < 0.5 else format(mean, ".3g")
+        requested, mean = row.runs[0].recipe["quantize"][side]["bits"], row.mean(f"bits.{side}_mean") or 0.0
+        whole = requested if abs(mean - requested) < 0.5 else format(mean, ".3g")
         text += f"{side[0].upper()}{mean:.2f}" if allocated else f"{side[0].upper()}{whole}"
     return text
 
 
 def comparison_tables(groups: Sequence[Group], rows: Sequence[Values], convention: Convention) -> list[Table]:
-    """One table a group, the float model first.
+    """One table for each group, the float model first, and a last table of the protocols.
 
     Args:
-        groups: where the float model's figures come from.
-        rows: of ``values``, as sorted and filtered.
-        convention: that ``rows`` were counted by.
+        groups: groups of comparable rows, with the figures of their float model.
+        rows: sorted and filtered ``values``.
+        convention: convention that counted the costs in ``rows``.
     """
     letters: dict[str, str] = {}
     tables = []
     models = Counter(group.model for group in groups)
     for group in groups:
-        its = {str(row.runs[0].folder) for row in group.rows}
-        mine = [dict(row) for row in rows if row["folders"][0] in its]
-        if not mine:
+        folders = {str(row.runs[0].folder) for row in group.rows}
+        members = [dict(row) for row in rows if row["folders"][0] in folders]
+        if not members:
             continue
-        for row in mine:
+        for row in members:
             text = "; ".join(f"{name} {value}" for name, value in row["protocol"].items())
             row["letter"] = letters.setdefault(text, letter(len(letters)).upper())
-        which = f" ({group.evaluation[:8]}…)" if models[group.model] > 1 else ""
-        title = f"{group.model}: {group.images} images{which}, float top-1 {percent(group.float_top1, 1)}"
-        notes = [_seeds(mine), *([TIES] if any(row["tie"] for row in mine) else [])]
-        tuned = any(row["finetuned_top1"] is not None for row in mine)
-        columns = [(name, cell) for name, cell in COLUMNS if tuned or name != TUNED]
+        images = f" ({group.evaluation[:8]}…)" if models[group.model] > 1 else ""
+        title = f"{group.model}: {group.images} images{images}, float top-1 {percent(group.float_top1, 1)}"
+        notes = [_seeds(members), *([SAME_LETTER] if any(row["tie"] for row in members) else [])]
+        fine_tuned = any(row["finetuned_top1"] is not None for row in members)
+        columns = [(name, cell) for name, cell in COLUMNS if fine_tuned or name != FINE_TUNED]
         titles = [name for name, _ in columns]
-        cells = [_float_row(group, convention, titles)] + [tuple(cell(row) for _, cell in columns) for row in mine]
+        cells = [_float_row(group, convention, titles)] + [tuple(cell(row) for _, cell in columns) for row in members]
         tables.append(Table(title, titles, cells, [name for name in RIGHT if name in titles], notes))
     if tables:
         legend = [f"{sign}: {text}" for text, sign in letters.items()]
-        tables.append(
-            Table("Protocols", notes=[*legend, f"MB and BOPs, {convention}", "seconds as computed without a cache"])
-        )
-    if len(tables) > 2:
-        tables[-1].notes = [*tables[-1].notes, "models or images differ between the tables above: compare within each"]
+        notes = [*legend, f"MB and BOPs, {convention}", "seconds without the cache"]
+        if len(tables) > 1:
+            notes.append("the models or images of these tables differ: compare only the rows of one table")
+        tables.append(Table("Protocols", notes=notes))
     return tables
 
 
@@ -153,19 +159,19 @@ def _points(share: float | None, digits: int = 1) -> str:
 
 
 def _seeds(rows: Sequence[Values]) -> str:
+    """The note on seeds. For two seeds, t(0.975; 1)/√2 = 9.0 standard deviations are significant."""
     names: dict[str, list[str]] = {}
     for row in rows:
         names.setdefault(", ".join(map(str, row["seeds"])), []).append(row["name"])
     if len(names) > 1:
-        which = "; ".join(f"{', '.join(some)}: {seeds}" for seeds, some in names.items())
-        return f"means over seeds, which differ ({which}); ± is their standard deviation"
+        by_seeds = "; ".join(f"{', '.join(some)}: {seeds}" for seeds, some in names.items())
+        spread = "; ± is the standard deviation" if any("," in seeds for seeds in names) else ""
+        return f"rows with different seeds ({by_seeds}){spread}"
     (seeds,) = names
-    if seeds.count(",") == 1:
-        few = "of two, recipes differ where their difference is 9 times as large as its own ±"
-        return f"means over seeds {seeds}; ± is their standard deviation; {few}"
-    if "," in seeds:
-        return f"means over seeds {seeds}; ± is their standard deviation"
-    return f"seed {seeds} alone: how much the choice of calibration images moves a figure is not known"
+    if "," not in seeds:
+        return f"one seed only ({seeds}); --seeds 0,1,2 shows the spread"
+    two = "; with two seeds, only a difference of 9 times its own standard deviation is significant"
+    return f"mean over the seeds {seeds}; ± is the standard deviation{two if seeds.count(',') == 1 else ''}"
 
 
 def _with_spread(values: Values, key: str) -> str:
@@ -174,34 +180,34 @@ def _with_spread(values: Values, key: str) -> str:
 
 
 def _float_row(group: Group, convention: Convention, titles: Sequence[str]) -> tuple[str, ...]:
-    """Costs are empty where rows disagree on them: they are those of the model as it was rewritten."""
+    """Row of the float model. A cost that differs between runs stays empty: rewriting changed the float model."""
 
-    def agreed(key: str) -> float | None:
-        found = {run.metrics.get(convention.key(key)) for row in group.rows for run in row.runs}
-        return found.pop() if len(found) == 1 else None
+    def common(key: str) -> float | None:
+        figures = {run.metrics.get(convention.key(key)) for row in group.rows for run in row.runs}
+        return figures.pop() if len(figures) == 1 else None
 
-    known = {
+    cells = {
         "recipe": "float",
         "bits": "W32A32",
-        "MB": number(agreed("float.size_mb")),
-        "GBOPs": number(agreed("float.bops_g"), digits=1),
+        "MB": number(common("float.size_mb")),
+        "GBOPs": operations(common("float.bops_g")),
         "top-1": percent(group.float_top1, 1),
     }
-    return tuple(known.get(title, "") for title in titles)
+    return tuple(cells.get(title, "") for title in titles)
 
 
 def paper_table(rows: Iterable[Values]) -> Table:
-    """Published figures beside measured ones, and how the protocols differ; ``rows`` of ``values``."""
+    """Published figures beside the measured figures of ``values``, and the differences of protocol."""
     cells, notes = [], []
     for row in rows:
         name, model, paper = row["name"], row["model"], row["paper"]
         if paper is None:
             cells.append((name, model, "names no paper", "", "", "", ""))
             continue
-        theirs, loss = row["published_top1"], row["published_drop"]
-        published = ("not published", "–") if theirs is None else (_points(theirs, 2), _points(loss, 2))
+        top1, lost = row["published_top1"], row["published_drop"]
+        published = ("not published", "–") if top1 is None else (_points(top1, 2), _points(lost, 2))
         cells.append((name, model, paper, *published, _points(row["top1"]), _points(row["drop"])))
-        words = [f"{key}: {there} there, {here} here" for key, (there, here) in row["protocol_differences"].items()]
-        notes.append(f"{name}, {model}: {'; '.join(words) or 'no difference of protocol is named'}")
-    columns = ("recipe", "model", "paper", "published", "its drop", "measured", "our drop")
-    return Table("Published and measured top-1, %", columns, cells, columns[3:], list(dict.fromkeys(notes)))
+        words = [f"{key}: paper {there}, here {here}" for key, (there, here) in row["protocol_differences"].items()]
+        notes.append(f"{name}, {model}: {'; '.join(words) or 'the paper states no other protocol'}")
+    unique_notes = list(dict.fromkeys(notes))
+    return Table("Published and measured top-1, %", PAPER_COLUMNS, cells, PAPER_COLUMNS[3:], unique_notes)

@@ -1,6 +1,6 @@
-"""What the pictures share. Only modules of this package that end in ``picture`` import matplotlib.
+"""Shared by the pictures. Only the modules of this package that end in ``picture`` import matplotlib.
 
-They leave matplotlib's global state alone: no pyplot, no rcParams.
+They do not change matplotlib's global state: no pyplot, no rcParams.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 LARGEST = 60.0
-"""Inches."""
+"""Largest side of a picture, in inches."""
 
 
 def figure_of(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches, within ``LARGEST``."""
+    """An empty figure of ``width`` × ``height`` inches, at most ``LARGEST`` each."""
     figure = Figure(figsize=(min(width, LARGEST), min(height, LARGEST)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def bytes_of(figure: Figure, format: str) -> bytes:
-    """The figure as the bytes of a ``png`` or ``svg`` file, which hold no date."""
+    """The bytes of the figure as a ``png`` or ``svg`` file without a date, so that they are reproducible."""
     stream = io.BytesIO()
     figure.savefig(stream, format=format, metadata={"Date": None} if format == "svg" else None)
     return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Watches a run on stderr: bars on a terminal, else one line for each stage that took more than a second."""
+"""Progress of a run on stderr: bars on a terminal, else one line for each stage longer than a second."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from qplug.hooks.specs import hookimpl
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars, TaskID
 
-PATIENCE = 1.0
+SHORTEST_STAGE = 1.0
+"""Seconds; a shorter stage gets no line in a pipe."""
 
 
 class Progress:
-    """An observer of a run, and a context: bars appear inside it and are gone behind it."""
+    """Observer of a run, and context manager: the bars disappear when the context ends."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -32,7 +33,7 @@ class Progress:
             columns = (
                 TextColumn("{task.description:<22}"),
                 BarColumn(),
-                TextColumn("{task.completed:.0f}/{task.total}"),
+                TextColumn("{task.fields[count]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}", markup=False),
@@ -48,28 +49,29 @@ class Progress:
 
     @hookimpl
     def qplug_observe(self, event: Event) -> None:
-        """Show a stage that starts, advances or ends."""
+        """Draw a stage that starts, advances or ends."""
         if event.phase == "start":
             self._started[event.stage] = time.monotonic()
         if self._bars is not None:
             self._draw(self._bars, event)
         elif event.phase == "end":
             seconds = time.monotonic() - self._started.pop(event.stage, time.monotonic())
-            if seconds >= PATIENCE:
+            if seconds >= SHORTEST_STAGE:
                 note = f", {event.note}" if event.note else ""
                 print(f"{event.stage}: {seconds:.1f} s{note}", file=self.stream, flush=True)
 
     def advance(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Show progress of work that sends no events."""
+        """Draw the progress of work that sends no events."""
         if self._bars is not None:
             self._draw(self._bars, Event(stage, "advance", done, total, note))
 
     def _draw(self, bars: Bars, event: Event) -> None:
         if event.stage not in self._tasks:
-            self._tasks[event.stage] = bars.add_task(event.stage, total=event.total or None, note=event.note)
+            self._tasks[event.stage] = bars.add_task(event.stage, total=event.total or None, note=event.note, count="")
         task = self._tasks[event.stage]
         if event.phase == "advance":
-            bars.update(task, completed=event.done, total=event.total or None, note=event.note)
+            count = f"{event.done}/{event.total}" if event.total else str(event.done)
+            bars.update(task, completed=event.done, total=event.total or None, note=event.note, count=count)
         elif event.phase == "end":
-            total = next(known.total for known in bars.tasks if known.id == task) or 1
+            total = next(running.total for running in bars.tasks if running.id == task) or 1
             bars.update(task, completed=total, total=total, note=event.note)

@@ -1,4 +1,4 @@
-"""What a run found, as values and as tables."""
+"""Results of a run, as values and as tables."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qplug.cli.report.screen import Table
+from qplug.core.text import listed
 from qplug.core.types import OUT_OF_SCOPE
 from qplug.quantization.accounting import Convention
 
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
 
 Metrics = Mapping[str, Any]
 TRAININGS = {"finetune": "fine-tuning", "qat": "QAT"}
-"""Stages that train, and what tables call them."""
-_OPTIONAL = {"softmax_input": "Softmax", "layernorm_input": "LayerNorm"}
-_OWN = {"float", "quantized", "bits", "coverage", "images", "seconds", "cache", "finetune", "finetuned", "qat"}
-_OWN |= {"accounting", "size_mb", "bops_g", "bops_convention", "peak_memory_mb"}
+"""Stages that train, with their titles in tables."""
+_OPTIONAL_KINDS = {"softmax_input": "Softmax", "layernorm_input": "LayerNorm"}
+_OWN_METRICS = {"float", "quantized", "bits", "coverage", "images", "seconds", "cache", "finetune", "finetuned", "qat"}
+_OWN_METRICS |= {"accounting", "size_mb", "bops_g", "bops_convention", "peak_memory_mb"}
 
 
-def summary(result: RunResult) -> dict[str, Any]:
-    """Everything that ``qplug run --json`` prints."""
+def run_summary(result: RunResult) -> dict[str, Any]:
+    """The object that ``qplug run --json`` prints."""
     return {
         "status": "done",
         "folder": str(result.folder) if result.folder else None,
@@ -35,7 +36,7 @@ def summary(result: RunResult) -> dict[str, Any]:
 
 
 def decisions(result: RunResult) -> list[dict[str, Any]]:
-    """The plan, one entry for each kind of site, quantizer and technique."""
+    """The plan in short: one entry for each kind of site, kind of quantizer and technique."""
     groups: dict[tuple[str, str, str], list[int]] = {}
     for decision in result.plan:
         key = (decision.site.kind.value, decision.quantizer.kind, decision.technique)
@@ -54,7 +55,7 @@ def decisions(result: RunResult) -> list[dict[str, Any]]:
 
 
 def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
-    """Decisions by kind, time, results with the costs by one convention, and what must be known to read them."""
+    """Quantizers by kind of site, time of each stage, and results with the costs by one convention."""
     m = result.metrics
     bits = f"weights {number(m.get('bits.weights_mean'))}, activations {number(m.get('bits.activations_mean'))}"
     rows = [
@@ -65,15 +66,16 @@ def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
         ("logit SQNR", number(m.get("quantized.logit_sqnr_db"), "dB")),
         ("size", _size(m, convention)),
         ("bit operations", number(m.get(convention.key("bops_g")), "G", 3)),
-        ("both counted by", str(convention)),
+        ("counted by", str(convention)),
         ("mean bits", bits),
         ("MACs quantized", percent(m.get("coverage.macs"))),
-        ("images", f"{m.get('images.calibration', '–')} to calibrate, {m.get('images.evaluation', '–')} to measure"),
+        ("calibration images", str(m.get("images.calibration", "–"))),
+        ("evaluation images", str(m.get("images.evaluation", "–"))),
         *((title, _training(m, stage)) for stage, title in TRAININGS.items() if f"{stage}.steps" in m),
-        ("time", _seconds(m)),
+        ("time", _time(m)),
         ("peak memory", number(m.get("peak_memory_mb"), "MB", 0)),
     ]
-    rows += [(key, number(value)) for key, value in _others(m)]
+    rows += [(key, number(value)) for key, value in _plugin_metrics(m)]
     if result.folder:
         rows.append(("run folder", str(result.folder)))
     groups = decisions(result)
@@ -81,38 +83,34 @@ def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
         (g["kind"], str(g["sites"]), _span(g["bits_min"], g["bits_max"]), g["quantizer"], g["technique"])
         for g in groups
     ]
-    notes = [f"{count} × {what}" for what, count in Counter(_change(change) for change in result.plan.changes).items()]
+    changes = Counter(_change(change) for change in result.plan.changes)
+    notes = [f"{count} × {change}" for change, count in changes.items()]
     protocol = "protocol: " + "; ".join(protocol_parts(groups, result))
     tables = [
-        Table("Decisions", ("kind", "sites", "bits", "quantizer", "technique"), by_kind, ("sites", "bits"), notes),
-        _times(m),
+        Table("Quantizers", ("kind", "sites", "bits", "quantizer", "technique"), by_kind, ("sites", "bits"), notes),
+        _stage_times(m),
         Table("Results", (), rows, notes=[protocol]),
     ]
     return [table for table in tables if table.rows]
 
 
 def protocol_parts(groups: Iterable[Mapping[str, Any]], result: RunResult) -> list[str]:
-    """Bits of every kind of operand, and what stays in float."""
+    """Bits of every kind of operand, and the sites and operations that stay in float."""
     spans: dict[str, tuple[int, int]] = {}
     for group in groups:
         low, high = spans.get(group["kind"], (group["bits_min"], group["bits_max"]))
         spans[group["kind"]] = (min(low, group["bits_min"]), max(high, group["bits_max"]))
     parts = [f"{kind} {_span(*span)} bits" for kind, span in spans.items()]
-    inputs = [name for kind, name in _OPTIONAL.items() if kind not in spans]
-    if inputs:
-        parts.append(f"inputs of {' and '.join(inputs)} in float")
+    float_inputs = [name for kind, name in _OPTIONAL_KINDS.items() if kind not in spans]
+    if float_inputs:
+        parts.append(f"inputs of {' and '.join(float_inputs)} in float")
     skipped = [name for name, reason in result.plan.float_sites.items() if reason != OUT_OF_SCOPE]
     if skipped:
-        parts.append(f"in float: {_first(skipped)}")
+        parts.append(f"in float: {listed(skipped, 4)}")
     if not result.float_macs:
-        return [*parts, "every MAC has both operands quantized"]
+        return [*parts, "both operands of every MAC quantized"]
     share = sum(result.float_macs.values()) / result.plan.total_macs if result.plan.total_macs else 0.0
-    return [*parts, f"{percent(share)} of the MACs in float: {_first(result.float_macs)}"]
-
-
-def _first(names: Iterable[str], count: int = 4) -> str:
-    known = list(names)
-    return ", ".join(known[:count]) + (f" and {len(known) - count} more" if len(known) > count else "")
+    return [*parts, f"{percent(share)} of the MACs in float: {listed(result.float_macs, 4)}"]
 
 
 def _change(change: Change) -> str:
@@ -120,7 +118,7 @@ def _change(change: Change) -> str:
 
 
 def _training(m: Metrics, stage: str) -> str:
-    """How long one was, and what it did to the loss and to the images that it was not shown."""
+    """Length of a training, its loss, and its accuracy on held-out images."""
     text = (
         f"{m[f'{stage}.epochs']} epochs of {m[f'{stage}.images']} images, {m[f'{stage}.steps']} steps: "
         f"loss {m[f'{stage}.loss_first']:.3f} → {m[f'{stage}.loss_last']:.3f}"
@@ -132,33 +130,29 @@ def _training(m: Metrics, stage: str) -> str:
     return text + (f"; {count} processes" if count > 1 else "")
 
 
-def _others(m: Metrics) -> Iterable[tuple[str, float]]:
-    """Measurements that plugins added."""
+def _plugin_metrics(m: Metrics) -> Iterable[tuple[str, float]]:
+    """Metrics that plugins added."""
     for key, value in m.items():
-        if key.partition(".")[0] not in _OWN and isinstance(value, (int, float)):
+        if key.partition(".")[0] not in _OWN_METRICS and isinstance(value, (int, float)):
             yield key, value
 
 
-def _times(m: Metrics) -> Table:
-    forward = m.get("float.forward_seconds")
-    rows = [(key.removeprefix("seconds."), *_cost(m[key], forward)) for key in m if key.startswith("seconds.")]
-    return Table("Time", ("stage", "seconds", "float forwards"), rows, right=("seconds", "float forwards"))
+def _stage_times(m: Metrics) -> Table:
+    rows = [(key.removeprefix("seconds."), f"{m[key]:.2f}") for key in m if key.startswith("seconds.")]
+    notes = ["seconds without the cache"] if m.get("cache.seconds_saved") else []
+    return Table("Time of each stage", ("stage", "seconds"), rows, ("seconds",), notes)
 
 
-def _cost(seconds: float, forward: float | None) -> tuple[str, str]:
-    return f"{seconds:.2f}", f"{seconds / forward:.1f}" if forward else "–"
-
-
-def _seconds(m: Metrics) -> str:
-    seconds, forward = m.get("seconds.total"), m.get("float.forward_seconds")
-    if seconds is None:
+def _time(m: Metrics) -> str:
+    """``took 184 s (the cache saved 147 s)``; ``seconds.total`` includes the seconds that the cache saved."""
+    total, saved = m.get("seconds.total"), m.get("cache.seconds_saved")
+    if total is None:
         return "–"
-    saved = m.get("cache.seconds_saved")
-    return (
-        f"{seconds:.1f} s"
-        + (f", {seconds / forward:.0f} float forwards" if forward else "")
-        + (f"; {saved:.1f} s of it were known from a cache" if saved else "")
-    )
+    return f"took {_seconds(total - saved)} (the cache saved {_seconds(saved)})" if saved else f"took {_seconds(total)}"
+
+
+def _seconds(value: float) -> str:
+    return number(value, "s", 0 if value >= 100 else 1)
 
 
 def _size(m: Metrics, convention: Convention) -> str:
@@ -172,10 +166,10 @@ def _span(low: int, high: int) -> str:
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """A share in 0 … 1 for people."""
+    """A share between 0 and 1 as text, in percent; a dash if there is none."""
     return "–" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def number(value: float | None, unit: str = "", digits: int = 2) -> str:
-    """A number with its unit, or a dash where there is none."""
+    """A number with its unit as text; a dash if there is none."""
     return "–" if value is None else f"{value:.{digits}f} {unit}".strip()

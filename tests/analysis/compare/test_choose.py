@@ -1,4 +1,4 @@
-"""Rows by conditions and in order, whatever is missing in them."""
+"""Filters and order of rows, with missing values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_conditions(text, names):
     assert kept(text) == list(names)
 
 
-def test_what_is_missing_comes_last_either_way():
+def test_missing_values_come_last_in_both_orders():
     names = [
         [row["name"][0] for row in in_order(ROWS, key, least)] for key, least in (("top1", ()), ("top1", ["top1"]))
     ]
@@ -51,11 +51,11 @@ def test_what_is_missing_comes_last_either_way():
         ("=3", "expected KEY, one of"),
         ("top1=", "top1 is a number, received ''"),
         ("top2=1", "did you mean 'top1'"),
-        ("seeds=0", "neither a number nor text"),
+        ("seeds=0", "expected a key of a number or of text"),
         ("name>a", "has no order"),
     ],
 )
-def test_what_is_no_condition(text, message):
+def test_wrong_conditions_are_explained(text, message):
     with pytest.raises(InputError, match=message) as caught:
         kept(text)
     assert caught.value.where == f"--where {text}"

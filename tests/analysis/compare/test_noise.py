@@ -1,4 +1,4 @@
-"""What is noise: the exact test against scipy and by enumeration, the interval over seeds, and the letters of ties."""
+"""Significance: the exact test against scipy and by enumeration, the interval over seeds, and the letters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy.stats import binomtest, ttest_1samp
 
-from qplug.analysis.compare.noise import Difference, difference, exact_p, letters, seed_interval
+from qplug.analysis.compare.noise import SeedDifference, difference, exact_p, letters, seed_interval
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 20))
@@ -66,10 +66,10 @@ def test_a_difference_needs_images_and_seeds():
     worse[2, :40] = True
     assert difference(better, worse).is_noise  # one seed says the opposite
     assert difference(better, better).is_noise
-    assert Difference(0.1, 0.01, None).is_noise is False
+    assert SeedDifference(0.1, 0.01, None).is_noise is False
 
 
-def test_rows_share_a_letter_where_they_are_tied():
+def test_rows_share_a_letter_if_they_are_the_same():
     ties = {(0, 1), (1, 2), (3, 4)}
     assert letters(6, lambda i, j: (i, j) in ties) == ["a", "ab", "b", "c", "c", ""]
 
@@ -82,7 +82,7 @@ def test_many_groups_keep_letters_of_their_own():
 
 
 @given(st.integers(1, 7), st.data())
-def test_letters_say_exactly_what_is_tied(count, data):
+def test_letters_are_shared_exactly_by_equal_rows(count, data):
     ties = {pair: data.draw(st.booleans()) for pair in itertools.combinations(range(count), 2)}
     found = letters(count, lambda i, j: ties[i, j])
     for (i, j), tied in ties.items():

@@ -1,4 +1,4 @@
-"""Where two plans differ."""
+"""Differences between two plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocol in words, and a paper's beside it."""
+"""The protocol in words, and its differences from a paper's protocol."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def figure(tmp_path, **more):
     return paper_figure(group([read_run(run)])[0].rows[0])
 
 
-def test_a_published_figure_stands_beside_the_run_of_its_model_and_bits(tmp_path):
+def test_a_published_figure_belongs_to_its_model_and_bits(tmp_path):
     found = figure(tmp_path)
     assert (found.title, found.top1, found.float_top1) == ("A paper, Table 1", 55.62, 72.18)
     assert found.differences == {"evaluation images": ("50000", "40")}

@@ -1,4 +1,4 @@
-"""Rows and groups: what becomes one row, what may be compared, and what is a tie."""
+"""Rows, groups of comparable rows, and significance letters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from run_toys import resolved, write_run
 
 from qplug.analysis.compare import group
-from qplug.analysis.compare.rows import flat, told_apart
+from qplug.analysis.compare.rows import distinct_names, flat
 from qplug.core.storage.run_folder import read_run
 
 
@@ -28,7 +28,7 @@ def test_seeds_of_one_recipe_are_one_row(tmp_path):
     assert found.float_top1 == 0.8
 
 
-def test_the_same_run_twice_says_no_more(tmp_path):
+def test_a_repeated_run_counts_once(tmp_path):
     (found,) = grouped(tmp_path, (resolved("a"), 0.5, {}), (resolved("a"), 0.5, {}))
     assert [row.seeds for row in found.rows] == [[0]]
 
@@ -39,7 +39,7 @@ def test_other_models_and_other_images_are_other_groups(tmp_path):
     assert [[row.name for row in g.rows] for g in found] == [["a"], ["b", "d"], ["c"]]
 
 
-def test_rows_of_one_name_say_what_they_differ_in(tmp_path):
+def test_rows_of_one_name_get_their_differences(tmp_path):
     one = resolved("a", techniques=[{"use": "toy.a", "strength": 0.5}])
     other = resolved("a", techniques=[{"use": "toy.a", "strength": 0.7}])
     wider = resolved("a", bits=6)
@@ -68,7 +68,7 @@ def test_seeds_of_other_settings_are_no_seeds_of_one_recipe(tmp_path, one, other
     assert found.rows[0].name == f"a ({word})"
 
 
-def test_where_the_evaluation_images_and_the_weights_lie_makes_no_other_row(tmp_path):
+def test_folders_of_evaluation_images_and_weights_do_not_separate_rows(tmp_path):
     def made(seed, root):
         model = {"source": "timm", "name": "deit_tiny", "checkpoint_path": f"{root}/deit.safetensors"}
         return resolved("a", seed, model=model, data={"evaluation": {"path": f"{root}/val"}}), 0.5, {}
@@ -77,7 +77,7 @@ def test_where_the_evaluation_images_and_the_weights_lie_makes_no_other_row(tmp_
     assert [row.seeds for row in found.rows] == [[0, 1]]
 
 
-def test_where_the_calibration_images_lay_makes_no_other_row_of_a_recipe_that_asks_for_both(tmp_path):
+def test_folders_of_calibration_images_do_not_separate_runs_of_one_recipe(tmp_path):
     class Asks:
         def dump(self):
             return resolved("a", data={"calibration": {"path": "new"}})
@@ -92,7 +92,7 @@ def test_where_the_calibration_images_lay_makes_no_other_row_of_a_recipe_that_as
     assert (row.name, row.seeds) == ("a", [0, 1])
 
 
-def test_other_inputs_of_one_model_are_not_held_against_each_other(tmp_path):
+def test_other_preprocessing_is_another_group(tmp_path):
     """The same weights, cropped otherwise, or as another architecture's with other means: another float top-1."""
 
     def made(seed, name="deit_tiny", crop=0.9):
@@ -107,7 +107,7 @@ def test_other_inputs_of_one_model_are_not_held_against_each_other(tmp_path):
     ]
 
 
-def test_two_models_of_one_name_are_told_apart(tmp_path):
+def test_models_of_one_name_get_distinct_names(tmp_path):
     found = grouped(tmp_path, *((resolved("a"), 0.5, {"model": weights * 64}) for weights in "12"))
     assert [g.model for g in found] == ["deit_tiny (weights=11111111)", "deit_tiny (weights=22222222)"]
 
@@ -118,12 +118,12 @@ def test_long_lists_of_differences_are_cut_with_a_sign(tmp_path):
     assert found.rows[0].name == "a (techniques.0.a=1, techniques.0.b=1, techniques.0.c=1, techniques.0.d=1, …)"
 
 
-def test_a_value_that_a_run_lacks_is_left_out(tmp_path):
+def test_missing_values_are_left_out(tmp_path):
     (found,) = grouped(tmp_path, (resolved("a"), 0.5, {"quantized.logit_sqnr_db": None}))
     assert found.rows[0].mean("quantized.logit_sqnr_db") is None
 
 
-def test_ties(tmp_path):
+def test_significance_letters(tmp_path):
     """b is worse than a by 3 images, which is noise, and c by 20, which is not."""
     right = np.arange(60) < 50
     worse, bad = right & (np.arange(60) >= 3), right & (np.arange(60) >= 20)
@@ -135,7 +135,7 @@ def test_ties(tmp_path):
     assert found.ties == ["a", "a", ""]
 
 
-def test_seeds_are_paired_where_both_have_them(tmp_path):
+def test_common_seeds_are_paired(tmp_path):
     draw = np.random.default_rng(0)
     seeds = {seed: draw.random(50) < 0.6 for seed in range(4)}
     ours = [(resolved("a", seed), seeds[seed], {}) for seed in (0, 1, 2)]
@@ -148,5 +148,5 @@ def test_seeds_are_paired_where_both_have_them(tmp_path):
 def test_a_section_that_one_lacks_is_named_as_a_whole():
     qat = {"epochs": 3, "augment": {"hflip": 0.5}}
     facts = [flat({"seed": 0, "qat": value}) for value in (None, qat, {**qat, "epochs": 4})]
-    assert told_apart(["a"] * 2, facts[:2], [0] * 2) == ["a (qat=None)", "a (qat=given)"]
-    assert told_apart(["a"] * 2, facts[1:], [0] * 2) == ["a (qat.epochs=3)", "a (qat.epochs=4)"]
+    assert distinct_names(["a"] * 2, facts[:2], [0] * 2) == ["a (qat=None)", "a (qat=given)"]
+    assert distinct_names(["a"] * 2, facts[1:], [0] * 2) == ["a (qat.epochs=3)", "a (qat.epochs=4)"]

@@ -1,4 +1,4 @@
-"""Depth and ranges: every number against NumPy's in float64, whatever the batches, and a sample that is fair."""
+"""Depth and ranges: every number equals NumPy's in float64 for any batches, and the sample is fair."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_position_is_the_share_of_the_depth_behind_it():
     assert depth.owners["head"] == "head"
 
 
-def test_blocks_that_have_no_class_are_known_by_their_numbers():
+def test_blocks_without_a_class_are_found_by_their_numbers():
     _, _, depth = placed(convmixer(), images(1))
     assert depth.blocks == ("blocks.0", "blocks.1")  # and not stem.0, which is an operation
     assert (depth.positions["stem.0"], depth.positions["blocks.0.1"]) == (0.0, 0.5)
@@ -110,9 +110,9 @@ def test_padding_does_not_count():
     assert found["blocks.0.0.fn.0.input"].percentile == pytest.approx(expected, rel=1e-5)
 
 
-def test_what_is_not_finite_is_named():
+def test_the_first_site_with_a_non_finite_activation_is_named():
     model, sites, depth = placed(resmlp(), images(1))
-    with pytest.raises(InputError, match="NaN or infinite") as caught:
+    with pytest.raises(InputError, match=r"finite activations .* received NaN or infinity") as caught:
         activation_ranges(model, sites, depth, [torch.full((1, 3, 16, 16), float("nan"))], 1)
     assert caught.value.where == "stem.proj.input"
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

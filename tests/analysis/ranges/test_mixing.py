@@ -39,15 +39,15 @@ def test_mixers_of_every_family():
     assert found["blocks.1", "channel"] == ("blocks.1.mlp.fc1", "blocks.1.mlp.fc2")
 
 
-def test_patterns_name_others_and_what_has_no_mixer_is_refused():
+def test_patterns_select_operations_and_a_model_without_mixers_is_refused():
     found = grouped(resmlp(), torch.randn(1, 3, 16, 16), tokens=["*.fc1"], channels=["head"])[2]
     assert found["blocks.0", "token"] == ("blocks.0.mlp_channels.fc1",)
     assert found["head", "channel"] == ("head",)
     plain = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(392, 4)).eval()
-    with pytest.raises(InputError, match="is known to mix tokens") as caught:
+    with pytest.raises(InputError, match="that mix tokens, found none") as caught:
         grouped(plain, torch.randn(1, 3, 16, 16))
     assert "--token-mixing PATTERN" in caught.value.fix
-    with pytest.raises(InputError, match="is known to mix channels") as caught:
+    with pytest.raises(InputError, match="that mix channels, found none") as caught:
         grouped(plain, torch.randn(1, 3, 16, 16), tokens=["2"])
     assert "--channel-mixing PATTERN" in caught.value.fix
 

@@ -1,4 +1,4 @@
-"""The whole measurement on toys: every number against its own definition, the choice of sites, and what is refused."""
+"""The measurement on toys: every number by its definition, the selection of sites, and errors."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_a_pattern_that_matches_nothing_is_refused(pattern, message, fix):
     assert fix in caught.value.fix
 
 
-def test_what_no_technique_takes_is_refused_and_who_did_nothing_is_named():
+def test_sites_without_a_technique_are_refused_and_idle_techniques_named():
     with pytest.raises(InputError, match="no technique of the recipe estimates the range"):
         measured(ranges=("tsptq_vit.v_2sf",))
     request = SensitivityRequest(bits=(4,), match=("head.weight",))

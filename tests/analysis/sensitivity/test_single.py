@@ -1,4 +1,4 @@
-"""One site at a time: what the backend makes of a plan with one decision, without a copy of the model."""
+"""One site at a time: the same as a plan with one decision, without a copy of the model."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def logits(model, decision, images=IMAGES):
         return model(images), whole(images)
 
 
-def test_each_site_is_what_a_plan_of_one_decision_computes(known):
+def test_each_effect_equals_that_of_a_plan_of_one_decision(known):
     model, decisions = known
     assert {d.quantizer.kind for d in decisions} == {"uniform", "regions"}
     assert {d.site.role for d in decisions} == {"weight", "input", "lhs", "rhs"}
@@ -118,7 +118,7 @@ def test_effects():
     assert math.isnan(broken.logit_sqnr_db)
 
 
-def test_what_the_backend_cannot_hold_is_refused_with_a_reason(known):
+def test_unsupported_sites_are_refused_with_a_reason(known):
     model, decisions = known
     strange = copy.deepcopy(model)
     strange.head.__class__ = type("StrangeLinear", (nn.Linear,), {})

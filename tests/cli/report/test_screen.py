@@ -1,4 +1,4 @@
-"""Plain text is whole and without decoration; a terminal gets lines and colours."""
+"""Plain text is whole and without decoration; a terminal gets lines and colors."""
 
 from __future__ import annotations
 
@@ -43,13 +43,42 @@ def test_a_terminal_gets_the_same_words_with_lines() -> None:
     assert "One two." in text
 
 
+NUMBERS = ("top-1", "points lost", "MACs quantized")
+WIDE = Table(
+    "Wide",
+    ("site", "why", *NUMBERS),
+    [("blocks.0.mlp.fc1.input", "one two three " * 3, "98.2 % ±0.1", "1", "2")],
+    NUMBERS,
+)
+
+
+@pytest.mark.parametrize("space", [44, 60, 80, 200])
+def test_a_terminal_never_cuts_numbers_and_names(monkeypatch: pytest.MonkeyPatch, space: int) -> None:
+    """A table that is too wide continues below, with its first column repeated."""
+    monkeypatch.setenv("COLUMNS", str(space))
+    stream = Terminal()
+    Screen(stream).table(WIDE)
+    lines = stream.getvalue().splitlines()
+    parts = list(WIDE.parts(space))
+    assert sorted({index for part in parts for index, _ in part}) == list(range(5))
+    assert all(part[0][0] == 0 for part in parts)
+    assert sum("blocks.0.mlp.fc1.input" in line for line in lines) == len(parts)
+    assert any("98.2 % ±0.1" in line for line in lines)
+    assert max(len(line) for line in lines if "─" in line) <= space
+    assert (len(parts) > 1) is (space < 80)
+
+
+def test_a_word_that_is_wider_than_the_terminal_is_folded() -> None:
+    assert list(Table("", ("name", "n"), [("x" * 120, "1")], ("n",)).parts(40)) == [[(0, 36), (1, 1)]]
+
+
 def test_long_errors_stay_within_one_screen_and_say_so() -> None:
     problems = [Problem(f"a.yaml:{i}:1", "is wrong", "fix it", "    1 | a\n      | ^") for i in range(50)]
     stream = io.StringIO()
     Screen(stream).error(RecipeError(problems))
     lines = stream.getvalue().splitlines()
     assert len(lines) <= 24
-    assert lines[-1] == f"50 problems, {50 - 5} of them not shown"
+    assert lines[-1] == f"50 problems, {50 - 5} of them not printed"
 
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
@@ -60,13 +89,14 @@ def test_errors_have_place_and_advice(stream: io.StringIO) -> None:
         assert word in stream.getvalue()
 
 
-def test_what_is_installed() -> None:
+def test_tables_of_plugins_and_techniques() -> None:
     text = plugins_table(registry()).plain()
     assert "torn (qplug-torn 0.4): ModuleNotFoundError: No module named 'scipy'" in text
     assert "2 techniques" in text
-    assert "toy.ranges  Ranges.       toy (qplug-toy 1.2.3)  a toy" in techniques_table(registry()).plain()
+    assert "toy.ranges  Ranges.       a toy" in techniques_table(registry()).plain()
     about, parameters = technique_tables(registry(), "toy.ranges")
     assert "qplug_make_quantizer" in about.plain()
+    assert "toy (qplug-toy 1.2.3)" in about.plain()
     assert parameters.rows[0] == ("percentile", "number ≥ 50.0 ≤ 100.0", "99.9", "per cent of the values kept")
     types = {p["name"]: p["type"] for p in technique(registry(), "toy.split")["parameters"]}
     assert types == {
@@ -76,7 +106,7 @@ def test_what_is_installed() -> None:
     }
     with pytest.raises(InputError, match=r"did you mean 'toy\.ranges'"):
         technique(registry(), "toy.range")
-    with pytest.raises(InputError, match=r"torn \(qplug-torn 0\.4\), which cannot be used: ModuleNotFoundError"):
+    with pytest.raises(InputError, match=r"torn \(qplug-torn 0\.4\), which failed to load: ModuleNotFoundError"):
         technique(registry(), "torn.x")
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from qplug import QuantSpec, Site, SiteKind, UniformQuantizer
-from qplug.analysis.sensitivity.measure import Measured, Sensitivity, SensitivityRequest, correlated
+from qplug.analysis.sensitivity.measure import Sensitivity, SensitivityRequest, SiteSensitivity, rank_correlations
 from qplug.analysis.sensitivity.single import Effect
-from qplug.cli.report.sensitivity import ranked, sensitivity_tables, summary
+from qplug.cli.report.sensitivity import ranked, sensitivity_summary, sensitivity_tables
 from qplug.cli.report.sensitivity_picture import draw, grid
 from qplug.core.storage.run_folder import to_json
 from qplug.quantization.calibration.hessian import Trace
@@ -25,7 +25,7 @@ def one(name, kind, sqnr, agreeing, noise, trace=None):
     site = Site(name, SiteKind(kind), name.rpartition(".")[0], name.rpartition(".")[2], (2, 3))
     decision = Decision(site, QuantSpec(4), UniformQuantizer(torch.tensor(0.5), None, 4, True), "toy.minmax", "", "")
     found = Trace(trace, 0.25, 8, 6) if trace is not None else None
-    return Measured(decision, {8: sqnr + 20, 4: sqnr}, Effect(50, agreeing, 100.0, noise), found, 0.5)
+    return SiteSensitivity(decision, {8: sqnr + 20, 4: sqnr}, Effect(50, agreeing, 100.0, noise), found, 0.5)
 
 
 SITES = [
@@ -42,7 +42,7 @@ def result(sites=SITES, **more):
     request = SensitivityRequest(bits=(8, 4), hessian_probes=8)
     values = {
         "images": {"calibration": 32, "evaluation": 50},
-        "correlations": correlated(sites),
+        "correlations": rank_correlations(sites),
         "seconds": {"load": 1.0, "total": 2.5},
         "warnings": ["be careful"],
     }
@@ -64,22 +64,27 @@ def test_the_table_of_sites():
     sites, _ = sensitivity_tables(result(), top=3)
     assert sites.title == "Sensitivity of toy, the 3 most sensitive of 6"
     assert sites.columns == (
-        *("site", "kind", "SQNR@8 (dB)", "SQNR@4 (dB)", "drop (%)", "logit SQNR (dB)"),
-        *("trace", "± s.e.", "trace/n", "trace/n·‖ΔW‖²"),
+        *("site", "kind", "top-1 changed (%)", "logit SQNR (dB)", "SQNR at 8 bits (dB)", "SQNR at 4 bits (dB)"),
+        *("Hessian trace", "± error", "trace per parameter", "HAWQ score"),
     )
     assert sites.rows[0] == (
-        *("blocks.1.fc.weight", "linear_weight", "45.0", "25.0", "20.0", "10.0"),
+        *("blocks.1.fc.weight", "linear_weight", "20.0", "10.0", "45.0", "25.0"),
         *("-3", "0.2", "-5.00e-01", "-2.50e-01"),
     )
-    assert sites.rows[2] == ("head.input", "linear_input", "35.0", "15.0", "12.0", "17.0", "", "", "", "")
+    assert sites.rows[2] == ("head.input", "linear_input", "12.0", "17.0", "35.0", "15.0", "", "", "", "")
     text = sites.plain()
-    assert "protocol: weights per_channel symmetric, activations per_tensor symmetric; ranges toy.minmax; " in text
-    assert "32 images to calibrate, 50 to measure; seed 0; inputs of Softmax and LayerNorm in float" in text
-    assert "this site alone has 4 bits" in text
-    assert "8 probes (the limit); L = cross-entropy against the float model's own top-1" in text
+    assert (
+        "protocol: weights per channel symmetric, activations per tensor symmetric; quantizers by toy.minmax; " in text
+    )
+    assert "32 calibration images, 50 evaluation images; seed 0; inputs of Softmax and LayerNorm in float" in text
+    assert "if only this site is quantized, at 4 bits" in text
+    assert (
+        "8 random vectors (the limit); ± error: standard error; L = cross-entropy against the float model's own top-1"
+        in text
+    )
     settled = result()
     settled.request = SensitivityRequest(bits=(8, 4), hessian_probes=9)
-    assert "8 probes (the means have settled)" in sensitivity_tables(settled)[0].plain()
+    assert "8 random vectors (the estimates have settled)" in sensitivity_tables(settled)[0].plain()
     everything, _ = sensitivity_tables(result())
     assert everything.title == "Sensitivity of toy"
     assert len(everything.rows) == 6
@@ -96,17 +101,17 @@ def test_the_table_of_correlations():
     _, table = sensitivity_tables(result())
     rows = {row[:2]: row[2:] for row in table.rows}
     # drops 0, 0.2, 0.2 and SQNR 30, 20, 25: ranks 1, 2½, 2½ and 3, 1, 2
-    assert rows["weights", "sqnr_db.4"][0] == f"{-1.5 / math.sqrt(1.5 * 2):+.2f}"
-    assert rows["weights", "hessian.trace"][2] == "+0.50"  # ranks 2, 3, 1 and 3, 2, 1
-    assert rows["activations", "sqnr_db.8"][0] == "+0.50"  # ranks 1, 2, 3 and 2, 1, 3
-    assert rows["activations", "logit_sqnr_db"] == ("-1.00", "0", "", "", "3")
-    assert list(rows)[:2] == [("weights", "sqnr_db.8"), ("weights", "sqnr_db.4")]
+    assert rows["weights", "SQNR at 4 bits"][0] == f"{-1.5 / math.sqrt(1.5 * 2):+.2f}"
+    assert rows["weights", "Hessian trace"][2] == "+0.50"  # ranks 2, 3, 1 and 3, 2, 1
+    assert rows["activations", "SQNR at 8 bits"][0] == "+0.50"  # ranks 1, 2, 3 and 2, 1, 3
+    assert rows["activations", "logit SQNR"] == ("-1.00", "0", "", "", "3")
+    assert list(rows)[:2] == [("weights", "SQNR at 8 bits"), ("weights", "SQNR at 4 bits")]
     few = sensitivity_tables(result(SITES[:3]))[1]
-    assert {row[2:6] for row in few.rows if row[1] != "logit_sqnr_db"} == {("–", "–", "–", "–")}
+    assert {row[2:6] for row in few.rows if row[1] != "logit SQNR"} == {("–", "–", "–", "–")}
 
 
 def test_values_for_machines():
-    value = json.loads(to_json(summary(result())))
+    value = json.loads(to_json(sensitivity_summary(result())))
     assert [site["name"] for site in value["sites"]] == [m.site.name for m in SITES]
     assert value["sites"][1] == {
         "name": "blocks.0.fc.weight",
@@ -153,7 +158,7 @@ def test_the_grid_has_a_row_for_each_role_and_a_column_for_each_block():
     }
 
 
-def test_the_grid_tells_apart_what_ends_alike_and_orders_nested_blocks():
+def test_the_grid_separates_equal_endings_and_orders_nested_blocks():
     names = ["a.0.blocks.1.fc.weight", "a.0.blocks.0.fc.weight", "a.1.blocks.0.fc.weight", "b.0.fc.weight"]
     rows, columns, cells = grid([one(name, "linear_weight", 20.0, 50, 1.0) for name in names])
     assert rows == ["a.*.blocks.*.fc.weight (linear_weight)", "b.*.fc.weight (linear_weight)"]
@@ -183,8 +188,8 @@ def test_few_many_and_equal_sites_can_be_drawn(sites):
 
 def test_the_picture_names_measures_units_and_protocol():
     text = draw(result(), "svg").decode()
-    for words in ("drop: images whose top-1 changes, %", "SQNR of the logits, dB", "SQNR of own values at 4 bits, dB"):
-        assert f"<!-- {words} -->" in text
+    for words in ("images whose top-1 changes, %", "SQNR of the logits, dB", "values at 4 bits, dB"):
+        assert f"{words} -->" in text
     for words in ("toy: one site at 4 bits, everything else in float", "fc.input (post_gelu)", "17.0", "≤ 0"):
         assert f"<!-- {words}" in text
 

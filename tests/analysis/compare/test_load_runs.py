@@ -1,4 +1,4 @@
-"""Recipes are answered by finished runs where there are any, and run where there are none."""
+"""Finished runs are read, and recipes without a finished run are run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from run_toys import TEXT, write_run
 
 from qplug import InputError, hookimpl, load_recipe
-from qplug.analysis.compare.answers import answer, finished, read_all, run_folders
+from qplug.analysis.compare.load_runs import finished, read_all, run_all, run_folders
 from qplug.core.storage.cache import Cache
 from qplug.hooks.registry import installed
 
@@ -21,24 +21,24 @@ def recipe(tmp_path):
     return lambda *overrides: load_recipe(path, overrides)
 
 
-def test_what_is_missing_is_run_and_what_is_there_is_not(tmp_path, recipe):
+def test_only_missing_runs_are_run(tmp_path, recipe):
     said = []
     runs, cache = tmp_path / "runs", Cache(tmp_path / "cache")
     recipes = [recipe(), recipe("quantize.weights.bits=6"), recipe("name=alias")]
-    first = answer(recipes, runs, cache=cache, announce=said.append)
-    assert said[0] == f"2 runs asked for: 0 finished, 2 to run in {runs}"
+    first = run_all(recipes, runs, cache=cache, announce=said.append)
+    assert said[0] == f"2 runs: 0 finished, 2 to run in {runs}"
     assert [run.recipe["quantize"]["weights"]["bits"] for run in first.runs] == [4, 6, 4]
     assert first.runs[0].folder == first.runs[2].folder
     assert first.runs[0].folder.name.startswith("minmax-s0-")
     assert first.failures == []
-    again = answer(recipes, runs, announce=said.append)
+    again = run_all(recipes, runs, announce=said.append)
     assert [run.folder for run in again.runs] == [run.folder for run in first.runs]
-    assert said[-1] == f"2 runs asked for: 2 finished, 0 to run in {runs}"
+    assert said[-1] == f"2 runs: 2 finished, 0 to run in {runs}"
     assert sorted(key for key, _ in finished(runs)) == sorted({run.lock["run_key"] for run in first.runs})
 
 
 def test_a_recipe_that_cannot_be_run_does_not_keep_the_others_from_running(tmp_path, recipe):
-    found = answer([recipe("data.calibration.images=100000"), recipe()], tmp_path / "runs")
+    found = run_all([recipe("data.calibration.images=100000"), recipe()], tmp_path / "runs")
     assert len(found.runs) == 1
     (failure,) = found.failures
     assert isinstance(failure, InputError)
@@ -51,7 +51,7 @@ def test_an_error_that_nobody_foresaw_does_not_either(tmp_path, recipe, monkeypa
         raise MemoryError("cannot allocate  memory")
 
     monkeypatch.setattr("qplug.pipeline.run.run", fails)
-    found = answer([recipe(), recipe("seed=1")], tmp_path / "runs")
+    found = run_all([recipe(), recipe("seed=1")], tmp_path / "runs")
     assert [error.where for error in found.failures] == ["minmax, seed 0", "minmax, seed 1"]
     assert found.failures[0].what == "MemoryError: cannot allocate memory"
     assert found.failures[0].exit_code == 1
@@ -65,25 +65,25 @@ def test_recipes_whose_code_is_in_no_file_are_run_each_time_and_answer_for_none(
     registry.techniques = {"baseline.minmax": type("Typed", (base,), {"__module__": "__console__"})}
     recipes = [recipe(), recipe("quantize.weights.bits=6")]
     for count in (2, 4):
-        found = answer(recipes, tmp_path / "runs", registry=registry)
+        found = run_all(recipes, tmp_path / "runs", registry=registry)
         assert found.failures == []
         assert [run.recipe["quantize"]["weights"]["bits"] for run in found.runs] == [4, 6]
         assert len(list((tmp_path / "runs").iterdir())) == count
 
 
 @pytest.mark.slow
-def test_what_another_process_finished_meanwhile_is_read(tmp_path, recipe, monkeypatch):
+def test_a_run_finished_by_another_process_is_read(tmp_path, recipe, monkeypatch):
     """Both began with an empty folder: the slower one finds the run before it begins, or when it is to be written."""
-    (run,) = answer([recipe()], tmp_path / "other").runs
+    (run,) = run_all([recipe()], tmp_path / "other").runs
     target = tmp_path / "runs" / run.folder.name
 
     def finish(*_):
         shutil.copytree(run.folder, target)
 
-    found = answer([recipe()], tmp_path / "runs", announce=lambda text: finish() if text.startswith("[1/1]") else None)
+    found = run_all([recipe()], tmp_path / "runs", announce=lambda text: finish() if text.startswith("[1/1]") else None)
     assert ([run.folder for run in found.runs], found.failures) == ([target], [])
     shutil.rmtree(target)
-    found = answer([recipe()], tmp_path / "runs", observers=[At("evaluation", finish)])
+    found = run_all([recipe()], tmp_path / "runs", observers=[At("evaluation", finish)])
     assert ([run.folder for run in found.runs], found.failures) == ([target], [])
 
 
@@ -99,20 +99,20 @@ class At:
             self.do()
 
 
-def test_what_is_in_the_way_is_named_with_its_reason(tmp_path, recipe):
-    (run,) = answer([recipe()], tmp_path / "runs").runs
+def test_a_folder_that_blocks_a_run_is_named_with_the_reason(tmp_path, recipe):
+    (run,) = run_all([recipe()], tmp_path / "runs").runs
     (run.folder / "plan.json").unlink()
-    (failure,) = answer([recipe()], tmp_path / "runs").failures
+    (failure,) = run_all([recipe()], tmp_path / "runs").failures
     assert str(run.folder) in failure.where
-    assert "is in the way of this run: is not a whole run folder: plan.json missing" in failure.what
+    assert "this run cannot be written: is not a whole run folder: plan.json missing" in failure.what
     assert failure.fix == "move or remove it"
 
 
 def test_a_finished_run_that_is_damaged_is_named_and_the_rest_is_read(tmp_path, recipe):
     recipes = [recipe(), recipe("quantize.weights.bits=6")]
-    first = answer(recipes, tmp_path / "runs").runs[0].folder
+    first = run_all(recipes, tmp_path / "runs").runs[0].folder
     (first / "evaluation.safetensors").write_bytes(b"half")
-    for found in (answer(recipes, tmp_path / "runs"), read_all([tmp_path / "runs"])):
+    for found in (run_all(recipes, tmp_path / "runs"), read_all([tmp_path / "runs"])):
         assert [run.recipe["quantize"]["weights"]["bits"] for run in found.runs] == [6]
         assert "evaluation.safetensors" in str(found.failures[0])
         assert "remove the folder, and run its recipe again" in str(found.failures[0])
@@ -120,7 +120,7 @@ def test_a_finished_run_that_is_damaged_is_named_and_the_rest_is_read(tmp_path, 
 
 def test_a_half_written_run_answers_nothing(tmp_path, recipe):
     runs = tmp_path / "runs"
-    (run,) = answer([recipe()], runs).runs
+    (run,) = run_all([recipe()], runs).runs
     shutil.copytree(run.folder, runs / "half")
     (runs / "half" / "plan.json").unlink()
     (runs / "broken").mkdir()
@@ -137,7 +137,7 @@ def test_folders_of_runs(tmp_path):
     assert run_folders(tmp_path / "nowhere") == [tmp_path / "nowhere"]
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_is_read(tmp_path):
+def test_unreadable_runs_are_named_and_the_rest_is_read(tmp_path):
     good, half = write_run(tmp_path / "good"), write_run(tmp_path / "half")
     (half / "evaluation.safetensors").unlink()
     older = write_run(tmp_path / "older")
@@ -152,7 +152,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(("path", "message"), [("table", "is a file, not a run folder"), ("x" * 300, "no such run")])
-def test_what_can_be_no_folder_is_named(tmp_path, path, message):
+def test_a_path_that_cannot_be_a_folder_is_named(tmp_path, path, message):
     (tmp_path / "table").write_text("")
     (failure,) = read_all([tmp_path / path]).failures
     assert message in str(failure)
