@@ -9,7 +9,7 @@ import pytest
 from deploy_toys import digits_run
 
 from qplug.cli import main
-from qplug.cli.report.bench import bench_tables, summary
+from qplug.cli.report.bench import bench_summary, bench_tables
 from qplug.export.bench import Bench
 from qplug.export.speed import Profile, Race, Share, Spread, shares
 
@@ -46,11 +46,11 @@ def test_the_table_says_what_was_measured():
     latency, operators = bench_tables(found)
     assert latency.rows == [("4", "2", "4000.00", "2000.00", "1.0", "2.0", "2.00", "1.50–2.50")]
     assert latency.notes[1].startswith("ONNX Runtime 9, onnx-integer against float32")
-    assert latency.notes[2] == "not compared with the simulation; qplug export runs/a --format onnx-integer does that"
-    assert summary(found)["compared"] is False
+    assert latency.notes[2] == "not compared with the simulation; 'qplug export runs/a --format onnx-integer' compares"
+    assert bench_summary(found)["compared"] is False
     assert operators.rows[1] == ("Gelu", "float", "1", "250.00", "25.0%")
-    assert operators.notes[0].startswith("25% of the time goes to operators that read floats")
-    assert summary(found)["batches"][0]["quantized.images_per_second"] == 2.0
+    assert operators.notes[0].startswith("operators with float inputs take 25% of the time")
+    assert bench_summary(found)["batches"][0]["quantized.images_per_second"] == 2.0
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ def test_bench_prints_one_json_object(tmp_path, capsys):
     [
         (["--batch", "0"], "expected sizes such as 1,32, received '0'"),
         (["--batch", "a"], "expected sizes such as 1,32, received 'a'"),
-        (["--format", "torch"], "expected onnx-integer or onnx-qdq, received 'torch'"),
+        (["--format", "torch"], "expected one of onnx-qdq, onnx-integer, received 'torch'"),
         ([], "there is no such run folder"),
     ],
 )

@@ -7,7 +7,7 @@ values, so weights are in float32 in such a file, as its tools expect them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
 from qplug.export.formats.fallback import DecodedWeight, plain_weight, traced
-from qplug.export.formats.lowering import Format
+from qplug.export.formats.lowering import Format, lower
+from qplug.export.formats.onnx_file import OnnxFile, onnx_file, opset_of
 from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import UniformQuantizer
+
+if TYPE_CHECKING:
+    from qplug.pipeline.load_run import LoadedRun
 
 DOMAIN = "qonnx.custom_op.general"
 
@@ -78,6 +82,13 @@ class Qonnx(Format):
         if type(quantizer) is UniformQuantizer:
             return QuantWeight(quantizer, weight, transposed)
         return plain_weight(decision, weight, transposed, DecodedWeight)
+
+
+def qonnx_file(planned: LoadedRun) -> OnnxFile:
+    """A run as a file of the format ``onnx-qonnx``. Quantizers that are not uniform become plain operators."""
+    opset, example = opset_of(planned.plan), planned.preprocessing.example()
+    lowered = lower(planned.model, planned.plan, Qonnx())
+    return onnx_file(lowered, planned.plan, example, opset, [definition(opset)])
 
 
 def definition(opset: int) -> ir.Function:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
@@ -71,55 +71,14 @@ class Plain(Format):
         return plain_weight(decision, weight, transposed, PackedWeight)
 
 
-class TorchRuntime:
-    """torch, on a program as it was read back."""
-
-    def __init__(self, program: ExportedProgram, calls: Sequence[Call]) -> None:
-        self.calls = calls
-        self._module = program.module()
-
-    def logits(self, x: Tensor) -> Tensor:
-        """See ``Runtime``."""
-        out: Tensor = self._module(x)
-        return out
-
-    def watch(self, x: Tensor) -> Iterator[dict[str, Tensor]]:
-        """See ``Runtime``."""
-        seeing = _Seeing(self._module, {name for call in self.calls for name in (*call.inputs, call.output)})
-        yield {INPUT: x, LOGITS: seeing.run(x)} | seeing.seen
-
-    def fused(self, x: Tensor) -> Iterator[dict[str, Tensor]]:
-        """See ``Runtime``; eager torch fuses nothing."""
-        return iter(())
-
-
-class _Seeing(fx.Interpreter):
-    """Runs a graph and keeps what some nodes give, before anything overwrites it."""
-
-    def __init__(self, module: nn.Module, wanted: set[str]) -> None:
-        super().__init__(module)
-        self.wanted, self.seen = wanted, dict[str, Tensor]()
-
-    def run_node(self, n: fx.Node) -> Any:
-        """As the base, and remember."""
-        value = super().run_node(n)
-        if n.name in self.wanted:
-            self.seen[n.name] = value.clone()
-        return value
-
-
 @dataclass
 class TorchFile:
-    """A file before it is written; the attributes of ``OnnxFile``, ``model`` being the program."""
+    """See ``ExportedFile``."""
 
     model: ExportedProgram
     calls: list[Call]
     float_weights: list[str]
     joined: dict[str, list[str]]
-
-    def runtime(self) -> TorchRuntime:
-        """torch, on what its bytes give back."""
-        return TorchRuntime(torch.export.load(io.BytesIO(self.content({}))), self.calls)
 
     def content(self, metadata: Mapping[str, str]) -> bytes:
         """The archive's bytes; ``metadata`` are its extra file ``qplug.json``."""
@@ -129,8 +88,13 @@ class TorchFile:
 
 
 def torch_file(planned: LoadedRun) -> TorchFile:
-    """The plan as operators of torch, weights as packed codes that are decoded at each forward."""
-    lowered = lower(planned.model, planned.plan, Plain())
+    """A run as a file of the format ``torch``: weights are packed codes, which each forward decodes."""
+    return torch_program(planned, Plain())
+
+
+def torch_program(planned: LoadedRun, form: Format) -> TorchFile:
+    """A run as a program of torch.export, whose operations ``form`` makes."""
+    lowered = lower(planned.model, planned.plan, form)
     program, of = trace(lowered, planned.plan.modules(), planned.preprocessing.example())
     (end,) = (node for node in program.graph.nodes if node.op == "output")
     logits, *watched = end.args[0]

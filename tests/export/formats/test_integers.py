@@ -16,17 +16,17 @@ from torch import nn
 
 import qplug
 from qplug import ParityError, UniformQuantizer
-from qplug.cli.report.export import tables
+from qplug.cli.report.export import export_tables
 from qplug.core.types import Site, SiteKind
 from qplug.data.loading import batches
 from qplug.export.export_run import export_run
 from qplug.export.formats.integer_file import float_file, integer_file
 from qplug.export.formats.integers import Integers, eight_bits
 from qplug.export.formats.lowering import readers
-from qplug.export.formats.onnx_file import qdq_file
 from qplug.export.formats.qdq import Affine
-from qplug.export.parity.check import compare
-from qplug.export.runtimes import OnnxRuntime
+from qplug.export.formats.qdq_file import qdq_file
+from qplug.export.parity.check import check_parity
+from qplug.export.runtimes.onnx_runtime import OnnxRuntime
 from qplug.export.speed import profile
 from qplug.hooks.registry import backend_of, component, installed
 from qplug.pipeline.load_run import load_planned
@@ -182,7 +182,7 @@ def test_the_gate_lets_it_pass(folder, tmp_path):
     assert not compared & set(joined)
     (said,) = (entry.value for entry in onnx.load(found.path).metadata_props if entry.key == "qplug.parity")
     assert set(json.loads(said)["operations_joined"]) == set(joined)
-    assert ("compared in what reads them alone", "12 operations, joined in the file") in tables(found, False)[-1].rows
+    assert ("compared in their reader", "12 operations, merged in the file") in export_tables(found, False)[-1].rows
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def judged(folder):
     def judge(node, position, factor, calls=file.calls, joined=file.joined):
         model = scaled(file.model, node, position, factor)
         with backend_of("brevitas", registry).inference(simulation):
-            return compare(OnnxRuntime(model, calls), simulation, planned.plan, [images], joined)
+            return check_parity(OnnxRuntime(model, calls), simulation, planned.plan, [images], joined)
 
     return judge, file.calls
 
@@ -227,9 +227,9 @@ def test_a_scale_that_is_off_by_a_hundredth_is_refused(judged, node, position, p
 @pytest.mark.slow
 def test_a_call_too_many_and_one_that_is_missing_are_said(judged):
     judge, calls = judged
-    with pytest.raises(ParityError, match="head: the file and the simulation do not call this operation equally"):
+    with pytest.raises(ParityError, match="head: expected as many calls of this operation in the file"):
         judge("blocks.1.mlp.fc1.codes/QuantizeLinear", 1, 1.0, [*calls, calls[-1]])
-    with pytest.raises(ParityError, match=r"blocks\.0\.attn\.qkv: the file and the simulation do not call"):
+    with pytest.raises(ParityError, match=r"blocks\.0\.attn\.qkv: expected as many calls"):
         judge("blocks.1.mlp.fc1.codes/QuantizeLinear", 1, 1.0, joined=None)  # left out, and for no reason that is said
 
 

@@ -19,8 +19,9 @@ from qplug.export.cpu import SATURATING, caution, processor
 from qplug.export.export_run import export_run
 from qplug.export.formats.integer_file import integer_file
 from qplug.export.formats.integers import Integers
-from qplug.export.formats.onnx_file import onnx_file, qdq_file
+from qplug.export.formats.onnx_file import onnx_file
 from qplug.export.formats.qdq import Qdq, QdqActivation, saturates
+from qplug.export.formats.qdq_file import qdq_file
 from qplug.pipeline.load_run import load_planned
 from qplug.quantization.plan import Plan
 from qplug.testing import toy_images, toy_registry
@@ -194,7 +195,7 @@ def test_a_saturating_file_says_so_and_is_refused_where_it_saturates(folder, tmp
 
 
 def test_formats_without_bytes_refuse_the_request(tmp_path):
-    with pytest.raises(InputError, match="onnx-qonnx multiplies no bytes"):
+    with pytest.raises(InputError, match="expected a format with products of 8-bit integers, received onnx-qonnx"):
         export_run(tmp_path, "onnx-qonnx", tmp_path / "model.onnx", saturating=True)
 
 
