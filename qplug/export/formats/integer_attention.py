@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qplug.export.formats.integers import Codes, IntegerLinear, Values, eight_bits
-from qplug.export.formats.lowering import LoweredMatMul
+from qplug.export.formats.operations import LoweredMatMul
 from qplug.export.formats.qdq import Affine
 from qplug.models.attention import ExplicitAttention
 from qplug.models.surgery import replace

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from qplug.export.calls import Call
-from qplug.export.formats.lowering import operands
+from qplug.export.formats.operations import operands
 
 
 @dataclass
