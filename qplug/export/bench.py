@@ -12,11 +12,12 @@ from qplug.export.requirements import check_installed
 from qplug.export.runtimes.table import RUNTIMES
 
 if TYPE_CHECKING:
-    from qplug.export.speed import Profile, Race
+    from qplug.export.operator_times import Profile
+    from qplug.export.speed import Race
     from qplug.hooks.registry import Registry
 
 PROFILED_IMAGES = 10
-"""Images whose calls a profile averages; a batch of more than half of them gets two calls."""
+"""Images that a profile runs for each batch size, in at least two calls."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ def bench(
     row = format_of(form, timed())
     check_installed("qplug bench", row.needs + RUNTIMES[row.runtime].needs)
     from qplug.export.formats.integer_file import float_file
+    from qplug.export.operator_times import profile
     from qplug.export.parity.diagnose import explained
-    from qplug.export.speed import profile, race
+    from qplug.export.speed import race
     from qplug.hooks.registry import installed
     from qplug.pipeline.load_run import load_planned
 

@@ -30,6 +30,6 @@ def caution() -> str | None:
     if found["architecture"] != "x86_64" or found["instructions"]:
         return None
     return (
-        f"{found['name']} has no VNNI: ONNX Runtime adds products of unsigned and signed bytes in 16 bits there, where "
-        "they saturate; export without --saturating"
+        f"{found['name']} has no VNNI: ONNX Runtime adds products of unsigned and signed bytes in 16 bits there, and "
+        "these sums saturate; export without --saturating"
     )

@@ -11,7 +11,8 @@ from deploy_toys import digits_run
 from qplug.cli import main
 from qplug.cli.report.bench import bench_summary, bench_tables
 from qplug.export.bench import Bench
-from qplug.export.speed import Profile, Race, Share, Spread, shares
+from qplug.export.operator_times import Profile, Share, shares
+from qplug.export.speed import Race, Spread
 
 
 def event(name, operator, kind, microseconds):

@@ -8,7 +8,8 @@ from qplug.cli.report.screen import Table
 
 if TYPE_CHECKING:
     from qplug.export.bench import Bench
-    from qplug.export.speed import Profile, Race
+    from qplug.export.operator_times import Profile
+    from qplug.export.speed import Race
 
 
 def bench_summary(found: Bench) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def format_of(name: str, among: list[str] | None = None, where: str = "format") 
     """The format called ``name``.
 
     Args:
-        name: that the user gave.
+        name: from the user.
         among: names that are allowed; all if ``None``.
         where: option or argument that holds ``name``, for the error.
 

@@ -46,7 +46,7 @@ class Parity:
     def first_wrong(self) -> tuple[str, str] | None:
         """The first place that differs; ``None`` if the file agrees.
 
-        Places come first, then (operation, ``FUSED``), then ("", ``FREE_RUN``), then ("", ``TOP1``).
+        The order is: places, then (operation, ``FUSED``), then ("", ``FREE_RUN``), then ("", ``TOP1``).
 
         Raises:
             ValueError: no image was compared.

@@ -26,7 +26,7 @@ class OnnxRuntime:
 
     The runtime does not fuse a value away that it must return. Each operation's values are therefore read in sessions
     apart from the file's own: one optimized, and one that executes every operator unchanged. The second finds errors
-    that fusion hides. A wrong axis, say, is lost if the runtime fuses a matmul with its dequantized weight.
+    that fusion hides. A wrong axis, for example, is lost if the runtime fuses a matmul with its dequantized weight.
 
     Kernels that are fused across operations run in further sessions. Two return every second output. One returns every
     sixth, about one per transformer block.

@@ -85,7 +85,7 @@ def _weight_injector(quantizer: Quantizer) -> type:
 
 
 def _injector(proxy: type, quantizer: Quantizer) -> type:
-    """An injector that gives ``proxy`` a finished ``tensor_quant``. brevitas's exporters read the other entries."""
+    """An injector that passes ``proxy`` a finished ``tensor_quant``. brevitas's exporters read the other entries."""
     namespace = {
         "proxy_class": proxy,
         "tensor_quant": tensor_quant(quantizer),

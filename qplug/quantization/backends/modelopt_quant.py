@@ -1,8 +1,8 @@
 """Quantizers as ModelOpt's ``TensorQuantizer``, with exactly the same values.
 
 ModelOpt's own fake quantization multiplies by the rounded reciprocal m/amax and divides by it again. A value near the
-middle of two integers may then round to the other one than qplug's x/s, and values are not s times their integers to
-the last bit.
+middle of two integers may then round to the other one than qplug's x/s. Values differ from s times their integers
+in the last bit.
 
 Each ``TensorQuantizer`` therefore describes itself in ModelOpt's terms (bits, sign, axis, amax), which ModelOpt's
 summaries and exporters read. It computes by a registered quantization backend, the plan's quantizer.

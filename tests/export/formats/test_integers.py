@@ -20,14 +20,14 @@ from qplug.cli.report.export import export_tables
 from qplug.core.types import Site, SiteKind
 from qplug.data.loading import batches
 from qplug.export.export_run import export_run
+from qplug.export.formats.affine import Affine
 from qplug.export.formats.integer_file import float_file, integer_file
 from qplug.export.formats.integers import Integers, eight_bits
 from qplug.export.formats.lowering import readers
-from qplug.export.formats.qdq import Affine
 from qplug.export.formats.qdq_file import qdq_file
+from qplug.export.operator_times import profile
 from qplug.export.parity.check import check_parity
 from qplug.export.runtimes.onnx_runtime import OnnxRuntime
-from qplug.export.speed import profile
 from qplug.hooks.registry import backend_of, component, installed
 from qplug.pipeline.load_run import load_planned
 

@@ -17,10 +17,11 @@ from qplug import InputError, ParityError, UniformQuantizer
 from qplug.core.types import SiteKind
 from qplug.export.cpu import SATURATING, caution, processor
 from qplug.export.export_run import export_run
+from qplug.export.formats.affine import saturates
 from qplug.export.formats.integer_file import integer_file
 from qplug.export.formats.integers import Integers
 from qplug.export.formats.onnx_file import onnx_file
-from qplug.export.formats.qdq import Qdq, QdqActivation, saturates
+from qplug.export.formats.qdq import Qdq, QdqActivation
 from qplug.export.formats.qdq_file import qdq_file
 from qplug.pipeline.load_run import load_planned
 from qplug.quantization.plan import Plan
