@@ -1,4 +1,4 @@
-"""What is counted, and what ``qplug bench`` prints and refuses; the speed itself is a benchmark."""
+"""Figures, output and refusals of ``qplug bench``. A benchmark measures the speed itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def event(name, operator, kind, microseconds):
     return {"cat": "Node", "name": name, "dur": microseconds, "args": {"op_name": operator, "input_type_shape": shapes}}
 
 
-def test_shares_leave_the_first_call_out_and_tell_integers_from_floats():
+def test_shares_leave_out_the_first_call_and_separate_integers_from_floats():
     events = [{"cat": "Session", "name": "model_run", "dur": 9}]
     for microseconds in (1000, 10, 30):
         events.append(event("a_kernel_time", "MatMulIntegerToFloat", "uint8", microseconds))
@@ -40,7 +40,7 @@ def test_the_ratio_is_of_each_round():
     assert race.quantized_spread.median == 2.0
 
 
-def test_the_table_says_what_was_measured():
+def test_the_table_states_formats_sizes_and_ratio():
     races = (Race(4, 2, (1.0, 4.0, 9.0), (1.0, 2.0, 3.0)),)
     profiles = (Profile(4, [Share("MatMulIntegerToFloat", True, 3, 0.75), Share("Gelu", False, 1, 0.25)]),)
     found = Bench("runs/a", "onnx-integer", "ONNX Runtime 9", (8.0, 2.0), races, profiles)

@@ -50,7 +50,7 @@ FLOATS = ExportFormat(
 
 
 class Counting(TorchRuntime):
-    """torch, which counts what it runs."""
+    """torch, which counts the images that it runs."""
 
     opened: list[Counting] = []  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""The gate lets rounding pass and nothing else: wrong exports are refused with the place where they are wrong."""
+"""The parity check accepts rounding and nothing else. It refuses a wrong export and names the wrong place."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_tie_that_rounded_the_other_way_agrees():
     assert not OutputDifference(1e-4, noise=found.noise, signal=found.signal, _elements=found._elements).agrees
 
 
-def test_what_is_not_a_number_never_agrees():
+def test_nan_never_agrees():
     found = OutputDifference(1e-2)
     found.add(torch.ones(2, 3), torch.full((2, 3), torch.nan))
     assert not found.agrees
@@ -74,7 +74,7 @@ def test_masked_logits_are_not_compared():
 
 
 @pytest.mark.parametrize("theirs", [[1.0, 50.0], [1.0, torch.nan], [MASKED, MASKED]])
-def test_what_one_side_alone_masks_is_wrong(theirs):
+def test_a_value_that_one_side_alone_masks_is_wrong(theirs):
     found = OutputDifference(1e-2)
     found.add(torch.tensor([[1.0, MASKED]]), torch.tensor([theirs]))
     assert found.norm == float("inf")
@@ -82,7 +82,7 @@ def test_what_one_side_alone_masks_is_wrong(theirs):
     assert not found.agrees
 
 
-def test_another_shape_is_said():
+def test_another_shape_is_an_error():
     with pytest.raises(ValueError, match=r"expected the simulation's shape \(2, 3\), received \(3, 2\)"):
         OutputDifference(1e-4).add(torch.zeros(2, 3), torch.zeros(3, 2))
 
@@ -203,11 +203,11 @@ def test_a_right_export_agrees(exported):
         (scaled("head.weight/DequantizeLinear", 1.01), ("head", "output")),
     ],
 )
-def test_a_wrong_export_is_refused_where_it_is_wrong(exported, change, place):
+def test_a_wrong_export_is_refused_at_the_wrong_place(exported, change, place):
     parity = judged(exported, change)
     assert parity.first_wrong == place
     wrong = [where for where, difference in parity.places.items() if not difference.agrees]
-    assert wrong == [place]  # the simulation follows the runtime, so that nothing behind it is blamed
+    assert wrong == [place]  # the simulation continues from the runtime's values
     error = refusal(parity, exported[0])
     assert isinstance(error, ParityError)
     assert place[0] in error.where
@@ -215,7 +215,7 @@ def test_a_wrong_export_is_refused_where_it_is_wrong(exported, change, place):
     assert "--no-verify" in error.fix
 
 
-# what only the file as it is gets wrong
+# errors of the unchanged file alone
 
 
 def free_only(factor, noise, agreeing, steady):
@@ -251,7 +251,7 @@ def test_the_limit_of_free_logits_grows_with_noise_and_is_bounded():
 @pytest.mark.parametrize(
     ("agreeing", "steady", "wrong"), [(16, 16, False), (12, 13, False), (9, 12, False), (7, 16, True), (1, 12, True)]
 )
-def test_top1_is_refused_where_noise_alone_would_keep_it(agreeing, steady, wrong):
+def test_top1_is_refused_if_noise_alone_would_keep_it(agreeing, steady, wrong):
     parity = free_only(1.0, 0.25, agreeing, steady)
     assert parity.first_wrong == (("", TOP1) if wrong else None)
     if wrong:
@@ -261,8 +261,8 @@ def test_top1_is_refused_where_noise_alone_would_keep_it(agreeing, steady, wrong
 
 @pytest.mark.slow
 @pytest.mark.parametrize("off", [0.006, -0.006])
-def test_a_kernel_that_is_wrong_only_where_it_is_fused_is_refused(exported, off, monkeypatch):
-    """As if fc1 and what follows it became one kernel where nobody asks for fc1's output."""
+def test_a_kernel_that_is_wrong_only_if_fused_is_refused(exported, off, monkeypatch):
+    """As if fc1 and its successor became one kernel unless fc1's output is returned."""
     showing, node = onnx_runtime._with_negated_outputs, "blocks.0.mlp.fc1"
 
     def fusing(model, names):
@@ -281,7 +281,7 @@ def test_a_kernel_that_is_wrong_only_where_it_is_fused_is_refused(exported, off,
 
 
 @pytest.mark.slow
-def test_a_file_that_is_wrong_only_as_it_is_used_is_refused(exported, monkeypatch):
+def test_a_file_that_is_wrong_only_unchanged_is_refused(exported, monkeypatch):
     monkeypatch.setattr(OnnxRuntime, "logits", lambda self, x: torch.zeros(len(x), 5))
     parity = judged(exported)
     assert all(place.agrees for place in (*parity.places.values(), *parity.fused.values()))

@@ -1,4 +1,4 @@
-"""What cannot be exported, and what the user is told: each before any work where that can be known."""
+"""Exports that are refused, and their messages: before any work if the cause is known by then."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_no_images_are_no_comparison(run, images, tmp_path):
     assert (error.what, error.where) == (f"expected at least 1 image to compare, received {images}", "images")
 
 
-def test_as_many_images_are_compared_as_were_asked_for(run):
+def test_the_given_number_of_images_is_compared(run):
     registry = toy_registry()
     sizes = [len(x) for x in evaluation_batches(load_planned(run, registry), 5, registry)]
     assert sizes == [4, 1]
@@ -117,7 +117,7 @@ def test_a_damaged_run_and_one_of_another_version(run, tmp_path):
 
 
 class Odd(Quantizer):
-    """What no format has an operator for."""
+    """A quantizer with an operator that no format has."""
 
     kind = "odd"
 
@@ -137,7 +137,7 @@ class Odd(Quantizer):
 
 
 class Odder(Odd):
-    """What cannot even be traced: its operators depend on the values."""
+    """A quantizer that cannot be traced, because its operators depend on the values."""
 
     kind = "odder"
 
@@ -183,14 +183,14 @@ def test_a_quantizer_that_the_format_cannot_express_is_named(cls, what, tmp_path
 
 
 class MatrixExp(nn.Softmax):
-    """A Softmax that no format knows."""
+    """A Softmax with an operator that no format has."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) + 0.0 * torch.linalg.matrix_exp(input)
 
 
 class Rewriting(Technique):
-    """Puts it in."""
+    """Replaces every Softmax by it."""
 
     class Config(Config):
         """Nothing."""
@@ -240,7 +240,7 @@ def wrong_scale(planned, saturating):
 
 
 @pytest.mark.slow
-def test_what_does_not_agree_leaves_no_file(run, tmp_path, monkeypatch):
+def test_a_file_that_differs_is_not_written(run, tmp_path, monkeypatch):
     monkeypatch.setitem(FORMATS, "onnx-qdq", replace(FORMATS["onnx-qdq"], writer=f"{__name__}:wrong_scale"))
     with pytest.raises(ParityError, match="expected the simulation's output for the same operands") as caught:
         qplug.export_run(run, out=tmp_path / "model.onnx", registry=toy_registry(), images=2)
@@ -251,7 +251,7 @@ def test_what_does_not_agree_leaves_no_file(run, tmp_path, monkeypatch):
     assert (tmp_path / "model.onnx").is_file()
 
 
-def test_the_command_line_says_the_same(tmp_path, capsys):
+def test_the_command_line_prints_the_same(tmp_path, capsys):
     for arguments, message in (
         (["export", str(tmp_path / "no")], "there is no such run folder"),
         (
