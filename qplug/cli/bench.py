@@ -1,4 +1,4 @@
-"""``qplug bench``: how much faster a run's quantized model is than its float one."""
+"""``qplug bench``: time a run's float and quantized models side by side."""
 
 from __future__ import annotations
 
@@ -9,38 +9,36 @@ import typer
 
 from qplug.cli.app import Json, State, app, print_json, screen_of
 from qplug.core.errors import InputError
-from qplug.export.bench import FORMATS, bench as measure
-
-KNOWN = " or ".join(FORMATS)
+from qplug.export.formats.table import DEFAULT_TIMED, format_of, timed
 
 
 @app.command()
 def bench(
     run: Annotated[Path, typer.Argument(show_default=False, help="A run folder.")],
-    batch: Annotated[str, typer.Option(help="Images a call; several are measured in turn.")] = "1,32",
+    batch: Annotated[str, typer.Option(help="Images per call; several sizes are measured in turn.")] = "1,32",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime, for both models.")] = 1,
-    rounds: Annotated[int, typer.Option(min=3, help="How often each model is timed.")] = 15,
+    rounds: Annotated[int, typer.Option(min=3, help="Number of timings of each model.")] = 15,
     form: Annotated[
-        str, typer.Option("--format", help=f"Of the quantized file: {' or '.join(FORMATS)}.")
-    ] = "onnx-integer",
+        str, typer.Option("--format", help=f"Format of the quantized file, one of {', '.join(timed())}.")
+    ] = DEFAULT_TIMED,
     saturating: Annotated[
         bool, typer.Option("--saturating", help="Hold signed bytes alone: exact with VNNI, wrong on x86 without it.")
     ] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Show where the quantized model's time goes.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Print the time of each of its operators.")] = False,
     as_json: Json = False,
 ) -> None:
     """Time float and quantized models side by side in ONNX Runtime."""
     State.json = as_json
-    if form not in FORMATS:
-        raise InputError(f"expected {KNOWN}, received {form!r}", where="--format")
+    format_of(form, timed(), "--format")
     batches = _batches(batch)
-    from qplug.cli.report.bench import bench_tables, summary
+    from qplug.cli.report.bench import bench_summary, bench_tables
+    from qplug.export.bench import bench as measure
 
     found = measure(
         run, batches=batches, threads=threads, rounds=rounds, form=form, saturating=saturating, profiled=profile
     )
     if as_json:
-        print_json(summary(found))
+        print_json(bench_summary(found))
         return
     screen = screen_of()
     for table in bench_tables(found):
@@ -53,5 +51,9 @@ def _batches(text: str) -> tuple[int, ...]:
     except ValueError:
         sizes = ()
     if not sizes or min(sizes) < 1:
-        raise InputError(f"expected sizes such as 1,32, received {text!r}", where="--batch")
+        raise InputError(
+            f"expected sizes such as 1,32, received {text!r}",
+            where="--batch",
+            fix="separate numbers by commas",
+        )
     return sizes

@@ -1,4 +1,4 @@
-"""``qplug bench``: a run's float and quantized models side by side in ONNX Runtime."""
+"""``qplug bench``: a run's float and quantized models, timed side by side in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qplug.export.cpu import INTEGER
+from qplug.export.formats.table import DEFAULT_TIMED, format_of, timed
+from qplug.export.requirements import check_installed
+from qplug.export.runtimes.table import RUNTIMES
 
 if TYPE_CHECKING:
-    from qplug.export.speed import Profile, Race
+    from qplug.export.operator_times import Profile
+    from qplug.export.speed import Race
     from qplug.hooks.registry import Registry
 
-PROFILED = 10
-"""Calls whose times a profile averages, fewer where a batch is large."""
-FORMATS = INTEGER
+PROFILED_IMAGES = 10
+"""Images that a profile runs for each batch size, in at least two calls."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What was measured.
+    """The result of ``bench``.
 
     Attributes:
-        folder: the run's.
-        form: of the quantized file, and whether its products are saturating.
-        runtime: its name and version.
-        megabytes: of the float file and of the quantized one, 10^6 bytes.
-        races: one for each batch, in the order asked for.
-        profiles: of the quantized file, likewise; empty where none was asked for.
+        folder: of the run.
+        form: format of the quantized file, followed by ``--saturating`` if its products saturate.
+        runtime: name and version of the runtime, and the processor.
+        megabytes: of the float file and of the quantized file, 10^6 bytes.
+        races: one for each batch size, in the given order.
+        profiles: of the quantized file, in the same order; empty without ``profiled``.
     """
 
     folder: Path
@@ -45,52 +47,54 @@ def bench(
     batches: Sequence[int],
     threads: int,
     rounds: int,
-    form: str = "onnx-integer",
+    form: str = DEFAULT_TIMED,
     saturating: bool = False,
     profiled: bool = False,
     registry: Registry | None = None,
 ) -> Bench:
-    """Export a run's model with and without its quantizers, and time both in turns.
+    """Export a run's model with and without its quantizers, and time both files in turns.
 
     Args:
         folder: that ``qplug run`` wrote.
-        batches: images a call.
-        threads: of the runtime, for both.
-        rounds: how often each is timed.
-        form: of the quantized file, one of ``FORMATS``.
-        saturating: as of ``export_run``.
-        profiled: whether to say where the quantized file's time goes.
-        registry: what is installed, unless given.
+        batches: images per call, one measurement each.
+        threads: of the runtime, for both files.
+        rounds: number of timings of each file.
+        form: format of the quantized file, one that ``FORMATS`` marks as ``timed``.
+        saturating: see ``export_run``.
+        profiled: also measure the time of each operator of the quantized file.
+        registry: of installed plugins; discovered if ``None``.
 
     Raises:
-        InputError: the folder holds no run; the plan or the model cannot be exported; the extra ``export`` is missing.
+        InputError: the folder holds no run, the plan or the model cannot be exported, or a package is missing.
     """
-    from qplug.export.export_run import require_extra
-
-    require_extra()
-    import onnxruntime
-
-    from qplug.export.cpu import processor
-    from qplug.export.formats.integer_file import float_file, integer_file
-    from qplug.export.formats.onnx_file import qdq_file
+    row = format_of(form, timed())
+    check_installed("qplug bench", row.needs + RUNTIMES[row.runtime].needs)
+    from qplug.export.formats.integer_file import float_file
+    from qplug.export.operator_times import profile
     from qplug.export.parity.diagnose import explained
-    from qplug.export.speed import profile, race
+    from qplug.export.speed import race
     from qplug.hooks.registry import installed
     from qplug.pipeline.load_run import load_planned
 
     registry = registry or installed()
     planned = load_planned(folder, registry)
-    quantized = {"onnx-integer": integer_file, "onnx-qdq": qdq_file}[form]
-    with explained(planned, form, registry):
-        files = [float_file(planned).model, quantized(planned, saturating).model]
+    with explained(planned, row, registry):
+        files = [float_file(planned).model, row.write(planned, saturating).model]
     example = planned.preprocessing.example()
     inputs = [example.repeat(batch, *[1] * (example.dim() - 1)).numpy() for batch in batches]
     races = tuple(race(files[0], files[1], x, threads, rounds) for x in inputs)
-    calls = [max(2, PROFILED // len(x)) for x in inputs]
-    timed = zip(inputs, calls, strict=True) if profiled else ()
-    profiles = tuple(profile(files[1], x, threads, count) for x, count in timed)
+    profiles = [profile(files[1], x, threads, max(2, PROFILED_IMAGES // len(x))) for x in inputs if profiled]
     sizes = (files[0].ByteSize() / 1e6, files[1].ByteSize() / 1e6)
-    on = processor()
-    vnni = ", ".join(on["instructions"]) or "without VNNI"
-    name = f"ONNX Runtime {onnxruntime.__version__} on {on['name']} ({on['architecture']}, {vnni})"
-    return Bench(Path(folder), f"{form} --saturating" if saturating else form, name, sizes, races, profiles)
+    return Bench(
+        Path(folder), f"{form} --saturating" if saturating else form, _runtime(), sizes, races, tuple(profiles)
+    )
+
+
+def _runtime() -> str:
+    import onnxruntime
+
+    from qplug.export.cpu import processor
+
+    found = processor()
+    instructions = ", ".join(found["instructions"]) or "without VNNI"
+    return f"ONNX Runtime {onnxruntime.__version__} on {found['name']} ({found['architecture']}, {instructions})"

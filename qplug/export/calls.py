@@ -1,16 +1,22 @@
-"""Names of values in an exported file, and the calls of the operations that it holds."""
+"""Names of values in an exported file, and the calls of planned operations in it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 INPUT, LOGITS = "input", "logits"
-"""The file's own input and output."""
+"""Names of the file's input and output."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a planned operation: the names of the values that it reads (masks are not among them) and gives."""
+    """One call of a planned operation.
+
+    Attributes:
+        operation: the operation's path in the model.
+        inputs: names of the operands, without masks.
+        output: name of the output.
+    """
 
     operation: str
     inputs: tuple[str, ...]

@@ -1,46 +1,37 @@
-"""From a run folder to a file that a runtime executes: loaded, lowered, compared with the simulation, written."""
+"""From a run folder to a file that a runtime executes: load, lower, compare with the simulation, write."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING
 
-from qplug.core.errors import InputError, ParityError, QplugError
+from qplug.core.errors import InputError
 from qplug.core.storage.atomic import check_file, write_file
-from qplug.export.cpu import INTEGER, SATURATING, caution
-from qplug.hooks.registry import Registry, component, installed
-from qplug.pipeline.load_run import LoadedRun, load_planned, load_quantized
-from qplug.pipeline.run_key import EVALUATION_SEED
+from qplug.export.cpu import SATURATING
+from qplug.export.formats.table import DEFAULT, ExportFormat, format_of, with_integer_products
+from qplug.export.requirements import check_installed
+from qplug.export.runtimes.table import RUNTIMES
+from qplug.hooks.registry import Registry, installed
+from qplug.pipeline.load_run import load_planned
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from qplug.export.parity.result import Parity
 
-    from qplug.export.parity.check import Parity
-
-FormatName = Literal["onnx-qdq", "onnx-integer", "onnx-qonnx", "torch"]
-SUFFIX: dict[str, str] = {
-    "onnx-qdq": ".onnx",
-    "onnx-integer": ".integer.onnx",
-    "onnx-qonnx": ".qonnx.onnx",
-    "torch": ".pt2",
-}
-NEEDED = ("onnx", "onnx_ir", "onnxruntime", "onnxscript")
-IMAGES, BATCH = 16, 4
+COMPARED_IMAGES = 16
+"""Evaluation images that the parity check runs, unless given."""
 
 
 @dataclass
 class Export:
-    """What an export found out.
+    """The result of an export.
 
     Attributes:
         path: the file.
-        format: its name.
-        size: bytes.
+        format: the format's name.
+        size: bytes of the file.
         float_size: bytes of the float model's weights.
-        parity: what the gate found; ``None`` where it was not asked.
+        parity: comparison of the file with the simulation; ``None`` without ``verify``.
         warnings: one sentence each.
     """
 
@@ -54,158 +45,72 @@ class Export:
 
 def export_run(
     run_folder: str | Path,
-    format: FormatName = "onnx-qdq",
+    format: str = DEFAULT,
     out: str | Path | None = None,
     *,
     verify: bool = True,
-    images: int = IMAGES,
+    images: int = COMPARED_IMAGES,
     saturating: bool = False,
     registry: Registry | None = None,
 ) -> Export:
-    """Write a run's quantized model in ``format``, if a runtime computes from it what was simulated.
+    """Write a run's quantized model to a file, provided that a runtime computes the simulation's values from it.
 
     Args:
         run_folder: that ``qplug run`` or ``qplug.run`` wrote.
-        format: ``onnx-qdq`` (QuantizeLinear and DequantizeLinear), ``onnx-integer`` (the same, products of 8-bit
-            integers as ONNX Runtime executes them fastest on a CPU), ``onnx-qonnx`` (QONNX's Quant), or ``torch`` (an
-            exported program, ``.pt2``).
+        format: a name of ``qplug.export.formats.table.FORMATS``; ``qplug export --help`` describes them.
         out: the file; by default beside the run folder, with its name.
         verify: run the file on the first ``images`` of the run's evaluation images and compare it with the simulation.
-        images: how many, at least 1.
-        saturating: of ``onnx-qdq`` and ``onnx-integer``: multiply unsigned by signed bytes on every processor. With
-            VNNI an ``onnx-qdq`` file is faster by it; on x86 without VNNI the products saturate. The file says so.
-            Otherwise the products are exact on every processor.
-        registry: what is installed, unless given.
+        images: number of images to compare, at least 1.
+        saturating: multiply unsigned by signed bytes on every processor, in a format with products of 8-bit integers.
+            This makes an ``onnx-qdq`` file faster on x86 with VNNI. On x86 without VNNI these products saturate.
+            The file's metadata state this. By default the products are exact on every processor.
+        registry: of installed plugins; discovered if ``None``.
 
     Raises:
-        InputError: the run folder, a missing extra, a target that exists, or something that the format cannot express.
-        ParityError: the runtime computes something else; nothing is written.
+        InputError: the run folder or an argument is wrong, a package is missing, the target exists, or the format
+            cannot express the model or a quantizer.
+        ParityError: the runtime computes other values. Nothing is written.
     """
-    if format not in get_args(FormatName):
-        raise InputError(f"there is no format '{format}'", fix=f"choose one of {', '.join(get_args(FormatName))}")
-    if saturating and format not in INTEGER:
-        raise InputError(
-            f"{format} multiplies no bytes",
-            where="saturating",
-            fix=f"leave it out, or export to {' or '.join(INTEGER)}",
-        )
-    if images < 1:
-        raise InputError(f"expected at least 1 image to compare, received {images}", where="images")
-    require_extra()
+    row = format_of(format)
+    _check_arguments(row, saturating, images)
+    check_installed(format, row.needs + (RUNTIMES[row.runtime].needs if verify else ()))
     registry = registry or installed()
-    target = Path(out) if out is not None else Path(f"{Path(run_folder)}{SUFFIX[format]}")
+    target = Path(out) if out is not None else Path(f"{Path(run_folder)}{row.suffix}")
     check_new(target)
     planned = load_planned(run_folder, registry)
 
     from qplug.export.metadata import metadata
     from qplug.export.parity.diagnose import explained
+    from qplug.export.parity.verify import verified
 
-    with explained(planned, format, registry):
-        file = _file(planned, format, saturating)
-    parity = None
-    if verify:
-        try:
-            parity = _parity(file, planned, images, registry)
-        except QplugError:
-            raise
-        except Exception as error:  # each runtime has errors of its own
-            said = f"the runtime cannot execute the file: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise ParityError(said, where=format, fix=FIX) from error
-        if parity.first_wrong is not None:
-            found, hint = refusal(parity, planned), caution() if saturating else None
-            raise ParityError(found.what, where=found.where, fix=f"{hint}; {found.fix}" if hint else found.fix)
-    content = file.content(metadata(planned, format, file.calls, parity, saturating))
+    with explained(planned, row, registry):
+        file = row.write(planned, saturating)
+    parity = verified(file, planned, row, images, saturating, registry) if verify else None
+    content = file.content(metadata(planned, row, file.calls, parity, saturating))
     check_new(target)
     write_file(target, content)
-    warnings = [f"{name} is in float32 in the file: its quantizer has no codes" for name in file.float_weights]
+    warnings = [f"the file holds {name} in float32: its quantizer has no codes" for name in file.float_weights]
     if parity is None:
-        warnings.append("nobody checked that a runtime computes from this file what was simulated")
+        warnings.append("the file was not compared with the simulation")
     if saturating:
         warnings.append(f"the file multiplies {SATURATING}")
     float_size = round(planned.run.metrics["float.size_mb"] * 1e6)
     return Export(target, format, len(content), float_size, parity, warnings)
 
 
-def require_extra() -> None:
-    """Raise ``InputError`` where a package of the extra ``export`` is missing."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"an export needs {', '.join(missing)}", fix="pip install 'qplug[export]'")
-
-
 def check_new(target: Path) -> None:
-    """Refuse a file that exists or cannot be made; raises ``InputError``."""
+    """Check that ``target`` does not exist and can be written; raises ``InputError``."""
     if target.exists() or target.is_symlink():
         raise InputError("this file exists", where=str(target), fix="name another with --out, or remove it")
     check_file(target, "--out")
 
 
-def refusal(parity: Parity, planned: LoadedRun) -> ParityError:
-    """The error for an export that does not agree: the first place, and how far."""
-    from qplug.export.parity.check import FREE, TOP1
-    from qplug.export.parity.fused import FUSED
-
-    place = parity.first_wrong
-    assert place is not None
-    operation, what = place
-    if what == TOP1:
-        said = (
-            f"{parity.agreeing} of {parity.images} images have the simulation's top-1, and {parity.steady} keep theirs "
-            "under rounding noise of 1e-6"
+def _check_arguments(row: ExportFormat, saturating: bool, images: int) -> None:
+    if saturating and not row.integer_products:
+        raise InputError(
+            f"expected a format with products of 8-bit integers, received {row.name}",
+            where="saturating",
+            fix=f"leave it out, or export to {' or '.join(with_integer_products())}",
         )
-        return ParityError(said, where="logits", fix=FIX)
-    if what == FUSED:
-        said = (
-            f"the runtime's output is not the simulation's, by {parity.fused[operation]}, where it may fuse what lies "
-            "between the outputs that it shows; all operations alone agree"
-        )
-        return ParityError(said, where=operation or "logits", fix=FIX)
-    if what == FREE:
-        said = f"those of a free run differ by {parity.free}; rounding noise of 1e-6 moves them by {parity.chaos:.1e}"
-        return ParityError(said, where="logits", fix=FIX)
-    wrong = [" ".join(reversed(place)) for place, difference in parity.places.items() if not difference.agrees]
-    quantizers = ", ".join(f"{role}: {q.describe()}" for role, q in planned.plan.of(operation).items())
-    said = f"the runtime's {what} is not the simulation's, by {parity.places[place]}, for the same operands"
-    more = (
-        f"; {len(wrong)} of {len(parity.places)} places differ: {', '.join(wrong[:5])}{', …' if len(wrong) > 5 else ''}"
-    )
-    return ParityError(
-        said + more, where=f"{operation} ({quantizers})" if quantizers else operation or "logits", fix=FIX
-    )
-
-
-FIX = "nothing was written; --no-verify writes the file all the same and says so in it, for finding the cause"
-
-
-def _file(planned: LoadedRun, format: str, saturating: bool) -> Any:
-    if format == "torch":
-        from qplug.export.formats.torch_program import torch_file
-
-        return torch_file(planned)
-    from qplug.export.formats.integer_file import integer_file
-    from qplug.export.formats.onnx_file import qdq_file, qonnx_file
-
-    if format == "onnx-qonnx":
-        return qonnx_file(planned)
-    return {"onnx-qdq": qdq_file, "onnx-integer": integer_file}[format](planned, saturating)
-
-
-def _parity(file: Any, planned: LoadedRun, images: int, registry: Registry) -> Parity:
-    from qplug.export.parity.check import compare
-    from qplug.hooks.registry import backend_of
-
-    simulation = load_quantized(planned.run.folder, registry=registry)
-    inputs = _inputs(planned, images, registry)
-    with backend_of(planned.recipe.backend, registry).inference(simulation):
-        return compare(file.runtime(), simulation, planned.plan, inputs, file.joined, planned.task)
-
-
-def _inputs(planned: LoadedRun, images: int, registry: Registry) -> Iterator[Tensor]:
-    """The first evaluation images, in batches."""
-    from qplug.data.loading import batches
-
-    opened = component(registry.datasets, planned.recipe.data.evaluation).open(EVALUATION_SEED)
-    count = min(images, len(opened))
-    stream = batches(opened, planned.preprocessing.transform(), min(BATCH, count))
-    for start, (x, _) in zip(range(0, count, BATCH), stream, strict=False):
-        yield x[: count - start]
+    if images < 1:
+        raise InputError(f"expected at least 1 image to compare, received {images}", where="images")

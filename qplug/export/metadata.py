@@ -1,4 +1,4 @@
-"""What a file says of the run that it was made from."""
+"""Metadata of an exported file: the run, the preprocessing, the plan and the comparison with the simulation."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qplug.core.version import __version__
-from qplug.export.cpu import INTEGER, SATURATING, processor
+from qplug.export.cpu import SATURATING, processor
 
 if TYPE_CHECKING:
     from qplug.export.calls import Call
-    from qplug.export.parity.check import Parity
+    from qplug.export.formats.table import ExportFormat
+    from qplug.export.parity.result import Parity
     from qplug.pipeline.load_run import LoadedRun
 
-EXACT = "exact on every processor"
+EXACT_PRODUCTS = "exact on every processor"
 NOT_VERIFIED = "not verified: exported with --no-verify"
 
 
 def metadata(
-    planned: LoadedRun, form: str, calls: Sequence[Call], parity: Parity | None, saturating: bool = False
+    planned: LoadedRun, row: ExportFormat, calls: Sequence[Call], parity: Parity | None, saturating: bool = False
 ) -> dict[str, str]:
-    """Keys ``qplug.…`` → text, JSON but for the version, the format, its products and a parity that nobody checked."""
+    """Keys ``qplug.…`` → texts.
+
+    The texts are JSON, except for the version, the format, the products and a parity that is ``NOT_VERIFIED``.
+    """
     values = {
         "run": _run(planned),
         "preprocessing": _preprocessing(planned),
@@ -41,8 +45,8 @@ def metadata(
     }
     texts = {f"qplug.{key}": json.dumps(value, ensure_ascii=False) for key, value in values.items()}
     checked = NOT_VERIFIED if parity is None else json.dumps(parity.summary() | {"processor": processor()})
-    products = {"qplug.products": SATURATING if saturating else EXACT} if form in INTEGER else {}
-    return {"qplug.version": __version__, "qplug.format": form, **products, **texts, "qplug.parity": checked}
+    products = {"qplug.products": SATURATING if saturating else EXACT_PRODUCTS} if row.integer_products else {}
+    return {"qplug.version": __version__, "qplug.format": row.name, **products, **texts, "qplug.parity": checked}
 
 
 def _run(planned: LoadedRun) -> dict[str, Any]:
@@ -58,9 +62,9 @@ def _run(planned: LoadedRun) -> dict[str, Any]:
 
 
 def _preprocessing(planned: LoadedRun) -> dict[str, Any]:
-    """The fields of the model's preparation; a long text such as a tokenizer's, known by its digest, is left out."""
-    how = planned.preprocessing
-    if not dataclasses.is_dataclass(how):
-        return {"kind": type(how).__name__, "repr": repr(how)}
-    shown = {field.name: getattr(how, field.name) for field in dataclasses.fields(how) if field.repr}
-    return {"kind": type(how).__name__, **shown}
+    """The preprocessing's kind and fields, without those outside its ``repr``, such as a tokenizer's long text."""
+    preprocessing = planned.preprocessing
+    if not dataclasses.is_dataclass(preprocessing):
+        return {"kind": type(preprocessing).__name__, "repr": repr(preprocessing)}
+    names = [field.name for field in dataclasses.fields(preprocessing) if field.repr]
+    return {"kind": type(preprocessing).__name__, **{name: getattr(preprocessing, name) for name in names}}

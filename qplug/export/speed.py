@@ -1,12 +1,10 @@
-"""How fast ONNX Runtime executes files, side by side, and where its time goes."""
+"""Times of two files in ONNX Runtime, measured side by side."""
 
 from __future__ import annotations
 
-import json
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +14,15 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-AT_LEAST = 0.05
-"""Seconds that one round of one file takes at least, so that the clock and one interrupt decide nothing."""
-WARM_UP = 1
+SHORTEST_ROUND = 0.05
+"""Shortest time of one file's round in seconds, so that the clock's resolution and one interrupt have no effect."""
+WARM_UP_ROUNDS = 1
 """Rounds that are not counted."""
-INTEGERS = ("int8", "uint8")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The quartiles of what the rounds gave."""
+    """Quartiles over the rounds."""
 
     low: float
     median: float
@@ -33,7 +30,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of one value a round."""
+        """Quartiles of ``values``, one per round."""
         import numpy as np
 
         low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
@@ -42,13 +39,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Race:
-    """Two files side by side: in each round one after the other, so that what slows the machine slows both.
+    """Times of two files. Each round times both, so that a slower machine slows both.
 
     Attributes:
-        batch: images a call.
+        batch: images per call.
         threads: of the runtime.
-        float_seconds: a call, one value a round.
-        quantized_seconds: likewise.
+        float_seconds: per call of the float file, one value per round.
+        quantized_seconds: per call of the quantized file, one value per round.
     """
 
     batch: int
@@ -58,54 +55,19 @@ class Race:
 
     @property
     def float_spread(self) -> Spread:
-        """Seconds of a call of the float file."""
+        """Seconds per call of the float file."""
         return Spread.of(self.float_seconds)
 
     @property
     def quantized_spread(self) -> Spread:
-        """Seconds of a call of the quantized file."""
+        """Seconds per call of the quantized file."""
         return Spread.of(self.quantized_seconds)
 
     @property
     def ratio(self) -> Spread:
-        """How many times as fast the quantized file is: of the ratios of each round."""
+        """Speed of the quantized file divided by that of the float file, from the ratio of each round."""
         pairs = zip(self.float_seconds, self.quantized_seconds, strict=True)
         return Spread.of([slow / fast for slow, fast in pairs])
-
-
-@dataclass
-class Share:
-    """What one type of operator takes.
-
-    Attributes:
-        operator: its name in the runtime, after fusion.
-        nodes: how many there are.
-        seconds: a call, all nodes together.
-        integer: whether it reads integers of 8 bits.
-    """
-
-    operator: str
-    integer: bool
-    nodes: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class Profile:
-    """Where the runtime's time goes, the most expensive operator first; the clock of each node costs time too."""
-
-    batch: int
-    shares: list[Share] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        """Of a call, in all nodes."""
-        return sum(share.seconds for share in self.shares)
-
-    @property
-    def float_share(self) -> float:
-        """The part of the time that goes to nodes that read no integers."""
-        return sum(share.seconds for share in self.shares if not share.integer) / self.seconds if self.shares else 0.0
 
 
 def session(
@@ -114,15 +76,15 @@ def session(
     profile: Path | None = None,
     optimized: Path | None = None,
 ) -> Any:
-    """A session of ONNX Runtime on the CPU, all optimizations on.
+    """A session of ONNX Runtime on the CPU, with all optimizations.
 
-    Threads do not spin behind a call: those of one session would take the processor from another.
+    Threads do not spin after a call, because they would take the processor from another session.
 
     Args:
         model: the file.
         threads: within an operator.
-        profile: what the file of the runtime's profile begins with; ``None``: it writes none.
-        optimized: where the runtime writes the graph that it executes; ``None``: nowhere.
+        profile: prefix of the profile that the runtime writes; ``None`` for no profile.
+        optimized: path of the optimized graph that the runtime writes; ``None`` for none.
     """
     import onnxruntime
 
@@ -139,45 +101,18 @@ def session(
 
 
 def race(float_: onnx.ModelProto, quantized: onnx.ModelProto, x: NDArray[Any], threads: int, rounds: int) -> Race:
-    """Time two files on one batch ``x``, in turns, ``rounds`` times."""
+    """Time two files on the batch ``x``, in turns, for ``rounds`` rounds."""
     sessions = [session(model, threads) for model in (float_, quantized)]
     for one in sessions:
         _seconds(one, x, 1)  # the first call allocates
-    calls = [max(1, round(AT_LEAST / _seconds(one, x, 1))) for one in sessions]
+    calls = [max(1, round(SHORTEST_ROUND / _seconds(one, x, 1))) for one in sessions]
     seconds: list[list[float]] = [[], []]
-    for number in range(WARM_UP + rounds):
+    for number in range(WARM_UP_ROUNDS + rounds):
         for one, count, found in zip(sessions, calls, seconds, strict=True):
             taken = _seconds(one, x, count)
-            if number >= WARM_UP:
+            if number >= WARM_UP_ROUNDS:
                 found.append(taken)
     return Race(len(x), threads, tuple(seconds[0]), tuple(seconds[1]))
-
-
-def profile(model: onnx.ModelProto, x: NDArray[Any], threads: int, calls: int) -> Profile:
-    """What each operator takes on ``x``, by the runtime's own profile, a mean of ``calls`` after one that warms up."""
-    with tempfile.TemporaryDirectory() as folder:
-        one = session(model, threads, Path(folder) / "profile")
-        for _ in range(1 + calls):
-            one.run([LOGITS], {INPUT: x})
-        events = json.loads(Path(one.end_profiling()).read_text(encoding="utf-8"))
-    return Profile(len(x), shares(events, calls))
-
-
-def shares(events: Sequence[Mapping[str, Any]], calls: int) -> list[Share]:
-    """The events of a profile, by operator and by what it reads; those of the first call are left out."""
-    nodes: dict[str, list[Mapping[str, Any]]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time"):
-            nodes.setdefault(event["name"], []).append(event)
-    found: dict[tuple[str, bool], Share] = {}
-    for timed in nodes.values():
-        operator = str(timed[0]["args"]["op_name"])
-        read = [next(iter(kind)) for kind in timed[0]["args"].get("input_type_shape", [])]
-        integer = bool(read) and read[0] in INTEGERS
-        share = found.setdefault((operator, integer), Share(operator, integer))
-        share.nodes += 1
-        share.seconds += sum(event["dur"] for event in timed[len(timed) // (calls + 1) :]) / 1e6 / calls
-    return sorted(found.values(), key=lambda share: -share.seconds)
 
 
 def _seconds(one: Any, x: NDArray[Any], calls: int) -> float:

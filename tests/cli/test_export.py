@@ -1,4 +1,4 @@
-"""``qplug export`` as a person and as a program sees it."""
+"""Output of ``qplug export`` for people and for programs."""
 
 from __future__ import annotations
 

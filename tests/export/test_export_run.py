@@ -1,4 +1,4 @@
-"""From run folders to files: what is in them, that they run, and what they say of themselves."""
+"""From run folders to files: their content, their execution and their metadata."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def runs_as_simulated(result, run) -> None:
         assert np.linalg.norm(found - expected) <= 2e-2 * np.linalg.norm(expected)  # a tie may fall the other way
 
 
-def test_onnx_runtime_computes_what_was_simulated(exported, run):
+def test_onnx_runtime_computes_the_simulation(exported, run):
     runs_as_simulated(exported, run)
 
 
@@ -89,7 +89,7 @@ def test_it_does_so_from_qonnxs_operators_too(run, tmp_path):
 
 
 def test_weights_are_integers_and_nothing_else_is_large(exported):
-    """No float copy of a weight: what is in float32 are scales, biases, norms, embeddings and small tables."""
+    """No float copy of a weight: only scales, biases, norms, embeddings and small tables are in float32."""
     graph = onnx.load(exported.path).graph
     codes = {one.name: one for one in graph.initializer if one.name.endswith(".weight.codes")}
     assert len(codes) == 18
@@ -100,10 +100,10 @@ def test_weights_are_integers_and_nothing_else_is_large(exported):
         bits = plan[name.removesuffix(".codes")]
         assert len(one.raw_data) <= np.prod(one.dims) * next(w for w in (2, 4, 8) if w >= bits) / 8 + 1
     largest = max(np.prod(one.dims) for one in graph.initializer if one.data_type == onnx.TensorProto.FLOAT)
-    assert largest < 64 * 64  # the least of the blocks' weights; 2,096 where regions are looked up
+    assert largest < 64 * 64  # the smallest weight of a block; 2,096 for tables of regions
 
 
-def test_it_says_what_it_is(exported, run):
+def test_metadata_describe_the_file(exported, run):
     said = metadata(exported.path)
     assert said["qplug.version"] == __version__
     assert said["qplug.format"] == "onnx-qdq"
@@ -150,11 +150,11 @@ def test_a_torch_program_needs_torch_alone_and_no_pickle(run, tmp_path):
     assert torch.equal(torch.load(tmp_path / "y.pt"), simulated(run, pixels(3)))
 
 
-def test_a_file_that_nobody_checked_says_so_and_is_the_same(exported, run, tmp_path):
-    """But for the verdict, byte for byte."""
+def test_a_file_without_comparison_states_it_and_is_otherwise_the_same(exported, run, tmp_path):
+    """Byte for byte, except for the result of the comparison."""
     result = qplug.export_run(run, out=tmp_path / "model.onnx", verify=False)
     assert result.parity is None
-    assert result.warnings == ["nobody checked that a runtime computes from this file what was simulated"]
+    assert result.warnings == ["the file was not compared with the simulation"]
     unseen, seen = onnx.load(result.path), onnx.load(exported.path)
     assert metadata(result.path)["qplug.parity"] == "not verified: exported with --no-verify"
     assert unseen.metadata_props.pop().key == seen.metadata_props.pop().key == "qplug.parity"

@@ -1,4 +1,4 @@
-"""What is counted, and what ``qplug bench`` prints and refuses; the speed itself is a benchmark."""
+"""Figures, output and refusals of ``qplug bench``. A benchmark measures the speed itself."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 from deploy_toys import digits_run
 
 from qplug.cli import main
-from qplug.cli.report.bench import bench_tables, summary
+from qplug.cli.report.bench import bench_summary, bench_tables
 from qplug.export.bench import Bench
-from qplug.export.speed import Profile, Race, Share, Spread, shares
+from qplug.export.operator_times import Profile, Share, shares
+from qplug.export.speed import Race, Spread
 
 
 def event(name, operator, kind, microseconds):
@@ -19,7 +20,7 @@ def event(name, operator, kind, microseconds):
     return {"cat": "Node", "name": name, "dur": microseconds, "args": {"op_name": operator, "input_type_shape": shapes}}
 
 
-def test_shares_leave_the_first_call_out_and_tell_integers_from_floats():
+def test_shares_leave_out_the_first_call_and_separate_integers_from_floats():
     events = [{"cat": "Session", "name": "model_run", "dur": 9}]
     for microseconds in (1000, 10, 30):
         events.append(event("a_kernel_time", "MatMulIntegerToFloat", "uint8", microseconds))
@@ -39,18 +40,18 @@ def test_the_ratio_is_of_each_round():
     assert race.quantized_spread.median == 2.0
 
 
-def test_the_table_says_what_was_measured():
+def test_the_table_states_formats_sizes_and_ratio():
     races = (Race(4, 2, (1.0, 4.0, 9.0), (1.0, 2.0, 3.0)),)
     profiles = (Profile(4, [Share("MatMulIntegerToFloat", True, 3, 0.75), Share("Gelu", False, 1, 0.25)]),)
     found = Bench("runs/a", "onnx-integer", "ONNX Runtime 9", (8.0, 2.0), races, profiles)
     latency, operators = bench_tables(found)
     assert latency.rows == [("4", "2", "4000.00", "2000.00", "1.0", "2.0", "2.00", "1.50–2.50")]
     assert latency.notes[1].startswith("ONNX Runtime 9, onnx-integer against float32")
-    assert latency.notes[2] == "not compared with the simulation; qplug export runs/a --format onnx-integer does that"
-    assert summary(found)["compared"] is False
+    assert latency.notes[2] == "not compared with the simulation; 'qplug export runs/a --format onnx-integer' compares"
+    assert bench_summary(found)["compared"] is False
     assert operators.rows[1] == ("Gelu", "float", "1", "250.00", "25.0%")
-    assert operators.notes[0].startswith("25% of the time goes to operators that read floats")
-    assert summary(found)["batches"][0]["quantized.images_per_second"] == 2.0
+    assert operators.notes[0].startswith("operators with float inputs take 25% of the time")
+    assert bench_summary(found)["batches"][0]["quantized.images_per_second"] == 2.0
 
 
 @pytest.mark.slow
@@ -73,7 +74,7 @@ def test_bench_prints_one_json_object(tmp_path, capsys):
     [
         (["--batch", "0"], "expected sizes such as 1,32, received '0'"),
         (["--batch", "a"], "expected sizes such as 1,32, received 'a'"),
-        (["--format", "torch"], "expected onnx-integer or onnx-qdq, received 'torch'"),
+        (["--format", "torch"], "expected one of onnx-qdq, onnx-integer, received 'torch'"),
         ([], "there is no such run folder"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What ``qplug bench`` measured, as values and as tables."""
+"""The result of ``qplug bench`` as JSON values and as tables."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from qplug.cli.report.screen import Table
 
 if TYPE_CHECKING:
     from qplug.export.bench import Bench
-    from qplug.export.speed import Profile, Race
+    from qplug.export.operator_times import Profile
+    from qplug.export.speed import Race
 
 
-def summary(found: Bench) -> dict[str, Any]:
-    """Everything that ``qplug bench --json`` prints; times in seconds a call, shares between 0 and 1."""
+def bench_summary(found: Bench) -> dict[str, Any]:
+    """The values that ``qplug bench --json`` prints: times in seconds per call, shares between 0 and 1."""
     return {
         "status": "done",
         "folder": str(found.folder),
@@ -55,13 +56,13 @@ def _profile(one: Profile) -> dict[str, Any]:
 
 
 def bench_tables(found: Bench) -> list[Table]:
-    """Times side by side, then a profile for each batch that has one."""
+    """Times side by side, then the profile of each batch."""
     return [_races(found), *(_operators(found, one) for one in found.profiles)]
 
 
 def _races(found: Bench) -> Table:
     times_of = ("float (ms)", "quantized (ms)", "float (images/s)", "quantized (images/s)")
-    columns = ("batch", "threads", *times_of, "ratio", "quartiles")
+    columns = ("batch", "threads", *times_of, "ratio", "ratio's quartiles")
     rows = []
     for one in found.races:
         float_, quantized, spread = one.float_spread.median, one.quantized_spread.median, one.ratio
@@ -72,15 +73,15 @@ def _races(found: Bench) -> Table:
     rounds = len(found.races[0].float_seconds) if found.races else 0
     sizes = f"{found.megabytes[1]:.1f} MB against {found.megabytes[0]:.1f} MB"
     notes = [
-        f"medians of {rounds} rounds, float and quantized in turns; ratio: of each round's times, and its quartiles",
+        f"medians of {rounds} rounds, float and quantized in turns; the ratio is of the times of one round",
         f"{found.runtime}, {found.form} against float32 with the same optimizations; files {sizes}",
-        f"not compared with the simulation; qplug export {found.folder} --format {found.form} does that",
+        f"not compared with the simulation; 'qplug export {found.folder} --format {found.form}' compares",
     ]
     return Table(f"Latency of {found.folder}", columns, rows, columns, notes)
 
 
 def _operators(found: Bench, one: Profile) -> Table:
-    columns = ("operator", "reads", "nodes", "ms", "share")
+    columns = ("operator", "input", "nodes", "time (ms)", "share")
     rows = [
         (
             share.operator,
@@ -92,5 +93,5 @@ def _operators(found: Bench, one: Profile) -> Table:
         for share in one.shares
         if share.seconds >= one.seconds / 1000
     ]
-    notes = [f"{one.float_share:.0%} of the time goes to operators that read floats; those below 0.1 % are not shown"]
-    return Table(f"Where the quantized model's time goes, batch {one.batch}", columns, rows, columns[2:], notes)
+    notes = [f"operators with float inputs take {one.float_share:.0%} of the time; those below 0.1 % are left out"]
+    return Table(f"Time of the quantized model's operators, batch {one.batch}", columns, rows, columns[2:], notes)

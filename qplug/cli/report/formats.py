@@ -20,7 +20,7 @@ STYLE = (
 
 
 def markdown(tables: Iterable[Table]) -> str:
-    """Pipe tables, each under its title, notes below as paragraphs."""
+    """Pipe tables. Each has its title above it and its notes below it, as paragraphs."""
     return "\n".join(_markdown(table) for table in tables)
 
 
@@ -43,7 +43,10 @@ def _cell(text: str) -> str:
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line a row under the names of its values; lists and mappings as JSON, what is missing empty."""
+    """A header of the first row's keys, then one line per row.
+
+    Lists and mappings become JSON. Missing values are empty.
+    """
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
@@ -53,7 +56,7 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def page(tables: Iterable[Table], title: str) -> str:
-    """A page of its own, without scripts and without anything that is fetched."""
+    """A complete HTML page that has no scripts and loads no other files."""
     sections = "\n".join(_section(table) for table in tables)
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{sections}\n</body>\n</html>\n'

@@ -1,1 +1,1 @@
-"""The formats of a file, each lowered from the plan by one module."""
+"""File formats of an export. Each format is one file here and one row of ``table.FORMATS``."""

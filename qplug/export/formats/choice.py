@@ -1,10 +1,12 @@
-"""Two forms of a file's byte products, of which it chooses the one that its processor computes exactly.
+"""Two forms of a file's byte products. The file chooses the form that its processor computes exactly.
 
 On x86 with VNNI, ONNX Runtime multiplies unsigned by signed bytes fastest, and exactly. Without VNNI such products
-saturate, and products of two unsigned bytes are exact. So the file multiplies the largest bytes first and compares
-the result. All of this is constant. When the runtime loads the file, it computes this probe by the kernel of its own
-processor, keeps one branch and folds the weight into that branch's form. A call of the loaded file costs nothing more.
-A model that the runtime saves after it has optimized the file holds one branch, and is for such processors alone.
+saturate, and products of two unsigned bytes are exact. The file therefore multiplies the largest bytes first and
+compares the result.
+
+This probe is constant. When the runtime loads the file, it computes the probe with the kernel of its own processor. It
+keeps one branch, and folds the weight into that branch's form. Calls of the loaded file take no additional time. A
+model that the runtime saves after optimization holds one branch, and is for such processors alone.
 """
 
 from __future__ import annotations
@@ -15,25 +17,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from qplug.export.formats.qdq import SHIFT, saturates
+from qplug.export.formats.affine import SHIFT, saturates
 
 if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
 PREFIX = "choice."
-"""What the names of the probe's values begin with."""
+"""Prefix of the names of the probe's values."""
 EXACT = f"{PREFIX}exact"
 EXPECTED = f"{PREFIX}expected"
-DEPTH = 8
-"""Products that the probe adds up: enough for every kernel to add some in pairs."""
+PROBE_DEPTH = 8
+"""Number of products in each sum of the probe, enough for every kernel to add some in pairs."""
 
 
 def choose_by_processor(model: onnx.ModelProto) -> None:
-    """Put every product that may saturate into a branch, in place.
+    """Give every product that may saturate a branch for each form, in place.
 
-    These are MatMulIntegers of a constant weight in signed bytes, and what reads DequantizeLinear of signed bytes that
-    are no constants: the right operands of attention's matmuls.
+    These are MatMulIntegers of a constant weight in signed bytes, and products of a DequantizeLinear whose signed bytes
+    are not constant. The latter are the right operands of attention's matmuls.
     """
     constants = {one.name: one for one in model.graph.initializer}
     nodes, found = [], False
@@ -48,7 +50,7 @@ def choose_by_processor(model: onnx.ModelProto) -> None:
 
 
 def _branches(node: onnx.NodeProto, constants: dict[str, Any]) -> tuple[list[Any], list[Any]] | None:
-    """The node as it is, and in unsigned bytes; ``None`` where no product of it can saturate."""
+    """The nodes of both forms, signed and unsigned bytes; ``None`` if no product of ``node`` can saturate."""
     import onnx
 
     if node.op_type == "MatMulInteger" and len(node.input) == 3 and node.input[1] in constants:
@@ -68,7 +70,7 @@ def _branches(node: onnx.NodeProto, constants: dict[str, Any]) -> tuple[list[Any
 
 
 def _shifted(name: str, prefix: str) -> tuple[list[Any], str]:
-    """Nodes that move signed bytes by ``SHIFT`` to unsigned ones, and what their result is called."""
+    """Nodes that add ``SHIFT`` to signed bytes, which makes them unsigned, and the name of their result."""
     import onnx
 
     wide, moved, out = (f"{prefix}.{part}" for part in ("wide", "moved", "bytes"))
@@ -90,7 +92,7 @@ def _like(node: onnx.NodeProto, inputs: Sequence[str]) -> onnx.NodeProto:
 
 
 def _chosen(node: onnx.NodeProto, exact: list[Any], other: list[Any]) -> onnx.NodeProto:
-    """An If with the node's output, named as the node is."""
+    """An If with the output and the name of ``node``."""
     import onnx
 
     (output,) = node.output
@@ -107,13 +109,13 @@ def _chosen(node: onnx.NodeProto, exact: list[Any], other: list[Any]) -> onnx.No
 
 
 def _probe(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Nodes whose last gives ``EXACT``: whether products of the largest bytes are what they should be."""
+    """Nodes that compute ``EXACT``: whether the products of the largest bytes are exact."""
     import onnx
 
     values: dict[str, NDArray[Any]] = {
-        f"{PREFIX}left": np.full((DEPTH, DEPTH), 255, np.uint8),
-        f"{PREFIX}right": np.full((DEPTH, DEPTH), 127, np.int8),
-        EXPECTED: np.array(DEPTH * 255 * 127, np.int32),
+        f"{PREFIX}left": np.full((PROBE_DEPTH, PROBE_DEPTH), 255, np.uint8),
+        f"{PREFIX}right": np.full((PROBE_DEPTH, PROBE_DEPTH), 127, np.int8),
+        EXPECTED: np.array(PROBE_DEPTH * 255 * 127, np.int32),
         f"{PREFIX}shift": np.array(SHIFT, np.uint8),
         f"{PREFIX}shift.wide": np.array(SHIFT, np.int32),
     }

@@ -1,4 +1,4 @@
-"""Quantized tensors as plain operators: what every format falls back to, since all of them hold tensor arithmetic."""
+"""Quantized tensors as plain operators: the fallback of every format, because all formats hold tensor arithmetic."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import Quantizer, RegionQuantizer, UniformQuantizer
 
 LARGEST_TABLE = 1 << 16
-"""Base integers of a region-wise quantizer up to which its values are looked up."""
+"""Largest number of base integers of a region-wise quantizer whose values are looked up in a table."""
 
 
 class Traced(nn.Module):
-    """Any quantizer, by the operators of its own ``forward``, so that no plugin needs to know a file format."""
+    """Any quantizer, as the operators of its own ``forward``. Plugins therefore need no code for file formats."""
 
     def __init__(self, quantizer: Quantizer, transposed: bool) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Traced(nn.Module):
 
 
 class Lookup(nn.Module):
-    """A region-wise quantizer by a table over its base integers, in four operators however many regions there are."""
+    """A region-wise quantizer as a table over its base integers: four operators for any number of regions."""
 
     step: Tensor
     table: Tensor
@@ -59,7 +59,7 @@ class Lookup(nn.Module):
 
 
 def traced(quantizer: Quantizer, transposed: bool) -> nn.Module:
-    """A module from an activation to its quantized values, by operators that every format has."""
+    """A module from an activation to its quantized values, made of operators that every format has."""
     if type(quantizer) is RegionQuantizer and quantizer.most - quantizer.least < LARGEST_TABLE:
         return Lookup(quantizer, transposed)
     return Traced(quantizer, transposed)
@@ -69,8 +69,9 @@ class DecodedWeight(nn.Module):
     """A weight as its codes and the operators of its quantizer's own ``decode``.
 
     Args:
-        codes: the weight's shape, int32 in 0 … 2^bits − 1.
-        transposed: whether the values are given transposed.
+        quantizer: of the weight.
+        codes: of the weight's shape, int32 in 0 … 2^bits − 1.
+        transposed: whether the values are returned transposed.
     """
 
     codes: Tensor
@@ -88,7 +89,7 @@ class DecodedWeight(nn.Module):
 
 
 class FloatWeight(nn.Module):
-    """A weight in float32: that of no quantizer, or of one that has no codes."""
+    """A weight in float32, because it has no quantizer, or its quantizer has no codes."""
 
     values: Tensor
 
@@ -104,7 +105,7 @@ class FloatWeight(nn.Module):
 def plain_weight(
     decision: Decision, weight: Tensor, transposed: bool, decoded: Callable[[Quantizer, Tensor, bool], nn.Module]
 ) -> nn.Module:
-    """``decoded`` of a weight's codes; in float where its quantizer has none."""
+    """A weight as ``decoded`` of its codes, or as a ``FloatWeight`` if its quantizer has no codes."""
     quantizer = decision.quantizer
     try:
         codes = quantizer.encode(weight)

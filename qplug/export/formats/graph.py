@@ -1,4 +1,4 @@
-"""A lowered model as an ONNX graph: traced, tidied, its integers as narrow as the format has them, its values named."""
+"""A lowered model as an ONNX graph: traced, simplified, with named values and the narrowest integers of the format."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from qplug.export.calls import INPUT, LOGITS, Call
 from qplug.export.formats.trace import named, trace
 
 OPSET, OPSET_2_BITS = 21, 25
-"""The first whose QuantizeLinear has integers of 4 and 16 bits, and the first with integers of 2 bits."""
-LARGEST_CONSTANT = 1024
-"""Elements of what is computed beforehand: a table of 2^bits values a row can be larger than its weight's codes."""
-WITHIN = "model."
-"""What the names of a watched model's parts begin with."""
-INTEGERS = {
+"""The first opset whose QuantizeLinear has integers of 4 and 16 bits, and the first with 2 bits."""
+LARGEST_FOLDED = 1024
+"""Largest number of elements of a constant that is computed in advance.
+
+A table of 2^bits values per row can be larger than the codes of its weight.
+"""
+MODEL_PREFIX = "model."
+"""Prefix of the names in a watched model."""
+ONNX_INTEGERS = {
     (2, True): ir.DataType.INT2,
     (2, False): ir.DataType.UINT2,
     (4, True): ir.DataType.INT4,
@@ -35,7 +38,7 @@ INTEGERS = {
 
 
 def widths(opset: int) -> tuple[int, ...]:
-    """Bits that the integers of QuantizeLinear and DequantizeLinear may have, ascending."""
+    """Bit widths of the integers of QuantizeLinear and DequantizeLinear, ascending."""
     if opset < OPSET:
         return (8,)
     return (2, 4, 8, 16) if opset >= OPSET_2_BITS else (4, 8, 16)
@@ -46,33 +49,33 @@ def build(model: nn.Module, operations: Sequence[str], example: Tensor, opset: i
 
     Args:
         model: from ``lower``.
-        operations: the plan's, which become ``Call``s.
-        example: a batch of one; the file takes batches of any size.
-        opset: ONNX's version of its operators.
+        operations: of the plan; each call becomes a ``Call``.
+        example: a batch of one. The graph takes batches of any size.
+        opset: version of ONNX's operators.
 
     Returns:
-        The model, with ``logits`` and the values of every call as outputs, and the calls in their order.
+        The model, whose outputs are the logits and the values of every call, and the calls in order.
     """
     program, of = trace(model, operations, example)
-    with torch.no_grad():  # without optimizations, which would fold weights back to float
+    with torch.no_grad():  # optimizations would fold weights back to float
         exported = torch.onnx.export(program, opset_version=opset, optimize=False, verbose=False)
     assert exported is not None
     traced = exported.model
     calls = _name(traced.graph, of)
     _narrow(traced.graph, model, opset)
-    optimize_ir(traced, should_fold=_keep_integers, output_size_limit=LARGEST_CONSTANT)
+    optimize_ir(traced, should_fold=_keep_integers, output_size_limit=LARGEST_FOLDED)
     _tidy(traced)
     return traced, calls
 
 
 def only_logits(model: ir.Model) -> None:
-    """Let the model give its logits and nothing else."""
-    while len(model.graph.outputs) > 1:  # a slice would be deleted without the values' knowing
+    """Remove every output but the logits."""
+    while len(model.graph.outputs) > 1:  # deleting a slice would not update the values
         model.graph.outputs.pop()
 
 
 def _name(graph: ir.Graph, calls: Sequence[tuple[str, int]]) -> list[Call]:
-    """Name inputs and outputs, and list every output once."""
+    """Name the graph's inputs and outputs, and keep each output once."""
     outputs = [_copied(value) for value in graph.outputs]
     names = {id(graph.inputs[0]): INPUT, id(outputs[0]): LOGITS}
     found, _ = named(calls, outputs[1:], names)
@@ -83,7 +86,7 @@ def _name(graph: ir.Graph, calls: Sequence[tuple[str, int]]) -> list[Call]:
 
 
 def _copied(value: ir.Value) -> ir.Value:
-    """What a copy was made of, as watching makes them: in a graph nothing is written over."""
+    """The source of a copy that ``Watched`` made. A graph needs no copies, because it overwrites nothing."""
     producer = value.producer()
     if producer is None or producer.op_type != "Identity" or producer.inputs[0] is None:
         return value
@@ -91,13 +94,13 @@ def _copied(value: ir.Value) -> ir.Value:
 
 
 def _narrow(graph: ir.Graph, model: nn.Module, opset: int) -> None:
-    """Give integers a type of their bits: those that modules hold wider, and what QuantizeLinear makes by them."""
-    held = (*widths(opset), 16)  # what every opset holds, if not for QuantizeLinear
+    """Narrow the integers that modules hold wider to a type of their bits, and the outputs of QuantizeLinear too."""
+    held = (*widths(opset), 16)  # every opset has tensors of 16 bits, even if its QuantizeLinear has not
     for path, module in model.named_modules():
         for buffer, (bits, signed) in getattr(module, "narrow", {}).items():
-            value = graph.initializers.get(f"{WITHIN}{path}.{buffer}")
+            value = graph.initializers.get(f"{MODEL_PREFIX}{path}.{buffer}")
             if value is not None and value.const_value is not None:
-                kind = INTEGERS[next(width for width in held if width >= bits), signed]
+                kind = ONNX_INTEGERS[next(width for width in held if width >= bits), signed]
                 value.const_value = ir.tensor(value.const_value.numpy(), dtype=kind, name=value.name)
                 value.dtype = kind
     for node in graph:
@@ -106,19 +109,19 @@ def _narrow(graph: ir.Graph, model: nn.Module, opset: int) -> None:
 
 
 def _tidy(model: ir.Model) -> None:
-    """Name nodes by the module that they come from and weights as the model does, and drop what else tracing noted."""
+    """Name nodes after their modules and weights as in the model, and remove the other metadata of tracing."""
     counts: Counter[str] = Counter()
     for node in model.graph:
         scopes = json.loads(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]").replace("'", '"'))
-        name = f"{scopes[-2].removeprefix(WITHIN) if len(scopes) > 2 else ''}/{node.op_type}"
+        name = f"{scopes[-2].removeprefix(MODEL_PREFIX) if len(scopes) > 2 else ''}/{node.op_type}"
         counts[name] += 1
         node.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
     for value in list(model.graph.initializers.values()):
-        value.name = str(value.name).removeprefix(WITHIN)
+        value.name = str(value.name).removeprefix(MODEL_PREFIX)
     ClearMetadataAndDocStringPass()(model)
 
 
 def _keep_integers(node: ir.Node) -> bool | None:
-    """Fold nothing that comes from a weight's integers."""
+    """Do not fold the operators that read a weight's integers."""
     integers = [v for v in node.inputs if v is not None and v.is_initializer() and str(v.name).endswith(".codes")]
     return False if integers else None

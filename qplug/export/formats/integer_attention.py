@@ -1,20 +1,21 @@
-"""Attention whose queries, keys and values are integers from where they are computed."""
+"""Attention with queries, keys and values as integers, from the product that computes them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from qplug.export.formats.integers import Codes, IntegerLinear, Values, eight_bits
-from qplug.export.formats.lowering import LoweredMatMul
-from qplug.export.formats.qdq import Affine
+from qplug.export.formats.affine import Affine
+from qplug.export.formats.integer_products import Codes, IntegerLinear, Values
+from qplug.export.formats.integers import eight_bits
+from qplug.export.formats.operations import LoweredMatMul
 from qplug.models.attention import ExplicitAttention
 from qplug.models.surgery import replace
 from qplug.quantization.plan import Plan
 
 
 class IntegerHeads(nn.Module):
-    """A product's outputs as integers, moved to (B, H, N, D) or (B, H, D, N), and only there as values."""
+    """A product's outputs as integers, which are moved to (B, H, N, D) or (B, H, D, N) and then dequantized."""
 
     def __init__(self, product: nn.Module, affine: Affine, heads: int, transposed: bool) -> None:
         super().__init__()
@@ -30,7 +31,10 @@ class IntegerHeads(nn.Module):
 
 
 class IntegerAttention(nn.Module):
-    """``ExplicitAttention`` whose ``qkv`` is three products of the same integers, the query's factor in its scale."""
+    """``ExplicitAttention`` with ``qkv`` as three products of the same integers.
+
+    The scale of the first product includes the query's factor.
+    """
 
     qkv: nn.Module
     softmax: nn.Module
@@ -51,9 +55,9 @@ class IntegerAttention(nn.Module):
         self.attn_dim = width
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """x: (B, N, C) → (B, N, C). Raises ``ValueError`` for a mask, which no encoder of images passes."""
+        """x: (B, N, C) → (B, N, C). Raises ``ValueError`` for a mask; encoders of images pass none."""
         if attn_mask is not None or is_causal:
-            raise ValueError("attention of integers takes no mask; export to onnx-qdq")
+            raise ValueError("expected no attention mask in onnx-integer, received one; export to onnx-qdq")
         assert isinstance(self.qkv, IntegerLinear)
         codes = self.qkv.codes(x)
         q, k, v = (part(codes) for part in self.parts)
@@ -64,15 +68,15 @@ class IntegerAttention(nn.Module):
         return result
 
 
-WITHIN = ("qkv", "matmul_qk", "matmul_av")
-"""What of an attention has no operands of its own any more."""
+MERGED = ("qkv", "matmul_qk", "matmul_av")
+"""Operations of an attention that its integer form merges, so that they have no calls."""
 
 
 def integer_heads(lowered: nn.Module, plan: Plan) -> dict[str, list[str]]:
-    """Replace every attention of a lowered model whose operands allow it, in place.
+    """Replace every attention of a lowered model by its integer form if its operands allow this, in place.
 
     Returns:
-        ``proj`` → the operations that are one now: what they compute is seen in what ``proj`` reads, and only there.
+        Path of ``proj`` → the merged operations. Their results are compared in the input of ``proj`` alone.
     """
     joined: dict[str, list[str]] = {}
     decided = {decision.site.name: decision for decision in plan}
@@ -83,7 +87,7 @@ def integer_heads(lowered: nn.Module, plan: Plan) -> dict[str, list[str]]:
         q, k, v = (eight_bits(decided.get(f"{path}.{name}"), signed) for name, signed in sites)
         if q and k and v:
             replace(lowered, module, IntegerAttention(module, (q, k, v)).eval())
-            joined[f"{path}.proj"] = [f"{path}.{name}" for name in WITHIN]
+            joined[f"{path}.proj"] = [f"{path}.{name}" for name in MERGED]
     return joined
 
 

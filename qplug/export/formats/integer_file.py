@@ -1,4 +1,4 @@
-"""A run as ONNX files for ONNX Runtime on a CPU: in integers where it executes them, and without quantizers."""
+"""The format ``onnx-integer``: integer products for ONNX Runtime on a CPU. Also a run's file without quantizers."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from qplug.quantization.plan import Plan
 if TYPE_CHECKING:
     from qplug.pipeline.load_run import LoadedRun
 
-OPSET = 20
-"""The first in which Gelu is one operator; from 21 on ONNX Runtime 1.32 fails where it moves signed integers."""
+INTEGER_OPSET = 20
+"""The first opset with Gelu as one operator. From opset 21 on, ONNX Runtime 1.32 fails to move signed integers."""
 
 
 def integer_file(planned: LoadedRun, saturating: bool = False) -> OnnxFile:
-    """The plan, its products of 8-bit integers written out as ONNX Runtime executes them fastest.
+    """A run as a file of the format ``onnx-integer``.
 
-    Attention from ``qkv`` to its second product is one piece, so its operations are ``joined`` and not among the calls.
+    Attention from ``qkv`` to its second product is merged. These operations are ``joined``, and have no calls.
     """
     example = planned.preprocessing.example()
-    form = Integers(widths(OPSET), readers(planned.model, planned.plan, example), saturating)
+    form = Integers(widths(INTEGER_OPSET), readers(planned.model, planned.plan, example), saturating)
     lowered = lower(planned.model, planned.plan, form)
     joined = integer_heads(lowered, planned.plan)
-    file = onnx_file(lowered, planned.plan, example, OPSET)
+    file = onnx_file(lowered, planned.plan, example, INTEGER_OPSET)
     if not saturating:
         choose_by_processor(file.model)
     return replace(file, joined=joined)
 
 
 def float_file(planned: LoadedRun) -> OnnxFile:
-    """The model that a run quantized, without quantizers; its weights are the quantized ones, in float32."""
-    return onnx_file(lower(planned.model, Plan(), Qdq()), Plan(), planned.preprocessing.example(), OPSET)
+    """A run's model without quantizers. Its weights have their quantized values, in float32."""
+    return onnx_file(lower(planned.model, Plan(), Qdq()), Plan(), planned.preprocessing.example(), INTEGER_OPSET)

@@ -1,13 +1,13 @@
-"""QONNX: uniform quantizers of any width as the operator Quant, with its definition in the file.
+"""The format ``onnx-qonnx``: uniform quantizers of any width as QONNX's operator Quant, which the file defines.
 
 Quant(x, scale, zeropt, bitwidth) = (clamp(round(x/scale + zeropt), l, h) − zeropt)·scale, l and h those of ``bitwidth``
-bits, signed or not (https://github.com/fastmachinelearning/qonnx, without ``narrow``). It takes values and gives
-values, so weights are in float32 in such a file, as its tools expect them.
+bits, signed or not (https://github.com/fastmachinelearning/qonnx, without ``narrow``). Quant maps float values to float
+values. Weights are therefore in float32 in such a file, as QONNX's tools expect.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
@@ -15,15 +15,19 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
 from qplug.export.formats.fallback import DecodedWeight, plain_weight, traced
-from qplug.export.formats.lowering import Format
+from qplug.export.formats.lowering import Format, lower
+from qplug.export.formats.onnx_file import OnnxFile, onnx_file, opset_of
 from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import UniformQuantizer
+
+if TYPE_CHECKING:
+    from qplug.pipeline.load_run import LoadedRun
 
 DOMAIN = "qonnx.custom_op.general"
 
 
 class Quant(nn.Module):
-    """One uniform quantizer."""
+    """A uniform quantizer as Quant."""
 
     scale: Tensor
     zero_point: Tensor
@@ -47,7 +51,7 @@ class Quant(nn.Module):
 
 
 class QuantWeight(nn.Module):
-    """A weight on its grid, in float32, and Quant, which leaves it as it is and says what the grid is."""
+    """A weight's quantized values in float32, and Quant, which does not change them but records the quantizer."""
 
     values: Tensor
 
@@ -57,13 +61,13 @@ class QuantWeight(nn.Module):
         self.quant = Quant(quantizer, transposed)
 
     def forward(self) -> Tensor:
-        """The values."""
+        """The values, float32."""
         values: Tensor = self.quant(self.values)
         return values
 
 
 class Qonnx(Format):
-    """The format: what is uniform as Quant, all else as plain operators, weights as their codes."""
+    """Uniform quantizers as Quant, others as plain operators, with their weights as codes."""
 
     def activation(self, decision: Decision, transposed: bool) -> nn.Module:
         """See ``Format``."""
@@ -80,8 +84,18 @@ class Qonnx(Format):
         return plain_weight(decision, weight, transposed, DecodedWeight)
 
 
+def qonnx_file(planned: LoadedRun) -> OnnxFile:
+    """A run as a file of the format ``onnx-qonnx``. Quantizers that are not uniform become plain operators."""
+    opset, example = opset_of(planned.plan), planned.preprocessing.example()
+    lowered = lower(planned.model, planned.plan, Qonnx())
+    return onnx_file(lowered, planned.plan, example, opset, [definition(opset)])
+
+
 def definition(opset: int) -> ir.Function:
-    """Quant in ONNX's own operators, so that any runtime executes the file; without ``narrow`` and other roundings."""
+    """Quant in ONNX's own operators, so that any runtime executes the file.
+
+    It supports neither ``narrow`` nor other rounding modes.
+    """
     from onnx import helper
 
     def number(name: str, value: float) -> object:

@@ -1,15 +1,15 @@
-"""A run as a program of torch.export: an archive of a graph in JSON and tensors in raw bytes, without pickle.
+"""The format ``torch``: a program of torch.export, which is an archive of a JSON graph and raw tensors, without pickle.
 
-torch alone loads it, ``torch.export.load(FILE).module()``, and qplug need not be installed.
+torch alone loads it by ``torch.export.load(FILE).module()``. qplug need not be installed.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,13 +27,14 @@ from qplug.quantization.quantizers import Quantizer
 if TYPE_CHECKING:
     from qplug.pipeline.load_run import LoadedRun
 
-EXTRA = "qplug.json"
-WIDTHS = (1, 2, 4, 8, 16)
-"""Bits that a code takes in the file: those that divide a byte, or fill two."""
+METADATA_FILE = "qplug.json"
+"""File in the archive that holds the metadata."""
+PACKED_WIDTHS = (1, 2, 4, 8, 16)
+"""Bits of a code in the file: divisors of a byte's 8 bits, or two bytes."""
 
 
 class PackedWeight(nn.Module):
-    """A weight as packed codes (``qplug.core.storage.bit_packing``) and the operators of its quantizer's ``decode``."""
+    """A weight as packed codes (``core.storage.bit_packing``), and the operators of its quantizer's ``decode``."""
 
     packed: Tensor
     shifts: Tensor
@@ -41,7 +42,7 @@ class PackedWeight(nn.Module):
     def __init__(self, quantizer: Quantizer, codes: Tensor, transposed: bool) -> None:
         super().__init__()
         self.quantizer, self.transposed, self.shape = quantizer, transposed, codes.shape
-        self.width = next(width for width in WIDTHS if width >= quantizer.bits)
+        self.width = next(width for width in PACKED_WIDTHS if width >= quantizer.bits)
         self.register_buffer("packed", pack_bits(codes, self.width))
         self.register_buffer("shifts", torch.arange(0, 8, min(self.width, 8), dtype=torch.int32))
 
@@ -60,7 +61,7 @@ class PackedWeight(nn.Module):
 
 
 class Plain(Format):
-    """The format: every quantizer by its own operators, weights as packed codes."""
+    """Every quantizer as its own operators, and weights as packed codes."""
 
     def activation(self, decision: Decision, transposed: bool) -> nn.Module:
         """See ``Format``."""
@@ -71,70 +72,36 @@ class Plain(Format):
         return plain_weight(decision, weight, transposed, PackedWeight)
 
 
-class TorchRuntime:
-    """torch, on a program as it was read back."""
-
-    def __init__(self, program: ExportedProgram, calls: Sequence[Call]) -> None:
-        self.calls = calls
-        self._module = program.module()
-
-    def logits(self, x: Tensor) -> Tensor:
-        """See ``Runtime``."""
-        out: Tensor = self._module(x)
-        return out
-
-    def watch(self, x: Tensor) -> Iterator[dict[str, Tensor]]:
-        """See ``Runtime``."""
-        seeing = _Seeing(self._module, {name for call in self.calls for name in (*call.inputs, call.output)})
-        yield {INPUT: x, LOGITS: seeing.run(x)} | seeing.seen
-
-    def fused(self, x: Tensor) -> Iterator[dict[str, Tensor]]:
-        """See ``Runtime``; eager torch fuses nothing."""
-        return iter(())
-
-
-class _Seeing(fx.Interpreter):
-    """Runs a graph and keeps what some nodes give, before anything overwrites it."""
-
-    def __init__(self, module: nn.Module, wanted: set[str]) -> None:
-        super().__init__(module)
-        self.wanted, self.seen = wanted, dict[str, Tensor]()
-
-    def run_node(self, n: fx.Node) -> Any:
-        """As the base, and remember."""
-        value = super().run_node(n)
-        if n.name in self.wanted:
-            self.seen[n.name] = value.clone()
-        return value
-
-
 @dataclass
 class TorchFile:
-    """A file before it is written; the attributes of ``OnnxFile``, ``model`` being the program."""
+    """See ``ExportedFile``."""
 
     model: ExportedProgram
     calls: list[Call]
     float_weights: list[str]
     joined: dict[str, list[str]]
 
-    def runtime(self) -> TorchRuntime:
-        """torch, on what its bytes give back."""
-        return TorchRuntime(torch.export.load(io.BytesIO(self.content({}))), self.calls)
-
     def content(self, metadata: Mapping[str, str]) -> bytes:
-        """The archive's bytes; ``metadata`` are its extra file ``qplug.json``."""
+        """The archive's bytes, with ``metadata`` as the extra file ``qplug.json``."""
         buffer = io.BytesIO()
-        torch.export.save(self.model, buffer, extra_files={EXTRA: json.dumps(dict(metadata), ensure_ascii=False)})
+        torch.export.save(
+            self.model, buffer, extra_files={METADATA_FILE: json.dumps(dict(metadata), ensure_ascii=False)}
+        )
         return buffer.getvalue()
 
 
 def torch_file(planned: LoadedRun) -> TorchFile:
-    """The plan as operators of torch, weights as packed codes that are decoded at each forward."""
-    lowered = lower(planned.model, planned.plan, Plain())
+    """A run as a file of the format ``torch``: weights are packed codes, which each forward decodes."""
+    return torch_program(planned, Plain())
+
+
+def torch_program(planned: LoadedRun, form: Format) -> TorchFile:
+    """A run as a program of torch.export, whose operations ``form`` makes."""
+    lowered = lower(planned.model, planned.plan, form)
     program, of = trace(lowered, planned.plan.modules(), planned.preprocessing.example())
     (end,) = (node for node in program.graph.nodes if node.op == "output")
     logits, *watched = end.args[0]
-    values = [node.args[0] for node in watched]  # those that the watching copied
+    values = [node.args[0] for node in watched]  # ``Watched`` copied them
     names = {id(node): INPUT if node.op == "placeholder" else node.name for node in values} | {id(logits): LOGITS}
     calls, _ = named(of, values, names)
     _only(program, end, logits)
@@ -142,9 +109,9 @@ def torch_file(planned: LoadedRun) -> TorchFile:
 
 
 def _only(program: ExportedProgram, end: fx.Node, logits: fx.Node) -> None:
-    """Let the program give its logits and nothing else, and forget where in the code its nodes came from.
+    """Remove every output but the logits, and the nodes' places in the code.
 
-    The example input, too: it would be the one thing in the archive that is pickled.
+    Remove the example input too: the archive would pickle it, and nothing else.
     """
     end.args = ((logits,),)
     del program.graph_signature.output_specs[1:]

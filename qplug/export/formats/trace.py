@@ -1,4 +1,4 @@
-"""A lowered model traced by torch.export, with what goes into its operations and what comes out."""
+"""A lowered model traced by torch.export, with the operands and outputs of its operations."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from qplug.export.calls import Call
-from qplug.export.formats.lowering import operands
+from qplug.export.formats.operations import operands
 
 
 @dataclass
 class _Calls:
-    """What a traced forward called; no list of a module's, which torch.export would set back."""
+    """Calls of a traced forward. torch.export would reset lists that a module holds itself."""
 
     of: list[tuple[str, int]] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
 
 
 class Watched(nn.Module):
-    """A lowered model that returns, behind its logits, the operands and the output of each operation's calls."""
+    """A lowered model that returns its logits, then the operands and the output of each operation's calls."""
 
     def __init__(self, model: nn.Module, operations: Sequence[str]) -> None:
         super().__init__()
@@ -36,12 +36,13 @@ class Watched(nn.Module):
         def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
             count = operands(module)
             self.calls.of.append((path, count))
-            self.calls.values += [value.clone() for value in (*args[:count], out)]  # a ReLU may overwrite them
+            values = (*args[:count], out)
+            self.calls.values += [value.clone() for value in values]  # an in-place ReLU may overwrite them
 
         return hook
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The logits, then for each call its operands and its output."""
+        """The logits, then the operands and the output of each call."""
         self.calls.of.clear()
         self.calls.values.clear()
         logits = self.model(x)
@@ -55,14 +56,14 @@ def trace(
 
     Args:
         model: from ``lower``.
-        operations: those of the plan.
+        operations: of the plan.
         example: a batch of one.
 
     Returns:
-        The program of ``Watched``, and path and number of operands of every call.
+        The program of ``Watched``, and (path, number of operands) of every call.
     """
     watched = Watched(model, operations)
-    pair = torch.cat([example, example])  # a batch of one would be traced as if it always were one
+    pair = torch.cat([example, example])  # torch.export would take a batch size of 1 for a constant
     with torch.no_grad():
         program = torch.export.export(watched, (pair,), dynamic_shapes=({0: Dim("batch")},), strict=False)
     return program, watched.calls.of
@@ -71,12 +72,12 @@ def trace(
 def named(
     calls: Sequence[tuple[str, int]], outputs: Sequence[Any], names: dict[int, str]
 ) -> tuple[list[Call], list[str]]:
-    """The calls with a name for every value, each once: what one operation gives another may read.
+    """The calls, with one name for each value. One operation's output may be another's operand.
 
     Args:
         calls: from ``trace``.
-        outputs: the values behind the logits, whatever a graph has for them.
-        names: ``id`` of the values that have names already; the others are added.
+        outputs: the values after the logits, as objects of a graph.
+        names: ``id`` of a value → its name, if it has one already. The other values' names are added.
 
     Returns:
         The calls, and the name of every output.

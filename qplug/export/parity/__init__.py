@@ -1,1 +1,1 @@
-"""Parity: whether a file computes what the quantized model computes, operation by operation."""
+"""Parity check: does a file compute the values of the quantized model, operation by operation?"""

@@ -1,8 +1,8 @@
-"""What a runtime fuses, compared where it can be: a session that shows few values fuses across all the others.
+"""Comparison behind fused kernels: a session that returns few values can fuse across all others.
 
-A runtime that shows every operation's output executes no kernel that goes across two operations, and the file that is
-used does. So some outputs are shown at a time, the simulation is led along those alone, and what lies between two of
-them runs on its own on both sides. Rounding noise grows there; how far, is measured on the simulation.
+A runtime that returns every operation's output executes no kernel across two operations, but the exported file does.
+Here some outputs are returned at a time, and the simulation continues from those alone. Between two of them, both sides
+run on their own, and rounding noise grows. Its growth is measured on the simulation.
 """
 
 from __future__ import annotations
@@ -15,79 +15,81 @@ from typing import Any
 from torch import Tensor, nn
 
 from qplug.export.calls import INPUT, LOGITS, Call
-from qplug.export.parity.differences import Difference
+from qplug.export.parity.differences import OutputDifference
 
 FUSED = "fused output"
+"""Role of an output behind fused kernels in ``Parity.first_wrong``."""
+NOISE_FACTOR, LARGEST_FOR_NOISE, LARGEST_LIMIT = 4.0, 0.25, 0.9
+"""Bounds of ``limit_behind``: multiple of the measured noise, largest limit apart from it, and largest limit.
+
+A runtime that returns zeros differs by 1 of the norm, so every limit stays below it.
+"""
 
 
-def along(
+def outputs_behind(
     values: Mapping[str, Tensor],
     calls: Sequence[Call],
     simulation: nn.Module,
     noise: Callable[[], AbstractContextManager[None]],
 ) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """Lead the simulation along the outputs that a runtime showed, once as it is and once with noise.
+    """Run the simulation from one returned output to the next, once unchanged and once with rounding noise.
 
     Args:
-        values: input, logits and some outputs, of one batch.
-        calls: all of the file.
+        values: input, logits and some outputs of one batch, from the runtime.
+        calls: all calls of the file.
         simulation: the quantized model.
-        noise: within it every operation's output moves a little.
+        noise: context in which every operation's output has rounding noise.
 
     Yields:
-        Of each output that is shown and of the logits: operation ("" for the logits), and what the simulation, the
-        runtime and the simulation with noise give.
+        For each returned output and for the logits: the operation ("" for the logits), and the values of the
+        simulation, of the runtime, and of the simulation with noise.
     """
-    ours = _led(values, calls, simulation)
+    ours = _continued(values, calls, simulation)
     with noise():
-        moved = _led(values, calls, simulation)
+        noisy = _continued(values, calls, simulation)
     for operation, name in [*((call.operation, call.output) for call in calls), ("", LOGITS)]:
         if name in ours:
-            yield operation, ours[name], values[name], moved[name]
+            yield operation, ours[name], values[name], noisy[name]
 
 
-def _led(values: Mapping[str, Tensor], calls: Sequence[Call], simulation: nn.Module) -> dict[str, Tensor]:
-    """Name → the simulation's value, behind which the runtime's goes on."""
+def _continued(values: Mapping[str, Tensor], calls: Sequence[Call], simulation: nn.Module) -> dict[str, Tensor]:
+    """Name → the simulation's value. The simulation continues from the runtime's value of the same name."""
     waiting: dict[str, deque[str]] = defaultdict(deque)
     for call in calls:
         waiting[call.operation].append(call.output)
     found: dict[str, Tensor] = {}
 
-    def leave(path: str) -> Any:
+    def output_hook(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
             name = waiting[path].popleft()
             if name not in values:
                 return out
             found[name] = out
-            return values[name].clone()  # what follows may write to it
+            return values[name].clone()  # the next operation may write to it
 
         return hook
 
     with ExitStack() as stack:
         for path in waiting:
-            stack.callback(simulation.get_submodule(path).register_forward_hook(leave(path)).remove)
+            stack.callback(simulation.get_submodule(path).register_forward_hook(output_hook(path)).remove)
         found[LOGITS] = simulation(values[INPUT])
     return found
 
 
-def allowed(base: float, moved: float) -> float:
-    """How far values may differ behind several operations.
+def limit_behind(base: float, noise: float) -> float:
+    """The largest difference behind several operations that counts as rounding, relative to the norm.
 
     Args:
-        base: of the norm, without noise.
-        moved: of the norm, what the simulation's own values move by where every operation's output moves by 1e-6.
+        base: limit without noise.
+        noise: change of the simulation's own values if every operation's output moves by 1e-6 of itself.
 
     Returns:
-        ``base`` and ``CHAOS`` times ``moved``, and where noise moves much never above ``MOST`` and ``moved``, nor
-        ``VACUOUS``: zeros differ by 1.
+        ``base + NOISE_FACTOR · noise``, at most ``LARGEST_FOR_NOISE + noise``, and at most ``LARGEST_LIMIT``.
     """
-    return min(base + CHAOS * moved, MOST + moved, VACUOUS)
+    return min(base + NOISE_FACTOR * noise, LARGEST_FOR_NOISE + noise, LARGEST_LIMIT)
 
 
-CHAOS, MOST, VACUOUS = 4.0, 0.25, 0.9
-
-
-def settle(difference: Difference, base: float, moved: Difference) -> None:
-    """Set the limits of what runs on its own by what noise does to it."""
-    difference.limit = allowed(base, moved.norm)
-    difference.share = difference.share if moved.off <= difference.share / 2 else 1.0
+def set_limits(difference: OutputDifference, base: float, noise: OutputDifference) -> None:
+    """Set the limits of a difference behind fused kernels from ``base`` and the measured ``noise``."""
+    difference.limit = limit_behind(base, noise.norm)
+    difference.share = difference.share if noise.off <= difference.share / 2 else 1.0

@@ -1,4 +1,4 @@
-"""Backends: what executes the quantized operations. A technique never sees one."""
+"""Backends: the libraries that execute quantized operations. Techniques do not depend on them."""
 
 from qplug.quantization.backends.base import Backend
 

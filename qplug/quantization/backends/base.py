@@ -1,4 +1,4 @@
-"""The protocol that a backend keeps."""
+"""The protocol that a backend implements."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class Backend(Protocol):
     """Lowers a plan to quantized operations."""
 
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
-        """Quantize ``model`` (eval mode, attention explicit) in place, as ``plan`` says, and return it.
+        """Quantize ``model`` (eval mode, explicit attention) in place by ``plan``, and return it.
 
         Raises:
-            InputError: a quantizer or an operation that the backend cannot execute.
+            InputError: the backend cannot execute a quantizer or an operation.
         """
         ...
 
     def inference(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within it, forwards without gradients are as fast as the backend can make them, and give the same values."""
+        """Within it, forwards compute no gradients, return the same values, and are as fast as the backend allows."""
         ...
 
     def switched_off(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within it, every quantizer lets its input pass: the model computes what it did before ``apply``."""
+        """Within it, every quantizer returns its input: the model computes its values from before ``apply``."""
         ...

@@ -1,9 +1,10 @@
-"""brevitas: ``QuantLinear``, ``QuantConv2d`` and ``QuantIdentity`` hold every quantized operation."""
+"""The backend brevitas: ``QuantLinear``, ``QuantConv2d`` and ``QuantIdentity`` hold the quantized operations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from brevitas.inject import ExtendedInjector
@@ -19,22 +20,28 @@ from qplug.quantization.quantizers import Quantizer, UniformQuantizer
 
 
 class BrevitasBackend(Lowering):
-    """Uniform quantizers become brevitas's native integer quantizers, any other a custom ``tensor_quant``."""
+    """Uniform quantizers become brevitas's native integer quantizers, others a custom ``tensor_quant``."""
 
     name = "brevitas"
+    layers: ClassVar = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
 
-    def layer(self, original: nn.Linear | nn.Conv2d, quantizers: Mapping[str, Quantizer]) -> nn.Module:
-        """See ``Lowering.layer``."""
-        return _plain(_layer(original, quantizers))
+    def layer(self, original: nn.Module, quantizers: Mapping[str, Quantizer]) -> nn.Module:
+        """A layer of brevitas; ``None`` instead of an injector leaves a tensor in float."""
+        injectors = {
+            "weight_quant": _weight_injector(quantizers["weight"]) if "weight" in quantizers else None,
+            "input_quant": _act_injector(quantizers["input"]) if "input" in quantizers else None,
+        }
+        layer = self.layers[type(original)]
+        return _returning_tensors(like(original, layer, device=original.weight.device, **injectors))
 
     def activation(self, quantizer: Quantizer) -> nn.Module:
         """A ``QuantIdentity``."""
-        return _plain(QuantIdentity(act_quant=_act_injector(quantizer), return_quant_tensor=False))
+        return _returning_tensors(QuantIdentity(act_quant=_act_injector(quantizer), return_quant_tensor=False))
 
     @contextmanager
     def inference(self, model: nn.Module) -> Iterator[None]:
-        """Proxies in brevitas's export mode: weights quantized once, activations in one buffer, plain tensors."""
-        proxies = [proxy for proxy in _proxies(model) if not proxy.export_mode]  # others belong to one around this
+        """brevitas's export mode of its proxies: weights are quantized once, and activations in one buffer."""
+        proxies = [proxy for proxy in _proxies(model) if not proxy.export_mode]  # the others belong to an outer context
         for proxy in proxies:
             proxy.export_handler = InferenceHandler()
             proxy.export_mode = True
@@ -47,7 +54,7 @@ class BrevitasBackend(Lowering):
 
     @contextmanager
     def switched_off(self, model: nn.Module) -> Iterator[None]:
-        """Disables every proxy and enables it again."""
+        """Disables every proxy, and enables it again at the end."""
         proxies = _proxies(model)
         for proxy in proxies:
             proxy.disable_quant = True
@@ -62,18 +69,11 @@ def _proxies(model: nn.Module) -> list[QuantProxyFromInjector]:
     return [m for m in model.modules() if isinstance(m, QuantProxyFromInjector) and m.is_quant_enabled]
 
 
-def _plain(lowered: nn.Module) -> nn.Module:
-    """Tensors of brevitas's own class would only carry scales that nobody reads."""
+def _returning_tensors(lowered: nn.Module) -> nn.Module:
+    """Let the proxies return torch's tensors: nothing here reads the scales that brevitas's own class carries."""
     for proxy in _proxies(lowered):
         proxy.skip_create_quant_tensor = True
     return lowered
-
-
-def _layer(original: nn.Linear | nn.Conv2d, quantizers: Mapping[str, Quantizer]) -> nn.Module:
-    weight_quant = _weight_injector(quantizers["weight"]) if "weight" in quantizers else None
-    input_quant = _act_injector(quantizers["input"]) if "input" in quantizers else None
-    more = {"weight_quant": weight_quant, "input_quant": input_quant}
-    return like(original, QuantLinear, QuantConv2d, device=original.weight.device, **more)
 
 
 def _act_injector(quantizer: Quantizer) -> type:
@@ -85,7 +85,7 @@ def _weight_injector(quantizer: Quantizer) -> type:
 
 
 def _injector(proxy: type, quantizer: Quantizer) -> type:
-    """The injector that gives ``proxy`` a finished ``tensor_quant``; the rest is what exporters read."""
+    """An injector that passes ``proxy`` a finished ``tensor_quant``. brevitas's exporters read the other entries."""
     namespace = {
         "proxy_class": proxy,
         "tensor_quant": tensor_quant(quantizer),

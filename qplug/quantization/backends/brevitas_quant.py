@@ -1,4 +1,4 @@
-"""How a quantizer becomes a brevitas ``tensor_quant``, and how proxies run it at inference."""
+"""Quantizers as brevitas's ``tensor_quant`` modules, and their fast form at inference."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from qplug.quantization.quantizers import Quantizer, UniformQuantizer
 
 
 class UnitThreshold(nn.Module):
-    """An integer threshold of one, so that brevitas's threshold *is* the scale, exactly, at any bit width."""
+    """An integer threshold of 1, which makes brevitas's threshold exactly the scale at any bit width."""
 
     def __init__(self) -> None:
         super().__init__()
         self.one = StatelessBuffer(torch.tensor(1.0))
 
     def forward(self, bit_width: Tensor) -> Tensor:
-        """1, whatever the bit width."""
+        """1 for every bit width."""
         one: Tensor = self.one()
         return one
 
 
 class FixedZeroPoint(nn.Module):
-    """The zero point that the plan decided: integers in float32, or any float32 where the plan has float ones."""
+    """The plan's zero point: integers in float32, or any float32 if the plan has float zero points."""
 
     def __init__(self, zero_point: Tensor) -> None:
         super().__init__()
@@ -45,9 +45,9 @@ class FixedZeroPoint(nn.Module):
 
 
 class CustomTensorQuant(nn.Module):
-    """Any other quantizer behind brevitas's contract: values, scale, zero point, bit width.
+    """A quantizer that is not uniform, behind brevitas's interface: values, scale, zero point, bit width.
 
-    Such a quantizer has no one scale; 1 and 0 stand in, and nothing in this backend reads them.
+    Such a quantizer has no single scale. It returns 1 and 0 instead, and nothing in this backend reads them.
     """
 
     def __init__(self, quantizer: Quantizer) -> None:
@@ -62,7 +62,7 @@ class CustomTensorQuant(nn.Module):
 
 
 def tensor_quant(quantizer: Quantizer) -> nn.Module:
-    """brevitas's native integer quantizer for a uniform one (its scale a parameter, so that it can be learned)."""
+    """brevitas's native integer quantizer for a uniform one, with its scale as a parameter that can be learned."""
     if not isinstance(quantizer, UniformQuantizer):
         return CustomTensorQuant(quantizer)
     integers = IntQuant(
@@ -83,7 +83,7 @@ def tensor_quant(quantizer: Quantizer) -> nn.Module:
 
 
 def planned(module: Any) -> Quantizer:
-    """The quantizer that a ``tensor_quant`` holds now, learned scales included."""
+    """The quantizer that a ``tensor_quant`` holds now, with its learned scale."""
     if isinstance(module, CustomTensorQuant):
         return module.quantizer
     like = module.scaling_impl.value
@@ -94,9 +94,9 @@ def planned(module: Any) -> Quantizer:
 
 
 class InferenceHandler(nn.Module):
-    """What a proxy calls in brevitas's export mode instead of its ``tensor_quant``: one buffer, the same values.
+    """A proxy's replacement of its ``tensor_quant`` in brevitas's export mode: the same values, in one buffer.
 
-    brevitas's own inference handlers allocate at every operation, and importing them needs onnx.
+    brevitas's own inference handlers allocate memory at every operation, and importing them needs onnx.
     """
 
     def __init__(self) -> None:
@@ -105,17 +105,17 @@ class InferenceHandler(nn.Module):
         self.cached: Tensor | None = None
 
     def prepare_for_export(self, proxy: Any) -> None:
-        """Called by the proxy when it enters export mode: take over its quantizer, and quantize a weight once."""
+        """Take over the quantizer of a proxy that enters export mode, and quantize a weight once."""
         weight = isinstance(proxy, WeightQuantProxyFromInjector)
         self.quantizer = planned(proxy.tensor_quant if weight else proxy.fused_activation_quant_proxy.tensor_quant)
         if weight:
             self.cached = self.quantizer.infer(proxy.tracked_parameter_list[0].detach())
 
     def attach_debug_info(self, proxy: Any) -> None:
-        """Part of brevitas's protocol; there is nothing to attach."""
+        """Do nothing; brevitas's protocol requires this method."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        """The values: a weight as it was when inference began, an activation afresh. No scale follows them."""
+        """The values, without a scale. A weight's were computed when inference began."""
         if self.cached is not None:
             return self.cached, None
         assert self.quantizer is not None

@@ -1,31 +1,36 @@
-"""What every backend does alike: it puts a lowered module in the place of each operation of a plan."""
+"""The part of a backend that does not depend on its library."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from itertools import chain
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from qplug.core.errors import InputError
-from qplug.core.seeding import seeded
+from qplug.core.types import Role
 from qplug.models.attention import MatMul
-from qplug.models.surgery import replace
-from qplug.quantization.plan import Plan
+from qplug.quantization.lowering import Maker, replace_planned
+from qplug.quantization.plan import Decision, Plan
 from qplug.quantization.quantizers import Quantizer
+
+LINEAR = ("in_features", "out_features")
+CONVOLUTION = (
+    *("in_channels", "out_channels", "kernel_size", "stride"),
+    *("padding", "padding_mode", "dilation", "groups"),
+)
+"""Arguments of layers, which are attributes of the same names too."""
 
 
 class QuantMatMul(nn.Module):
-    """A matmul of attention whose operands pass a quantizing module each, or ``nn.Identity``."""
+    """A matmul of attention. Each operand passes a quantizing module, or ``nn.Identity`` if it stays in float."""
 
     def __init__(self, original: MatMul, lhs: nn.Module, rhs: nn.Module) -> None:
         super().__init__()
         self.lhs_quant, self.rhs_quant, self.matmul = lhs, rhs, original
 
     def forward(self, lhs: Tensor, rhs: Tensor) -> Tensor:
-        """As ``MatMul``, on fake-quantized operands."""
+        """``MatMul`` of the fake-quantized operands."""
         out: Tensor = self.matmul(self.lhs_quant(lhs), self.rhs_quant(rhs))
         return out
 
@@ -38,69 +43,62 @@ class QuantInput(nn.Module):
         self.input_quant, self.operation = quant, original
 
     def forward(self, x: Tensor, *others: Any) -> Tensor:
-        """The original on its fake-quantized input; a mask is no value to quantize."""
+        """The original on its fake-quantized input. ``others``, such as a mask, are not quantized."""
         out: Tensor = self.operation(self.input_quant(x), *others)
         return out
 
 
-def like(original: nn.Linear | nn.Conv2d, linear: Any, conv: Any, **more: Any) -> nn.Module:
-    """``linear`` or ``conv``, a library's class, of the shape of ``original`` and with its very parameters."""
-    more |= {"bias": original.bias is not None, "dtype": original.weight.dtype}
-    layer: Any
-    if isinstance(original, nn.Linear):
-        layer = linear(original.in_features, original.out_features, **more)
-    else:
-        layer = conv(
-            original.in_channels,
-            original.out_channels,
-            original.kernel_size,
-            stride=original.stride,
-            padding=original.padding,
-            padding_mode=original.padding_mode,
-            dilation=original.dilation,
-            groups=original.groups,
-            **more,
-        )
-    layer.weight, layer.bias = original.weight, original.bias
-    made: nn.Module = layer
+def like(original: nn.Module, layer: Any, **more: Any) -> nn.Module:
+    """A layer of a library with the shape and the parameters of ``original``.
+
+    Args:
+        original: a linear or a convolution.
+        layer: the library's class, which takes the arguments of the original's class.
+        more: further arguments of ``layer``.
+    """
+    names = LINEAR if isinstance(original, nn.Linear) else CONVOLUTION
+    shape = {name: getattr(original, name) for name in names}
+    made: nn.Module = layer(**shape, bias=original.bias is not None, dtype=original.weight.dtype, **more)
+    made.weight, made.bias = original.weight, original.bias
     return made
 
 
 class Lowering(ABC):
-    """The half of a ``Backend`` that does not depend on the library, whose ``name`` errors say."""
+    """Base of backends that hold each operation in one module.
+
+    Attributes:
+        name: the library's name in errors.
+        layers: module type → the library's class for it, which ``layer`` builds. A new type of layer is one row.
+    """
 
     name: ClassVar[str]
+    layers: ClassVar[Mapping[type[nn.Module], Any]]
 
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
         """See ``Backend.apply``."""
-        quantizers = (decision.quantizer for decision in plan)
-        held = chain(model.parameters(), *(quantizer.buffers() for quantizer in quantizers))
-        device = next(tensor.device for tensor in held)  # a part of a model may have quantizers and no parameters
-        for path in plan.modules():
-            original = model.get_submodule(path)
-            with seeded(path):  # a library's layers may draw weights before they get the model's
-                lowered = self._lower(path, original, plan.of(path))
-            replace(model, original, lowered.eval().to(device))  # a stored plan is on the CPU
+        makers: dict[type[nn.Module], Maker] = dict.fromkeys(self.layers, self._layer) | {MatMul: self._matmul}
+        replace_planned(model, plan, makers, self._input, self.name)
         return model
 
     @abstractmethod
-    def layer(self, original: nn.Linear | nn.Conv2d, quantizers: Mapping[str, Quantizer]) -> nn.Module:
-        """The library's own layer with the parameters of ``original``; ``quantizers`` by role, weight and input."""
+    def layer(self, original: nn.Module, quantizers: Mapping[str, Quantizer]) -> nn.Module:
+        """The library's layer with the parameters of ``original``.
+
+        Args:
+            original: of a type of ``layers``.
+            quantizers: by role, ``weight`` and ``input``; a role that stays in float is absent.
+        """
 
     @abstractmethod
     def activation(self, quantizer: Quantizer) -> nn.Module:
-        """A module that fake-quantizes what it is given."""
+        """A module that fake-quantizes its input."""
 
-    def _lower(self, path: str, original: nn.Module, quantizers: Mapping[str, Quantizer]) -> nn.Module:
-        if isinstance(original, MatMul):
-            operands = (quantizers.get(role) for role in ("lhs", "rhs"))
-            return QuantMatMul(original, *(self.activation(one) if one else nn.Identity() for one in operands))
-        if type(original) is nn.Linear or type(original) is nn.Conv2d:
-            return self.layer(original, quantizers)
-        if isinstance(original, (nn.Linear, nn.Conv2d)):
-            raise InputError(
-                f"{self.name} cannot hold a {type(original).__name__}, only the class that it derives from",
-                where=path,
-                fix=f"leave it in float: quantize.overrides: [{{match: '{path}', skip: true}}]",
-            )
-        return QuantInput(original, self.activation(quantizers["input"]))
+    def _layer(self, original: nn.Module, decisions: Mapping[Role, Decision]) -> nn.Module:
+        return self.layer(original, {role: decision.quantizer for role, decision in decisions.items()})
+
+    def _matmul(self, original: MatMul, decisions: Mapping[Role, Decision]) -> nn.Module:
+        operands = (decisions.get(role) for role in ("lhs", "rhs"))
+        return QuantMatMul(original, *(self.activation(one.quantizer) if one else nn.Identity() for one in operands))
+
+    def _input(self, original: nn.Module, decisions: Mapping[Role, Decision]) -> nn.Module:
+        return QuantInput(original, self.activation(decisions["input"].quantizer))

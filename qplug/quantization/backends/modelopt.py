@@ -1,10 +1,11 @@
-"""NVIDIA ModelOpt: its layers and ``TensorQuantizer``s hold every quantized operation."""
+"""The backend NVIDIA ModelOpt: its layers and ``TensorQuantizer``s hold the quantized operations."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -13,19 +14,20 @@ from qplug.quantization.backends.lowering import Lowering, like
 from qplug.quantization.backends.modelopt_quant import Planned, tensor_quantizer
 from qplug.quantization.quantizers import Quantizer
 
-with warnings.catch_warnings():  # of every library that it could serve and that is of a version it did not expect
+with warnings.catch_warnings():  # ModelOpt warns about every installed library of another version than it expects
     warnings.simplefilter("ignore")
     from modelopt.torch.quantization.nn import QuantConv2d, QuantLinear, TensorQuantizer
 
 
 class ModelOptBackend(Lowering):
-    """Every quantizer becomes a ``TensorQuantizer`` that computes it exactly: see ``modelopt_quant``."""
+    """Every quantizer becomes a ``TensorQuantizer`` that computes its exact values; see ``modelopt_quant``."""
 
     name = "ModelOpt"
+    layers: ClassVar = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
 
-    def layer(self, original: nn.Linear | nn.Conv2d, quantizers: Mapping[str, Quantizer]) -> nn.Module:
-        """``QuantLinear`` or ``QuantConv2d``; a tensor that the plan leaves out has its quantizer disabled."""
-        layer = like(original, QuantLinear, QuantConv2d, device="meta")
+    def layer(self, original: nn.Module, quantizers: Mapping[str, Quantizer]) -> nn.Module:
+        """A layer of ModelOpt. The quantizer of a tensor that stays in float is disabled."""
+        layer = like(original, self.layers[type(original)], device="meta")
         for role, slot in (("weight", "weight_quantizer"), ("input", "input_quantizer")):
             if role in quantizers:
                 setattr(layer, slot, tensor_quantizer(quantizers[role], weight=role == "weight"))
@@ -40,7 +42,7 @@ class ModelOptBackend(Lowering):
 
     @contextmanager
     def inference(self, model: nn.Module) -> Iterator[None]:
-        """Weights are quantized once, activations in one buffer."""
+        """Quantizes weights once, and activations in one buffer."""
         planned = [module for module in model.modules() if isinstance(module, Planned) and not module.inferring]
         for one in planned:
             one.begin_inference()
@@ -53,7 +55,7 @@ class ModelOptBackend(Lowering):
 
     @contextmanager
     def switched_off(self, model: nn.Module) -> Iterator[None]:
-        """Disables every ``TensorQuantizer`` and enables it again."""
+        """Disables every ``TensorQuantizer``, and enables it again at the end."""
         enabled = [module for module in model.modules() if isinstance(module, TensorQuantizer) and module.is_enabled]
         for one in enabled:
             one.disable()

@@ -1,10 +1,12 @@
-"""How a quantizer becomes ModelOpt's ``TensorQuantizer``, exactly.
+"""Quantizers as ModelOpt's ``TensorQuantizer``, with exactly the same values.
 
-ModelOpt's own fake quantization multiplies by the rounded reciprocal m/amax and divides by it again, so that a value
-near the middle of two integers may fall to the other side of qplug's x/s, and no value is s times its integer to the
-last bit. Each ``TensorQuantizer`` therefore *says* in ModelOpt's terms what it is (bits, sign, axis, amax), as its
-summaries and exporters read it, and computes by a registered quantization backend, which is the plan's quantizer.
-Without ``backend``, a symmetric uniform one computes the same natively, but for that rounding.
+ModelOpt's own fake quantization multiplies by the rounded reciprocal m/amax and divides by it again. A value near the
+middle of two integers may then round to the other one than qplug's x/s. Values differ from s times their integers
+in the last bit.
+
+Each ``TensorQuantizer`` therefore describes itself in ModelOpt's terms (bits, sign, axis, amax), which ModelOpt's
+summaries and exporters read. It computes by a registered quantization backend, the plan's quantizer.
+Without ``backend``, a symmetric uniform quantizer computes the same natively, except for that rounding.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ with warnings.catch_warnings():  # see qplug.quantization.backends.modelopt
     from modelopt.torch.quantization.nn import TensorQuantizer, is_registered_quant_backend, register_quant_backend
 
 NAME = "qplug"
-"""Of the registered quantization backend."""
+"""Name of the registered quantization backend."""
 
 
 class Planned(nn.Module):
-    """The plan's quantizer within a ``TensorQuantizer``; outside of inference its gradients are straight through."""
+    """The plan's quantizer in a ``TensorQuantizer``, with straight-through gradients outside of inference."""
 
     def __init__(self, quantizer: Quantizer, weight: bool) -> None:
         super().__init__()
@@ -36,11 +38,11 @@ class Planned(nn.Module):
         self._cached: Tensor | None = None
 
     def begin_inference(self) -> None:
-        """From here on the values are computed as fast as can be, those of a weight once."""
+        """Compute values without gradients from now on, and those of a weight once."""
         self.inferring = True
 
     def end_inference(self) -> None:
-        """Gradients again."""
+        """Compute gradients again."""
         self.inferring, self._cached = False, None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,11 +58,11 @@ class Planned(nn.Module):
 
 
 class PlannedTensorQuantizer(TensorQuantizer):  # type: ignore[misc]  # modelopt has no types
-    """A ``TensorQuantizer`` whose amax follows the plan's scale, also while that is learned."""
+    """A ``TensorQuantizer`` whose amax follows the plan's scale, also during training."""
 
     @property
     def _amax(self) -> Tensor:
-        """s·high of a symmetric uniform quantizer; like a buffer of ModelOpt's, absent for any other."""
+        """s·high of a symmetric uniform quantizer. Any other quantizer has no such attribute, as in ModelOpt."""
         quantizer = self.planned.quantizer
         if not isinstance(quantizer, UniformQuantizer) or not quantizer.symmetric:
             raise AttributeError("_amax")
@@ -68,11 +70,11 @@ class PlannedTensorQuantizer(TensorQuantizer):  # type: ignore[misc]  # modelopt
 
 
 def tensor_quantizer(quantizer: Quantizer, weight: bool = False) -> Any:
-    """The ``TensorQuantizer`` that computes ``quantizer``; a uniform one's scale is a parameter, which can be learned.
+    """The ``TensorQuantizer`` that computes ``quantizer``. The scale of a uniform one is a parameter.
 
     Args:
-        quantizer: of the plan, or a learner; copied unless it has parameters, which are learned in their place.
-        weight: whether it is always given the same tensor, a weight.
+        quantizer: of the plan, or a learner. A uniform one is copied; others are used directly.
+        weight: whether its input is always the same tensor, a weight.
     """
     if not is_registered_quant_backend(NAME):
         register_quant_backend(NAME, _compute)
@@ -82,13 +84,13 @@ def tensor_quantizer(quantizer: Quantizer, weight: bool = False) -> Any:
 
 
 def _compute(x: Tensor, quantizer: Any) -> Tensor:
-    """The entry point that ModelOpt calls."""
+    """Entry point of the registered backend, which ModelOpt calls."""
     values: Tensor = quantizer.planned(x)
     return values
 
 
 def _attributes(quantizer: Quantizer) -> dict[str, Any]:
-    """What the quantizer is in ModelOpt's terms; its kind where those do not tell all."""
+    """The quantizer in ModelOpt's terms, with its kind if they do not describe it completely."""
     if not isinstance(quantizer, UniformQuantizer):
         return {"num_bits": quantizer.bits, "backend_extra_args": {"quantizer": quantizer.kind}}
     several = [axis - quantizer.scale.dim() for axis, size in enumerate(quantizer.scale.shape) if size > 1]

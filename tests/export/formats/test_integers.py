@@ -1,4 +1,4 @@
-"""Products of integers: exact where floats are, and what a run's simulation gives."""
+"""Integer products: exact on values that floats hold exactly, and equal to a run's simulation."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from torch import nn
 
 import qplug
 from qplug import ParityError, UniformQuantizer
-from qplug.cli.report.export import tables
+from qplug.cli.report.export import export_tables
 from qplug.core.types import Site, SiteKind
 from qplug.data.loading import batches
 from qplug.export.export_run import export_run
+from qplug.export.formats.affine import Affine
 from qplug.export.formats.integer_file import float_file, integer_file
 from qplug.export.formats.integers import Integers, eight_bits
 from qplug.export.formats.lowering import readers
-from qplug.export.formats.onnx_file import qdq_file
-from qplug.export.formats.qdq import Affine
-from qplug.export.parity.check import compare
-from qplug.export.runtimes import OnnxRuntime
-from qplug.export.speed import profile
+from qplug.export.formats.qdq_file import qdq_file
+from qplug.export.operator_times import profile
+from qplug.export.parity.check import check_parity
+from qplug.export.runtimes.onnx_runtime import OnnxRuntime
 from qplug.hooks.registry import backend_of, component, installed
 from qplug.pipeline.load_run import load_planned
 
 
 @dataclass
 class Decided:
-    """What the format reads of a plan's decision."""
+    """The part of a plan's decision that the format reads."""
 
     site: Site
     quantizer: qplug.Quantizer
@@ -62,8 +62,7 @@ ACTIVATIONS = {
     "signed, shifted": UniformQuantizer(torch.tensor(0.25), torch.tensor(-35.0), 8, True),
     "signed": UniformQuantizer(torch.tensor(0.25), None, 8, True),
 }
-"""Values of a grid of 1/4 of their step: where the zero point is odd, a tie goes to the even integer only before it is
-added."""
+"""Values on a grid of 1/4 of the step. With an odd zero point, a tie depends on the order of rounding and adding it."""
 
 
 @pytest.mark.slow
@@ -97,7 +96,7 @@ def test_patches_are_the_convolution_exactly(activation, size):
 
 
 def rounded(affine: Affine, x: torch.Tensor) -> torch.Tensor:
-    """What QuantizeLinear and DequantizeLinear make of x, in the integers of the zero point's type."""
+    """x after QuantizeLinear and DequantizeLinear, in the integers of the zero point's type."""
     held, zero = torch.iinfo(affine.zero_point.dtype), affine.zero_point.double()
     return (((x / affine.scale).round() + zero).clamp(held.min, held.max) - zero) * affine.scale
 
@@ -130,7 +129,7 @@ EIGHT = UniformQuantizer(torch.tensor(0.1), None, 8, True)
         (nn.LayerNorm(4), EIGHT, EIGHT),
     ],
 )
-def test_what_is_no_product_of_8_bit_integers_is_left_to_its_operands(original, activation, weight):
+def test_an_operation_without_8_bit_integers_is_left_to_its_operands(original, activation, weight):
     assert operation(original, activation, weight) is None
 
 
@@ -145,7 +144,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_gives_what_its_simulation_does_in_integers_throughout(folder):
+def test_a_run_computes_the_simulation_in_integers_throughout(folder):
     registry = installed()
     planned = load_planned(folder, registry)
     data = component(registry.datasets, planned.recipe.data.evaluation).open(0)
@@ -153,7 +152,7 @@ def test_a_run_gives_what_its_simulation_does_in_integers_throughout(folder):
     simulated = qplug.load_quantized(folder)(images).detach()
     for export in (integer_file, qdq_file):
         found = executed(export(planned).model, images)
-        assert (found - simulated).norm() / simulated.norm() < 5e-3  # measured: 0, but for what rounds the other way
+        assert (found - simulated).norm() / simulated.norm() < 5e-3  # measured: 0, except for ties
         assert torch.equal(found.argmax(1), simulated.argmax(1))
 
     where = profile(integer_file(planned).model, images.numpy(), 1, 2)
@@ -171,23 +170,23 @@ def test_a_float_file_has_no_quantizer(folder):
 
 
 @pytest.mark.slow
-def test_the_gate_lets_it_pass(folder, tmp_path):
+def test_the_parity_check_accepts_it(folder, tmp_path):
     found = export_run(folder, "onnx-integer", tmp_path / "int8.onnx", images=8)
     assert found.parity is not None
     assert (found.parity.first_wrong, found.parity.agreeing) == (None, 8)
     compared = {operation for operation, _ in found.parity.places}
     assert {"patch_embed.proj", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "head"} <= compared
     joined = [f"blocks.{block}.attn.{name}" for block in range(4) for name in ("qkv", "matmul_qk", "matmul_av")]
-    assert set(found.parity.joined) == set(joined)  # judged by what attention gives to proj
+    assert set(found.parity.joined) == set(joined)  # compared at the input of proj
     assert not compared & set(joined)
     (said,) = (entry.value for entry in onnx.load(found.path).metadata_props if entry.key == "qplug.parity")
     assert set(json.loads(said)["operations_joined"]) == set(joined)
-    assert ("compared in what reads them alone", "12 operations, joined in the file") in tables(found, False)[-1].rows
+    assert ("compared in their reader", "12 operations, merged in the file") in export_tables(found, False)[-1].rows
 
 
 @pytest.fixture(scope="module")
 def judged(folder):
-    """The gate's verdict on the integer file, one constant of one node changed."""
+    """The parity of the integer file with one constant of one node changed."""
     registry = installed()
     planned = load_planned(folder, registry)
     file, simulation = integer_file(planned), qplug.load_quantized(folder)
@@ -197,7 +196,7 @@ def judged(folder):
     def judge(node, position, factor, calls=file.calls, joined=file.joined):
         model = scaled(file.model, node, position, factor)
         with backend_of("brevitas", registry).inference(simulation):
-            return compare(OnnxRuntime(model, calls), simulation, planned.plan, [images], joined)
+            return check_parity(OnnxRuntime(model, calls), simulation, planned.plan, [images], joined)
 
     return judge, file.calls
 
@@ -210,7 +209,7 @@ def judged(folder):
             "blocks.0.attn.parts.0.codes/QuantizeLinear",
             1,
             ("blocks.0.attn.proj", "input"),
-        ),  # joined: seen in its reader
+        ),  # merged: compared in its reader
         ("blocks.1.attn.parts.1.values/DequantizeLinear", 1, ("blocks.1.attn.proj", "input")),
         ("blocks.2.attn.parts.2.values/DequantizeLinear", 1, ("blocks.2.attn.proj", "input")),
         ("blocks.3.attn.matmul_av.lhs/DequantizeLinear", 1, ("blocks.3.attn.proj", "input")),
@@ -225,12 +224,12 @@ def test_a_scale_that_is_off_by_a_hundredth_is_refused(judged, node, position, p
 
 
 @pytest.mark.slow
-def test_a_call_too_many_and_one_that_is_missing_are_said(judged):
+def test_an_additional_and_a_missing_call_are_refused(judged):
     judge, calls = judged
-    with pytest.raises(ParityError, match="head: the file and the simulation do not call this operation equally"):
+    with pytest.raises(ParityError, match="head: expected as many calls of this operation in the file"):
         judge("blocks.1.mlp.fc1.codes/QuantizeLinear", 1, 1.0, [*calls, calls[-1]])
-    with pytest.raises(ParityError, match=r"blocks\.0\.attn\.qkv: the file and the simulation do not call"):
-        judge("blocks.1.mlp.fc1.codes/QuantizeLinear", 1, 1.0, joined=None)  # left out, and for no reason that is said
+    with pytest.raises(ParityError, match=r"blocks\.0\.attn\.qkv: expected as many calls"):
+        judge("blocks.1.mlp.fc1.codes/QuantizeLinear", 1, 1.0, joined=None)  # left out, and not joined
 
 
 OTHER_WIDTHS = {  # the format has integers of 8 bits alone, and a plan may have any
@@ -256,7 +255,7 @@ def test_other_widths_stand_in_integers_that_the_format_has(overrides, tmp_path)
 
 @pytest.mark.slow
 def test_the_order_of_rounding_and_zero_point_decides_ties():
-    """What the test above would not show if it took no odd zero points: half of the ties differ."""
+    """The test above needs odd zero points: with them, half of the ties differ."""
     quantizer = ACTIVATIONS["odd"]
     weight, linear = UniformQuantizer(torch.tensor(0.125), None, 8, True), nn.Linear(1, 1, bias=False)
     linear.weight.data.fill_(0.125)
@@ -283,7 +282,7 @@ class Moved(nn.Module):
         return self.patches(cut).sum(1) + self.flat(flat) + self.behind(self.act(flat))
 
 
-def test_who_reads_the_models_input_is_known_by_its_values():
+def test_readers_of_the_models_input_are_found_by_its_values():
     class Named:
         def modules(self):
             return ["patches", "flat", "behind"]
@@ -301,4 +300,4 @@ def test_pixels_that_are_all_ties_round_as_they_were_simulated(tmp_path):
     x = ((torch.arange(256.0) / 255.0 - 0.5) / 0.5).view(1, 1, 16, 16).repeat(2, 1, 1, 1)
     expected = nn.functional.conv2d(quantizer.infer(x), weight.infer(conv.weight), conv.bias, conv.stride)
     found = executed(exported(operation(conv, quantizer, weight), x), x)
-    assert (found - expected).norm() / expected.norm() < 1e-6  # 1e-2 where z is added after rounding
+    assert (found - expected).norm() / expected.norm() < 1e-6  # 1e-2 if z is added after rounding

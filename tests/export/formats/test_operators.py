@@ -1,4 +1,4 @@
-"""Each operator of a format against the quantizer that it stands for: exact on the grid, at every width and axis."""
+"""Each operator of a format equals its quantizer: exactly on the grid, at every width and axis."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_activations_at_every_width():
 @pytest.mark.slow
 @pytest.mark.parametrize("transposed", [False, True])
 def test_scales_along_any_axis(transposed):
-    """One a channel, a token, a head, and two axes: by plain operators, where there are several."""
+    """Scales per channel, token, head and along two axes; several scales become plain operators."""
     shapes = [(8,), (6, 1), (3, 1, 1), (1,), (3, 1, 8), ()]
     quantizers = [uniform(8, True, shape, zero=True) for shape in shapes]
     modules = [Qdq().activation(decision(quantizer), transposed) for quantizer in quantizers]

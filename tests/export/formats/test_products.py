@@ -1,4 +1,4 @@
-"""Products of bytes: exact on every processor, unless a file says otherwise."""
+"""Products of bytes are exact on every processor, unless the file is ``saturating``."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from qplug import InputError, ParityError, UniformQuantizer
 from qplug.core.types import SiteKind
 from qplug.export.cpu import SATURATING, caution, processor
 from qplug.export.export_run import export_run
+from qplug.export.formats.affine import saturates
 from qplug.export.formats.integer_file import integer_file
 from qplug.export.formats.integers import Integers
-from qplug.export.formats.onnx_file import onnx_file, qdq_file
-from qplug.export.formats.qdq import Qdq, QdqActivation, saturates
+from qplug.export.formats.onnx_file import onnx_file
+from qplug.export.formats.qdq import Qdq, QdqActivation
+from qplug.export.formats.qdq_file import qdq_file
 from qplug.pipeline.load_run import load_planned
 from qplug.quantization.plan import Plan
 from qplug.testing import toy_images, toy_registry
 
 
 def added_in_16_bits(left: np.ndarray, right: np.ndarray) -> int:
-    """What VPMADDUBSW and VPMADDWD make of two rows of bytes: pairs of products saturate, and their sum does not."""
+    """VPMADDUBSW and VPMADDWD of two rows of bytes: pairs of products saturate, and their sum does not."""
     pairs = (left.astype(int) * right.astype(int)).reshape(-1, 2).sum(1)
     return int(pairs.clip(-(2**15), 2**15 - 1).sum())
 
@@ -36,7 +38,7 @@ BYTES = st.lists(st.integers(0, 255), min_size=8, max_size=8)
 
 
 @given(BYTES, st.lists(st.integers(-128, 127), min_size=8, max_size=8), st.integers(0, 255))
-def test_what_is_held_signed_is_exact_even_in_16_bits(left, right, largest):
+def test_signed_bytes_in_a_file_are_exact_even_in_16_bits(left, right, largest):
     a, b = np.minimum(left, largest), np.array(right)
     if not saturates(largest, torch.from_numpy(b)):
         assert added_in_16_bits(a, b) == int(a @ b)
@@ -70,7 +72,7 @@ def activation(bits: int, signed: bool) -> UniformQuantizer:
         (activation(16, True), 8, torch.int8),  # no runtime multiplies these as integers
     ],
 )
-def test_a_weights_bytes_have_a_sign_only_where_no_processor_saturates(left, bits, held):
+def test_a_weights_bytes_are_signed_only_if_no_processor_saturates(left, bits, held):
     form = Qdq((8, 16))
     beside = form.activation(decision(left), transposed=False)
     assert isinstance(beside, QdqActivation)
@@ -107,7 +109,7 @@ class Multiplied(nn.Module):
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("bits", [8, 5])
 def test_the_largest_bytes_multiply_exactly(bits, signed, saturating):
-    """Every product as large as bytes allow: sums of two are 64,770, nearly twice what 16 bits hold."""
+    """The largest products of bytes: sums of two are 64,770, nearly twice the largest integer of 16 bits."""
     left, right = activation(bits, signed), UniformQuantizer(torch.tensor(0.5), None, 8, True)
     form = Qdq((8,), saturating=saturating)
     beside = form.activation(decision(left), transposed=False)
@@ -150,7 +152,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_file_of_two_operators_has_no_product_that_saturates_unless_it_is_asked_to(folder):
+def test_a_qdq_file_has_no_product_that_saturates_unless_it_is_saturating(folder):
     planned = load_planned(folder, toy_registry())
     exact, asked = (products(qdq_file(planned, saturating).model) for saturating in (False, True))
     assert len(exact) >= 10
@@ -159,7 +161,7 @@ def test_a_file_of_two_operators_has_no_product_that_saturates_unless_it_is_aske
 
 
 @pytest.mark.slow
-def test_a_file_of_integers_chooses_signed_bytes_only_where_they_do_not_saturate(folder):
+def test_an_integer_file_chooses_signed_bytes_only_if_they_do_not_saturate(folder):
     planned = load_planned(folder, toy_registry())
     file = integer_file(planned).model
     onnx.checker.check_model(file, full_check=True)
@@ -180,7 +182,7 @@ def test_weights_of_fewer_bits_stay_signed_since_no_processor_saturates(tmp_path
 
 
 @pytest.mark.slow
-def test_a_saturating_file_says_so_and_is_refused_where_it_saturates(folder, tmp_path):
+def test_a_saturating_file_states_it_and_is_refused_if_it_saturates_here(folder, tmp_path):
     target = tmp_path / "fast.onnx"
     if caution() is not None:
         with pytest.raises(ParityError, match="no VNNI"):
@@ -194,7 +196,7 @@ def test_a_saturating_file_says_so_and_is_refused_where_it_saturates(folder, tmp
 
 
 def test_formats_without_bytes_refuse_the_request(tmp_path):
-    with pytest.raises(InputError, match="onnx-qonnx multiplies no bytes"):
+    with pytest.raises(InputError, match="expected a format with products of 8-bit integers, received onnx-qonnx"):
         export_run(tmp_path, "onnx-qonnx", tmp_path / "model.onnx", saturating=True)
 
 
@@ -210,14 +212,14 @@ X86 = {"cpu_name": "Xeon", "architecture": "x86_64", "avx2": True, "avx512_f": T
         ({"cpu_name": "Neoverse", "architecture": "arm64"}, False),
     ],
 )
-def test_who_adds_in_16_bits_is_told_why_a_saturating_file_is_wrong(known, warned, monkeypatch):
+def test_a_processor_without_vnni_has_a_caution(known, warned, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
     said = caution()
     assert (said is not None) == warned
     assert said is None or said.startswith("Xeon has no VNNI: ONNX Runtime adds products of unsigned and signed bytes")
 
 
-def test_a_processor_says_what_it_is():
+def test_a_processor_has_name_and_architecture():
     found = processor()
     assert list(found) == ["name", "architecture", "instructions"]
     assert found["name"]

@@ -1,4 +1,4 @@
-"""The gate lets rounding pass and nothing else: wrong exports are refused with the place where they are wrong."""
+"""The parity check accepts rounding and nothing else. It refuses a wrong export and names the wrong place."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from onnx import numpy_helper
 
 from qplug import ParityError
 from qplug.core.types import MASKED
-from qplug.export import runtimes
-from qplug.export.export_run import refusal
-from qplug.export.formats.onnx_file import qdq_file
-from qplug.export.parity.check import FREE, LOGITS_MOVE, TOP1, Parity, compare
-from qplug.export.parity.differences import Difference
-from qplug.export.parity.fused import FUSED, allowed
-from qplug.export.runtimes import OnnxRuntime
+from qplug.export.formats.qdq_file import qdq_file
+from qplug.export.parity.check import FREE_LOGITS_LIMIT, check_parity
+from qplug.export.parity.differences import OutputDifference
+from qplug.export.parity.fused import FUSED, limit_behind
+from qplug.export.parity.refusal import refusal
+from qplug.export.parity.result import FREE_RUN, TOP1, Parity
+from qplug.export.runtimes import onnx_runtime
+from qplug.export.runtimes.onnx_runtime import OnnxRuntime
 from qplug.hooks.registry import backend_of, installed
 from qplug.pipeline.load_run import load_planned, load_quantized
 from qplug.testing import toy_images, toy_registry
@@ -26,7 +27,7 @@ from qplug.testing import toy_images, toy_registry
 
 
 def test_equal_values_agree():
-    found = Difference(1e-4)
+    found = OutputDifference(1e-4)
     x = torch.randn(4, 6, 8)
     found.add(x, x.clone())
     assert (found.norm, found.off, found.largest, found.agrees) == (0.0, 0.0, 0.0, True)
@@ -34,7 +35,7 @@ def test_equal_values_agree():
 
 def test_one_channel_that_is_wrong_is_enough():
     """However little it weighs: 1 % of one channel in a thousand is 3e-4 of the norm."""
-    found = Difference(1e-2)
+    found = OutputDifference(1e-2)
     x = torch.randn(4, 50, 1000, generator=torch.Generator().manual_seed(0))
     wrong = x.clone()
     wrong[..., 7] *= 1.01
@@ -46,7 +47,7 @@ def test_one_channel_that_is_wrong_is_enough():
 
 def test_a_tie_that_rounded_the_other_way_agrees():
     """It changes all channels of one token of one image, by a step of one operand."""
-    found = Difference(1e-2)
+    found = OutputDifference(1e-2)
     x = torch.randn(4, 50, 100, generator=torch.Generator().manual_seed(0))
     moved = x.clone()
     moved[2, 13] += 0.02
@@ -54,18 +55,18 @@ def test_a_tie_that_rounded_the_other_way_agrees():
     assert found.off == pytest.approx(0.25)  # of the token's, over four images
     assert 1e-3 < found.norm < 2e-3
     assert found.agrees
-    assert not Difference(1e-4, noise=found.noise, signal=found.signal, _elements=found._elements).agrees
+    assert not OutputDifference(1e-4, noise=found.noise, signal=found.signal, _elements=found._elements).agrees
 
 
-def test_what_is_not_a_number_never_agrees():
-    found = Difference(1e-2)
+def test_nan_never_agrees():
+    found = OutputDifference(1e-2)
     found.add(torch.ones(2, 3), torch.full((2, 3), torch.nan))
     assert not found.agrees
     assert found.largest == float("inf")
 
 
 def test_masked_logits_are_not_compared():
-    found = Difference(1e-4)
+    found = OutputDifference(1e-4)
     x = torch.tensor([[1.0, MASKED]])
     found.add(x, torch.tensor([[1.0, MASKED]]))
     assert found.norm == 0.0
@@ -73,17 +74,17 @@ def test_masked_logits_are_not_compared():
 
 
 @pytest.mark.parametrize("theirs", [[1.0, 50.0], [1.0, torch.nan], [MASKED, MASKED]])
-def test_what_one_side_alone_masks_is_wrong(theirs):
-    found = Difference(1e-2)
+def test_a_value_that_one_side_alone_masks_is_wrong(theirs):
+    found = OutputDifference(1e-2)
     found.add(torch.tensor([[1.0, MASKED]]), torch.tensor([theirs]))
     assert found.norm == float("inf")
     assert found.off == 1.0
     assert not found.agrees
 
 
-def test_another_shape_is_said():
-    with pytest.raises(ValueError, match=r"\(2, 3\) was simulated, and \(3, 2\) came"):
-        Difference(1e-4).add(torch.zeros(2, 3), torch.zeros(3, 2))
+def test_another_shape_is_an_error():
+    with pytest.raises(ValueError, match=r"expected the simulation's shape \(2, 3\), received \(3, 2\)"):
+        OutputDifference(1e-4).add(torch.zeros(2, 3), torch.zeros(3, 2))
 
 
 # wrong exports
@@ -104,7 +105,9 @@ def judged(exported, change=None):
     if change is not None:
         change(model)
     with backend_of("brevitas", installed()).inference(simulation):
-        return compare(OnnxRuntime(model, file.calls), simulation, planned.plan, [toy_images(4), toy_images(4, seed=1)])
+        return check_parity(
+            OnnxRuntime(model, file.calls), simulation, planned.plan, [toy_images(4), toy_images(4, seed=1)]
+        )
 
 
 def constant(model: onnx.ModelProto, node: str, position: int) -> onnx.TensorProto:
@@ -200,66 +203,67 @@ def test_a_right_export_agrees(exported):
         (scaled("head.weight/DequantizeLinear", 1.01), ("head", "output")),
     ],
 )
-def test_a_wrong_export_is_refused_where_it_is_wrong(exported, change, place):
+def test_a_wrong_export_is_refused_at_the_wrong_place(exported, change, place):
     parity = judged(exported, change)
     assert parity.first_wrong == place
     wrong = [where for where, difference in parity.places.items() if not difference.agrees]
-    assert wrong == [place]  # the simulation follows the runtime, so that nothing behind it is blamed
+    assert wrong == [place]  # the simulation continues from the runtime's values
     error = refusal(parity, exported[0])
     assert isinstance(error, ParityError)
     assert place[0] in error.where
-    assert f"the runtime's {place[1]} is not the simulation's" in error.what
+    assert f"expected the simulation's {place[1]} for the same operands" in error.what
     assert "--no-verify" in error.fix
 
 
-# what only the file as it is gets wrong
+# errors of the unchanged file alone
 
 
-def free_only(factor, chaos, agreeing, steady):
+def free_only(factor, noise, agreeing, steady):
     """Every operation agrees; free logits are ``factor`` times the simulation's."""
-    parity = Parity(chaos=chaos, images=16, agreeing=agreeing, steady=steady)
+    parity = Parity(rounding_noise=noise, images=16, agreeing=agreeing, steady=steady)
     logits = torch.randn(16, 10, generator=torch.Generator().manual_seed(0))
-    parity.free = Difference(allowed(LOGITS_MOVE, chaos), share=1.0)
+    parity.free = OutputDifference(limit_behind(FREE_LOGITS_LIMIT, noise), share=1.0)
     parity.free.add(logits, factor * logits)
     return parity
 
 
-@pytest.mark.parametrize("chaos", [0.0, 0.037, 0.25, 1.0])
-def test_zeros_never_agree_however_chaotic_the_model_is(chaos):
-    assert free_only(0.0, chaos, 16, 16).first_wrong == ("", FREE)
+@pytest.mark.parametrize("noise", [0.0, 0.037, 0.25, 1.0])
+def test_zeros_never_agree_however_noisy_the_model_is(noise):
+    assert free_only(0.0, noise, 16, 16).first_wrong == ("", FREE_RUN)
 
 
 def test_nothing_compared_is_no_agreement():
-    with pytest.raises(ValueError, match="nothing was compared"):
+    with pytest.raises(ValueError, match="expected at least one compared image"):
         _ = Parity().first_wrong
 
 
 def test_a_simulation_that_is_all_zero_has_no_signal_to_noise_ratio():
-    parity = Parity(places={("", "logits"): Difference(1e-4)}, images=1)
-    parity.free = Difference(1e-2)
+    parity = Parity(places={("", "logits"): OutputDifference(1e-4)}, images=1)
+    parity.free = OutputDifference(1e-2)
     parity.free.add(torch.zeros(1, 3), torch.ones(1, 3))
     assert parity.summary()["logits_sqnr_db"] is None
 
 
-def test_the_limit_of_free_logits_grows_with_chaos_and_is_bounded():
-    assert [allowed(0.01, chaos) for chaos in (0.0, 0.037, 0.25, 2.0)] == pytest.approx([0.01, 0.158, 0.5, 0.9])
+def test_the_limit_of_free_logits_grows_with_noise_and_is_bounded():
+    assert [limit_behind(0.01, noise) for noise in (0.0, 0.037, 0.25, 2.0)] == pytest.approx([0.01, 0.158, 0.5, 0.9])
 
 
 @pytest.mark.parametrize(
     ("agreeing", "steady", "wrong"), [(16, 16, False), (12, 13, False), (9, 12, False), (7, 16, True), (1, 12, True)]
 )
-def test_top1_is_refused_where_noise_alone_would_keep_it(agreeing, steady, wrong):
+def test_top1_is_refused_if_noise_alone_would_keep_it(agreeing, steady, wrong):
     parity = free_only(1.0, 0.25, agreeing, steady)
     assert parity.first_wrong == (("", TOP1) if wrong else None)
     if wrong:
-        assert f"{agreeing} of 16 images have the simulation's top-1, and {steady} keep" in refusal(parity, None).what
+        message = f"which is for {steady} of 16 images, received it for {agreeing}"
+        assert message in refusal(parity, None).what
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("off", [0.006, -0.006])
-def test_a_kernel_that_is_wrong_only_where_it_is_fused_is_refused(exported, off, monkeypatch):
-    """As if fc1 and what follows it became one kernel where nobody asks for fc1's output."""
-    showing, node = runtimes._showing_apart, "blocks.0.mlp.fc1"
+def test_a_kernel_that_is_wrong_only_if_fused_is_refused(exported, off, monkeypatch):
+    """As if fc1 and its successor became one kernel unless fc1's output is returned."""
+    showing, node = onnx_runtime._with_negated_outputs, "blocks.0.mlp.fc1"
 
     def fusing(model, names):
         wrong = onnx.ModelProto()
@@ -268,18 +272,18 @@ def test_a_kernel_that_is_wrong_only_where_it_is_fused_is_refused(exported, off,
             scaled(f"{node}.weight/DequantizeLinear", 1.0 + off)(wrong)
         return showing(wrong, names)
 
-    monkeypatch.setattr(runtimes, "_showing_apart", fusing)
+    monkeypatch.setattr(onnx_runtime, "_with_negated_outputs", fusing)
     parity = judged(exported)
     assert all(place.agrees for place in parity.places.values())
     assert parity.free.agrees
     assert parity.first_wrong == ("blocks.0.mlp.fc2", FUSED)
-    assert "where it may fuse" in refusal(parity, exported[0]).what
+    assert "behind kernels that the runtime may fuse" in refusal(parity, exported[0]).what
 
 
 @pytest.mark.slow
-def test_a_file_that_is_wrong_only_as_it_is_used_is_refused(exported, monkeypatch):
+def test_a_file_that_is_wrong_only_unchanged_is_refused(exported, monkeypatch):
     monkeypatch.setattr(OnnxRuntime, "logits", lambda self, x: torch.zeros(len(x), 5))
     parity = judged(exported)
     assert all(place.agrees for place in (*parity.places.values(), *parity.fused.values()))
-    assert parity.first_wrong == ("", FREE)
-    assert "those of a free run differ by" in refusal(parity, exported[0]).what
+    assert parity.first_wrong == ("", FREE_RUN)
+    assert "each side running on its own" in refusal(parity, exported[0]).what

@@ -1,9 +1,10 @@
-"""What cannot be exported, and what the user is told: each before any work where that can be known."""
+"""Exports that are refused, and their messages: before any work if the cause is known by then."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -16,7 +17,10 @@ import qplug
 from qplug import Config, InputError, ParityError, Quantizer, QuantizerChoice, Technique, hookimpl
 from qplug.cli import main
 from qplug.core.types import Rewrite
-from qplug.export import export_run as exporting
+from qplug.export.formats.qdq_file import qdq_file
+from qplug.export.formats.table import FORMATS
+from qplug.export.parity.verify import evaluation_batches
+from qplug.export.runtimes.table import RUNTIMES
 from qplug.hooks.registry import Plugin
 from qplug.pipeline.load_run import load_planned
 from qplug.testing import toy_registry
@@ -39,7 +43,7 @@ def test_a_missing_extra_names_the_command(run, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else found(name))
     error = refused(run, out=tmp_path / "model.onnx")
-    assert error.what == "an export needs onnx, onnx_ir, onnxruntime, onnxscript"
+    assert error.what == "onnx-qdq needs packages that are not installed: onnx, onnx_ir, onnxscript, onnxruntime"
     assert error.fix == "pip install 'qplug[export]'"
 
 
@@ -61,8 +65,9 @@ def test_by_default_the_file_lies_beside_the_run(run):
 
 def test_an_unknown_format(run):
     error = refused(run, format="tflite")
-    assert error.what == "there is no format 'tflite'"
-    assert "onnx-qdq, onnx-integer, onnx-qonnx, torch" in error.fix
+    assert error.what == "expected one of onnx-qdq, onnx-integer, onnx-qonnx, torch, received 'tflite'"
+    assert "qplug export --help" in error.fix
+    assert "did you mean 'onnx-qdq'" in refused(run, format="onnx-qqd").fix
 
 
 @pytest.mark.parametrize("images", [0, -3])
@@ -71,19 +76,23 @@ def test_no_images_are_no_comparison(run, images, tmp_path):
     assert (error.what, error.where) == (f"expected at least 1 image to compare, received {images}", "images")
 
 
-def test_as_many_images_are_compared_as_were_asked_for(run):
+def test_the_given_number_of_images_is_compared(run):
     registry = toy_registry()
-    sizes = [len(x) for x in exporting._inputs(load_planned(run, registry), 5, registry)]
+    sizes = [len(x) for x in evaluation_batches(load_planned(run, registry), 5, registry)]
     assert sizes == [4, 1]
 
 
-@pytest.mark.slow
-def test_a_runtime_that_fails_is_told_and_leaves_no_file(run, tmp_path, monkeypatch):
-    def failing(*_):
-        raise RuntimeError("Non-zero status code\n returned")
+def failing(file):
+    """The opener of a runtime that cannot execute any file."""
+    raise RuntimeError("Non-zero status code\n returned")
 
-    monkeypatch.setattr(exporting, "_parity", failing)
-    with pytest.raises(ParityError, match="RuntimeError: Non-zero status code returned") as caught:
+
+@pytest.mark.slow
+def test_a_runtime_that_fails_is_named_and_leaves_no_file(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", replace(RUNTIMES["onnxruntime"], opener=f"{__name__}:failing"))
+    with pytest.raises(
+        ParityError, match="ONNX Runtime cannot execute the file: RuntimeError: Non-zero status code ret"
+    ) as caught:
         qplug.export_run(run, out=tmp_path / "model.onnx", registry=toy_registry(), images=2)
     assert caught.value.where == "onnx-qdq"
     assert list(tmp_path.iterdir()) == []
@@ -108,7 +117,7 @@ def test_a_damaged_run_and_one_of_another_version(run, tmp_path):
 
 
 class Odd(Quantizer):
-    """What no format has an operator for."""
+    """A quantizer with an operator that no format has."""
 
     kind = "odd"
 
@@ -128,7 +137,7 @@ class Odd(Quantizer):
 
 
 class Odder(Odd):
-    """What cannot even be traced: its operators depend on the values."""
+    """A quantizer that cannot be traced, because its operators depend on the values."""
 
     kind = "odder"
 
@@ -174,14 +183,14 @@ def test_a_quantizer_that_the_format_cannot_express_is_named(cls, what, tmp_path
 
 
 class MatrixExp(nn.Softmax):
-    """A Softmax that no format knows."""
+    """A Softmax with an operator that no format has."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) + 0.0 * torch.linalg.matrix_exp(input)
 
 
 class Rewriting(Technique):
-    """Puts it in."""
+    """Replaces every Softmax by it."""
 
     class Config(Config):
         """Nothing."""
@@ -203,12 +212,12 @@ def test_an_operator_of_the_model_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_weight_without_codes_is_in_float_and_said(tmp_path):
+def test_a_weight_without_codes_is_in_float_with_a_warning(tmp_path):
     registry = trial(cls=Odd, step=technique(lambda: NoCodes(8), weights=True))
     registry.quantizers["no_codes"] = f"{__name__}:NoCodes"
     run = toy_run(tmp_path / "run", f"{{use: trial.step}}, {MINMAX}", registry)
     result = qplug.export_run(run, out=tmp_path / "model.onnx", registry=registry, images=2)
-    assert result.warnings == ["head.weight is in float32 in the file: its quantizer has no codes"]
+    assert result.warnings == ["the file holds head.weight in float32: its quantizer has no codes"]
 
 
 class NoCodes(Odd):
@@ -220,20 +229,20 @@ class NoCodes(Odd):
         return torch.round(x * 64.0) / 64.0
 
 
+def wrong_scale(planned, saturating):
+    """The writer of ``onnx-qdq``, its last scale 1 % too large."""
+    file = qdq_file(planned, saturating)
+    for tensor in file.model.graph.initializer:
+        if tensor.name == "head.weight.scale":
+            scales = torch.frombuffer(bytearray(tensor.raw_data), dtype=torch.float32)
+            tensor.raw_data = (scales * 1.01).numpy().tobytes()
+    return file
+
+
 @pytest.mark.slow
-def test_what_does_not_agree_leaves_no_file(run, tmp_path, monkeypatch):
-    real = exporting._file
-
-    def wrong(planned, form, saturating):
-        file = real(planned, form, saturating)
-        for tensor in file.model.graph.initializer:
-            if tensor.name == "head.weight.scale":
-                scales = torch.frombuffer(bytearray(tensor.raw_data), dtype=torch.float32)
-                tensor.raw_data = (scales * 1.01).numpy().tobytes()
-        return file
-
-    monkeypatch.setattr(exporting, "_file", wrong)
-    with pytest.raises(ParityError, match="the runtime's output is not the simulation's") as caught:
+def test_a_file_that_differs_is_not_written(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(FORMATS, "onnx-qdq", replace(FORMATS["onnx-qdq"], writer=f"{__name__}:wrong_scale"))
+    with pytest.raises(ParityError, match="expected the simulation's output for the same operands") as caught:
         qplug.export_run(run, out=tmp_path / "model.onnx", registry=toy_registry(), images=2)
     assert caught.value.where.startswith("head (weight: uniform")
     assert caught.value.exit_code == 1
@@ -242,12 +251,12 @@ def test_what_does_not_agree_leaves_no_file(run, tmp_path, monkeypatch):
     assert (tmp_path / "model.onnx").is_file()
 
 
-def test_the_command_line_says_the_same(tmp_path, capsys):
+def test_the_command_line_prints_the_same(tmp_path, capsys):
     for arguments, message in (
         (["export", str(tmp_path / "no")], "there is no such run folder"),
         (
             ["export", str(tmp_path / "no"), "--format", "tflite"],
-            "choose one of onnx-qdq, onnx-integer, onnx-qonnx, torch",
+            "expected one of onnx-qdq, onnx-integer, onnx-qonnx, torch",
         ),
     ):
         with pytest.raises(SystemExit) as end:

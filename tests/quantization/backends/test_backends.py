@@ -1,4 +1,4 @@
-"""Both backends compute what the plan's quantizers say: the same numbers, to the last bit, and the same gradients."""
+"""Both backends compute the plan's quantizers: the same numbers to the last bit, and the same gradients."""
 
 import copy
 import importlib
@@ -48,14 +48,14 @@ def test_inference_within_inference_leaves_the_outer_one_as_it_is(backend, vit):
         before = quantized(images)
         with backend.inference(quantized):
             assert torch.equal(quantized(images), before)
-        quantized.head.weight.data.mul_(2)  # whose values were kept when the outer one began
+        quantized.head.weight.data.mul_(2)  # the outer context holds its values
         assert torch.equal(quantized(images), before)
     with torch.no_grad():
         assert relative(quantized(images), before) > 0.1
 
 
 def scales(model, within=""):
-    """What lowering made learnable, by name."""
+    """Parameters that lowering made learnable, by name."""
     return {n: p for n, p in model.named_parameters() if n.startswith(within) and "quant" in n}
 
 
@@ -73,7 +73,7 @@ def test_outputs_are_those_of_plain_torch_and_inference_gives_the_same_bits(back
         assert relative(normal, model(images)) > 1e-3  # something was quantized
 
 
-def test_with_quantizers_off_the_model_computes_exactly_what_it_did(backend, known):
+def test_with_quantizers_off_the_model_computes_its_float_values(backend, known):
     model, *_, images = known
     quantized, _ = lowered(backend, known)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_with_quantizers_off_the_model_computes_exactly_what_it_did(backend, kno
         assert torch.equal(quantized(images), on)
 
 
-def test_what_the_plan_leaves_out_stays_in_float(backend, vit):
+def test_sites_outside_the_plan_stay_in_float(backend, vit):
     model, *_, images = vit
     first = "blocks.0.attn.matmul_qk"
     quantized, plan = lowered(
@@ -139,7 +139,7 @@ def test_inference_leaves_the_model_as_it_was(backend, vit):
     assert quantized(images).requires_grad
 
 
-def test_inference_sees_what_was_learned_since(backend, vit):
+def test_inference_uses_learned_values(backend, vit):
     *_, images = vit
     quantized, _ = lowered(backend, vit)
     with backend.inference(quantized):
@@ -209,7 +209,7 @@ def test_convolutions(backend, options):
             assert torch.equal(quantized(x), model(x))
 
 
-def test_a_subclass_that_may_do_more_is_refused_and_says_what_to_do(backend):
+def test_a_subclass_is_refused_with_a_fix(backend):
     class Scaled(nn.Linear):
         def forward(self, x):
             return 2 * super().forward(x)
@@ -269,7 +269,7 @@ NUMBERS = {
         [[-1.5, 0.5], [0.1, 0.3]],
     ),
 }
-"""Quantizer → values and what becomes of them, worked out by hand from each paper's equation."""
+"""Quantizer → values and their quantized values, computed by hand from each paper's equation."""
 
 
 def test_every_installed_kind_has_numbers():
@@ -335,7 +335,7 @@ def test_one_plan_gives_the_same_gradients_on_both(pair, vit):
     ids=lambda step: step["use"],
 )
 def test_reconstruction_learns_the_same_on_both(pair, step, tmp_path):
-    """Roundings, codes and the steps of activations, min-max ones here and binary codings where they are asked for."""
+    """Roundings, codes and the steps of activations, min-max ones here and binary codings if the recipe has them."""
     coding = [{"use": "mr_biq.binary_coding"}] if step["use"].startswith("mr_biq") else []
     found = []
     for backend in ("brevitas", "modelopt"):

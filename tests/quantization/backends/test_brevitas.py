@@ -1,4 +1,4 @@
-"""brevitas holds every quantized operation, and computes what the plan's quantizers say."""
+"""brevitas holds every quantized operation, and computes the plan's quantizers."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_a_lowered_quantizer_gives_the_same_bits_and_can_be_read_back(kind):
     assert int(module(x)[3]) == quantizer.bits
 
 
-def test_what_inference_kept_is_gone_when_it_ends(vit):
+def test_inference_leaves_no_values_behind(vit):
     quantized, _ = lowered(BACKEND, vit)
     with BACKEND.inference(quantized):
         quantized(toy_images(3))

@@ -1,4 +1,4 @@
-"""ModelOpt's layers and TensorQuantizers hold every quantized operation, and say in its own terms what they are."""
+"""ModelOpt's layers and TensorQuantizers hold every quantized operation, and describe it in ModelOpt's terms."""
 
 import shutil
 
@@ -49,7 +49,7 @@ def described(quantizer):
     return made.num_bits, made.unsigned, made.narrow_range, made.axis, amax, made.backend_extra_args
 
 
-def test_a_tensor_quantizer_says_what_it_is_in_modelopts_terms():
+def test_a_tensor_quantizer_describes_itself_in_modelopts_terms():
     scales = torch.tensor([0.5, 0.25]).view(2, 1)
     per_channel = UniformQuantizer(scales, None, 4, True)
     assert described(per_channel) == (4, False, False, -2, [3.5, 1.75], {})
@@ -94,7 +94,7 @@ def test_modelopts_own_kernel_rounds_the_scale_and_so_is_not_used(bits):
     assert torch.equal(made(x), exact)
 
 
-def test_what_uses_the_model_as_modelopts_own_sees_its_quantizers(known, capsys):
+def test_modelopts_own_summary_lists_the_quantizers(known, capsys):
     import modelopt.torch.quantization as mtq
 
     quantized, plan = lowered(BACKEND, known)
@@ -105,7 +105,7 @@ def test_what_uses_the_model_as_modelopts_own_sees_its_quantizers(known, capsys)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The run folder of a run on ModelOpt, with what its quantized model said of some images."""
+    """The run folder of a run on ModelOpt."""
     registry = toy_registry()
     recipe = toy_recipe(registry.techniques["mptq_vit.opt_m"], registry=registry).model_copy(
         update={"backend": "modelopt"}
@@ -122,7 +122,7 @@ def test_a_run_is_loaded_on_its_backend_bit_for_bit(folder):
         assert torch.equal(models[1](toy_images(3)), plain)
 
 
-def test_a_run_is_refused_where_modelopt_is_missing(folder, monkeypatch):
+def test_a_run_is_refused_if_modelopt_is_missing(folder, monkeypatch):
     monkeypatch.setattr(Extra, "missing", property(lambda extra: extra.module == "modelopt"))
     with pytest.raises(RecipeError, match=r"recipe\.yaml:\d+:10: backend: 'modelopt' needs the package") as caught:
         qplug.load_quantized(folder, registry=toy_registry())
