@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from qplug.quantization.sqnr_table import SqnrTable
     from qplug.training.reconstruction.config import Block, Reconstruction
 
+HOOK_API = (1, 0)
+"""Major and minor version of the hooks in this file. A new major version changes or removes a hook; a new minor version
+adds one. A plugin states the version that it was written for as ``qplug_hook_api = "1"`` in its module. A plugin that
+states none counts as written for version 1. One for another major version is refused when plugins are discovered."""
+
 PROJECT = "qplug"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from qplug.core.component import Config, Technique
-from qplug.hooks.registry import check_technique
+from qplug.hooks.checks import check_technique
 from qplug.testing import hooks
 from qplug.testing.run import toy_run
 
