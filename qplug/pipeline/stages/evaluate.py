@@ -8,6 +8,7 @@ from qplug.core.device import forward_seconds, peak_memory_mb
 from qplug.core.examples import LabelTransform
 from qplug.core.storage.hashing import images_digest
 from qplug.data.loading import batches
+from qplug.hooks.metrics import measure
 from qplug.pipeline.accuracy import Logits, answers_of, compare, share_right
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.result_cache import source_key
@@ -53,8 +54,10 @@ def _judge(ctx: RunContext, inputs: Inputs, model: RewrittenModel, found: Evalua
         timed, batch = len(inputs.images.examples), inputs.images.first(inputs.batch_size)
         seconds = [forward_seconds(one, batch) * timed / len(batch) for one in (source.module, found.model)]
     found.metrics |= compare(found.logits)
-    for name, metric in ctx.registry.metrics.items():
-        found.metrics[name] = metric.compute(found.logits.float_, found.logits.quantized, found.logits.labels)
+    logits = found.logits
+    values, warnings = measure(ctx.registry, ctx.seed, logits.float_, logits.quantized, logits.labels)
+    found.metrics |= values
+    ctx.warnings += warnings
     if model.finetuned is not None:
         found.metrics["finetuned.top1"] = share_right(answers[-1].logits, labels)
     found.metrics["images.evaluation"] = len(examples)
