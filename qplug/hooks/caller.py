@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from qplug.core.component import Technique
-from qplug.core.errors import PluginError, QplugError
+from qplug.core.errors import PluginError, QplugError, Terminated
 from qplug.core.seeding import seeded
 from qplug.core.types import Event
 from qplug.hooks import specs
 from qplug.hooks.manager import Manager
 from qplug.hooks.registry import Registry
+from qplug.hooks.torch_state import torch_state_kept
 
 
 class TechniqueCaller:
@@ -79,13 +80,21 @@ class TechniqueCaller:
         return self._callers(hook)
 
     def call(self, technique: Technique, caller: Any, hook: str, **arguments: Any) -> Any:
-        """One call of one technique's hook: seeded, and any error named with technique, plugin and version."""
+        """One call of one technique's hook: seeded, and any error named with technique, plugin and version.
+
+        Settings of torch that the technique changed are restored. They become a note of the technique, which is a
+        warning of the run.
+        """
         subject = next((getattr(v, "name", getattr(v, "norm", v)) for v in arguments.values()), "")
         with (
             seeded(self._seed, technique.name(), subject if isinstance(subject, str) else ""),
             self.blame(technique, hook, subject),
+            torch_state_kept() as changed,
         ):
             result = caller(**arguments)
+        for what in changed:  # a warning, no error: what was computed behind the call is right
+            note = f"{hook} changed {what}; qplug restored it"
+            technique.notes += [note] if note not in technique.notes else []
         if isinstance(result, list):  # a broadcast hook answers with a list, of one here
             result = result[0] if result else None
         if result is not None:
@@ -100,7 +109,9 @@ class TechniqueCaller:
         except QplugError as error:
             error.where = error.where or self.where(technique, hook, subject)
             raise
-        except Exception as error:
+        except Terminated:
+            raise
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{type(error).__name__}: {error}",
                 where=self.where(technique, hook, subject),
