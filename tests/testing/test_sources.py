@@ -49,7 +49,7 @@ class TestText(DataSourceContract):
     def parameters(self, tmp_path):
         rows = [json.dumps({"text": f"word {index}", "label": index % 2}) for index in range(6)]
         (tmp_path / "train.jsonl").write_text("\n".join(rows) + "\n")
-        return {"path": str(tmp_path), "split": "train", "images": 4}
+        return {"path": str(tmp_path), "split": "train", "examples": 4}
 
 
 @pytest.mark.skipif(find_spec("pyarrow") is None, reason="pip install 'qplug[hf]'")

@@ -67,7 +67,13 @@ def like(original: nn.Linear | nn.Conv2d, linear: Any, conv: Any, **more: Any) -
 
 
 class Lowering(ABC):
-    """The half of a ``Backend`` that does not depend on the library, whose ``name`` errors say."""
+    """The half of a ``Backend`` that does not depend on the library: subclasses lower one operation at a time.
+
+    A subclass sets ``name``, as recipes write it, and implements ``layer``, ``activation``, ``inference`` and
+    ``switched_off``. The module that ``layer`` returns holds the very parameters of the original, as ``weight`` and
+    ``bias``: training and reconstruction change them there. It holds the quantizers themselves too, not copies of them:
+    a learner in the place of a quantizer gets its gradients there. ``qplug.testing.BackendContract`` checks both.
+    """
 
     name: ClassVar[str]
 
