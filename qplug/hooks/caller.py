@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from qplug.core.component import Technique
@@ -88,18 +88,23 @@ class TechniqueCaller:
         subject = next((getattr(v, "name", getattr(v, "norm", v)) for v in arguments.values()), "")
         with (
             seeded(self._seed, technique.name(), subject if isinstance(subject, str) else ""),
-            self.blame(technique, hook, subject),
-            torch_state_kept() as changed,
+            self._guarded(technique, hook, subject),
         ):
             result = caller(**arguments)
-        for what in changed:  # a warning, no error: what was computed behind the call is right
-            note = f"{hook} changed {what}; qplug restored it"
-            technique.notes += [note] if note not in technique.notes else []
         if isinstance(result, list):  # a broadcast hook answers with a list, of one here
             result = result[0] if result else None
         if result is not None:
             self.answered(technique)
         return result
+
+    @contextmanager
+    def _guarded(self, technique: Technique, hook: str, subject: object) -> Iterator[None]:
+        """``blame``; settings of torch that changed are restored, and named in a note of the technique."""
+        with self.blame(technique, hook, subject), torch_state_kept() as changed:
+            yield
+        for what in changed:  # a warning and no error: what is computed behind the call is right
+            note = f"{hook} changed {what}; qplug restored it"
+            technique.notes += [note] if note not in technique.notes else []
 
     @contextmanager
     def blame(self, technique: Technique, hook: str, subject: object = "") -> Iterator[None]:
@@ -130,8 +135,12 @@ class TechniqueCaller:
         return f"{technique.name()}{plugin}, {hook}{at}"
 
     def observe(self, stage: str, phase: str, done: int = 0, total: int = 0, note: str = "") -> None:
-        """Tell the observers."""
-        self._manager.hook.qplug_observe(event=Event(stage, phase, done, total, note))  # type: ignore[arg-type]
+        """Tell the observers, and the techniques that watch."""
+        event = Event(stage, phase, done, total, note)  # type: ignore[arg-type]
+        for watcher, caller in self._callers("qplug_observe"):
+            guard = self._guarded(watcher, "qplug_observe", stage) if isinstance(watcher, Technique) else nullcontext()
+            with guard:
+                caller(event=event)
 
     def _callers(self, hook: str) -> list[tuple[Technique, Any]]:
         if hook not in self._order:

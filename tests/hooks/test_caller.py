@@ -186,6 +186,20 @@ def test_observers_are_told_and_are_no_steps():
     assert ask(found)[1] == 1
 
 
+def test_a_technique_that_watches_is_named_where_it_raises():
+    class Watches(qplug.Technique):
+        class Config(qplug.Config):
+            use: Literal["toy.watches"] = "toy.watches"
+
+        @qplug.hookimpl
+        def qplug_observe(self, event):
+            raise KeyError(event.phase)
+
+    with pytest.raises(PluginError, match="KeyError: 'start'") as caught:
+        steps(Watches).observe("ranges", "start")
+    assert caught.value.where == "toy.watches of qplug-toy 1.2.3, qplug_observe at ranges"
+
+
 @pytest.mark.parametrize("end", [SystemExit(0), SystemExit("bye")], ids=repr)
 def test_a_technique_cannot_end_the_process(end):
     with pytest.raises(PluginError, match="SystemExit") as caught:
