@@ -32,6 +32,10 @@ class Offers:
     adapters: list[Adapter] = field(default_factory=list)
     blocks: list[str] = field(default_factory=list)
 
+    def claims(self) -> list[tuple[str, str]]:
+        """(kind, name) of all that only one plugin can offer; adapters by the class that they replace."""
+        return [(kind, name) for kind, name, _ in self.named] + [("adapter", adapter.path) for adapter in self.adapters]
+
 
 def read_offers(point: EntryPoint) -> Offers:
     """Import a plugin and ask it; raises ``PluginError``, or whatever the plugin raises."""
@@ -135,7 +139,7 @@ def _class_path(hook: str, path: object) -> str:
 
 def _refuse_twice(offers: Offers) -> None:
     seen: set[tuple[str, str]] = set()
-    for kind, name, _ in offers.named:
+    for kind, name in offers.claims():
         if (kind, name) in seen:
             raise PluginError(f"{kind} '{name}' is offered twice")
         seen.add((kind, name))

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from qplug.quantization.backends import Backend
 
 GROUP = "qplug"
-CORE = "qplug.hooks.builtin"
-"""The module behind the core's own entry point; its names are taken before anyone else's."""
+CORE = ("core", "qplug.hooks.builtin")
+"""The core's own entry point, name and module; its names are taken before anyone else's."""
 OURS = ("<frozen ", os.path.dirname(importlib.__file__), os.path.dirname(__file__))
 """Where the files begin that import a plugin: what it gets wrong is not wrong there."""
 C = TypeVar("C", bound=Component)
@@ -103,13 +103,13 @@ def installed() -> Registry:
 def build(points: Iterable[EntryPoint]) -> Registry:
     """Load ``points`` into a registry: the core first, the others by name, whatever the order of installation."""
     registry = Registry()
-    ordered = sorted(points, key=lambda point: (point.value != CORE, point.name, _dist(point)[0]))
+    ordered = sorted(points, key=lambda point: (not _is_core(point), point.name, _dist(point)[0]))
     clashes = _clashes(ordered)
-    loaded = [_load(point, clashes.get(point.name, "") if point.value != CORE else "") for point in ordered]
+    loaded = [_load(point, "" if _is_core(point) else clashes.get(point.name, "")) for point in ordered]
     claims: dict[tuple[str, str], list[Plugin]] = {}
     for plugin, offers in loaded:
-        for kind, name, _ in offers.named:
-            claims.setdefault((kind, name), []).append(plugin)
+        for claim in offers.claims():
+            claims.setdefault(claim, []).append(plugin)
     for plugin, offers in loaded:
         error = plugin.error or _claimed(plugin, offers, claims)
         registry.plugins.append(replace(plugin, error=error))
@@ -132,6 +132,10 @@ def _load(point: EntryPoint, clash: str) -> tuple[Plugin, Offers]:
     return replace(plugin, error=error, printed=" ".join(printed.getvalue().split())[:200]), offers
 
 
+def _is_core(point: EntryPoint) -> bool:
+    return (point.name, point.value) == CORE
+
+
 def _dist(point: EntryPoint) -> tuple[str, str]:
     return _name_and_version(point.dist) if point.dist else ("unknown", "?")
 
@@ -147,7 +151,7 @@ def _clashes(points: list[EntryPoint]) -> dict[str, str]:
     claims: dict[str, set[str]] = {}
     for point in points:
         claims.setdefault(point.name, set()).add(" ".join(_dist(point)))
-    reserved = {point.name for point in points if point.value == CORE}
+    reserved = {point.name for point in points if _is_core(point)}
     return {
         name: f"the name '{name}' is qplug's own\n  → give the entry point another name"
         if name in reserved
@@ -159,10 +163,10 @@ def _clashes(points: list[EntryPoint]) -> dict[str, str]:
 
 def _claimed(plugin: Plugin, offers: Offers, claims: Mapping[tuple[str, str], list[Plugin]]) -> str:
     """Why a plugin is refused for a name that it shares with another; empty where it shares none."""
-    for kind, name, _ in offers.named:
+    for kind, name in offers.claims():
         owners = claims[kind, name]
-        if len(owners) > 1 and plugin.module != CORE:
-            if any(owner.module == CORE for owner in owners):
+        if len(owners) > 1 and (plugin.name, plugin.module) != CORE:
+            if any((owner.name, owner.module) == CORE for owner in owners):
                 return f"{kind} '{name}' is qplug's own\n  → give it another name"
             return f"{kind} '{name}' is claimed by {' and by '.join(map(str, owners))}\n  → uninstall all but one"
     return ""

@@ -165,6 +165,12 @@ OFFERS = {
 }
 
 
+OFFERS["adapter"] = ("qplug_adapters", "[qplug.Adapter('NAME', lambda module: None)]")
+
+
+TIMM = "timm.layers.attention:Attention"
+
+
 def offering(kind, name):
     hook, body = OFFERS[kind]
     return f"""
@@ -195,27 +201,33 @@ def test_what_two_plugins_offer_under_one_name_is_refused_of_both(install, kind)
 @pytest.mark.parametrize("name", ["aaa", "zzz"])
 @pytest.mark.parametrize(
     ("kind", "taken"),
-    [("model", "zoo"), ("dataset", "digits"), ("backend", "brevitas"), ("quantizer", "uniform")],
+    [("model", "zoo"), ("dataset", "digits"), ("backend", "brevitas"), ("quantizer", "uniform"), ("adapter", TIMM)],
 )
 def test_a_core_name_stays_the_cores(install, kind, taken, name):
     distribution = install(name, offering(kind, taken))
-    core = [EntryPoint("core", CORE, GROUP)]
+    core = [EntryPoint(*CORE, GROUP)]
     registry = build([point for point in entry_points(group=GROUP) if point.dist.name == distribution] + core)
     (row,) = registry.broken()
     assert str(row) == f"{name} (qplug-{name} 1.2.3)"
     assert row.error == f"{kind} '{taken}' is qplug's own\n  → give it another name"
-    assert registry.owners[f"{kind}:{taken}"].name == "core"
+    assert kind == "adapter" or registry.owners[f"{kind}:{taken}"].name == "core"
     assert registry.plugins[0].name == "core"
 
 
 def test_a_plugin_named_core_does_not_take_the_core_away(install):
     distribution = install("core", offering("quantizer", "mine"))
-    core = [EntryPoint("core", CORE, GROUP)]
+    core = [EntryPoint(*CORE, GROUP)]
     registry = build([point for point in entry_points(group=GROUP) if point.dist.name == distribution] + core)
     assert [row.error for row in registry.broken()] == [
         "the name 'core' is qplug's own\n  → give the entry point another name"
     ]
     assert "uniform" in registry.quantizers
+
+
+def test_the_cores_module_under_another_name_is_not_the_core():
+    registry = build([EntryPoint("aaa", CORE[1], GROUP), EntryPoint(*CORE, GROUP)])
+    assert [row.name for row in registry.broken()] == ["aaa"]
+    assert registry.owners["model:zoo"].name == "core"
 
 
 @pytest.mark.parametrize("name", ["quantized", "seconds"])
