@@ -37,11 +37,13 @@ from .export.export_run import (
     export_run as export_run,
 )
 from .hooks.specs import hookimpl as hookimpl
+from .models.float_model import FloatModel as FloatModel, Preprocessing as Preprocessing
 from .models.tracing import is_gelu as is_gelu
 from .pipeline.load_run import load_quantized as load_quantized
 from .pipeline.quantize import quantize as quantize
 from .pipeline.results import RunResult as RunResult
 from .pipeline.run import run as run
+from .quantization.backends import Lowering as Lowering
 from .quantization.bit_allocation import (
     Limit as Limit,
     choose_bits as choose_bits,
@@ -53,13 +55,18 @@ from .quantization.calibration.hessian import (
 from .quantization.calibration.statistics import SiteStats as SiteStats
 from .quantization.choice import QuantizerChoice as QuantizerChoice
 from .quantization.number_formats import make_quantizer as make_quantizer
-from .quantization.plan import Plan as Plan
+from .quantization.plan import Decision as Decision, Plan as Plan
 from .quantization.quantizers import (
     LogQuantizer as LogQuantizer,
     Quantizer as Quantizer,
     Region as Region,
     RegionQuantizer as RegionQuantizer,
     UniformQuantizer as UniformQuantizer,
+)
+from .quantization.quantizers.base import (
+    clamp_ste as clamp_ste,
+    fake_quantize as fake_quantize,
+    round_ste as round_ste,
 )
 from .quantization.quantizers.grid import (
     evenly as evenly,

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from qplug.cli.app import COMMANDS, State, app, report_error, screen_of
-from qplug.core.errors import QplugError
+from qplug.core.errors import QplugError, Terminated
 from qplug.core.memory import keep_freed_memory
 
 __all__ = ["app", "main"]
@@ -47,7 +47,7 @@ def _qplug(
 
 def _terminated(number: int, _: FrameType | None) -> None:
     print("stopped by a signal", file=sys.stderr)
-    raise SystemExit(1)
+    raise Terminated(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,13 +23,16 @@ class Component:
 
     Subclasses set ``Config``; an instance holds the validated configuration as ``self.config``. It is given narrow
     objects by its callers and reads no environment, no globals and no recipe.
+
+    Attributes:
+        tag: the field of ``Config`` that names the class in a recipe: ``use`` or ``source``.
+        Config: its configuration, a subclass of ``qplug.Config``.
+        needs: what must be installed beyond qplug. A recipe that names the class without that is refused at its line.
     """
 
     tag: ClassVar[str]
     Config: ClassVar[type[Config]]
-
     needs: ClassVar[tuple[Extra, ...]] = ()
-    """What must be installed for it beyond qplug; a recipe that names it without that is refused at its line."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -43,23 +46,26 @@ class Component:
 class Technique(Component):
     """A step of a recipe, tagged by ``use: <plugin>.<technique>``.
 
-    ``paper`` names the source, with the equations. The hooks that it may implement are those of ``qplug.hooks.specs``.
+    The hooks that it may implement are those of ``qplug.hooks.specs``, each a method marked with ``qplug.hookimpl``.
+
+    Attributes:
+        Config: its parameters, with a field ``use: Literal["<plugin>.<technique>"]``.
+        config: the parameters of this step of the recipe, validated.
+        paper: the source of the method, with the numbers of its equations.
+        notes: what a reader of the results must know of what the technique did, one sentence each. The technique
+            appends to the list; each sentence becomes a warning of the run.
+        gradients: whether the statistics that the technique gets must hold the gradient of ``calibration.loss``.
+        needs: what must be installed beyond qplug. A recipe that names the technique without that is refused at its
+            line.
+        allocates: the fields of ``Config`` that hold bits, one number or several, which ``qplug_allocate_bits`` may
+            answer. A recipe whose backend lacks them is refused at its line, before anything is computed.
     """
 
     tag = "use"
     paper: ClassVar[str] = ""
-
     gradients: ClassVar[bool] = False
-    """Whether its statistics must hold the gradient of the recipe's ``calibration.loss``."""
-
     notes: list[str]
-    """What a reader of the results must know of what it did, one sentence each; they become warnings of the run."""
-
     allocates: ClassVar[tuple[str, ...]] = ()
-    """Fields of ``Config`` that hold bits, one number or several, which ``qplug_allocate_bits`` may answer.
-
-    A recipe whose backend lacks them is refused at its line, before anything is computed.
-    """
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

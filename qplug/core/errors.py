@@ -28,6 +28,10 @@ class QplugError(Exception):
         return "\n".join(parts)
 
 
+class Terminated(SystemExit):
+    """The process was told to stop by a signal: no fault of the plugin that was running."""
+
+
 class InputError(QplugError):
     """What the user gave (a file, a folder, an image, a checkpoint, an option) cannot be used."""
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from qplug.core.component import Technique
-from qplug.core.errors import PluginError, QplugError
+from qplug.core.errors import PluginError, QplugError, Terminated
 from qplug.core.seeding import seeded
 from qplug.core.types import Event
 from qplug.hooks import specs
 from qplug.hooks.manager import Manager
 from qplug.hooks.registry import Registry
+from qplug.hooks.torch_state import torch_state_kept
 
 
 class TechniqueCaller:
@@ -79,11 +80,15 @@ class TechniqueCaller:
         return self._callers(hook)
 
     def call(self, technique: Technique, caller: Any, hook: str, **arguments: Any) -> Any:
-        """One call of one technique's hook: seeded, and any error named with technique, plugin and version."""
+        """One call of one technique's hook: seeded, and any error named with technique, plugin and version.
+
+        Settings of torch that the technique changed are restored. They become a note of the technique, which is a
+        warning of the run.
+        """
         subject = next((getattr(v, "name", getattr(v, "norm", v)) for v in arguments.values()), "")
         with (
             seeded(self._seed, technique.name(), subject if isinstance(subject, str) else ""),
-            self.blame(technique, hook, subject),
+            self._guarded(technique, hook, subject),
         ):
             result = caller(**arguments)
         if isinstance(result, list):  # a broadcast hook answers with a list, of one here
@@ -93,6 +98,15 @@ class TechniqueCaller:
         return result
 
     @contextmanager
+    def _guarded(self, technique: Technique, hook: str, subject: object) -> Iterator[None]:
+        """``blame``; settings of torch that changed are restored, and named in a note of the technique."""
+        with self.blame(technique, hook, subject), torch_state_kept() as changed:
+            yield
+        for what in changed:  # a warning and no error: what is computed behind the call is right
+            note = f"{hook} changed {what}; qplug restored it"
+            technique.notes += [note] if note not in technique.notes else []
+
+    @contextmanager
     def blame(self, technique: Technique, hook: str, subject: object = "") -> Iterator[None]:
         """Whatever is raised within names the technique, its plugin and version, and what it worked on."""
         try:
@@ -100,7 +114,9 @@ class TechniqueCaller:
         except QplugError as error:
             error.where = error.where or self.where(technique, hook, subject)
             raise
-        except Exception as error:
+        except Terminated:
+            raise
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{type(error).__name__}: {error}",
                 where=self.where(technique, hook, subject),
@@ -119,8 +135,12 @@ class TechniqueCaller:
         return f"{technique.name()}{plugin}, {hook}{at}"
 
     def observe(self, stage: str, phase: str, done: int = 0, total: int = 0, note: str = "") -> None:
-        """Tell the observers."""
-        self._manager.hook.qplug_observe(event=Event(stage, phase, done, total, note))  # type: ignore[arg-type]
+        """Tell the observers, and the techniques that watch."""
+        event = Event(stage, phase, done, total, note)  # type: ignore[arg-type]
+        for watcher, caller in self._callers("qplug_observe"):
+            guard = self._guarded(watcher, "qplug_observe", stage) if isinstance(watcher, Technique) else nullcontext()
+            with guard:
+                caller(event=event)
 
     def _callers(self, hook: str) -> list[tuple[Technique, Any]]:
         if hook not in self._order:

@@ -4,38 +4,52 @@ from __future__ import annotations
 
 import functools
 import importlib
-import re
+import io
+import os
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field, replace
 from importlib.metadata import Distribution, EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pluggy
 
 from qplug.core.component import Component, Config, DataSource, ModelSource, Technique
 from qplug.core.errors import InputError, PluginError
 from qplug.core.types import Adapter, BackendOffer, Metric
-from qplug.hooks import specs
-from qplug.hooks.manager import Manager
+from qplug.hooks.offers import Offers, read_offers
 
 if TYPE_CHECKING:
     from qplug.quantization.backends import Backend
 
 GROUP = "qplug"
-BLOCK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+CORE = ("core", "qplug.hooks.builtin")
+"""The core's own entry point, name and module; its names are taken before anyone else's."""
+OURS = ("<frozen ", os.path.dirname(importlib.__file__), os.path.dirname(__file__))
+"""Where the files begin that import a plugin: what it gets wrong is not wrong there."""
 C = TypeVar("C", bound=Component)
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """One entry point: its name (the prefix of its techniques), distribution, version, and why it failed, if it did."""
+    """One entry point.
+
+    Attributes:
+        name: of the entry point; the prefix of its techniques.
+        distribution: the name of the distribution that brings it.
+        version: of the distribution.
+        module: what the entry point names.
+        error: why it cannot be used; empty where it can.
+        printed: what it wrote to standard output while it was imported, shortened.
+    """
 
     name: str
     distribution: str
     version: str
     module: str
     error: str = ""
+    printed: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.distribution} {self.version})"
@@ -56,6 +70,14 @@ class Registry:
     metrics: dict[str, Metric] = field(default_factory=dict)
     owners: dict[str, Plugin] = field(default_factory=dict)
     """Who offers what: keys are ``technique:NAME``, ``model:NAME``, ``dataset:NAME``, ``backend:NAME``, …"""
+
+    def add(self, plugin: Plugin, offers: Offers) -> None:
+        """Take in what ``plugin`` offers."""
+        for kind, name, value in offers.named:
+            getattr(self, f"{kind}s")[name] = value
+            self.owners[f"{kind}:{name}"] = plugin
+        self.adapters += offers.adapters
+        self.blocks += offers.blocks
 
     def owner(self, technique: type[Technique]) -> Plugin | None:
         """The plugin that a technique's class came from."""
@@ -79,24 +101,39 @@ def installed() -> Registry:
 
 
 def build(points: Iterable[EntryPoint]) -> Registry:
-    """Load ``points`` into a registry: sorted by name, so that the order of installation does not matter."""
+    """Load ``points`` into a registry: the core first, the others by name, whatever the order of installation."""
     registry = Registry()
-    ordered = sorted(points, key=lambda point: (point.name, _dist(point)[0]))
+    ordered = sorted(points, key=lambda point: (not _is_core(point), point.name, _dist(point)[0]))
     clashes = _clashes(ordered)
-    for point in ordered:
-        distribution, version = _dist(point)
-        plugin = Plugin(point.name, distribution, version, point.value)
-        try:
-            if point.name in clashes:
-                raise PluginError(
-                    f"the name '{point.name}' is claimed by {clashes[point.name]}", fix="uninstall all but one"
-                )
-            _collect(registry, plugin, _load(point))
-        except Exception as error:  # a plugin may fail in any way; it is reported, never swallowed
-            registry.plugins.append(Plugin(*_key(plugin), error=_reason(error)))
-        else:
-            registry.plugins.append(plugin)
+    loaded = [_load(point, "" if _is_core(point) else clashes.get(point.name, "")) for point in ordered]
+    claims: dict[tuple[str, str], list[Plugin]] = {}
+    for plugin, offers in loaded:
+        for claim in offers.claims():
+            claims.setdefault(claim, []).append(plugin)
+    for plugin, offers in loaded:
+        error = plugin.error or _claimed(plugin, offers, claims)
+        registry.plugins.append(replace(plugin, error=error))
+        if not error:
+            registry.add(registry.plugins[-1], offers)
     return registry
+
+
+def _load(point: EntryPoint, clash: str) -> tuple[Plugin, Offers]:
+    """A plugin and what it offers; nothing where it fails, in whatever way. What it prints is kept from the screen."""
+    plugin = Plugin(point.name, *_dist(point), point.value, error=clash)
+    if clash:
+        return plugin, Offers()
+    offers, error, printed = Offers(), "", io.StringIO()
+    with redirect_stdout(printed):
+        try:
+            offers = read_offers(point)
+        except (Exception, SystemExit) as failure:
+            error = _reason(failure)
+    return replace(plugin, error=error, printed=" ".join(printed.getvalue().split())[:200]), offers
+
+
+def _is_core(point: EntryPoint) -> bool:
+    return (point.name, point.value) == CORE
 
 
 def _dist(point: EntryPoint) -> tuple[str, str]:
@@ -109,117 +146,40 @@ def _name_and_version(distribution: Distribution) -> tuple[str, str]:
     return distribution.name, distribution.version
 
 
-def _key(plugin: Plugin) -> tuple[str, str, str, str]:
-    return plugin.name, plugin.distribution, plugin.version, plugin.module
-
-
 def _clashes(points: list[EntryPoint]) -> dict[str, str]:
+    """Name of an entry point that more than one distribution claims → why it is refused."""
     claims: dict[str, set[str]] = {}
     for point in points:
         claims.setdefault(point.name, set()).add(" ".join(_dist(point)))
-    return {name: " and by ".join(sorted(who)) for name, who in claims.items() if len(who) > 1}
+    reserved = {point.name for point in points if _is_core(point)}
+    return {
+        name: f"the name '{name}' is qplug's own\n  → give the entry point another name"
+        if name in reserved
+        else f"the name '{name}' is claimed by {' and by '.join(sorted(who))}\n  → uninstall all but one"
+        for name, who in claims.items()
+        if len(who) > 1 or name in reserved
+    }
 
 
-def _load(point: EntryPoint) -> Manager:
-    """One plugin alone in a manager of its own, with its hooks checked."""
-    module = importlib.import_module(point.value) if not point.attr else point.load()
-    manager = Manager(specs.DiscoverySpecs)
-    manager.register(module)
-    _check_names(module)
-    manager.check_pending()
-    return manager
+def _claimed(plugin: Plugin, offers: Offers, claims: Mapping[tuple[str, str], list[Plugin]]) -> str:
+    """Why a plugin is refused for a name that it shares with another; empty where it shares none."""
+    for kind, name in offers.claims():
+        owners = claims[kind, name]
+        if len(owners) > 1 and (plugin.name, plugin.module) != CORE:
+            if any((owner.name, owner.module) == CORE for owner in owners):
+                return f"{kind} '{name}' is qplug's own\n  → give it another name"
+            return f"{kind} '{name}' is claimed by {' and by '.join(map(str, owners))}\n  → uninstall all but one"
+    return ""
 
 
-def _check_names(module: Any) -> None:
-    known = {name for name in vars(specs.DiscoverySpecs) if name.startswith("qplug_")}
-    marked = [
-        name for name in dir(module) if name.startswith("qplug_") and hasattr(getattr(module, name), "qplug_impl")
-    ]
-    if not marked:
-        raise PluginError("implements no qplug hook", fix=f"mark one of {', '.join(sorted(known))} with @hookimpl")
-
-
-def _collect(registry: Registry, plugin: Plugin, manager: Manager) -> None:
-    """Check everything that the plugin offers, then add it: all of it or nothing."""
-    hook = manager.hook
-    found: list[tuple[str, dict[str, Any], str, Any]] = []
-    for technique in _flat(hook.qplug_techniques()):
-        check_technique(technique, plugin.name)
-        found.append(("technique", registry.techniques, technique.name(), technique))
-    found += [("model", registry.models, source.name(), source) for source in _flat(hook.qplug_models())]
-    found += [("dataset", registry.datasets, source.name(), source) for source in _flat(hook.qplug_datasets())]
-    found += [("metric", registry.metrics, f"{plugin.name}.{m.name}", m) for m in _flat(hook.qplug_metrics())]
-    for kind, table, offers in (
-        ("backend", registry.backends, hook.qplug_backends()),
-        ("quantizer", registry.quantizers, hook.qplug_quantizers()),
-    ):
-        found += [(kind, table, name, value) for offer in offers for name, value in offer.items()]
-    for kind, _, name, offer in found:
-        if kind == "backend" and not isinstance(offer, BackendOffer):
-            raise PluginError(f"qplug_backends: expected a qplug.BackendOffer for '{name}', got {offer!r}")
-    blocks = _flat(hook.qplug_blocks())
-    for path in blocks:
-        if not (isinstance(path, str) and BLOCK.fullmatch(path)):
-            raise PluginError(f"qplug_blocks: expected the path of a class as 'module:Class', got {path!r}")
-    seen: set[str] = set()
-    for kind, table, name, _ in found:
-        if name in table:
-            raise PluginError(f"{kind} '{name}' is already offered by {registry.owners[f'{kind}:{name}']}")
-        if f"{kind}:{name}" in seen:
-            raise PluginError(f"{kind} '{name}' is offered twice")
-        seen.add(f"{kind}:{name}")
-    for kind, table, name, value in found:
-        table[name] = value
-        registry.owners[f"{kind}:{name}"] = plugin
-    registry.adapters += _flat(hook.qplug_adapters())
-    registry.blocks += blocks
-
-
-def _flat(results: list[Iterable[Any]]) -> list[Any]:
-    return [item for result in results for item in result]
-
-
-def check_technique(technique: type[Technique], prefix: str | None = None) -> None:
-    """Refuse a technique whose tag, configuration or hooks are not what the core will call; raises ``PluginError``."""
-    label = getattr(technique, "__name__", repr(technique))
-    if not (isinstance(technique, type) and issubclass(technique, Technique)):
-        raise PluginError(f"{label} is not a subclass of qplug.Technique")
-    field_ = technique.Config.model_fields.get("use") if hasattr(technique, "Config") else None
-    if field_ is None or not technique.name():
-        raise PluginError(f"{label}.Config has no field use: Literal['<plugin>.<technique>']")
-    if prefix is not None and not technique.name().startswith(f"{prefix}."):
-        raise PluginError(f"technique '{technique.name()}' must be named '{prefix}.…', after its entry point")
-    marked = [n for n in dir(technique) if hasattr(getattr(technique, n), "qplug_impl")]
-    if not marked:
-        raise PluginError(f"technique '{technique.name()}' implements no hook", fix="mark its methods with @hookimpl")
-    manager, instance = _specifications(), technique.__new__(technique)
-    try:
-        manager.register(instance, name=label)
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        _specifications.cache_clear()  # it holds a part of what it refused
-        raise PluginError(f"technique '{technique.name()}': {_said(error)}") from error
-    manager.unregister(instance)
-
-
-@functools.cache
-def _specifications() -> Manager:
-    """The hooks of a run, to hold one technique after the other against them."""
-    return Manager(specs.RunSpecs)
-
-
-def _said(error: pluggy.PluginValidationError) -> str:
-    """pluggy's message on one line, without the memory address that it ends with."""
-    return " ".join(str(error).split()).partition(" in plugin <")[0]
-
-
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, PluginError):
         return str(error)
-    if isinstance(error, pluggy.PluginValidationError):
-        return _said(error)
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"
+    if isinstance(error, pluggy.PluginValidationError):  # on one line, without the address that it ends with
+        return " ".join(str(error).split()).partition(" in plugin <")[0]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(OURS)]
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def backend_of(name: str, registry: Registry) -> Backend:

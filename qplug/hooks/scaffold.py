@@ -14,8 +14,8 @@ from pathlib import Path
 from qplug.core.errors import InputError
 
 EXAMPLE = "qplug-example-plugin"
-FILES = ("pyproject.toml", "README.md", "src", "tests")  # as pyproject.toml puts them into the wheel
-SUFFIXES = (".py", ".toml", ".md")
+FILES = ("pyproject.toml", "README.md", "recipe.yaml", "src", "tests")  # as pyproject.toml puts them into the wheel
+SUFFIXES = (".py", ".toml", ".md", ".yaml")
 NAMES = re.compile(
     r"qplug-example-plugin|qplug_example_plugin|\bexample(?=\.three_sigma)|^example(?= = )", re.MULTILINE
 )

@@ -1,9 +1,12 @@
 """The hook specifications: the reference manual of what a plugin can do. There is no logic here.
 
-Discovery hooks are implemented by a plugin's module, once a process. Run hooks are implemented by techniques, one
-instance for each step of the recipe, and are called in the order of the recipe (``trylast`` moves behind it). The core
-seeds torch, times, and names the technique, its plugin and version where one raises. Write no default values in the
-parameters of an implementation (pluggy does not pass them), and list only the parameters that you use.
+A plugin's module implements discovery hooks; they are called once in a process. A technique implements run hooks. Each
+step of a recipe is one instance of a technique, and hooks are called in the order of the recipe (``trylast`` moves a
+step behind it). qplug seeds torch before each call, times it, and names the technique, its plugin and its version where
+one raises.
+
+An implementation is marked with ``qplug.hookimpl``. It lists only the parameters that it uses, and gives them no
+default values: pluggy does not pass those. Names that begin with ``qplug_`` are kept for hooks.
 """
 
 from __future__ import annotations
@@ -23,19 +26,31 @@ if TYPE_CHECKING:
     from qplug.quantization.sqnr_table import SqnrTable
     from qplug.training.reconstruction.config import Block, Reconstruction
 
+HOOK_API = (1, 0)
+"""The major and minor version of these hooks. A new major version changes or removes a hook; a new minor one adds one.
+
+A plugin states the version that it was written for, as ``qplug_hook_api = "1"`` in its module. A plugin that states
+none counts as written for version 1. A plugin for another major version is refused when plugins are discovered.
+"""
+
 PROJECT = "qplug"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class DiscoverySpecs:
-    """What a plugin's module offers. The entry point's name is the prefix of its techniques."""
+    """What a plugin's module offers. The entry point's name is the prefix of its techniques and metrics.
+
+    Each hook is called once, when plugins are discovered. Importing the module must not import torch: import it inside
+    the methods that need it. Two plugins that offer the same name are both refused, and qplug's own names stay its own.
+    """
 
     @hookspec
     def qplug_techniques(self) -> Iterable[type[Technique]]:  # type: ignore[empty-body]
-        """The plugin's techniques, each tagged ``<entry point>.<name>``. Called once, when plugins are discovered.
+        """Offer techniques: the steps that recipes list under ``techniques``.
 
-        Importing the plugin must not import torch: import it inside the methods that need it.
+        Each is a class whose ``Config`` has the tag ``use: <entry point>.<name>``.
+        ``qplug.testing.TechniqueContract`` tests it.
 
         Example::
 
@@ -46,21 +61,78 @@ class DiscoverySpecs:
 
     @hookspec
     def qplug_models(self) -> Iterable[type[ModelSource]]:  # type: ignore[empty-body]
-        """Model sources for ``model: {source: …}``. Called once, when plugins are discovered."""
+        """Offer model sources: where ``model: {source: …}`` of a recipe gets its float model.
+
+        Each is a class whose ``Config`` has the tag ``source``, and whose ``load`` returns a ``qplug.FloatModel``.
+        ``qplug.testing.ModelSourceContract`` tests it.
+
+        Example::
+
+            class Small(qplug.ModelSource):
+                \"\"\"A small network.\"\"\"
+
+                class Config(qplug.Config):
+                    source: Literal["my_small"] = "my_small"
+
+                def load(self):
+                    preprocessing = qplug.Preprocessing((3, 32, 32), (0.5,) * 3, (0.25,) * 3, "bicubic", 1.0)
+                    return qplug.FloatModel.of(make_network(), "small", preprocessing)
+
+            @hookimpl
+            def qplug_models():
+                return [Small]
+        """
 
     @hookspec
     def qplug_datasets(self) -> Iterable[type[DataSource]]:  # type: ignore[empty-body]
-        """Data sources for ``data.*: {source: …}``. Called once, when plugins are discovered."""
+        """Offer data sources: where ``data.*: {source: …}`` of a recipe gets its examples.
+
+        Each is a class whose ``Config`` has the tag ``source``, and whose ``open`` returns the examples that a seed
+        chooses. An example is a decoded PIL image with its label. ``qplug.core.examples.Examples`` lists the methods of
+        what ``open`` returns. ``qplug.testing.DataSourceContract`` tests it.
+
+        Example::
+
+            class Photos(qplug.DataSource):
+                \"\"\"Photographs of one folder.\"\"\"
+
+                class Config(qplug.Config):
+                    source: Literal["my_photos"] = "my_photos"
+                    path: str = Field(description="a folder")
+
+                def open(self, seed):
+                    return PhotoExamples(self.config.path, seed)
+
+            @hookimpl
+            def qplug_datasets():
+                return [Photos]
+        """
 
     @hookspec
     def qplug_metrics(self) -> Iterable[Metric]:  # type: ignore[empty-body]
-        """Further measurements of a run, written to ``metrics.json`` as ``<entry point>.<name>``."""
+        """Offer metrics: further measurements of every run that evaluates.
+
+        Each gets the float logits, the quantized logits and the labels, and returns a number. ``metrics.json`` has it
+        as ``<entry point>.<name>``. A metric that raises, or returns no number, has no value there; the run warns, and
+        goes on. ``qplug.testing.MetricContract`` tests it.
+
+        Example::
+
+            def distance(float_logits, logits, labels):
+                return float((float_logits - logits).norm(dim=1).mean())
+
+            @hookimpl
+            def qplug_metrics():
+                return [Metric("distance", distance)]
+        """
 
     @hookspec
     def qplug_backends(self) -> Mapping[str, BackendOffer]:  # type: ignore[empty-body]
-        """Backends by name; each is imported when it is used.
+        """Offer backends, by the name that ``backend`` of a recipe writes. A backend executes quantized operations.
 
-        An offer also says what the backend cannot execute, so that a recipe that asks for it is refused at its line.
+        Each is imported when it is used. An offer also says what the backend cannot execute, so that a recipe that asks
+        for it is refused at its line. ``qplug.Lowering`` is the base of a backend.
+        ``qplug.testing.BackendContract`` tests it.
 
         Example::
 
@@ -71,18 +143,29 @@ class DiscoverySpecs:
 
     @hookspec
     def qplug_adapters(self) -> Iterable[Adapter]:  # type: ignore[empty-body]
-        """Adapters that make a type of attention explicit, or a convolution or linear of one's own a plain one.
+        """Offer adapters: how a module that qplug does not know becomes one whose operations can be quantized.
 
-        Each replacement is checked against the original.
+        An adapter makes the matmuls of a type of attention explicit, or turns a convolution or linear of one's own into
+        a plain one. The output of each replacement is checked against the original's.
+
+        Example::
+
+            def explicit(attention):
+                return MyExplicitAttention(attention) if attention.bias is None else None
+
+            @hookimpl
+            def qplug_adapters():
+                return [Adapter("my_models.net:Attention", explicit)]
         """
 
     @hookspec
     def qplug_blocks(self) -> Iterable[str]:  # type: ignore[empty-body]
-        """Classes whose instances are reconstructed as a whole, each as ``module:Class``, without importing them.
+        """Offer block classes: those whose instances are reconstructed as a whole.
 
-        These are transformer and residual blocks, called with a tensor with an entry for every image first, and giving
-        such a tensor. What derives from one is a block too, and a block within a block belongs to it. Operations
-        outside of all blocks are reconstructed one by one (see ``qplug_reconstruct``).
+        Each is written as ``module:Class``, and imported only with a model that uses it. Blocks are transformer and
+        residual blocks. A block takes a tensor whose first axis counts images, and returns such a tensor. What derives
+        from a block class is a block too. A block within a block belongs to the outer one. Operations outside of all
+        blocks are reconstructed one by one (see ``qplug_reconstruct``).
 
         Example::
 
@@ -93,7 +176,17 @@ class DiscoverySpecs:
 
     @hookspec
     def qplug_quantizers(self) -> Mapping[str, str]:  # type: ignore[empty-body]
-        """Quantizer classes by ``kind``, each as ``module:Class``, so that a stored plan can be read back."""
+        """Offer quantizer classes by their ``kind``, so that a stored plan can be read back.
+
+        Each is written as ``module:Class``, and imported when a plan names its kind. Offer a class that your techniques
+        define; those of qplug are offered already. ``qplug.testing.QuantizerContract`` tests it.
+
+        Example::
+
+            @hookimpl
+            def qplug_quantizers():
+                return {"mine.halves": "my_plugin.halves:Halves"}
+        """
 
 
 class RunSpecs:
@@ -103,11 +196,12 @@ class RunSpecs:
     def qplug_rewrite_norm(self, name: str, module: nn.Module) -> Rewrite | None:
         """Replace a norm (LayerNorm, BatchNorm, GroupNorm, RMSNorm, Affine) of the float model.
 
-        Called for every norm, in model order, before anything else. Stops at the first result that is not ``None``;
-        ``None`` leaves the norm to the next technique, and as it is where no one takes it. ``preserves=False`` asks for
-        a fine-tune: all parameters of the model are trained then, and the run warns where the recipe has none. With
-        ``preserves=True`` the core checks that the model's output is the same to 1e-4, and refuses to go on where it is
-        not. The new module comes to the model's device, and wherever the model holds the old one.
+        Called for every norm, in model order, before anything else. The first result that is not ``None`` ends the
+        calls. ``None`` leaves the norm to the next technique; a norm that none takes stays as it is.
+
+        With ``preserves=True``, qplug checks that the model's output stays the same to 1e-4, and refuses to go on where
+        it does not. ``preserves=False`` asks for a fine-tune of all parameters; the run warns where the recipe has
+        none. The new module moves to the model's device, and to every place where the model holds the old one.
 
         Example::
 
@@ -132,8 +226,9 @@ class RunSpecs:
     def qplug_rewrite_module(self, name: str, module: nn.Module) -> Rewrite | None:
         """Replace any other module, after norms and activations. Called as ``qplug_rewrite_norm`` is.
 
-        Attention is explicit by then: its matmuls and its Softmax are modules. That of Swin and of BERT is a
-        ``MaskedSoftmax``, called with a mask behind the scores where there is one; what takes its place adds it.
+        Attention is explicit by then: its matmuls and its Softmax are modules. The Softmax of Swin and of BERT is a
+        ``MaskedSoftmax``. Where there is a mask, it is called with the mask behind the scores. A module in its place
+        adds the mask itself.
 
         Example::
 
@@ -147,12 +242,14 @@ class RunSpecs:
     def qplug_calibrate(self, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]) -> None:
         """Look at the whole float model and at every calibration image, for what statistics of sites do not tell.
 
-        Called once for each technique that implements it, before its first decision: before its own ``qplug_smooth``
-        where it has that hook, and after all smoothing where it has not, so that the model is as the techniques before
-        left it. ``model`` is a copy (eval mode, attention explicit, BatchNorms folded) that belongs to the technique.
-        ``images`` gives the same batches at every iteration, (B, C, H, W) float32 on the model's device, and has their
-        number as its length. ``specs`` says what the recipe asks of each site that it quantizes. What was found is
-        remembered in ``self``; the answer is always ``None``.
+        Called once for each technique that implements it, before its first decision. A technique with ``qplug_smooth``
+        is called before its own smoothing; any other after all smoothing. So the model is as the techniques before left
+        it.
+
+        ``model`` is a copy that belongs to the technique: in eval mode, with attention explicit and BatchNorms folded.
+        ``images`` gives the same batches at every iteration, each (B, C, H, W) float32 on the model's device. Its
+        length is the number of batches. ``specs`` says what the recipe asks of each site that it quantizes. The
+        technique remembers in ``self`` what it found; the result is always ``None``.
 
         Example::
 
@@ -163,13 +260,15 @@ class RunSpecs:
 
     @hookspec
     def qplug_smooth(self, group: NormGroup, stats: SiteStats) -> Smoothing | None:
-        """Move range from a norm's output into the weights that read it.
+        """Smoothing: move range from a norm's output into the weights that read it.
 
-        Called for every group of a norm and its linears, once for each technique in recipe order; ``stats`` and
+        Called for every group of a norm and its linears, once for each technique in recipe order. ``stats`` and
         ``group.weights`` already show what the techniques before did. ``stats`` are those of the norm's output,
-        channels last, and ``group`` says what the recipe asks of it and of the weights. ``None`` leaves the group as it
-        is. The core folds the result into the norm and the linears
-        (making a bias where there is none) and refuses to go on where the model's output moves by more than 1e-4.
+        channels last. ``group`` says what the recipe asks of the output and of the weights. ``None`` leaves the group
+        as it is.
+
+        qplug folds the result into the norm and the linears, and makes a bias where there is none. It refuses to go on
+        where the model's output moves by more than 1e-4.
 
         Example::
 
@@ -180,14 +279,16 @@ class RunSpecs:
 
     @hookspec(firstresult=True)
     def qplug_allocate_bits(self, table: SqnrTable) -> Mapping[str, int] | None:
-        """Choose bits for sites. Called once, after smoothing.
+        """Bit allocation: choose the bits of sites. Called once, after smoothing.
 
-        ``table`` lists the sites that may change, their specification and, on demand, their statistics, the SQNR in dB
-        of each at any bit width, fitted by this recipe's own range estimation, and what the model costs at any bits, by
-        the accounting of ``metrics.json``. Return bits by site name; sites left
-        out keep the bits of the recipe. ``None`` leaves the recipe's bits. Bits outside 2 … 16, bits that the recipe's
-        backend does not have, and unknown sites are refused. ``Technique.allocates`` names the fields of the
-        configuration that hold bits, so that such a recipe is refused before anything is computed.
+        ``table`` lists the sites that may change, with their specifications. On demand it gives a site's statistics,
+        and its SQNR in dB at any bit width under the quantizer that this recipe would make. It also gives what the
+        model costs at any bits, counted as in ``metrics.json``.
+
+        The result is a mapping from the names of sites to bits. Sites that it leaves out keep the bits of the recipe,
+        and ``None`` leaves them all. Bits outside 2 … 16, bits that the recipe's backend does not have, and unknown
+        sites are refused. ``Technique.allocates`` names the fields of the configuration that hold bits, so that a
+        backend that lacks them is found before anything is computed.
 
         Example::
 
@@ -200,9 +301,13 @@ class RunSpecs:
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
         """Range estimation: make the quantizer of one site at one bit width.
 
-        Called for every site, and once more for every bit width that an allocator asks about; it must not depend on
-        the order. ``stats`` holds ranges, moments and capped samples; see ``qplug.SiteStats``. Stops at the first
-        result that is not ``None``; ``None`` means "not mine". A site that no technique takes is an error.
+        Called for every site, and again for every bit width that an allocator asks about. The result must not depend on
+        the order of calls. ``stats`` holds ranges, moments and samples of limited size (see ``qplug.SiteStats``). The
+        first result that is not ``None`` ends the calls, and ``None`` leaves the site to the next technique. A site
+        that no technique takes is an error.
+
+        The quantizer has the bits of ``spec``, and its scales broadcast with the site's shape. qplug tries it on a part
+        of the sample, and names technique and site where it fails.
 
         Example::
 
@@ -213,14 +318,15 @@ class RunSpecs:
 
     @hookspec(firstresult=True)
     def qplug_alternation_rounds(self, operands: Sequence[Site]) -> int | None:
-        """How many times the operands of one operation are fitted again, each against the other as it is quantized.
+        """Alternation: say how often the two operands of an operation are fitted again, each against the other.
 
-        Called for every linear, convolution and matmul whose two operands are both quantized. 0, or ``None`` from
-        everyone, fits each operand once, against the other in float. In each round ``qplug_make_quantizer`` is asked
-        for the weight (or left operand) and then for the input (or right operand), with ``stats`` whose errors are
-        those beside the other operand's present quantizer (``SiteStats.given``), so that every technique alternates.
-        The first round's weight stands beside an input fitted against the float weight, and rounds end where nothing
-        changes any more.
+        Called for every linear, convolution and matmul whose two operands are both quantized. With 0, or ``None`` from
+        every technique, each operand is fitted once, against the other in float.
+
+        In each round ``qplug_make_quantizer`` is asked for the weight (or left operand), then for the input (or right
+        operand). The errors of ``stats`` are then those beside the other operand's present quantizer
+        (``SiteStats.given``), so that every technique alternates. The first round's weight stands beside an input that
+        was fitted against the float weight. Rounds end where nothing changes any more.
 
         Example::
 
@@ -231,12 +337,16 @@ class RunSpecs:
 
     @hookspec(firstresult=True)
     def qplug_reconstruct(self, block: Block) -> Reconstruction | None:
-        """Learn a block's quantizers so that its output comes near that of the float block.
+        """Reconstruction: learn a block's quantizers so that its output comes near that of the float block.
 
-        Called for every block in the order of execution, after every site has its quantizer: a transformer or residual
-        block, or an operation that stands outside of all of them. Stops at the first result that is not ``None``;
-        ``None`` leaves the block as it is. The core shows the block what the quantized part before it gives, and learns
-        by Adam; gradients reach only the parameters of the learners. See ``qplug.training.reconstruction.config``.
+        Called for every block in the order of execution, after every site has its quantizer. A block is a transformer
+        or residual block, or an operation that stands outside of all of them. The first result that is not ``None``
+        ends the calls; ``None`` leaves the block as it is.
+
+        qplug gives the block the outputs of the quantized part before it, and learns by Adam. Gradients reach only the
+        parameters of the learners, and each learner has at least one. Where the block's error grew, the block keeps the
+        quantizers that it had, and the reasons in the plan say so. ``qplug.training.reconstruction.config`` describes
+        the types.
 
         Example::
 
@@ -250,4 +360,13 @@ class RunSpecs:
 
     @hookspec
     def qplug_observe(self, event: Event) -> None:
-        """Watch a run: called for every stage that starts, advances or ends. What it returns is not used."""
+        """Watch a run: called for every stage that starts, advances or ends. What it returns is not used.
+
+        Observers implement it too: objects that are given to ``qplug.run(recipe, observers=[…])``.
+
+        Example::
+
+            @hookimpl
+            def qplug_observe(self, event):
+                print(event.stage, event.phase, event.done, event.total)
+        """

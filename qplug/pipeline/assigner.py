@@ -60,7 +60,8 @@ class QuantizerAssigner:
             bits: by site name, where they differ from the recipe's.
 
         Raises:
-            PluginError: an answer that is no ``QuantizerChoice``, has other bits, or scales that are not finite.
+            PluginError: an answer that is no ``QuantizerChoice``, has other bits, has scales that are not finite, or
+                cannot quantize the site.
             InputError: no technique of the recipe takes the site.
         """
         operands, rounds = self._operands[site.module], 0
@@ -98,7 +99,7 @@ class QuantizerAssigner:
             call = functools.partial(self._caller.call, technique, caller, hook, site=site, spec=spec, stats=stats)
             choice = self._results.choice(technique, site, spec, stats, call)
             if choice is not None:
-                _check(choice, spec.bits, self._caller.where(technique, hook, site.name))
+                _check(choice, spec, stats, self._caller.where(technique, hook, site.name))
                 self._caller.answered(technique)
                 return technique, choice
         raise InputError(
@@ -126,11 +127,27 @@ class QuantizerAssigner:
         return decisions
 
 
-def _check(choice: object, bits: int, where: str) -> None:
+def _check(choice: object, spec: QuantSpec, stats: SiteStats, where: str) -> None:
     if not isinstance(choice, QuantizerChoice) or not isinstance(choice.quantizer, Quantizer):
         raise PluginError(f"expected a QuantizerChoice with a Quantizer, got {type(choice).__name__}", where=where)
-    if choice.quantizer.bits != bits:
-        raise PluginError(f"asked for {bits} bits, got a quantizer of {choice.quantizer.bits}", where=where)
-    broken = [name for name, buffer in choice.quantizer.named_buffers() if not torch.isfinite(buffer).all()]
+    quantizer = choice.quantizer
+    if quantizer.bits != spec.bits:
+        raise PluginError(f"asked for {spec.bits} bits, got a quantizer of {quantizer.bits}", where=where)
+    broken = [name for name, buffer in quantizer.named_buffers() if not torch.isfinite(buffer).all()]
     if broken:
         raise PluginError(f"the quantizer's {', '.join(broken)} is not finite", where=where)
+    _try(quantizer, stats, where)
+
+
+def _try(quantizer: Quantizer, stats: SiteStats, where: str) -> None:
+    """Quantize a weight, or one row of an activation's sample: scales that do not broadcast fail here, by name."""
+    x = stats.sample if stats.site.kind.is_weight else stats.sample[:1]
+    scales = ", ".join(f"{name} {tuple(buffer.shape)}" for name, buffer in quantizer.named_buffers())
+    fix = f"its tensors must broadcast with the site's {tuple(x.shape)}; they are {scales or 'none'}"
+    try:
+        shape = tuple(quantizer.to(x.device).infer(x).shape)
+    except Exception as error:
+        what = f"the quantizer cannot quantize the site: {type(error).__name__}: {error}"
+        raise PluginError(what, where=where, fix=fix) from error
+    if shape != tuple(x.shape):
+        raise PluginError(f"the quantizer makes {shape} of the site's {tuple(x.shape)}", where=where, fix=fix)

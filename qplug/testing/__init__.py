@@ -7,12 +7,19 @@ Example::
         configs = ({}, {"strength": 0.5})
 """
 
+from qplug.testing.backends import BackendContract
+from qplug.testing.metrics import MetricContract
 from qplug.testing.quantizers import QuantizerContract
 from qplug.testing.run import toy_recipe, toy_registry, toy_run
+from qplug.testing.sources import DataSourceContract, ModelSourceContract
 from qplug.testing.technique import TechniqueContract
 from qplug.testing.toys import toy_calibration, toy_groups, toy_images, toy_vit
 
 __all__ = [
+    "BackendContract",
+    "DataSourceContract",
+    "MetricContract",
+    "ModelSourceContract",
     "QuantizerContract",
     "TechniqueContract",
     "toy_calibration",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from qplug.core.storage.hashing import fingerprint
 from qplug.core.types import Granularity, NormGroup, QuantSpec, Rewrite, Site, Smoothing
 from qplug.hooks.manager import Manager
 from qplug.hooks.specs import RunSpecs
+from qplug.hooks.torch_state import torch_state_kept
 from qplug.models.blocks import BLOCKS
 from qplug.models.tracing import is_gelu, is_norm
 from qplug.quantization.accounting import convention
@@ -23,7 +24,7 @@ from qplug.quantization.costs import costs, plan_of
 from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import UniformQuantizer
 from qplug.quantization.sqnr_table import SqnrTable
-from qplug.testing.quantizers import check_quantizer
+from qplug.testing.quantizers import check_quantizer, check_shape
 from qplug.testing.toys import calibrated_toy, toy_calibration, toy_groups, toy_images, toy_vit
 from qplug.training.learners import Learner
 from qplug.training.reconstruction.blocks import find_blocks, within
@@ -35,16 +36,33 @@ TOLERANCE = 1e-4
 PER_TENSOR, PER_CHANNEL, PER_HEAD = Granularity.PER_TENSOR, Granularity.PER_CHANNEL, Granularity.PER_HEAD
 
 
-def _hooks(technique: Technique) -> Any:
-    """The technique alone in a manager, called as the pipeline calls it."""
-    manager = Manager(RunSpecs)
-    manager.register(technique)
+class _Hooks:
+    """The technique alone in a manager, called as the pipeline calls it; it may not change settings of torch."""
+
+    def __init__(self, technique: Technique) -> None:
+        self._who = technique.name()
+        self._manager = Manager(RunSpecs)
+        self._manager.register(technique)
+
+    def __getattr__(self, hook: str) -> Callable[..., Any]:
+        def call(**arguments: Any) -> Any:
+            try:
+                with torch_state_kept() as changed:
+                    result = getattr(self._manager.hook, hook)(**arguments)
+            finally:
+                assert not changed, f"{self._who}: {hook} changes {', '.join(changed)}, for everyone behind it"
+            return result
+
+        return call
+
+
+def _hooks(technique: Technique) -> _Hooks:
+    """The hooks of the technique, which has seen the calibration images where it asks for them."""
+    hooks = _Hooks(technique)
     torch.manual_seed(0)
-    if manager.hook.qplug_calibrate.get_hookimpls():
-        specs = {site.name: _specs(site)[-1] for site, _ in toy_calibration()}
-        images = [toy_images()]
-        manager.hook.qplug_calibrate(model=copy.deepcopy(calibrated_toy()[0]), images=images, specs=specs)
-    return manager.hook
+    specs = {site.name: _specs(site)[-1] for site, _ in toy_calibration()}
+    hooks.qplug_calibrate(model=copy.deepcopy(calibrated_toy()[0]), images=[toy_images()], specs=specs)
+    return hooks
 
 
 def _specs(site: Site) -> list[QuantSpec]:
@@ -92,13 +110,9 @@ def rewrites(technique: Technique) -> Iterator[tuple[str, nn.Module, Rewrite]]:
     hook = _hooks(technique)
     model = toy_vit()
     for name, module in list(model.named_modules())[1:]:
-        call = hook.qplug_rewrite_module
-        if is_norm(module):
-            call = hook.qplug_rewrite_norm
-        elif is_gelu(module):
-            call = hook.qplug_rewrite_activation
-        with _Untouched(f"{technique.name()}: {call.name}", tuple(model.state_dict().values())):
-            rewrite = call(name=name, module=module)
+        kind = "norm" if is_norm(module) else "activation" if is_gelu(module) else "module"
+        with _Untouched(f"{technique.name()}: qplug_rewrite_{kind}", tuple(model.state_dict().values())):
+            rewrite = getattr(hook, f"qplug_rewrite_{kind}")(name=name, module=module)
         if rewrite is not None:
             yield name, model, rewrite
 
@@ -166,6 +180,7 @@ def check_results(technique: Technique) -> None:
             f"{where}: expected a qplug.QuantizerChoice, received {type(choice).__name__}"
         )
         assert choice.quantizer.bits == spec.bits, f"{where}: the quantizer has {choice.quantizer.bits} bits"
+        check_shape(choice.quantizer, stats.sample, where)
         check_quantizer(choice.quantizer, stats.sample)
     for path, model, rewrite in rewrites(technique):
         assert isinstance(rewrite, Rewrite), (
@@ -190,7 +205,12 @@ def _check_reconstruction(where: str, block: Block, answer: Reconstruction) -> N
         assert site in known, f"{where}: '{site}' is no site of the block"
         assert isinstance(learner, Learner), f"{where}, {site}: expected a qplug.Learner"
         assert learner.bits == known[site].quantizer.bits, f"{where}, {site}: the learner has {learner.bits} bits"
-        missing = set(learner.learned()) - set(answer.rates)
+        learned = learner.learned()
+        assert any(learned.values()), (
+            f"{where}, {site}: the learner has nothing to learn: learned() gives no parameter; "
+            "give it one, or leave the site out of the learners"
+        )
+        missing = set(learned) - set(answer.rates)
         assert not missing, f"{where}, {site}: no rate for {missing}"
         quantizer, values = learner.harden()
         if site in block.weights:

@@ -31,6 +31,17 @@ def check_quantizer(quantizer: Quantizer, x: Tensor) -> None:
     _check_scaled(quantizer, x, inferred, what)
 
 
+def check_shape(quantizer: Quantizer, x: Tensor, where: str) -> None:
+    """Assert that the tensors of ``quantizer`` broadcast with ``x``, naming ``where`` if they do not."""
+    scales = ", ".join(f"{name} {tuple(buffer.shape)}" for name, buffer in quantizer.named_buffers()) or "none"
+    try:
+        shape = tuple(quantizer.infer(x).shape)
+    except RuntimeError as error:
+        message = f"{where}: the quantizer's tensors ({scales}) do not broadcast with {tuple(x.shape)}: {error}"
+        raise AssertionError(message) from error
+    assert shape == tuple(x.shape), f"{where}: the quantizer ({scales}) makes {shape} of {tuple(x.shape)}"
+
+
 def _check_serialization(quantizer: Quantizer, x: Tensor, out: Tensor, what: str) -> None:
     data = quantizer.to_dict()
     assert data.get("kind") == quantizer.kind, f"{what}: to_dict lacks 'kind': {quantizer.kind!r}"

@@ -1,5 +1,6 @@
 """The techniques of a run: order, seeds, and errors that name the culprit."""
 
+import inspect
 from typing import Literal
 
 import pytest
@@ -8,7 +9,12 @@ from numeric_toys import steps
 
 import qplug
 from qplug import InputError, PluginError, QuantSpec, Site, SiteKind
+from qplug.core.errors import Terminated
 from qplug.core.types import Event
+from qplug.hooks.checks import check_technique
+from qplug.hooks.manager import RENAMED
+from qplug.hooks.specs import RunSpecs
+from qplug.hooks.torch_state import torch_state_kept
 
 HOOK = "qplug_make_quantizer"
 SITE = Site("a.input", SiteKind.LINEAR_INPUT, "a", "input", (4,))
@@ -178,3 +184,93 @@ def test_observers_are_told_and_are_no_steps():
     found.observe("ranges", "advance", 3, 9, "note")
     assert watch.events == [Event("ranges", "advance", 3, 9, "note")]
     assert ask(found)[1] == 1
+
+
+def test_a_technique_that_watches_is_named_where_it_raises():
+    class Watches(qplug.Technique):
+        class Config(qplug.Config):
+            use: Literal["toy.watches"] = "toy.watches"
+
+        @qplug.hookimpl
+        def qplug_observe(self, event):
+            raise KeyError(event.phase)
+
+    with pytest.raises(PluginError, match="KeyError: 'start'") as caught:
+        steps(Watches).observe("ranges", "start")
+    assert caught.value.where == "toy.watches of qplug-toy 1.2.3, qplug_observe at ranges"
+
+
+@pytest.mark.parametrize("end", [SystemExit(0), SystemExit("bye")], ids=repr)
+def test_a_technique_cannot_end_the_process(end):
+    with pytest.raises(PluginError, match="SystemExit") as caught:
+        ask(steps(fail(end)))
+    assert caught.value.where == "toy.fails of qplug-toy 1.2.3, qplug_make_quantizer at a.input"
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), Terminated(1)], ids=repr)
+def test_whoever_stops_the_process_is_no_fault_of_the_technique(end):
+    with pytest.raises(type(end)):
+        ask(steps(fail(end)))
+
+
+CHANGES = {
+    "the default dtype from torch.float32 to torch.float64": lambda: torch.set_default_dtype(torch.float64),
+    "the default device from cpu to meta": lambda: torch.set_default_device("meta"),
+    "the number of threads from {} to {}": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+    "grad mode from True to False": lambda: torch.set_grad_enabled(False),
+    "cudnn.benchmark from False to True": lambda: setattr(torch.backends.cudnn, "benchmark", True),
+    "deterministic algorithms from False to True": lambda: torch.use_deterministic_algorithms(True),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_settings_of_torch_are_restored_and_the_technique_is_named(what):
+    threads = torch.get_num_threads()
+    found = steps(technique("toy.rude", lambda site: (CHANGES[what](), 1)[1]))
+    for _ in range(2):
+        assert ask(found)[1] == 1
+    with torch_state_kept() as changed:
+        assert torch.get_default_dtype() is torch.float32
+        assert torch.zeros(1).device.type == "cpu"
+        assert torch.get_num_threads() == threads
+        assert torch.is_grad_enabled()
+        assert not torch.backends.cudnn.benchmark
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert changed == []
+    what = what.format(threads, threads + 1)
+    assert found.notes() == [f"toy.rude: qplug_make_quantizer changed {what}; qplug restored it"]
+
+
+def test_settings_of_torch_are_restored_after_an_error():
+    def rude(site):
+        torch.set_default_dtype(torch.float64)
+        raise ValueError
+
+    with pytest.raises(PluginError):
+        ask(steps(technique("toy.rude", rude)))
+    assert torch.get_default_dtype() is torch.float32
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_an_old_name_of_a_hook_works_and_warns_with_the_new_one(old):
+    parameters = {"qplug_estimate_range": "site", "qplug_bound_activation": "name", "qplug_alternate": "operands"}[old]
+    body = {}
+    exec(f"def {old}(self, {parameters}):\n    return 'old'", body)
+
+    class Old(qplug.Technique):
+        class Config(qplug.Config):
+            use: Literal["toy.old"] = "toy.old"
+
+    setattr(Old, old, qplug.hookimpl(body[old]))
+    check_technique(Old, "toy")
+    new = RENAMED[old]
+    with pytest.warns(DeprecationWarning, match=rf"\.Old implements {old}, which is named {new} now"):
+        found = steps(Old)
+    names = [name for name in inspect.signature(getattr(RunSpecs, new)).parameters if name != "self"]
+    assert found.first(new, **dict.fromkeys(names))[1] == "old"
+
+
+def test_old_names_are_none_of_the_present_ones():
+    known = set(vars(RunSpecs))
+    assert set(RENAMED.values()) <= known
+    assert not set(RENAMED) & known

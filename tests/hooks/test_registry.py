@@ -6,8 +6,9 @@ from importlib.metadata import EntryPoint, entry_points
 
 import pytest
 
-from qplug import PluginError, Technique
-from qplug.hooks.registry import GROUP, build, check_technique
+from qplug import PluginError, Technique, __version__
+from qplug.hooks.checks import check_technique
+from qplug.hooks.registry import CORE, GROUP, build
 
 TECHNIQUE = '''
 from __future__ import annotations
@@ -73,9 +74,52 @@ BROKEN = {
         "unknown hook 'qplug_technique'",
     ),
     "misspelt run hook": (TECHNIQUE.format(**GOOD | {"hook": "qplug_smoothe"}), "unknown hook 'qplug_smoothe'"),
-    "wrong signature": (
+    "misspelt run hook, with a suggestion": (
+        TECHNIQUE.format(**GOOD | {"hook": "qplug_smoothe"}),
+        "did you mean 'qplug_smooth'?",
+    ),
+    "a technique's hook in the module": (
+        "import qplug\n@qplug.hookimpl\ndef qplug_smooth(group): ...",
+        "unknown hook 'qplug_smooth'\n  → it is a hook of a technique: implement it there",
+    ),
+    "a module's hook in the technique": (
+        TECHNIQUE.format(**GOOD | {"hook": "qplug_metrics", "parameters": "self"}),
+        "technique 'broken.mine': unknown hook 'qplug_metrics'\n  → it is a hook of the plugin's module",
+    ),
+    "a hook that is not marked": (
+        TECHNIQUE.format(**GOOD) + "\ndef qplug_metrics():\n    return []",
+        "qplug_test_broken: qplug_metrics is not marked with @hookimpl\n  → write @qplug.hookimpl above it",
+    ),
+    "a misspelt hook that is not marked": (
+        TECHNIQUE.format(**GOOD) + "\ndef qplug_metricks():\n    return []",
+        "qplug_metricks is not marked with @hookimpl, and there is no such hook\n  → did you mean 'qplug_metrics'?",
+    ),
+    "wrong parameter": (
         TECHNIQUE.format(**GOOD | {"parameters": "self, grup"}),
-        "qplug_smooth(grup) Argument(s) {'grup'} are declared",
+        "technique 'broken.mine': qplug_smooth has an unknown parameter 'grup'\n"
+        "  → did you mean 'group'? the hook passes group, stats",
+    ),
+    "parameter with a default value": (
+        TECHNIQUE.format(**GOOD | {"parameters": "self, group, stats=None"}),
+        "technique 'broken.mine': qplug_smooth gives 'stats' a default value, so pluggy never passes it\n"
+        "  → remove the default",
+    ),
+    "parameters by the dozen": (
+        TECHNIQUE.format(**GOOD | {"parameters": "self, **all_of_them"}),
+        "technique 'broken.mine': qplug_smooth takes **all_of_them, which pluggy does not pass",
+    ),
+    "a hook that returns nothing": (
+        TECHNIQUE.format(**GOOD).replace("return [Mine]", "[Mine]"),
+        "qplug_techniques returned nothing",
+    ),
+    "a technique in place of a list": (
+        TECHNIQUE.format(**GOOD).replace("return [Mine]", "return Mine"),
+        "qplug_techniques: expected a list, got <class",
+    ),
+    "ends the process on import": ("raise SystemExit(0)", "SystemExit: 0 ("),
+    "ends the process in a hook": (
+        TECHNIQUE.format(**GOOD | {"offered": "exit(0)"}),
+        "SystemExit: 0 (",
     ),
     "wrong prefix": (TECHNIQUE.format(**GOOD | {"tag": "other.mine"}), "'other.mine' must be named 'broken.…'"),
     "no technique": (TECHNIQUE.format(**GOOD | {"offered": "int"}), "int is not a subclass of qplug.Technique"),
@@ -113,32 +157,164 @@ def test_two_plugins_of_one_name_are_both_refused_and_both_named(install):
         assert "claimed by qplug-one 1.2.3 and by qplug-two 0.9" in row.error
 
 
-@pytest.mark.parametrize(
-    ("kind", "hook", "body"),
-    [
-        ("model", "qplug_models", "[type('M', (qplug.ModelSource,), {'Config': Tagged})]"),
-        ("dataset", "qplug_datasets", "[type('D', (qplug.DataSource,), {'Config': Tagged})]"),
-        ("backend", "qplug_backends", "{'same': qplug.BackendOffer('module:Class')}"),
-        ("quantizer", "qplug_quantizers", "{'same': 'module:Class'}"),
-    ],
-)
-def test_what_two_plugins_offer_under_one_name_belongs_to_the_first(install, kind, hook, body):
-    source = f"""
+OFFERS = {
+    "model": ("qplug_models", "[type('M', (qplug.ModelSource,), {'Config': Tagged})]"),
+    "dataset": ("qplug_datasets", "[type('D', (qplug.DataSource,), {'Config': Tagged})]"),
+    "backend": ("qplug_backends", "{'NAME': qplug.BackendOffer('module:Class')}"),
+    "quantizer": ("qplug_quantizers", "{'NAME': 'module:Class'}"),
+}
+
+
+OFFERS["adapter"] = ("qplug_adapters", "[qplug.Adapter('NAME', lambda module: None)]")
+
+
+TIMM = "timm.layers.attention:Attention"
+
+
+def offering(kind, name):
+    hook, body = OFFERS[kind]
+    return f"""
         from typing import Literal
         import qplug
 
         class Tagged(qplug.Config):
-            source: Literal["same"] = "same"
+            source: Literal["{name}"] = "{name}"
+
+        @qplug.hookimpl
+        def {hook}():
+            return {body.replace("NAME", name)}
+    """
+
+
+@pytest.mark.parametrize("kind", OFFERS)
+def test_what_two_plugins_offer_under_one_name_is_refused_of_both(install, kind):
+    good = install("fine", TECHNIQUE.format(**GOOD | {"tag": "fine.mine"}))
+    registry = install.found(
+        install("bbb", offering(kind, "same")), install("aaa", offering(kind, "same"), version="0.3"), good
+    )
+    assert [str(row) for row in registry.broken()] == ["aaa (qplug-aaa 0.3)", "bbb (qplug-bbb 1.2.3)"]
+    for row in registry.broken():
+        assert row.error.startswith(f"{kind} 'same' is claimed by aaa (qplug-aaa 0.3) and by bbb (qplug-bbb 1.2.3)")
+    assert list(registry.owners) == ["technique:fine.mine"]
+
+
+@pytest.mark.parametrize("name", ["aaa", "zzz"])
+@pytest.mark.parametrize(
+    ("kind", "taken"),
+    [("model", "zoo"), ("dataset", "digits"), ("backend", "brevitas"), ("quantizer", "uniform"), ("adapter", TIMM)],
+)
+def test_a_core_name_stays_the_cores(install, kind, taken, name):
+    distribution = install(name, offering(kind, taken))
+    core = [EntryPoint(*CORE, GROUP)]
+    registry = build([point for point in entry_points(group=GROUP) if point.dist.name == distribution] + core)
+    (row,) = registry.broken()
+    assert str(row) == f"{name} (qplug-{name} 1.2.3)"
+    assert row.error == f"{kind} '{taken}' is qplug's own\n  → give it another name"
+    assert kind == "adapter" or registry.owners[f"{kind}:{taken}"].name == "core"
+    assert registry.plugins[0].name == "core"
+
+
+def test_a_plugin_named_core_does_not_take_the_core_away(install):
+    distribution = install("core", offering("quantizer", "mine"))
+    core = [EntryPoint(*CORE, GROUP)]
+    registry = build([point for point in entry_points(group=GROUP) if point.dist.name == distribution] + core)
+    assert [row.error for row in registry.broken()] == [
+        "the name 'core' is qplug's own\n  → give the entry point another name"
+    ]
+    assert "uniform" in registry.quantizers
+
+
+def test_the_cores_module_under_another_name_is_not_the_core():
+    registry = build([EntryPoint("aaa", CORE[1], GROUP), EntryPoint(*CORE, GROUP)])
+    assert [row.name for row in registry.broken()] == ["aaa"]
+    assert registry.owners["model:zoo"].name == "core"
+
+
+@pytest.mark.parametrize("name", ["quantized", "seconds"])
+def test_a_metric_is_not_named_as_one_of_the_core(install, name):
+    source = """
+        import qplug
+
+        @qplug.hookimpl
+        def qplug_metrics():
+            return [qplug.Metric("top1", lambda float_logits, logits, labels: 1.0)]
+    """
+    (row,) = install.found(install(name, source)).broken()
+    assert row.error.startswith(f"metric '{name}.top1' is named as qplug's own '{name}.…'")
+
+
+def test_the_names_of_the_cores_metrics_are_reserved():
+    from trial_techniques import Smooth
+
+    from qplug.hooks.offers import RESERVED
+    from qplug.testing import toy_run
+
+    assert {name.partition(".")[0] for name in toy_run(Smooth).metrics if "." in name} <= set(RESERVED)
+
+
+@pytest.mark.parametrize(
+    ("hook", "body", "reason"),
+    [
+        ("qplug_metrics", "[len]", "qplug_metrics: expected a qplug.Metric with a function, got <built-in"),
+        ("qplug_metrics", "[qplug.Metric('x', 1)]", "qplug_metrics: expected a qplug.Metric with a function"),
+        ("qplug_models", "[int]", "qplug_models: expected a subclass of qplug.ModelSource with a Config, got <class"),
+        ("qplug_datasets", "[qplug.ModelSource]", "qplug_datasets: expected a subclass of qplug.DataSource"),
+        ("qplug_quantizers", "{'mine': int}", "qplug_quantizers: expected the path of a class as 'module:Class'"),
+        ("qplug_quantizers", "['mine']", "qplug_quantizers: expected a mapping from names, got ['mine']"),
+        ("qplug_adapters", "['mine']", "qplug_adapters: expected a qplug.Adapter, got 'mine'"),
+    ],
+)
+def test_an_offer_of_another_type_is_refused(install, hook, body, reason):
+    source = f"""
+        import qplug
 
         @qplug.hookimpl
         def {hook}():
             return {body}
     """
-    registry = install.found(install("aaa", source), install("bbb", source))
-    (row,) = registry.broken()
-    assert str(row) == "bbb (qplug-bbb 1.2.3)"
-    assert f"{kind} 'same' is already offered by aaa (qplug-aaa 1.2.3)" in row.error
-    assert registry.owners[f"{kind}:same"].name == "aaa"
+    (row,) = install.found(install("broken", source)).broken()
+    assert row.error.startswith(reason)
+
+
+def test_what_a_plugin_prints_on_import_does_not_reach_the_screen(install, capsys):
+    registry = install.found(
+        install("loud", TECHNIQUE.format(**GOOD | {"tag": "loud.mine"}) + "\nprint('hello', 'there')"),
+        install("broken", "print('x' * 999)\n1 / 0"),
+    )
+    assert capsys.readouterr().out == ""
+    broken, loud = registry.plugins
+    assert (loud.error, loud.printed) == ("", "hello there")
+    assert "ZeroDivisionError" in broken.error
+    assert broken.printed == "x" * 200
+
+
+@pytest.mark.parametrize(
+    ("stated", "reason"),
+    [
+        ("'1'", ""),
+        ("1", ""),
+        ("'1.0'", ""),
+        ("'2'", "was written for hook API 2, and qplug VERSION has hook API 1.0\n  → update qplug"),
+        ("'1.7'", "was written for hook API 1.7, and qplug VERSION has hook API 1.0\n  → update qplug"),
+        ("'0.9'", "was written for hook API 0.9, and qplug VERSION has hook API 1.0\n  → update the plugin"),
+        ("'new'", "qplug_hook_api must be a version such as '1', got 'new'"),
+        ("None", "qplug_hook_api must be a version such as '1', got None"),
+    ],
+)
+def test_a_plugin_for_another_hook_api_is_refused(install, stated, reason):
+    source = TECHNIQUE.format(**GOOD | {"tag": "old.mine"}) + f"\nqplug_hook_api = {stated}\n"
+    registry = install.found(install("old", source))
+    (row,) = registry.plugins
+    assert str(row) == "old (qplug-old 1.2.3)"
+    assert row.error.startswith(reason.replace("VERSION", __version__))
+    assert list(registry.techniques) == ([] if reason else ["old.mine"])
+
+
+def test_the_hook_api_is_named_where_the_import_fails_for_it(install):
+    (row,) = install.found(install("old", "qplug_hook_api = '2'\nfrom qplug import NameOfVersionTwo")).plugins
+    assert row.error.startswith("was written for hook API 2")
+    (row,) = install.found(install("new", "qplug_hook_api = '1'\nfrom qplug import NoSuchName")).plugins
+    assert row.error.startswith("ImportError: cannot import name 'NoSuchName'")
 
 
 def test_a_backend_is_offered_with_what_it_cannot_execute(install):

@@ -34,9 +34,12 @@ def test_it_is_the_example_under_another_name(name, package, prefix, tmp_path):
     assert f'[project.entry-points.qplug]\n{prefix} = "{package}"' in project
     module = (folder / "src" / package / "three_sigma.py").read_text()
     assert f'Literal["{prefix}.three_sigma"] = "{prefix}.three_sigma"' in module
+    assert f"- use: {prefix}.three_sigma" in (folder / "recipe.yaml").read_text()
+    assert 'qplug_hook_api = "1"' in (folder / "src" / package / "__init__.py").read_text()
     assert files(folder) == {
         "pyproject.toml",
         "README.md",
+        "recipe.yaml",
         f"src/{package}/__init__.py",
         f"src/{package}/three_sigma.py",
         "tests/test_three_sigma.py",

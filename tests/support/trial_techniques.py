@@ -185,3 +185,94 @@ class Raises(qplug.Technique):
     @qplug.hookimpl
     def qplug_smooth(self, group, stats):
         raise ZeroDivisionError("nothing to divide by")
+
+
+class WrongShape(qplug.Technique):
+    """Its scales are as many as no site has channels."""
+
+    class Config(qplug.Config):
+        use: Literal["trial.wrong_shape"] = "trial.wrong_shape"
+
+    @qplug.hookimpl
+    def qplug_make_quantizer(self, site, spec, stats):
+        import torch
+
+        return qplug.QuantizerChoice(qplug.UniformQuantizer(torch.ones(7), None, spec.bits, signed=True))
+
+
+class Grows(qplug.Technique):
+    """Its scales make one tensor into seven."""
+
+    class Config(qplug.Config):
+        use: Literal["trial.grows"] = "trial.grows"
+
+    @qplug.hookimpl
+    def qplug_make_quantizer(self, site, spec, stats):
+        import torch
+
+        scale = torch.ones((7,) + (1,) * stats.sample.dim())
+        return qplug.QuantizerChoice(qplug.UniformQuantizer(scale, None, spec.bits, signed=True))
+
+
+class Rude(qplug.Technique):
+    """Computes in float64 and leaves it at that."""
+
+    class Config(qplug.Config):
+        use: Literal["trial.rude"] = "trial.rude"
+
+    @qplug.hookimpl
+    def qplug_smooth(self, group, stats):
+        import torch
+
+        torch.set_default_dtype(torch.float64)
+
+
+class LearnsNothing(qplug.Technique):
+    """Its learner has no parameter."""
+
+    class Config(qplug.Config):
+        use: Literal["trial.learns_nothing"] = "trial.learns_nothing"
+
+    @qplug.hookimpl
+    def qplug_reconstruct(self, block):
+        class Nothing(qplug.Learner):
+            def __init__(self, quantizer):
+                super().__init__()
+                self.quantizer, self.bits = quantizer, quantizer.bits
+
+            def learned(self):
+                return {}
+
+        sites = [decision for decision in block.decisions if not decision.site.kind.is_weight]
+        return qplug.Reconstruction({d.site.name: Nothing(d.quantizer) for d in sites}, rates={}, iterations=1)
+
+
+class NotMarked(Smooth):
+    """One of its hooks is not marked."""
+
+    class Config(qplug.Config):
+        use: Literal["trial.not_marked"] = "trial.not_marked"
+
+    def qplug_allocate_bits(self, table):
+        return {}
+
+
+class Misspelt(Smooth):
+    """One of its hooks is misspelt and not marked."""
+
+    class Config(qplug.Config):
+        use: Literal["trial.misspelt"] = "trial.misspelt"
+
+    def qplug_alocate_bits(self, table):
+        return {}
+
+
+class Defaults(qplug.Technique):
+    """Gives a parameter a default value."""
+
+    class Config(qplug.Config):
+        use: Literal["trial.defaults"] = "trial.defaults"
+
+    @qplug.hookimpl
+    def qplug_smooth(self, group, stats=None):
+        return None

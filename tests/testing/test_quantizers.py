@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import qplug
 from qplug import LogQuantizer, Region, RegionQuantizer, UniformQuantizer
 from qplug.testing import QuantizerContract
 
@@ -25,6 +26,41 @@ class TestRegions(QuantizerContract):
 
 class TestLog(QuantizerContract):
     quantizers = (LogQuantizer(1.0, 1, bits=4), LogQuantizer(0.7, 2, bits=4), LogQuantizer(SCALE, 1, bits=8))
+
+
+class Halves(qplug.Quantizer):
+    """As the docstring of ``qplug.Quantizer`` shows it, with what a run folder needs."""
+
+    kind = "mine.halves"
+
+    def __init__(self, scale, bits):
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("scale", scale)
+
+    def forward(self, x):
+        low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+        codes = qplug.clamp_ste(qplug.round_ste(x / self.scale), low, high)
+        return codes * self.scale
+
+    def to_dict(self):
+        return {"kind": self.kind, "bits": self.bits, "scale": self.scale.item()}
+
+    @classmethod
+    def from_dict(cls, data):
+        return cls(torch.tensor(data["scale"]), data["bits"])
+
+
+class TestHalves(QuantizerContract):
+    quantizers = (Halves(SCALE, 4), Halves(SCALE, 8))
+
+
+def test_the_public_straight_through_functions_compute_what_a_uniform_quantizer_does():
+    x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    expected = UniformQuantizer(SCALE, None, bits=4, signed=True)(x)
+    assert torch.equal(qplug.fake_quantize(x, SCALE, None, -8, 7), expected)
+    assert torch.equal(Halves(SCALE, 4)(x), expected)
+    assert qplug.Decision.__name__ == "Decision"
 
 
 class Wrong(UniformQuantizer):

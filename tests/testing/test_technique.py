@@ -6,6 +6,7 @@ import trial_techniques as trial
 import qplug
 from qplug.testing import TechniqueContract, toy_run
 
+HOOK = "qplug_make_quantizer"
 HEAVY = type("Heavy", (trial.Smooth,), {"__module__": "numpy.ma"})
 
 
@@ -42,12 +43,19 @@ def contract(technique):
         (trial.Forgets, "results_are_valid", "quantizes differently"),
         (trial.OtherBits, "results_are_valid", "the quantizer has 5 bits"),
         (trial.ManyBits, "results_are_valid", "whole numbers from 2 to 16"),
+        (trial.WrongShape, "results_are_valid", "do not broadcast with"),
+        (trial.Grows, "results_are_valid", "makes (7, "),
+        (trial.Rude, "results_are_valid", "trial.rude: qplug_smooth changes the default dtype from torch.float32"),
+        (trial.LearnsNothing, "results_are_valid", "has nothing to learn: learned() gives no parameter"),
+        (trial.NotMarked, "hooks_are_those_of_the_specification", "qplug_allocate_bits is not marked with @hookimpl"),
+        (trial.Misspelt, "hooks_are_those_of_the_specification", "did you mean 'qplug_allocate_bits'?"),
+        (trial.Defaults, "hooks_are_those_of_the_specification", "gives 'stats' a default value"),
     ],
 )
 def test_the_suite_finds_what_is_wrong(technique, test, message):
     check = getattr(contract(technique), f"test_{test}")
     arguments = {"parameters": {}} if "parameters" in check.__code__.co_varnames else {}
-    with pytest.raises((AssertionError, ValueError)) as caught:
+    with pytest.raises((AssertionError, ValueError, qplug.PluginError)) as caught:
         check(**arguments)
     assert message in str(caught.value)
 
@@ -59,6 +67,35 @@ def test_a_technique_that_raises_is_named_with_plugin_hook_and_place():
     assert "qplug.testing 0" in caught.value.where
     assert "qplug_smooth" in caught.value.where
     assert "blocks.0.norm1" in caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("technique", "message"),
+    [
+        (trial.WrongShape, "the quantizer cannot quantize the site: RuntimeError: The size of tensor a"),
+        (trial.Grows, "the quantizer makes (7, "),
+    ],
+)
+def test_a_quantizer_that_does_not_fit_its_site_is_named_with_technique_and_site(technique, message):
+    with pytest.raises(qplug.PluginError) as caught:
+        toy_run(technique)
+    assert caught.value.what.startswith(message)
+    assert caught.value.where == f"{technique.name()} of qplug.testing 0, {HOOK} at patch_embed.proj.weight"
+    assert "they are scale (7," in caught.value.fix
+
+
+def test_a_learner_that_learns_nothing_is_named_with_technique_and_site():
+    with pytest.raises(qplug.PluginError, match=r"the learner of [\w.]+ has nothing to learn") as caught:
+        toy_run(trial.LearnsNothing)
+    assert caught.value.where.startswith("trial.learns_nothing of qplug.testing 0, qplug_reconstruct at ")
+
+
+def test_a_run_goes_on_as_if_no_setting_of_torch_had_changed_and_says_so():
+    result = toy_run(trial.Rude)
+    changed = [warning for warning in result.warnings if "default dtype" in warning]
+    assert changed == [
+        "trial.rude: qplug_smooth changed the default dtype from torch.float32 to torch.float64; qplug restored it"
+    ]
 
 
 def test_observers_see_every_stage():

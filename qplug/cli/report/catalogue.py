@@ -28,6 +28,7 @@ def plugins(registry: Registry) -> list[dict[str, Any]]:
             "version": plugin.version,
             "module": plugin.module,
             "error": plugin.error or None,
+            "printed": plugin.printed or None,
             "offers": [] if plugin.error else sorted(offers.get(plugin.name, [])),
         }
         for plugin in registry.plugins
@@ -46,6 +47,7 @@ def plugins_table(registry: Registry) -> Table:
         state = "broken" if row["error"] else "ok"
         rows.append((row["name"], row["distribution"], row["version"], state, offers or "nothing"))
     notes = [f"{plugin}: {plugin.error}" for plugin in registry.broken()]
+    notes += [f"{plugin} printed on import: {plugin.printed}" for plugin in registry.plugins if plugin.printed]
     return Table("Plugins", ("plugin", "distribution", "version", "state", "offers"), rows, notes=notes)
 
 

@@ -8,6 +8,7 @@ from qplug.core.device import forward_seconds, peak_memory_mb
 from qplug.core.examples import LabelTransform
 from qplug.core.storage.hashing import images_digest
 from qplug.data.loading import batches
+from qplug.hooks.metrics import measure
 from qplug.pipeline.answers import Outputs, answers_of
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.result_cache import source_key
@@ -53,8 +54,9 @@ def _judge(ctx: RunContext, inputs: Inputs, model: RewrittenModel, found: Evalua
         timed, batch = len(inputs.images.examples), inputs.images.first(inputs.batch_size)
         seconds = [forward_seconds(one, batch) * timed / len(batch) for one in (source.module, found.model)]
     found.metrics |= source.task.metrics(outputs.float_, outputs.quantized, labels)
-    for name, metric in ctx.registry.metrics.items():
-        found.metrics[name] = metric.compute(outputs.float_, outputs.quantized, labels)
+    values, warnings = measure(ctx.registry, ctx.seed, outputs.float_, outputs.quantized, labels)
+    found.metrics |= values
+    ctx.warnings += warnings
     if model.finetuned is not None:
         found.metrics["finetuned.top1"] = source.task.accuracy(answers[-1].outputs, labels)
     found.metrics["images.evaluation"] = len(examples)

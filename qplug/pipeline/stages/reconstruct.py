@@ -63,7 +63,8 @@ def _reconstruct_block(ctx: RunContext, blocks: Reconstructor, name: str, key: K
     if answer is None:
         return
     technique, settings = answer
-    check_answer(settings, block, ctx.caller.where(technique, HOOK, name))
+    with ctx.caller.blame(technique, HOOK, name):
+        check_answer(settings, block, ctx.caller.where(technique, HOOK, name))
     slot = ctx.results.slot("reconstruction", key) if key is not None else None
     if slot is not None and slot.tensors is not None:
         blocks.restore(slot.tensors, slot.about, ctx.results.quantizer)
@@ -90,6 +91,10 @@ def check_answer(settings: object, block: Block, where: str) -> None:
         if learner.bits != known[name].quantizer.bits:
             what = f"{name} has {known[name].quantizer.bits} bits, its learner {learner.bits}"
             raise PluginError(what, where=where)
-        missing = set(learner.learned()) - set(settings.rates)
+        learned = learner.learned()
+        if not any(learned.values()):
+            what = f"the learner of {name} has nothing to learn: learned() gives no parameter"
+            raise PluginError(what, where=where, fix="give it a parameter, or leave the site out of the learners")
+        missing = set(learned) - set(settings.rates)
         if missing:
             raise PluginError(f"no rate for what is learned as {', '.join(sorted(missing))}", where=where)

@@ -64,10 +64,15 @@ def like(original: nn.Module, layer: Any, **more: Any) -> nn.Module:
 
 
 class Lowering(ABC):
-    """Base of backends that hold each operation in one module.
+    """The half of a ``Backend`` that does not depend on the library: subclasses lower one operation at a time.
+
+    A subclass sets ``name`` and ``layers``, and implements ``layer``, ``activation``, ``inference`` and
+    ``switched_off``. The module that ``layer`` returns holds the very parameters of the original, as ``weight`` and
+    ``bias``: training and reconstruction change them there. It holds the quantizers themselves too, not copies of them:
+    a learner in the place of a quantizer gets its gradients there. ``qplug.testing.BackendContract`` checks both.
 
     Attributes:
-        name: the library's name in errors.
+        name: the library's name, as recipes write it.
         layers: module type → the library's class for it, which ``layer`` builds. A new type of layer is one row.
     """
 

@@ -100,13 +100,37 @@ class Quantizer(nn.Module):
     Subclasses set ``kind`` (the name under which ``qplug_quantizers`` offers them), ``bits``, and implement ``forward``
     (straight-through gradients), ``to_dict`` and ``from_dict`` (bit-exact both ways, JSON values only). Those that
     implement ``encode`` and ``decode`` too let run folders hold a weight as integers of ``bits`` bits.
+
+    ``forward`` and ``infer`` give the same values, bit for bit, where no gradient is asked for. ``infer`` calls
+    ``forward`` without gradients, so most subclasses write ``forward`` alone. Where the input or a parameter requires a
+    gradient, ``forward`` lets it pass straight through the rounding; its values may then differ in the last bits.
+    ``round_ste``, ``clamp_ste`` and ``fake_quantize`` of ``qplug`` do this: without gradients they compute as torch's
+    own functions do. A subclass that writes a faster ``infer`` must compute the same operations in the same order.
+
+    Example::
+
+        class Halves(qplug.Quantizer):
+            kind = "mine.halves"
+
+            def __init__(self, scale, bits):
+                super().__init__()
+                self.bits = bits
+                self.register_buffer("scale", scale)
+
+            def forward(self, x):
+                low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+                codes = qplug.clamp_ste(qplug.round_ste(x / self.scale), low, high)
+                return codes * self.scale
     """
 
     kind: ClassVar[str]
     bits: int
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantize ``x`` (any shape that the scales broadcast with, floating point)."""
+        """Fake-quantize ``x`` (any shape that the scales broadcast with, floating point), with gradients for ``x``.
+
+        It may not write to ``x``. Without gradients its values are those of ``infer``, bit for bit.
+        """
         raise TypeError(f"{type(self).__name__} does not implement forward()")
 
     def infer(self, x: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import qplug
 from qplug_example_plugin.three_sigma import ThreeSigma
 
+qplug_hook_api = "1"
+"""The version of qplug's hooks that this plugin was written for."""
+
 
 @qplug.hookimpl
 def qplug_techniques() -> list[type[qplug.Technique]]:
