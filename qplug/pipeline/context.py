@@ -99,12 +99,12 @@ class RunContext:
         registry = registry or installed()
         where = parse_device(device)
         forget_peak_memory(where)
+        offer, executor = registry.backends[backend], backend_of(backend, registry)  # its import is no part of a stage
         caller = TechniqueCaller(techniques, registry, seed, observers)
         clock = Clock(caller)
         results = ResultCache(cache, clock, registry.quantizers)
         with full_float32():
-            offer = registry.backends[backend]
-            yield cls(caller, registry, backend_of(backend, registry), offer, clock, results, where, seed)
+            yield cls(caller, registry, executor, offer, clock, results, where, seed)
 
     def stage(self, name: str, total: int = 0) -> AbstractContextManager[Advance]:
         """Time one stage and tell observers; it yields a function that is told the units done so far."""
