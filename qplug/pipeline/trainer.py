@@ -18,7 +18,7 @@ from qplug.training.supervised.history import History
 from qplug.training.supervised.images import TrainingImages
 from qplug.training.supervised.loop import SupervisedTraining
 from qplug.training.supervised.objective import TrainingObjective
-from qplug.training.supervised.task import BY, Task, batchnorms, float_task, quantized_task, take
+from qplug.training.supervised.problem import BY, Task, batchnorms, float_task, quantized_task, take
 
 if TYPE_CHECKING:
     from qplug.core.types import Advance

@@ -21,10 +21,10 @@ from qplug.quantization.plan import Decision, Plan
 from qplug.quantization.sites import find_sites
 from qplug.training.reconstruction.blocks import lower_block
 from qplug.training.reconstruction.capture import Calls, capture
+from qplug.training.reconstruction.iteration import Step
 from qplug.training.reconstruction.loop import _optimizer
 from qplug.training.reconstruction.losses import MeanSquared
 from qplug.training.reconstruction.reconstructor import _with_learners
-from qplug.training.reconstruction.step import Step
 
 pytestmark = pytest.mark.slow
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from qplug.core.errors import PluginError
 from qplug.training.reconstruction.capture import Calls
 from qplug.training.reconstruction.config import Reconstruction
+from qplug.training.reconstruction.iteration import Graphed, Step
 from qplug.training.reconstruction.losses import OutputLoss
 from qplug.training.reconstruction.objective import compiling
-from qplug.training.reconstruction.step import Graphed, Step
 
 
 def learn(block: nn.Module, settings: Reconstruction, calls: Calls, inputs: Tensor, loss: OutputLoss) -> None:

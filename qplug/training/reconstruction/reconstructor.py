@@ -25,9 +25,9 @@ from qplug.training.reconstruction.blocks import called, find_blocks, lower_bloc
 from qplug.training.reconstruction.capture import Calls
 from qplug.training.reconstruction.config import Block, Reconstruction
 from qplug.training.reconstruction.forwards import Forwards
+from qplug.training.reconstruction.iteration import Dropped
 from qplug.training.reconstruction.loop import learn
 from qplug.training.reconstruction.losses import LOSSES, OutputLoss, Unit
-from qplug.training.reconstruction.step import Dropped
 
 Blame = Callable[[str], AbstractContextManager[None]]
 """Site, block or operation → a context in which an error names the technique that is at fault."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qplug.core.errors import QplugError
-from qplug.training.supervised.task import Task
+from qplug.training.supervised.problem import Task
 
 
 class Watch:

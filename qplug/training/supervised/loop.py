@@ -23,7 +23,7 @@ from qplug.training.supervised.history import History
 from qplug.training.supervised.images import TrainingImages
 from qplug.training.supervised.objective import TrainingObjective
 from qplug.training.supervised.optimize import Average, optimizer_of, rate_factor
-from qplug.training.supervised.task import Task
+from qplug.training.supervised.problem import Task
 
 if TYPE_CHECKING:
     from qplug.core.storage.cache import CacheSlot

@@ -129,7 +129,7 @@ def test_every_iteration_of_a_run_has_an_eager_ones_gradients(loss, skip, count,
 
         return call
 
-    monkeypatch.setattr("qplug.training.reconstruction.step.compiled", watched)
+    monkeypatch.setattr("qplug.training.reconstruction.iteration.compiled", watched)
     blocks = reconstructed(Brecq, skip, iterations=5, loss=loss)
     assert len(apart) == 5 * len(blocks) == 5 * count
     assert max(apart) < 1e-3

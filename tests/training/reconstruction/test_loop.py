@@ -9,9 +9,9 @@ from reconstruction_toys import RATES, Layer, problem
 
 from qplug import PluginError, Reconstruction
 from qplug.training.reconstruction.capture import Calls
+from qplug.training.reconstruction.iteration import mix
 from qplug.training.reconstruction.loop import _beta, _draws, learn
 from qplug.training.reconstruction.losses import MeanSquared
-from qplug.training.reconstruction.step import mix
 
 
 def error(weight, moved, x):

@@ -23,7 +23,7 @@ from qplug.quantization.accounting import CONVENTIONS, DEFAULT
 from qplug.quantization.plan import Plan
 from qplug.testing.run import toy_registry
 from qplug.training.supervised.config import Learn
-from qplug.training.supervised.task import Task, quantized_task
+from qplug.training.supervised.problem import Task, quantized_task
 
 
 def test_qat_learns_weights_and_scales_and_the_folder_gives_back_what_was_measured(tmp_path):
