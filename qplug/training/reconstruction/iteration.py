@@ -1,4 +1,4 @@
-"""One iteration of the reconstruction of a block, on tensors that stay in their places."""
+"""One iteration of a block's reconstruction, eager or as a CUDA graph; its tensors keep their addresses."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from qplug.training.learners import Learner
 from qplug.training.reconstruction.capture import Calls
 from qplug.training.reconstruction.config import Reconstruction
 from qplug.training.reconstruction.losses import OutputLoss
-from qplug.training.reconstruction.objective import Minimized, Objective, compiled
+from qplug.training.reconstruction.objective import Minimized, ReconstructionObjective, compiled
 
-EAGER = 3
-"""Iterations before a CUDA graph is captured, in which libraries allocate and choose kernels, as torch advises."""
+EAGER_ITERATIONS = 3
+"""Eager iterations before a CUDA graph is captured, in which libraries allocate and choose kernels (torch's advice)."""
 
 
-class Step:
-    """Called for every iteration, with ``images`` and ``beta`` written before.
+class Iteration:
+    """One iteration of Adam. The caller writes ``images`` and ``beta`` before each call.
 
     Args:
-        block: the lowered block, whose learners alone have gradients.
+        block: the lowered block, in which only the learners have gradients.
         settings: learners, λ, QDrop's share, and whether iterations are compiled.
-        calls: what the float block is given and gives.
-        inputs: (entries, …) what the quantized model before it gives, where ``calls`` are.
-        loss: of the block's output, prepared, where ``calls`` are.
-        optimizer: of the learners' parameters.
-        batch: entries of an iteration.
+        calls: inputs and outputs of the float block.
+        inputs: (entries, …) inputs of the block in the quantized model, on the device of ``calls``.
+        loss: loss of the block's output, prepared, on the device of ``calls``.
+        optimizer: optimizer of the learners' parameters.
+        batch: entries per iteration.
     """
 
     def __init__(
@@ -44,21 +44,21 @@ class Step:
         batch: int,
     ) -> None:
         self._keep, self._calls, self._inputs, self._optimizer = settings.keep, calls, inputs, optimizer
-        objective = Objective(block, settings.learners.values(), loss, settings.weight)
+        objective = ReconstructionObjective(block, settings.learners.values(), loss, settings.weight)
         self._objective: Minimized = compiled(objective) if settings.compile else objective
         self.device = next(block.parameters()).device
         self.images = torch.zeros(batch, dtype=torch.int64, device=inputs.device)
         self.beta = torch.zeros((), device=self.device)
         self.finite = torch.zeros((), dtype=torch.int64, device=self.device)
-        """Iterations whose error was finite."""
+        """Number of iterations with a finite error."""
 
     def __call__(self, penalized: bool) -> None:
-        """One iteration of Adam, on the block's error and, where ``penalized``, on its soft bits."""
+        """Minimize the block's error and, if ``penalized``, the penalty of its soft bits."""
         images = self.images
-        given = self._inputs[images].to(self.device)
+        inputs = self._inputs[images].to(self.device)
         if self._keep < 1.0:
-            given = mix(given, self._calls.inputs[images].to(self.device), self._keep)
-        args, kwargs = self._calls.arguments(given, images)
+            inputs = mix_at_random(inputs, self._calls.inputs[images].to(self.device), self._keep)
+        args, kwargs = self._calls.arguments(inputs, images)
         expected = self._calls.outputs[images].to(self.device)
         with torch.enable_grad():
             minimized, error = self._objective(args, kwargs, expected, images, self.beta if penalized else None)
@@ -68,28 +68,32 @@ class Step:
         self._optimizer.step()
 
 
-class Graphed:
-    """The iterations of a ``Step`` as replays of a CUDA graph: a block's kernels take longer to launch than to run.
+class GraphedIteration:
+    """An ``Iteration`` as replays of a CUDA graph: launching a block's kernels takes longer than running them.
 
-    The first ``EAGER`` iterations of each kind are computed as they come. The last of them tells whether a learner, a
-    quantizer or the block waits for the host, which a graph cannot hold: a capture that breaks off would leave the
-    device's random generator broken. Raises ``PluginError`` then.
+    There are two graphs, with and without the penalty. The first ``EAGER_ITERATIONS`` of each are eager. The last of
+    them checks whether a learner, a quantizer or the block synchronizes with the host, which a graph cannot do. The
+    check precedes the capture, because a failed capture leaves the device's random generator in an invalid state.
+
+    Raises:
+        PluginError: an iteration synchronizes with the host.
     """
 
-    def __init__(self, step: Step) -> None:
-        self._step = step
-        self._stream = torch.cuda.Stream(step.device)  # type: ignore[no-untyped-call]
+    def __init__(self, iteration: Iteration) -> None:
+        self._iteration = iteration
+        self._stream = torch.cuda.Stream(iteration.device)  # type: ignore[no-untyped-call]
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
-        self._seen = {False: 0, True: 0}
+        self._calls = {False: 0, True: 0}
 
     def __call__(self, penalized: bool) -> None:
         """One iteration."""
-        self._seen[penalized] += 1
-        if self._seen[penalized] <= EAGER:
-            self._stream.wait_stream(torch.cuda.current_stream(self._step.device))
-            with torch.cuda.stream(self._stream), _refuse_waiting(self._seen[penalized] == EAGER):
-                self._step(penalized)
-            torch.cuda.current_stream(self._step.device).wait_stream(self._stream)
+        self._calls[penalized] += 1
+        if self._calls[penalized] <= EAGER_ITERATIONS:
+            self._stream.wait_stream(torch.cuda.current_stream(self._iteration.device))
+            refuse = self._calls[penalized] == EAGER_ITERATIONS
+            with torch.cuda.stream(self._stream), _refuse_synchronization(refuse):
+                self._iteration(penalized)
+            torch.cuda.current_stream(self._iteration.device).wait_stream(self._stream)
             return
         if penalized not in self._graphs:
             self._graphs[penalized] = self._capture(penalized)
@@ -98,13 +102,13 @@ class Graphed:
     def _capture(self, penalized: bool) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
-            self._step(penalized)
+            self._iteration(penalized)
         return graph
 
 
 @contextmanager
-def _refuse_waiting(refuse: bool) -> Iterator[None]:
-    """Within it, whatever waits for the device raises ``PluginError``, if it shall."""
+def _refuse_synchronization(refuse: bool) -> Iterator[None]:
+    """A context in which a synchronization with the device raises ``PluginError``, if ``refuse`` is set."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error" if refuse else before)
     try:
@@ -113,15 +117,15 @@ def _refuse_waiting(refuse: bool) -> Iterator[None]:
         if "synchroniz" not in str(error):
             raise
         raise PluginError(
-            "an iteration waits for the device, and cannot be replayed as a CUDA graph",
-            fix="let no learner or quantizer ask the device for a number, or answer with graph=False",
+            "a CUDA graph cannot replay an iteration that synchronizes with the device",
+            fix="read no value from the device in a learner or quantizer, or return Reconstruction(graph=False)",
         ) from error
     finally:
         torch.cuda.set_sync_debug_mode(before)
 
 
-class Dropped(Learner):
-    """QDrop (Wei et al. 2022, Eq. 8): each element is quantized with probability ``keep`` and else passes in float."""
+class QDropQuantizer(Learner):
+    """QDrop (Wei et al. 2022, Eq. 8): an element is quantized with probability ``keep``, else it stays in float."""
 
     def __init__(self, quantizer: Quantizer, keep: float) -> None:
         super().__init__()
@@ -129,10 +133,10 @@ class Dropped(Learner):
         self.bits = quantizer.bits
 
     def forward(self, x: Tensor) -> Tensor:
-        """A mixture of ``x`` and of ``x`` fake-quantized, drawn anew."""
-        return mix(self.quantizer(x), x, self.keep)
+        """A random mixture of the float and the fake-quantized elements of ``x``."""
+        return mix_at_random(self.quantizer(x), x, self.keep)
 
 
-def mix(quantized: Tensor, float_: Tensor, keep: float) -> Tensor:
-    """Each element from ``quantized`` with probability ``keep``, and else from ``float_``."""
+def mix_at_random(quantized: Tensor, float_: Tensor, keep: float) -> Tensor:
+    """Each element from ``quantized`` with probability ``keep``, and from ``float_`` otherwise."""
     return torch.where(torch.rand_like(float_) < keep, quantized, float_)

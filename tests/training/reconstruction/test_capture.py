@@ -11,7 +11,7 @@ from torch import nn
 from qplug import InputError
 from qplug.models.blocks import BLOCKS
 from qplug.testing.toys import toy_images, toy_vit
-from qplug.training.reconstruction.blocks import find_blocks, within
+from qplug.training.reconstruction.blocks import block_contains, find_blocks
 from qplug.training.reconstruction.capture import capture
 from qplug.training.reconstruction.forwards import Forwards
 
@@ -37,7 +37,7 @@ def test_every_operation_lies_in_one_block_of_a_swin():
     model, found = sited(toy_swin(), toy_images(1))
     blocks = find_blocks(model, operations(found), toy_images(1), BLOCKS)
     for operation in operations(found):
-        assert sum(within(block, operation) for block in blocks) == 1
+        assert sum(block_contains(block, operation) for block in blocks) == 1
     assert blocks[0] == "patch_embed.proj"
     assert any(block.endswith("downsample.reduction") for block in blocks)
 
@@ -112,11 +112,13 @@ def test_other_arguments_follow_their_images_or_stay_the_same():
 def test_within_a_block_calls_are_those_of_the_whole_forward_and_nothing_before_it_runs():
     model, found = sited(toy_vit(), toy_images(1))
     batches = toy_images(5).split(2)
-    block = Forwards(model, batches).within("blocks.1")
+    block = Forwards(model, batches).replay_block("blocks.1")
     model.blocks[0].register_forward_pre_hook(lambda *_: pytest.fail("what lies before the block was run"))
-    replayed = [block.capture(operation) for operation in operations(found) if within("blocks.1", operation)]
+    replayed = [block.capture(operation) for operation in operations(found) if block_contains("blocks.1", operation)]
     model.blocks[0]._forward_pre_hooks.clear()
-    whole = [capture(model, operation, batches) for operation in operations(found) if within("blocks.1", operation)]
+    whole = [
+        capture(model, operation, batches) for operation in operations(found) if block_contains("blocks.1", operation)
+    ]
     assert len(whole) > 4
     for one, other in zip(replayed, whole, strict=True):
         assert torch.equal(one.inputs, other.inputs)
@@ -127,7 +129,7 @@ def test_within_a_block_calls_are_those_of_the_whole_forward_and_nothing_before_
 def test_windows_are_entries_of_an_image(batch):
     model, images = toy_swin(), toy_images(4)
     name = "layers.0.blocks.1.attn.qkv"  # sees 4 windows of 16 tokens
-    block = Forwards(model, images.split(batch)).within("layers.0.blocks.1")
+    block = Forwards(model, images.split(batch)).replay_block("layers.0.blocks.1")
     calls, whole = block.capture(name), capture(model, name, images.split(4))
     assert (calls.entries, len(calls.inputs)) == (4, 16)
     assert torch.allclose(calls.inputs, whole.inputs, atol=1e-6)
@@ -149,7 +151,7 @@ def test_within_a_block_the_other_arguments_are_there_and_a_changed_block_is_run
     model = Sequence(lambda m, x: m.outer.block(x, (x.sum(1, keepdim=True) > 0).float(), scale=2.0), outer=nn.Module())
     model.outer.block = Masked()
     batches = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).split(2)
-    block = Forwards(model, batches).within("outer.block")
+    block = Forwards(model, batches).replay_block("outer.block")
     model.outer.block.inner = nn.Linear(4, 3)
     calls, whole = block.capture("outer.block.inner"), capture(model, "outer.block.inner", batches)
     assert torch.equal(calls.inputs, whole.inputs)
@@ -174,7 +176,7 @@ def test_an_argument_as_long_as_a_batch_or_as_all_images_is_no_argument_by_image
 
 def test_an_argument_that_is_another_for_each_batch_is_refused():
     model = Sequence(lambda m, x: m.block(x, 1.0, bias=x.mean((0, 1))), block=Two())
-    with pytest.raises(InputError, match="argument 'bias' of its call is another for each batch") as refused:
+    with pytest.raises(InputError, match="argument 'bias' is neither") as refused:
         capture(model, "block", torch.randn(6, 3, 2).split(3))
     assert refused.value.where == "block"
 
@@ -193,7 +195,7 @@ def test_within_a_block_that_cannot_be_captured_itself_the_model_is_run():
     batches = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).split(2)
     with pytest.raises(InputError):
         capture(model, "block", batches)
-    calls = Forwards(model, batches).within("block").capture("block.inner")
+    calls = Forwards(model, batches).replay_block("block").capture("block.inner")
     assert torch.equal(calls.outputs, capture(model, "block.inner", batches).outputs)
 
 

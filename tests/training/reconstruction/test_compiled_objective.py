@@ -20,7 +20,7 @@ from qplug.testing.run import toy_recipe, toy_registry
 from qplug.training.reconstruction.capture import Calls
 from qplug.training.reconstruction.loop import learn
 from qplug.training.reconstruction.losses import MeanSquared
-from qplug.training.reconstruction.objective import Objective, compiled, compiling
+from qplug.training.reconstruction.objective import ReconstructionObjective, compiled, compiling
 
 WEIGHTS = {
     "rounding": LearnedRounding,
@@ -58,7 +58,7 @@ def learned(**more):
 def test_the_error_is_told_apart_from_what_is_minimized():
     weight, x, grid = problem()
     found = LearnedRounding(weight, grid)
-    objective = Objective(Layer(found), [found], MeanSquared(), 0.25)
+    objective = ReconstructionObjective(Layer(found), [found], MeanSquared(), 0.25)
     call = ([x], {}, x @ weight.T, torch.arange(len(x)))
     alone, error = objective(*call, None)
     assert torch.equal(alone, error)
@@ -89,7 +89,7 @@ def gradients(objective, learners, call):
 def test_gradients_are_those_of_an_eager_iteration(weight, step):
     original, x, grid = problem(outputs=8, inputs=16)
     learners = [WEIGHTS[weight](original, grid), LearnedStepSize(STEPS[step], zero_point=True)]
-    objective = Objective(Both(*learners), learners, MeanSquared(), 0.25)
+    objective = ReconstructionObjective(Both(*learners), learners, MeanSquared(), 0.25)
     call = ([x], {}, x @ original.T, torch.arange(len(x)), torch.tensor(5.0))
     with compiling():
         found = gradients(compiled(objective), learners, call)

@@ -9,8 +9,8 @@ from reconstruction_toys import RATES, Layer, problem
 
 from qplug import PluginError, Reconstruction
 from qplug.training.reconstruction.capture import Calls
-from qplug.training.reconstruction.iteration import mix
-from qplug.training.reconstruction.loop import _beta, _draws, learn
+from qplug.training.reconstruction.iteration import mix_at_random
+from qplug.training.reconstruction.loop import _beta, _random_batches, learn
 from qplug.training.reconstruction.losses import MeanSquared
 
 
@@ -112,7 +112,7 @@ def test_the_exponent_waits_and_then_falls_in_a_line():
 
 def test_every_image_comes_once_before_any_comes_again():
     torch.manual_seed(0)
-    draws = _draws(12, 4)
+    draws = _random_batches(12, 4)
     for _ in range(3):
         assert sorted(torch.cat([next(draws) for _ in range(3)]).tolist()) == list(range(12))
 
@@ -126,7 +126,7 @@ def test_more_images_a_step_than_there_are_is_all_of_them():
 
 def test_dropping_mixes_elements():
     torch.manual_seed(0)
-    mixed = mix(torch.ones(10_000), torch.zeros(10_000), 0.7)
+    mixed = mix_at_random(torch.ones(10_000), torch.zeros(10_000), 0.7)
     assert set(mixed.tolist()) == {0.0, 1.0}
     assert float(mixed.mean()) == pytest.approx(0.7, abs=0.02)
-    assert torch.equal(mix(torch.ones(5), torch.zeros(5), 1.0), torch.ones(5))
+    assert torch.equal(mix_at_random(torch.ones(5), torch.zeros(5), 1.0), torch.ones(5))

@@ -288,5 +288,5 @@ def test_outputs_that_do_not_matter_are_refused(made):
 
 
 def test_a_rank_below_one_is_refused():
-    with pytest.raises(InputError, match="a rank of at least 1, got 0"):
+    with pytest.raises(InputError, match="a rank of at least 1, received 0"):
         LowRank(0)

@@ -158,7 +158,7 @@ def test_a_block_that_learning_made_worse_stays_as_it_was_and_the_plan_says_so()
     assert kept.quantizer.to_dict() == start.quantizer.to_dict()
     before, after = errors([kept])["head"]
     assert after > before
-    assert kept.reason.endswith("50.0% of the bits still soft, so the start was kept")
+    assert kept.reason.endswith("50.0% of the bits still soft, so the unit stays unchanged")
 
 
 @pytest.mark.slow
@@ -204,7 +204,7 @@ WRONG = {
         Reconstruction(steps_of(block), RATES, loss="huber")
     ),
     "no rate for what is learned as step_sizes": lambda block: Reconstruction(steps_of(block), {}),
-    "weights that the quantizer which it gave changes": lambda block: Reconstruction(
+    "weights that are not on the grid of its quantizer": lambda block: Reconstruction(
         {"head.weight": liar(block)}, RATES, iterations=1
     ),
     "ZeroDivisionError": lambda block: 1 // 0,
