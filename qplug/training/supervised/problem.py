@@ -1,4 +1,4 @@
-"""What is trained: a copy of the model, which of its parameters are learned, and the learners of its quantizers."""
+"""Training problems: a copy of the model, its learned parameters, and the learners of its quantizers."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from qplug.quantization.quantizers import Quantizer, UniformQuantizer
 from qplug.training.learners import LearnedStepSize, Learner
 from qplug.training.supervised.config import Learn
 
-BY = {"finetune": "core.finetune", "qat": "core.qat"}
-"""Who changed the model, in the plan, by stage."""
+TRAINED_BY = {"finetune": "core.finetune", "qat": "core.qat"}
+"""Stage → the author of its change in the plan."""
 
 
 @dataclass
-class Task:
-    """One training.
+class TrainingProblem:
+    """The model and the learned parameters of one training.
 
     Attributes:
-        name: its stage, ``finetune`` or ``qat``.
-        model: what is trained, on its device: the float model's copy, or that with its operations quantized.
-        weights: what is learned of the float model, by name.
-        bounds: names among them that are bounds of activations.
-        learners: site name → its quantizer while it is learned.
-        scales: what is learned of the learners, by site and number.
-        frozen_norms: whether BatchNorms keep their statistics.
+        name: the stage, ``finetune`` or ``qat``.
+        model: the trained model, on its device: a copy of the float model, or this copy with quantized operations.
+        weights: name → learned parameter of the float model.
+        bounds: the names in ``weights`` that are bounds of activations.
+        learners: site name → learner.
+        scales: ``<site>/<name>/<number>`` → learned parameter of a learner.
+        frozen_norms: BatchNorms do not update their statistics.
     """
 
     name: str
@@ -48,23 +48,26 @@ class Task:
             parameter.requires_grad_(True)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that is learned."""
+        """All learned parameters by name."""
         return {**self.weights, **self.scales}
 
     def buffers(self) -> dict[str, Tensor]:
-        """What a forward in training changes: the statistics of BatchNorms, where they are not frozen."""
+        """The buffers that a forward in training changes: the statistics of BatchNorms, unless they are frozen."""
         return {} if self.frozen_norms else dict(self.model.named_buffers())
 
     def train(self) -> None:
-        """Training mode, but for BatchNorms whose statistics are frozen."""
+        """Set training mode, except for BatchNorms with frozen statistics."""
         if self.model.training:
             return
         self.model.train()
         for module in batchnorms(self.model) if self.frozen_norms else ():
             module.eval()
 
-    def without_gradient(self, image: Tensor) -> list[str]:
-        """What a backward through the logits of ``image`` does not reach: processes must agree to leave it out."""
+    def parameters_without_gradient(self, image: Tensor) -> list[str]:
+        """Names of the parameters without a gradient in a backward from the outputs for ``image``.
+
+        Training with several processes must exclude these parameters.
+        """
         self.model.eval()
         with torch.enable_grad():
             self.model(image).float().square().sum().backward()
@@ -74,73 +77,75 @@ class Task:
 
 
 def batchnorms(model: nn.Module) -> list[nn.Module]:
-    """Those that learn statistics while they train."""
+    """The BatchNorms of ``model``, which update their statistics in training mode."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-def float_task(model: nn.Module) -> Task:
-    """Fine-tuning of every parameter; BatchNorms learn their statistics, which a rewrite may have just made."""
-    twin = copy.deepcopy(model)
-    return Task("finetune", twin, {n: p for n, p in twin.named_parameters() if p.is_floating_point()})
+def float_problem(model: nn.Module) -> TrainingProblem:
+    """Fine-tuning of every parameter. BatchNorms update their statistics, because a rewrite may have inserted them."""
+    trained = copy.deepcopy(model)
+    return TrainingProblem("finetune", trained, {n: p for n, p in trained.named_parameters() if p.is_floating_point()})
 
 
-def quantized_task(model: nn.Module, plan: Plan, backend: Backend, learn: Learn) -> Task:
-    """Training of the weights through their quantizers, and of scales as ``learn`` says.
+def quantized_problem(model: nn.Module, plan: Plan, backend: Backend, learn: Learn) -> TrainingProblem:
+    """Training of the weights through their quantizers, and of the quantization parameters in ``learn``.
 
-    BatchNorms are folded by now; what of them could not be folded keeps its statistics.
+    Most BatchNorms are folded before this stage. The statistics of the others are frozen.
 
     Args:
         model: the float model, smoothed and folded.
-        plan: its quantizers, from which the learners start.
-        backend: lowers it, and keeps the float model's parameters as its own.
-        learn: what is learned beside the weights.
+        plan: the quantizers, from which the learners start.
+        backend: lowers the model; the lowered model shares the parameters of the float copy.
+        learn: the quantization parameters that are learned.
     """
-    twin = copy.deepcopy(model)
-    weights = {name: p for name, p in twin.named_parameters() if p.is_floating_point()}
-    bounds = bounds_of(twin, plan.changes)
+    trained = copy.deepcopy(model)
+    weights = {name: p for name, p in trained.named_parameters() if p.is_floating_point()}
+    bounds = bounds_of(trained, plan.changes)
     if not learn.bounds:
         weights = {name: p for name, p in weights.items() if name not in bounds}
     learners = {
-        d.site.name: LearnedStepSize(d.quantizer, _moves(d, learn)) for d in plan if _can_be_scaled(d.quantizer)
+        d.site.name: LearnedStepSize(d.quantizer, _learns_zero_point(d, learn))
+        for d in plan
+        if _implements_scaled(d.quantizer)
     }
     scales: dict[str, nn.Parameter] = {}
     for name, learner in learners.items():
-        wanted = learn.weight_scales if plan.decisions[name].site.kind.is_weight else learn.activation_scales
-        for what, learned in learner.learned().items():
-            if wanted or what == "zero_points":
-                scales |= {f"{name}/{what}/{i}": parameter for i, parameter in enumerate(learned)}
-    lowered = backend.apply(twin, _with(plan, learners))
-    return Task("qat", lowered, weights, bounds & weights.keys(), learners, scales, frozen_norms=True)
+        learns_scale = learn.weight_scales if plan.decisions[name].site.kind.is_weight else learn.activation_scales
+        for group, parameters in learner.learned().items():
+            if learns_scale or group == "zero_points":
+                scales |= {f"{name}/{group}/{i}": parameter for i, parameter in enumerate(parameters)}
+    lowered = backend.apply(trained, _with_learners(plan, learners))
+    return TrainingProblem("qat", lowered, weights, bounds & weights.keys(), learners, scales, frozen_norms=True)
 
 
 def bounds_of(model: nn.Module, changes: Iterable[Change]) -> set[str]:
-    """Parameters named ``alpha`` of modules that a technique put into ``model``, by name."""
+    """Names of the parameters ``alpha`` of modules that a technique inserted into ``model``."""
     modules = dict(model.named_modules())
     names = {change.where for change in changes if change.where in modules}
     return {f"{name}.alpha" for name in names if isinstance(modules[name]._parameters.get("alpha"), nn.Parameter)}
 
 
 @torch.no_grad()
-def take(task: Task, model: nn.Module, plan: Plan | None, note: str) -> None:
-    """Put what was learned into the float ``model`` and, where there is one, into ``plan``."""
+def apply_trained(problem: TrainingProblem, model: nn.Module, plan: Plan | None, note: str) -> None:
+    """Copy the learned parameters into the float ``model``, and the learned quantizers into ``plan``."""
     parameters = dict(model.named_parameters())
-    for name, learned in task.weights.items():
+    for name, learned in problem.weights.items():
         parameters[name].copy_(learned)
     if plan is None:
         buffers = dict(model.named_buffers())
-        for name, buffer in task.buffers().items():
+        for name, buffer in problem.buffers().items():
             buffers[name].copy_(buffer)
         return
-    moved = {name.partition("/")[0] for name in task.scales}
-    for name, learner in task.learners.items():
+    learned_sites = {name.partition("/")[0] for name in problem.scales}
+    for name, learner in problem.learners.items():
         decision = plan.decisions[name]
-        if name in moved:
-            made, _ = learner.harden()
-            reason = f"{decision.reason}; {note}: {_movement(decision.quantizer, made, learner)}"
-            plan.decisions[name] = replace(decision, quantizer=made, reason=reason)
+        if name in learned_sites:
+            quantizer, _ = learner.harden()
+            reason = f"{decision.reason}; {note}: {_describe_change(decision.quantizer, quantizer, learner)}"
+            plan.decisions[name] = replace(decision, quantizer=quantizer, reason=reason)
 
 
-def _movement(before: Quantizer, after: Quantizer, learner: LearnedStepSize) -> str:
+def _describe_change(before: Quantizer, after: Quantizer, learner: LearnedStepSize) -> str:
     factor = learner.factor()
     low, high = float(factor.min()), float(factor.max())
     text = f"step ×{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"steps ×{low:.3g} … ×{high:.3g}"
@@ -149,13 +154,13 @@ def _movement(before: Quantizer, after: Quantizer, learner: LearnedStepSize) -> 
     return text
 
 
-def _moves(decision: Decision, learn: Learn) -> bool:
+def _learns_zero_point(decision: Decision, learn: Learn) -> bool:
     return learn.zero_points and not decision.site.kind.is_weight
 
 
-def _can_be_scaled(quantizer: Quantizer) -> bool:
+def _implements_scaled(quantizer: Quantizer) -> bool:
     return type(quantizer).scaled is not Quantizer.scaled
 
 
-def _with(plan: Plan, learners: Mapping[str, Learner]) -> Plan:
+def _with_learners(plan: Plan, learners: Mapping[str, Learner]) -> Plan:
     return Plan({n: replace(d, quantizer=learners.get(n, d.quantizer)) for n, d in plan.decisions.items()})

@@ -36,7 +36,7 @@ def content(inputs, labels):
 
 def test_an_epoch_shows_an_image_once_and_the_next_another_order():
     found = images()
-    places = list(found._places(0, Processes()))
+    places = list(found._indices(0, Processes()))
     assert len(places) == 2 * found.steps == 6
     first, second = ([index for batch in places[i : i + 3] for _, index in batch] for i in (0, 3))
     assert len(set(first)) == len(first) == 48
@@ -93,7 +93,7 @@ def test_the_strongest_posterizing_keeps_a_bit(policy):
 
 
 def test_a_policy_that_timm_does_not_know_is_refused():
-    with pytest.raises(InputError, match="timm cannot augment so"):
+    with pytest.raises(InputError, match="timm refuses this augmentation"):
         transform(RGB, Augment(auto_augment="hand-made"))
 
 
@@ -106,7 +106,7 @@ def test_what_is_held_out_is_not_trained_on():
 
 
 def test_a_batch_must_be_filled():
-    with pytest.raises(InputError, match="a batch of 16 was asked for, and there are 20 images, 8 of them held out"):
+    with pytest.raises(InputError, match="a batch needs 16 images, and there are 20 images, 8 of them held out"):
         images(20, hold_out=8)
 
 

@@ -79,5 +79,5 @@ def test_an_optimizer_goes_on_from_tensors_and_json(name):
 def test_what_no_checkpoint_can_hold_is_named():
     made = torch.optim.SGD(list(parameters().values()), lr=0.1)
     made.state[made.param_groups[0]["params"][0]]["queue"] = [1, 2]
-    with pytest.raises(PluginError, match="SGD keeps 'queue' as list"):
+    with pytest.raises(PluginError, match="state 'queue' of SGD is a list"):
         optimizer_state(made)

@@ -42,7 +42,7 @@ def test_a_stop_at_any_step_changes_nothing(tmp_path, monkeypatch, stage, step):
     plain = SupervisedTraining._step
 
     def stopped(self, model, parts, number):
-        if self.task.name == stage and number == step:
+        if self.problem.name == stage and number == step:
             raise Killed
         plain(self, model, parts, number)
 
@@ -52,7 +52,7 @@ def test_a_stop_at_any_step_changes_nothing(tmp_path, monkeypatch, stage, step):
         outcome(tmp_path, "stopped", cache, checkpoint_minutes=0.0)
     seen = []
     monkeypatch.setattr(
-        SupervisedTraining, "_step", lambda self, m, p, n: seen.append((self.task.name, n)) or plain(self, m, p, n)
+        SupervisedTraining, "_step", lambda self, m, p, n: seen.append((self.problem.name, n)) or plain(self, m, p, n)
     )
     resumed, same, again = outcome(tmp_path, "resumed", cache)
     assert seen[0] == (stage, step)  # not from the start

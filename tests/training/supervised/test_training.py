@@ -23,7 +23,7 @@ from qplug.quantization.accounting import CONVENTIONS, DEFAULT
 from qplug.quantization.plan import Plan
 from qplug.testing.run import toy_registry
 from qplug.training.supervised.config import Learn
-from qplug.training.supervised.problem import Task, quantized_task
+from qplug.training.supervised.problem import TrainingProblem, quantized_problem
 
 
 def test_qat_learns_weights_and_scales_and_the_folder_gives_back_what_was_measured(tmp_path):
@@ -79,7 +79,7 @@ def test_finetuning_comes_before_folding_and_batchnorms_learn_their_statistics(t
 
 def test_batchnorms_that_were_not_folded_keep_their_statistics_in_qat():
     model = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5), vit_digits())
-    task = quantized_task(model, Plan(), backend_of("brevitas", toy_registry()), Learn())
+    task = quantized_problem(model, Plan(), backend_of("brevitas", toy_registry()), Learn())
     task.train()
     assert [module.training for module in task.model[:2]] == [False, True]
     assert task.buffers() == {}
@@ -157,7 +157,7 @@ def test_a_training_that_diverges_says_what_and_where(tmp_path):
 
 
 def test_a_value_that_is_not_finite_is_found_where_it_arose(tmp_path, monkeypatch):
-    plain = Task.train
+    plain = TrainingProblem.train
 
     def broken(self):
         plain(self)
@@ -165,9 +165,11 @@ def test_a_value_that_is_not_finite_is_found_where_it_arose(tmp_path, monkeypatc
             with torch.no_grad():
                 self.model.hidden.bias[0] = float("nan")
 
-    monkeypatch.setattr(Task, "train", broken)
-    told = r"step 1 of 15 .*the loss is nan; .* that of hidden.*; hidden.bias is not finite itself"
-    with pytest.raises(QplugError, match=told):
+    monkeypatch.setattr(TrainingProblem, "train", broken)
+    message = (
+        r"step 1 of 15 .*the loss is nan; hidden.* is the first module .*; the parameter hidden.bias is not finite"
+    )
+    with pytest.raises(QplugError, match=message):
         run(recipe(tmp_path, qat={}))
 
 
