@@ -71,7 +71,7 @@ def test_applied_again_it_gives_the_same_outputs(planned):
 
 @pytest.mark.parametrize("format_", [0, 2, None, "1"])
 def test_another_format_is_refused(planned, format_):
-    with pytest.raises(InputError, match="this version reads 1"):
+    with pytest.raises(InputError, match="this version reads format 1"):
         Plan.from_dict({**planned[1].to_dict(), "format": format_}, installed().quantizers)
 
 
