@@ -84,7 +84,9 @@ class QuantizerAssigner:
             beside = self.stats(other)
             quantized = found[other.name][1].quantizer.to(beside.sample.device).infer(beside.sample)
             if site.name not in seen or not torch.equal(seen[site.name], quantized):
-                found[site.name] = self._ask(site, specs[site], self.stats(site).given(beside, quantized))
+                found[site.name] = self._ask(
+                    site, specs[site], self.stats(site).with_quantized_operand(beside, quantized)
+                )
                 seen[site.name] = quantized
         return found
 

@@ -19,7 +19,7 @@ from qplug.hooks.registry import Registry
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.stages.load import open_inputs
 from qplug.quantization.calibration.calibrator import watched_sites
-from qplug.quantization.calibration.hessian import TOLERANCE
+from qplug.quantization.calibration.hessian import TRACE_TOLERANCE
 
 Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
@@ -153,8 +153,8 @@ def _analyze(
 def _unsettled(looks: dict[str, Look], request: RangesRequest) -> list[str]:
     """Where the limit ended an estimate, and not its stop."""
     return [
-        f"the Hessian traces {name} have not settled to {TOLERANCE:g} after {request.hessian_probes} probes; see their "
-        "standard errors, or raise --hessian-probes"
+        f"the Hessian traces {name} have not settled to {TRACE_TOLERANCE:g} after {request.hessian_probes} probes; see "
+        "their standard errors, or raise --hessian-probes"
         for name, look in looks.items()
         if any(one.trace.probes == request.hessian_probes for one in look.mixing)
     ]

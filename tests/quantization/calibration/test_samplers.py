@@ -15,7 +15,7 @@ EVERYTHING = SampleSize(rows=10**6, slices=10**6, slice_rows=10**6)
 def record(module, *args, batch, images=None, size=EVERYTHING):
     """The operation after one batch, its output and the gradient of a random loss at it."""
     operation = sampler_of(module, images or batch, size, seed=0)
-    operation.begin(0, batch)
+    operation.begin_batch(0, batch)
     out = module(*args)
     operation.record(module, args, out)
     if out.requires_grad:
@@ -127,7 +127,7 @@ def test_caps_hold_however_many_images_there_are(images):
         for first in range(0, images, 10):
             batch = min(10, images - first)
             args = tuple(rand(batch, *shape) for shape in shapes)
-            operation.begin(first, batch)
+            operation.begin_batch(first, batch)
             operation.record(module, args, module(*args))
         product = operation.product(module)
         assert 0 < product.lhs.shape[0] * product.lhs.shape[1] <= rows
@@ -139,7 +139,7 @@ def test_norms_and_softmax_keep_the_square_of_the_gradient_at_their_input(module
     x = leaf * 2
     x.retain_grad()
     operation = sampler_of(module, 3, EVERYTHING, seed=0)
-    operation.begin(0, 3)
+    operation.begin_batch(0, 3)
     out = module(x)
     operation.record(module, (x,), out)
     (out * rand(3, 2, 5, 6)).sum().backward()
@@ -160,7 +160,7 @@ def test_calls_of_one_module_keep_their_own_gradients():
     linear = nn.Linear(6, 6, bias=False)
     model = Sequence(lambda m, x: m.a(m.a(x)), a=linear)
     operation, outs = sampler_of(linear, 2, EVERYTHING, seed=0), []
-    operation.begin(0, 2)
+    operation.begin_batch(0, 2)
 
     def hook(module, args, out):
         out.retain_grad()
@@ -186,7 +186,7 @@ def test_the_same_seed_takes_the_same_rows_and_another_takes_others():
     samples = []
     for seed in (0, 0, 1):
         operation = sampler_of(linear, 2, SampleSize(rows=10), seed)
-        operation.begin(0, 2)
+        operation.begin_batch(0, 2)
         operation.record(linear, (x,), linear(x))
         samples.append(operation.product(linear).lhs)
     assert torch.equal(samples[0], samples[1])

@@ -227,7 +227,7 @@ def test_errors_beside_a_quantized_operand_are_those_of_both(known, module):
     product = left.product
     error = (lhs @ rhs.mT - product.lhs.double() @ product.rhs.double().mT).square() * product.importance.double()
     for ours, other, mine, others in ((left, right, left_hat, right_hat), (right, left, right_hat, left_hat)):
-        beside = ours.given(other, others)
+        beside = ours.with_quantized_operand(other, others)
         assert beside.output_error(mine, T).item() == pytest.approx(error.sum().item(), rel=1e-4)
         assert torch.allclose(beside.product.output, product.output, rtol=1e-3, atol=1e-4)
 
@@ -235,7 +235,7 @@ def test_errors_beside_a_quantized_operand_are_those_of_both(known, module):
 @pytest.mark.parametrize("module", OPERATIONS)
 def test_a_partner_in_float_changes_nothing(known, module):
     left, right, left_hat, _ = quantized_pair(known[1], module)
-    beside = left.given(right, right.sample)
+    beside = left.with_quantized_operand(right, right.sample)
     assert beside.output_error(left_hat, T).item() == pytest.approx(left.output_error(left_hat, T).item(), rel=1e-5)
 
 
@@ -245,7 +245,9 @@ def test_cosine_distance_against_float64(known, module):
     lhs, rhs = left.to_matrix(left_hat).double(), right.to_matrix(right_hat).double()
     want, got = (left.product.lhs.double() @ left.product.rhs.double().mT).flatten(), (lhs @ rhs.mT).flatten()
     cosine = 1 - (want @ got / want.norm() / got.norm()).item()
-    assert left.given(right, right_hat).cosine_distance(left_hat, T).item() == pytest.approx(cosine, abs=1e-5)
+    assert left.with_quantized_operand(right, right_hat).cosine_distance(left_hat, T).item() == pytest.approx(
+        cosine, abs=1e-5
+    )
     assert left.cosine_distance(left.sample, T).item() == pytest.approx(0, abs=1e-5)
     assert left.cosine_distance(torch.zeros_like(left.sample), T).item() == 1
 
@@ -271,7 +273,7 @@ def test_errors_of_parts_of_the_rows_add_up(known, name):
     assert len(rows) == (len(stats.sample) if not stats.site.kind.is_weight else stats.product.lhs.shape[1])
     total = 0.0
     for part in places.tensor_split(3):
-        taken = stats.take(part)
+        taken = stats.select_rows(part)
         kept = quantized if stats.site.kind.is_weight else quantized[part]
         error = taken.output_error(kept, T)
         assert float(error) == pytest.approx(float(rows[part].sum()), rel=1e-4)
@@ -283,8 +285,8 @@ def test_errors_of_parts_of_the_rows_add_up(known, name):
 def test_rows_that_are_taken_stay_beside_the_other_operand(known, module):
     left, right, left_hat, right_hat = quantized_pair(known[1], module)
     for ours, other, mine, others in ((left, right, left_hat, right_hat), (right, left, right_hat, left_hat)):
-        beside = ours.given(other, others)
+        beside = ours.with_quantized_operand(other, others)
         rows = beside.row_errors(mine)
         part = torch.arange(0, len(rows), 2)
         kept = mine if ours.site.kind.is_weight else mine[part]
-        assert float(beside.take(part).output_error(kept, T)) == pytest.approx(float(rows[part].sum()), rel=1e-4)
+        assert float(beside.select_rows(part).output_error(kept, T)) == pytest.approx(float(rows[part].sum()), rel=1e-4)

@@ -54,7 +54,7 @@ def test_the_best_of_all_candidates_for_each_scale_alone(known, name, granularit
 def test_beside_a_quantized_operand_too(known, pair):
     ours, other = (known[f"blocks.0.attn.{name}"] for name in pair)
     for stats, partner in ((ours, other), (other, ours)):
-        beside = stats.given(partner, base(partner, T).infer(partner.sample))
+        beside = stats.with_quantized_operand(partner, base(partner, T).infer(partner.sample))
         _, error = grid_search(beside, base(stats, T).scaled, FACTORS)
         errors = brute_force(beside, base(stats, T).scaled, FACTORS, lambda q, b=beside: b.output_error(q, T))
         assert float(error) == pytest.approx(float(errors.min()), rel=1e-4)
