@@ -33,8 +33,8 @@ class NumberFormat:
     def make_quantizer(self, spec: QuantSpec, low: Tensor, high: Tensor) -> Quantizer:
         """As the function ``make_quantizer``."""
         module, _, cls = self.path.partition(":")
-        made: Quantizer = getattr(importlib.import_module(module), cls).from_range(low, high, spec)
-        return made
+        quantizer: Quantizer = getattr(importlib.import_module(module), cls).from_range(low, high, spec)
+        return quantizer
 
 
 NUMBER_FORMATS = {

@@ -139,11 +139,11 @@ class LearnedStepSize(Learner):
 
     def harden(self) -> tuple[Quantizer, None]:
         """The quantizer with the present scale and zero point."""
-        made = self.start.scaled(self.factor().detach())
+        quantizer = self.start.scaled(self.factor().detach())
         if self.shift is not None and isinstance(self.start, UniformQuantizer):
             scale = self.start.scaled(self.factor().detach()).scale
-            made = UniformQuantizer(scale, self._zero_point(self.start), self.start.bits, self.start.signed)
-        return made, None
+            quantizer = UniformQuantizer(scale, self._zero_point(self.start), self.start.bits, self.start.signed)
+        return quantizer, None
 
     def factor(self) -> Tensor:
         """The ratio of the present scale to the initial scale: in the scale's shape, or () without a uniform scale."""

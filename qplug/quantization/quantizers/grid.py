@@ -18,8 +18,9 @@ SAMPLE_PARTS = 5
 SearchObjective = Literal["output", "value", "cosine"]
 """The minimized error of a search.
 
-``output`` is the Hessian-guided error of the operation's output (PTQ4ViT), ``value`` the squared error of the tensor
-itself, and ``cosine`` the cosine distance of the operation's output (EasyQuant).
+- ``output``: the Hessian-guided error of the operation's output (PTQ4ViT).
+- ``value``: the squared error of the tensor itself.
+- ``cosine``: the cosine distance of the operation's output (EasyQuant).
 """
 
 

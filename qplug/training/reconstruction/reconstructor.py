@@ -124,8 +124,8 @@ class Reconstructor:
             decision = self.plan.decisions[name]
             if name in weights:
                 self._weight(decision).copy_(weights[name])
-            made = quantizer_of(quantizer).to(self.device)
-            self.plan.decisions[name] = replace(decision, quantizer=made, reason=reason)
+            restored = quantizer_of(quantizer).to(self.device)
+            self.plan.decisions[name] = replace(decision, quantizer=restored, reason=reason)
 
     def warnings(self) -> list[str]:
         """A warning if a unit had more than ``UNDECIDED_LIMIT`` of its bits undecided."""

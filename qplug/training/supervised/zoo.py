@@ -74,7 +74,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = entry.build()
-        fit(model, images, labels, epochs, progress, AUGMENT[entry.data])
+        train_in_place(model, images, labels, epochs, progress, AUGMENT[entry.data])
     accuracy = top1(model, *test)
     training = {
         "model": name,
@@ -129,7 +129,7 @@ def _examples(split: Literal["train", "test"], data: Path | None) -> Examples:
     return HuggingFace(HuggingFace.Config(source="hf", path=str(data), split=split)).open(0)
 
 
-def fit(
+def train_in_place(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
