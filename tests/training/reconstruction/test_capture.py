@@ -1,4 +1,4 @@
-"""What a block is given and gives: equal to what a forward computes, in the order of the images."""
+"""Captured inputs and outputs of a block equal those of a forward, in the order of the images."""
 
 import importlib
 
@@ -57,7 +57,7 @@ def test_a_residual_network_and_a_block_that_is_never_called():
 
 
 @pytest.mark.parametrize("path", BLOCKS)
-def test_what_is_declared_to_be_a_block_exists(path):
+def test_declared_block_classes_exist(path):
     module, _, name = path.partition(":")
     if module.startswith("transformers."):
         pytest.importorskip("transformers", reason="transformers is not installed, so its blocks cannot be looked at")
@@ -65,10 +65,10 @@ def test_what_is_declared_to_be_a_block_exists(path):
 
 
 class Block(nn.Sequential):
-    """Named as timm's are, and another class."""
+    """Another class with the name of timm's block."""
 
 
-def test_a_block_is_what_is_declared_and_not_what_is_named_so():
+def test_blocks_are_found_by_class_and_not_by_name():
     image = torch.randn(1, 4)
     model = nn.Sequential(Block(nn.Linear(4, 4), nn.Linear(4, 4)), type("Derived", (Block,), {})(nn.Linear(4, 4)))
     operations = ["0.0", "0.1", "1.0"]
@@ -76,7 +76,7 @@ def test_a_block_is_what_is_declared_and_not_what_is_named_so():
     assert find_blocks(model, operations, image, [f"{__name__}:Block"]) == ["0", "1"]
 
 
-def test_calls_are_those_of_the_forward():
+def test_captured_calls_equal_the_calls_of_a_forward():
     model, _ = sited(toy_vit(), toy_images(1))
     images = toy_images(5)
     seen = []
@@ -97,7 +97,7 @@ class Two(nn.Module):
         return x * mask * scale + bias
 
 
-def test_other_arguments_follow_their_images_or_stay_the_same():
+def test_other_arguments_are_by_image_or_fixed():
     bias = torch.arange(4.0)
     model = Sequence(lambda m, x: m.block(x, (x.sum(1, keepdim=True) > 0).float(), scale=2.0, bias=bias), block=Two())
     images = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -109,7 +109,7 @@ def test_other_arguments_follow_their_images_or_stay_the_same():
     assert kwargs["bias"] is bias
 
 
-def test_within_a_block_calls_are_those_of_the_whole_forward_and_nothing_before_it_runs():
+def test_a_replayed_block_gives_the_same_calls_without_earlier_modules():
     model, found = sited(toy_vit(), toy_images(1))
     batches = toy_images(5).split(2)
     block = Forwards(model, batches).replay_block("blocks.1")
@@ -147,7 +147,7 @@ class Masked(nn.Module):
         return self.inner(x * mask * scale)
 
 
-def test_within_a_block_the_other_arguments_are_there_and_a_changed_block_is_run():
+def test_a_replayed_block_gets_all_arguments_and_is_the_present_block():
     model = Sequence(lambda m, x: m.outer.block(x, (x.sum(1, keepdim=True) > 0).float(), scale=2.0), outer=nn.Module())
     model.outer.block = Masked()
     batches = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).split(2)
@@ -163,8 +163,8 @@ def test_within_a_block_the_other_arguments_are_there_and_a_changed_block_is_run
 
 
 @pytest.mark.parametrize(("images", "batch", "rows"), [(6, 3, 6), (6, 3, 3), (4, 4, 4), (6, 4, 1)])
-def test_an_argument_as_long_as_a_batch_or_as_all_images_is_no_argument_by_image(images, batch, rows):
-    """Each image alone would have it as long."""
+def test_a_fixed_argument_with_as_many_rows_as_a_batch_stays_fixed(images, batch, rows):
+    """For one image, the argument has the same length."""
     bias = torch.arange(float(rows)).view(rows, 1)
     model = Sequence(lambda m, x: m.block(x, 1.0, bias=bias), block=Two())
     x = torch.randn(images, rows, 2, generator=torch.Generator().manual_seed(0))
@@ -174,7 +174,7 @@ def test_an_argument_as_long_as_a_batch_or_as_all_images_is_no_argument_by_image
     assert kwargs["bias"] is bias
 
 
-def test_an_argument_that_is_another_for_each_batch_is_refused():
+def test_an_argument_that_is_neither_fixed_nor_by_image_is_refused():
     model = Sequence(lambda m, x: m.block(x, 1.0, bias=x.mean((0, 1))), block=Two())
     with pytest.raises(InputError, match="argument 'bias' is neither") as refused:
         capture(model, "block", torch.randn(6, 3, 2).split(3))
@@ -190,7 +190,7 @@ class Pair(nn.Module):
         return self.inner(x), x
 
 
-def test_within_a_block_that_cannot_be_captured_itself_the_model_is_run():
+def test_a_block_that_cannot_be_captured_is_not_replayed():
     model = Sequence(lambda m, x: m.block(x)[0], block=Pair())
     batches = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).split(2)
     with pytest.raises(InputError):
@@ -205,7 +205,7 @@ def test_a_block_that_is_called_twice_is_refused():
         capture(model, "block", [torch.randn(3, 4)])
 
 
-def test_a_block_without_a_batch_first_is_refused():
+def test_a_block_whose_first_argument_is_no_batch_is_refused():
     model = Sequence(lambda m, x: m.block(x.sum(0)), block=nn.Linear(4, 4))
     with pytest.raises(InputError, match="as many entries for every image") as refused:
         capture(model, "block", [torch.randn(3, 4)])
