@@ -59,9 +59,9 @@ def run(
         observers = [progress] if is_main else []
         result = run_pipeline(loaded, out=target, device=device, observers=observers, cache=cache)
     if launched().count > 1:
-        from qplug.training.supervised.accelerator import leave_together
+        from qplug.training.supervised.accelerator import destroy_process_group
 
-        leave_together()
+        destroy_process_group()
     if not is_main:
         return
     if as_json:

@@ -89,7 +89,8 @@ class QuantizerAssigner:
             beside = self.stats(other)
             quantized = choices[other.name][1].quantizer.to(beside.sample.device).infer(beside.sample)
             if site.name not in partners or not torch.equal(partners[site.name], quantized):
-                choices[site.name] = self._ask(site, specs[site], self.stats(site).given(beside, quantized))
+                given = self.stats(site).with_quantized_operand(beside, quantized)
+                choices[site.name] = self._ask(site, specs[site], given)
                 partners[site.name] = quantized
         return choices
 

@@ -21,7 +21,7 @@ from qplug.pipeline.stages.rewrite import HOOKS, rewrite
 from qplug.pipeline.weights import FILE, load_weights
 from qplug.quantization.plan import Plan
 from qplug.recipe import load_recipe
-from qplug.training.supervised.task import BY as BY_TRAINING
+from qplug.training.supervised.problem import TRAINED_BY as BY_TRAINING
 
 if TYPE_CHECKING:
     from torch import nn

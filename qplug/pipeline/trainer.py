@@ -18,7 +18,14 @@ from qplug.training.supervised.history import History
 from qplug.training.supervised.images import TrainingImages
 from qplug.training.supervised.loop import SupervisedTraining
 from qplug.training.supervised.objective import TrainingObjective
-from qplug.training.supervised.task import BY, Task, batchnorms, float_task, quantized_task, take
+from qplug.training.supervised.problem import (
+    TRAINED_BY,
+    TrainingProblem,
+    apply_trained,
+    batchnorms,
+    float_problem,
+    quantized_problem,
+)
 
 if TYPE_CHECKING:
     from qplug.core.types import Advance
@@ -48,17 +55,17 @@ class Trainer:
             self.ctx.warnings.append(
                 f"finetune: BatchNorms normalize by each process's share of a batch, one of {self.ctx.processes.count}"
             )
-        return self._train(float_task(model), model, None, settings, advance, ())
+        return self._train(float_problem(model), model, None, settings, advance, ())
 
     def qat(self, model: nn.Module, plan: Plan, settings: Qat, advance: Advance) -> tuple[Change, History]:
         """Train ``model`` through the quantizers of ``plan``; both become what was learned, in place."""
         backend = self.ctx.backend
-        task = quantized_task(model, plan, backend, settings.learn)
+        task = quantized_problem(model, plan, backend, settings.learn)
         return self._train(task, model, plan, settings, advance, (*self.ctx.caller.techniques, backend))
 
     def _train(
         self,
-        task: Task,
+        task: TrainingProblem,
         model: nn.Module,
         plan: Plan | None,
         settings: Training,
@@ -67,7 +74,7 @@ class Trainer:
     ) -> tuple[Change, History]:
         if self.ctx.processes.count > 1:
             example = self.inputs.float_model.preprocessing.example().to(next(model.parameters()).device)
-            for name in task.without_gradient(example):
+            for name in task.parameters_without_gradient(example):
                 task.parameters()[name].requires_grad_(False)
         images = TrainingImages(self.images, self.inputs.float_model.preprocessing, settings, self.ctx.seed)
         source = self.inputs.float_model
@@ -81,8 +88,8 @@ class Trainer:
         if history.untouched:
             some = listed(history.untouched)
             self.ctx.warnings.append(f"{task.name} had no gradient for {len(history.untouched)} parameters: {some}")
-        take(task, model, plan, task.name)
-        change = Change("the model", BY[task.name], False, f"{settings.optimizer}, {history.describe()}")
+        apply_trained(task, model, plan, task.name)
+        change = Change("the model", TRAINED_BY[task.name], False, f"{settings.optimizer}, {history.describe()}")
         return change, history
 
     def _slot(

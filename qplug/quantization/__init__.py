@@ -1,1 +1,1 @@
-"""The numeric core: sites, statistics, quantizers, the plan, its costs, and the backends that execute it."""
+"""Quantization: sites, statistics, quantizers, bit allocation, the plan, its costs, and the backends."""

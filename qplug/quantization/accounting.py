@@ -1,4 +1,4 @@
-"""How size and bit operations are counted: conventions by name. Importing this does not import torch."""
+"""Conventions for counting size and bit operations, by name. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from qplug.core.text import did_you_mean
 
 @dataclass(frozen=True)
 class Convention:
-    """One way to count.
+    """A convention for counting size and bit operations.
 
     Attributes:
-        name: as ``--accounting`` takes it.
-        text: what is counted, in a line that stands beside every figure.
+        name: the value of ``--accounting``.
+        text: the definition in one line, which is printed beside every figure.
         operations: bit operations of one multiply-accumulate of a one-bit weight and a one-bit activation.
-        attention: whether attention's matmuls count.
-        stored: whether sizes are those of what is stored, scales and float32 parameters included; else every parameter
-            of the model counts at the bits of the weights.
-        megabyte: bytes to the MB.
+        attention: count the matmuls of attention.
+        stored: the size counts the stored data, scales and float32 parameters included. Otherwise every parameter of
+            the model counts at the bits of the weights.
+        megabyte: bytes per MB.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Convention:
         return f"{self.name}: {self.text}"
 
     def key(self, metric: str) -> str:
-        """Where a run's metrics keep ``metric`` (``size_mb``, ``float.bops_g``, …) by this convention."""
+        """The key of ``metric`` (``size_mb``, ``float.bops_g``, …) in a run's metrics, for this convention."""
         return metric if self.name == DEFAULT else f"accounting.{self.name}.{metric}"
 
 
 DEFAULT = "full"
-"""The convention whose figures a run's metrics hold under their plain names."""
+"""The convention whose figures have plain names in a run's metrics."""
 
 CONVENTIONS = {
     convention.name: convention
@@ -63,13 +63,17 @@ CONVENTIONS = {
         ),
     )
 }
-"""``full`` is ours: everything counts, as it is. ``q-mlp`` is what the tables of Zhao et al. 2023 were counted by: BOPS
-are FLOPs × bits × bits (caption of Table 2). ``hawq`` is that of Yao et al. 2021, HAWQ-V3, read off the authors' model
-zoo: ResNet-18, 11.69 M parameters and 1.814 G MACs, has 44.6 MB and 1,858 G there."""
+"""The conventions by name.
+
+- ``full`` counts the whole model as it is [ours].
+- ``q-mlp`` is the convention of the tables in Zhao et al. 2023: BOPS are FLOPs × bits × bits (caption of Table 2).
+- ``hawq`` is the convention of Yao et al. 2021, HAWQ-V3, inferred from the authors' model zoo. It lists ResNet-18,
+  with 11.69 M parameters and 1.814 G MACs, at 44.6 MB and 1,858 G.
+"""
 
 
 def convention(name: str) -> Convention:
-    """The convention of a name; raises ``InputError`` with the names that there are."""
+    """The convention ``name``; raises ``InputError`` with the known names."""
     if name not in CONVENTIONS:
         known = ", ".join(CONVENTIONS)
         raise InputError(

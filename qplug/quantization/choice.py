@@ -1,4 +1,4 @@
-"""A technique's answer for one site. Importing this does not import torch."""
+"""The quantizer that a technique chooses for one site. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuantizerChoice:
-    """A quantizer for one site, and in a few words why it became this one (shown in the plan)."""
+    """A quantizer for one site, and the reason for it in a few words, which the plan stores."""
 
     quantizer: Quantizer
     reason: str = ""

@@ -22,8 +22,8 @@ def account(model: nn.Module, plan: Plan) -> dict[str, float]:
     """Costs of ``plan`` on ``model`` (the float model, after rewrites and smoothing), by every convention.
 
     Returns:
-        what ``costs`` gives, under ``Convention.key``; ``bits.weights_mean`` and ``bits.activations_mean``: over the
-        elements of quantized sites; ``coverage.macs``.
+        The values of ``costs`` under ``Convention.key``; ``bits.weights_mean`` and ``bits.activations_mean``, the mean
+        bits over the elements of quantized sites; ``coverage.macs``.
     """
     counted = {
         convention.key(metric): value
@@ -39,11 +39,11 @@ def account(model: nn.Module, plan: Plan) -> dict[str, float]:
 
 
 def costs(model: nn.Module, plan: Plan, convention: Convention) -> dict[str, float]:
-    """``size_mb`` and ``float.size_mb``; ``bops_g`` and ``float.bops_g``, 10^9 bit operations of one image.
+    """``size_mb`` and ``float.size_mb``; ``bops_g`` and ``float.bops_g`` in 10^9 bit operations per image.
 
-    Where a convention counts every parameter at the weights' bits, a quantized weight counts at its own, what its
-    operation adds to it (a bias) and what belongs to no operation (norms, embeddings) at the mean of all quantized
-    weights, and an operation whose weight stays in float in float32 [ours: the papers have one width everywhere].
+    If a convention counts every parameter at the weights' bits, a quantized weight counts at its own bits. Its bias and
+    the parameters outside operations (norms, embeddings) count at the mean bits of all quantized weights. The
+    parameters of an operation with a float weight count at 32 bits [ours: the papers have one width everywhere].
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     bits = _stored_bits(parameters, plan) if convention.stored else _bits_at_weights(model, plan)
@@ -57,13 +57,14 @@ def costs(model: nn.Module, plan: Plan, convention: Convention) -> dict[str, flo
 
 
 def uniform_plan(site_map: SiteMap, weights: int, activations: int) -> Plan:
-    """``plan_of`` with the same bits for every weight, and the same for every activation."""
+    """``plan_of`` with one width for all weights, and one for all activations."""
     return plan_of(site_map, lambda site: weights if site.kind.is_weight else activations)
 
 
 def plan_of(site_map: SiteMap, bits: Callable[[Site], int]) -> Plan:
-    """The plan that quantizes every operand of ``site_map`` at these bits: what an architecture costs, before any range
-    is known. One scale a channel for weights, one a tensor for activations; the scales mean nothing.
+    """The plan that quantizes every operand of ``site_map`` at these bits, for costs without any calibration.
+
+    Weights have one scale per channel, activations one per tensor. The values of the scales are placeholders.
     """
     decisions = {}
     for site in (site for site in site_map.sites if site.macs):
@@ -81,7 +82,7 @@ def _weights(plan: Plan) -> list[Decision]:
 
 
 def _stored_bits(parameters: int, plan: Plan) -> float:
-    """Weights in their format with their scales, everything else (biases, norms, embeddings) in float32."""
+    """Bits of weights in their formats with their scales, and of other parameters in float32."""
     weights = _weights(plan)
     rest = parameters - sum(d.site.numel for d in weights)
     return sum(d.quantizer.storage_bits(d.site.shape) for d in weights) + rest * FLOAT_BITS
@@ -102,32 +103,37 @@ def _bits_at_weights(model: nn.Module, plan: Plan) -> float:
 
 @dataclass
 class _Operations:
-    """MACs of one image: module → (MACs, the bits of its operands), and how many belong to none of these modules."""
+    """MACs of one image.
 
-    known: dict[str, tuple[int, list[int]]]
-    elsewhere: int
+    Attributes:
+        by_module: module → (MACs, bits of its quantized operands).
+        other_macs: MACs outside these modules.
+    """
+
+    by_module: dict[str, tuple[int, list[int]]]
+    other_macs: int
 
     @classmethod
     def of(cls, model: nn.Module, plan: Plan, convention: Convention) -> _Operations:
-        """Those that the convention counts. Attention that was not made explicit is elsewhere, and counts always."""
-        known = {module: (macs, list[int]()) for module, macs in plan.float_macs.items()}
+        """The operations that the convention counts. Fused attention is in ``other_macs`` and always counts."""
+        by_module = {module: (macs, list[int]()) for module, macs in plan.float_macs.items()}
         for decision in (d for d in plan if d.site.macs):
-            known.setdefault(decision.site.module, (decision.site.macs, []))[1].append(decision.quantizer.bits)
-        elsewhere = plan.total_macs - sum(macs for macs, _ in known.values())
+            by_module.setdefault(decision.site.module, (decision.site.macs, []))[1].append(decision.quantizer.bits)
+        other_macs = plan.total_macs - sum(macs for macs, _ in by_module.values())
         if not convention.attention:
             matmuls = {name for name, module in model.named_modules() if isinstance(module, MatMul)}
-            known = {module: found for module, found in known.items() if module not in matmuls}
-        return cls(known, elsewhere)
+            by_module = {module: entry for module, entry in by_module.items() if module not in matmuls}
+        return cls(by_module, other_macs)
 
     @property
     def macs(self) -> int:
-        return sum(macs for macs, _ in self.known.values()) + self.elsewhere
+        return sum(macs for macs, _ in self.by_module.values()) + self.other_macs
 
     @property
     def bops(self) -> int:
-        """MACs × bits × bits; an operand without a quantizer has 32."""
-        operands = ((macs, *bits, FLOAT_BITS, FLOAT_BITS) for macs, bits in self.known.values())
-        return sum(macs * one * other for macs, one, other, *_ in operands) + self.elsewhere * FLOAT_BITS**2
+        """MACs × bits × bits; an operand without a quantizer has 32 bits."""
+        operands = ((macs, *bits, FLOAT_BITS, FLOAT_BITS) for macs, bits in self.by_module.values())
+        return sum(macs * left * right for macs, left, right, *_ in operands) + self.other_macs * FLOAT_BITS**2
 
 
 def _mean_bits(decisions: Iterable[Decision]) -> float:

@@ -1,4 +1,4 @@
-"""Number formats: one quantizer class a format, one row each. Importing this does not import torch."""
+"""Number formats: a table with one quantizer class per format. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NumberFormat:
-    """The numbers that a quantized tensor may hold.
+    """A set of representable numbers, and the quantizer that rounds to them.
 
     Attributes:
-        name: as recipes write it, in ``number_format``.
-        kind: of its quantizer, as plans write it.
+        name: the value of ``number_format`` in recipes.
+        kind: the quantizer's kind in plans.
         path: ``module:Class`` of the quantizer, which has ``from_range(low, high, spec)``.
-        bits: the smallest and the largest width of a number.
+        bits: the smallest and the largest number of bits.
     """
 
     name: str
@@ -31,21 +31,21 @@ class NumberFormat:
     bits: tuple[int, int] = (2, 16)
 
     def make_quantizer(self, spec: QuantSpec, low: Tensor, high: Tensor) -> Quantizer:
-        """As ``make_quantizer``."""
+        """As the function ``make_quantizer``."""
         module, _, cls = self.path.partition(":")
-        made: Quantizer = getattr(importlib.import_module(module), cls).from_range(low, high, spec)
-        return made
+        quantizer: Quantizer = getattr(importlib.import_module(module), cls).from_range(low, high, spec)
+        return quantizer
 
 
 NUMBER_FORMATS = {
     number_format.name: number_format
     for number_format in (NumberFormat("int", "uniform", "qplug.quantization.quantizers.uniform:UniformQuantizer"),)
 }
-"""Every format by its name. A format is one file with a quantizer and one row here."""
+"""The formats by name. A new format needs one file with a quantizer, and one row here."""
 
 
 def make_quantizer(spec: QuantSpec, low: Tensor, high: Tensor) -> Quantizer:
-    """The quantizer of the format that ``spec`` asks for, whose grid just holds [low, high].
+    """The quantizer of the format in ``spec`` whose grid covers exactly [low, high].
 
     Args:
         spec: number format, bits, granularity and symmetry.

@@ -1,4 +1,4 @@
-"""The plan: the whole decision about a model, serializable, and the same for every backend."""
+"""The plan: the quantizer of every site of a model, serializable and independent of the backend."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from qplug.core.errors import InputError
 from qplug.core.types import Change, Granularity, QuantSpec, Site, SiteKind
 from qplug.quantization.quantizers import Quantizer
 
-FORMAT = 1
+PLAN_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to one site: its quantizer, who chose it and why, and who chose the bits."""
+    """The quantizer of one site, the technique that chose it with its reason, and the technique that chose the bits."""
 
     site: Site
     spec: QuantSpec
@@ -28,12 +28,12 @@ class Decision:
 
 @dataclass
 class Plan:
-    """Site → quantizer, with everything that happened on the way.
+    """The quantizers of all sites, and all changes of the model before quantization.
 
     Attributes:
-        decisions: by site name, in model order.
-        changes: rewrites, folded BatchNorms and smoothings, in the order in which they were applied.
-        float_sites: names of sites, and of BatchNorms that could not be folded, that stay in float, with the reason.
+        decisions: site name → decision, in model order.
+        changes: rewrites, folded BatchNorms and smoothings, in the order of application.
+        float_sites: site that stays in float, or BatchNorm that could not be folded → reason.
         float_macs: module → multiply-accumulates of one image that are not fully quantized.
         total_macs: multiply-accumulates of one image.
     """
@@ -49,7 +49,7 @@ class Plan:
         return {d.site.role: d.quantizer for d in self if d.site.module == module}
 
     def modules(self) -> list[str]:
-        """The operations that have a quantizer, in model order."""
+        """The operations with a quantizer, in model order."""
         return list(dict.fromkeys(decision.site.module for decision in self))
 
     def __iter__(self) -> Iterator[Decision]:
@@ -57,13 +57,13 @@ class Plan:
 
     @property
     def coverage(self) -> float:
-        """Share of all multiply-accumulates, attention's included, whose both operands are quantized."""
+        """Share of multiply-accumulates with two quantized operands, among all of them (attention included)."""
         return 1.0 - sum(self.float_macs.values()) / self.total_macs if self.total_macs else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; ``from_dict`` gives back an equal plan, bit-exact in its scales."""
+        """JSON values; ``from_dict`` restores an equal plan with bit-exact scales."""
         return {
-            "format": FORMAT,
+            "format": PLAN_FORMAT,
             "decisions": [
                 {
                     "site": {**asdict(d.site), "kind": d.site.kind.value},
@@ -86,14 +86,16 @@ class Plan:
         """Read a plan back.
 
         Args:
-            data: what ``to_dict`` gave.
-            quantizers: kind → ``module:Class``, as ``Registry.quantizers`` holds it.
+            data: the result of ``to_dict``.
+            quantizers: kind → ``module:Class``, as in ``Registry.quantizers``.
 
         Raises:
-            InputError: a plan of another format, or a quantizer that no installed plugin offers.
+            InputError: the plan has another format, or a quantizer that no installed plugin offers.
         """
-        if data.get("format") != FORMAT:
-            raise InputError(f"a plan of format {data.get('format')!r}, this version reads {FORMAT}")
+        if data.get("format") != PLAN_FORMAT:
+            raise InputError(
+                f"received a plan of format {data.get('format')!r}, this version reads format {PLAN_FORMAT}"
+            )
         plan = cls(
             changes=[Change(**change) for change in data["changes"]],
             float_sites=dict(data["float_sites"]),
@@ -114,7 +116,7 @@ class Plan:
 
 
 def quantizer_of(data: dict[str, Any], quantizers: Mapping[str, str]) -> Quantizer:
-    """The quantizer that ``Quantizer.to_dict`` described; raises ``InputError`` where no plugin offers its kind."""
+    """The quantizer with the values of ``Quantizer.to_dict``; raises ``InputError`` if no plugin offers its kind."""
     path = quantizers.get(data["kind"])
     if path is None:
         raise InputError(
@@ -122,5 +124,5 @@ def quantizer_of(data: dict[str, Any], quantizers: Mapping[str, str]) -> Quantiz
             fix="install the plugin that made this plan",
         )
     module, _, name = path.partition(":")
-    found: Quantizer = getattr(importlib.import_module(module), name).from_dict(data)
-    return found
+    quantizer: Quantizer = getattr(importlib.import_module(module), name).from_dict(data)
+    return quantizer

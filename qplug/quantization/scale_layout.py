@@ -1,4 +1,4 @@
-"""Which elements of a tensor one scale answers for."""
+"""Scale layouts: which elements of a tensor share one scale."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class ScaleLayout:
     """A granularity on one tensor: its axis, and the size of its blocks.
 
     Attributes:
-        axis: each index along it has a scale of its own; ``None``: the tensor has one scale.
-        block: elements of one scale along the last axis, which it divides; ``None``: all of them.
+        axis: the axis whose indices each have their own scale; ``None``: the tensor has one scale.
+        block: elements per scale along the last axis, a divisor of its length; ``None``: all elements.
     """
 
     axis: int | None = None
@@ -27,7 +27,7 @@ class ScaleLayout:
 
     @classmethod
     def of(cls, granularity: Granularity, site: Site) -> ScaleLayout:
-        """The layout of ``granularity`` on the tensor of ``site``; one scale where the tensor has no such axis."""
+        """The layout of ``granularity`` on the tensor of ``site``; one scale if the tensor has no such axis."""
         axes = {Granularity.PER_CHANNEL: site.channel_axis, Granularity.PER_HEAD: site.head_axis}
         return cls(axes.get(granularity))
 
@@ -40,10 +40,10 @@ class ScaleLayout:
         return values.flatten().unsqueeze(0) if self.axis is None else values.flatten(1)
 
     def shape(self, tensor: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the scales: it broadcasts with a tensor of this shape, or with its blocks split off.
+        """The shape of the scales, which broadcasts with a tensor of the shape ``tensor``.
 
-        Blocks stand on an axis of their own behind the last: a tensor (…, K) has scales (…, K/block, 1), and is itself
-        viewed as (…, K/block, block).
+        With blocks, it broadcasts with the tensor (…, K) viewed as (…, K/block, block); the scales have the shape
+        (…, K/block, 1).
         """
         if self.block is not None:
             return (*tensor[:-1], tensor[-1] // self.block, 1)

@@ -1,4 +1,4 @@
-"""Sites: every tensor of a model that can be quantized, found by one traced forward."""
+"""Sites: all tensors of a model that can be quantized, collected in one traced forward."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from qplug.models.tracing import Tracer, is_norm, kind_after, no_grad_forward
 
 @dataclass
 class SiteMap:
-    """The sites of a model, the norms that feed only linears, and the multiply-accumulates behind it all.
+    """The sites of a model, the norms that only linears read, and the multiply-accumulates (MACs).
 
     Attributes:
-        sites: in the order in which the model computes.
-        groups: norm → the linears that read it, for norms whose output nothing else reads.
-        total_macs: of one image, attention included, counted by torch's own counter.
-        uncovered_macs: module path → multiply-accumulates of one image that no site stands for.
+        sites: the sites in the order of execution.
+        groups: norm → the linears that read its output, for norms whose output only linears read.
+        total_macs: MACs of one image, attention included, counted by torch's FLOP counter.
+        uncovered_macs: module path → MACs of one image that belong to no site.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -34,18 +34,18 @@ class SiteMap:
     uncovered_macs: dict[str, int] = field(default_factory=dict)
 
     def float_macs(self, quantized: Container[str]) -> dict[str, int]:
-        """Module → multiply-accumulates that stay in float if the sites named in ``quantized`` are quantized.
+        """Module → MACs that stay in float if the sites named in ``quantized`` are quantized.
 
-        An operation counts as quantized where both of its operands are.
+        An operation counts as quantized if both of its operands are quantized.
         """
-        left = dict(self.uncovered_macs)
+        macs = dict(self.uncovered_macs)
         for site in self.sites:
             if site.macs and site.name not in quantized:
-                left[site.module] = site.macs
-        return left
+                macs[site.module] = site.macs
+        return macs
 
     def norm_groups(self, model: nn.Module, specs: Mapping[str, QuantSpec] | None = None) -> list[NormGroup]:
-        """The groups with their weights as they are now; ``specs`` lacks the sites that stay in float."""
+        """The groups with the present weights of ``model``; ``specs`` omits the sites that stay in float."""
         specs = specs or {}
         return [
             NormGroup(
@@ -66,23 +66,23 @@ def _weight(model: nn.Module, path: str) -> Tensor:
 
 
 def find_sites(model: nn.Module, image: Tensor) -> SiteMap:
-    """Trace one forward of ``model`` (eval mode, attention made explicit) on ``image``, a batch of one."""
-    found = _Finder(model)
-    found.trace(image)
-    result = SiteMap(found.sites, found.groups())
-    owned: dict[str, int] = {}
+    """Trace one forward of ``model`` (eval mode, with explicit attention) on ``image``, a batch of one."""
+    finder = _SiteFinder(model)
+    finder.trace(image)
+    result = SiteMap(finder.sites, finder.groups())
+    covered: dict[str, int] = {}
     for site in result.sites:
-        owned[site.module] = max(owned.get(site.module, 0), site.macs)
+        covered[site.module] = max(covered.get(site.module, 0), site.macs)
     counted = _count_macs(model, image)
     result.total_macs = sum(counted.values())
     result.uncovered_macs = {
-        name: macs - owned.get(name, 0) for name, macs in counted.items() if macs > owned.get(name, 0)
+        name: macs - covered.get(name, 0) for name, macs in counted.items() if macs > covered.get(name, 0)
     }
     return result
 
 
 def _count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
-    """Multiply-accumulates by the innermost module that computes them, by torch's own counter."""
+    """Innermost module → the MACs that it computes, counted by torch's FLOP counter."""
     counter = FlopCounterMode(display=False, depth=None)  # type: ignore[arg-type]  # None is every depth
     with counter:
         no_grad_forward(model, image)
@@ -91,7 +91,7 @@ def _count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
     own = dict(totals)
     for name, macs in totals.items():
         parent = name.rpartition(".")[0]
-        while parent and parent not in own:  # lists of modules are no callers
+        while parent and parent not in own:  # a list of modules has no forward
             parent = parent.rpartition(".")[0]
         if parent:
             own[parent] -= macs
@@ -101,8 +101,8 @@ def _count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
     }
 
 
-class _Finder:
-    """Walks one forward: hooks on operations make sites, the tracer tells what their inputs are."""
+class _SiteFinder:
+    """Collects sites in one forward: hooks on operations create sites, and the tracer labels their inputs."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -131,7 +131,7 @@ class _Finder:
         self.sites = [replace(site, macs=self._macs[site.module]) for site in self.sites]
 
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """The norms that only linears read."""
+        """Norm → the linears that read it, for norms that only linears read."""
         return {norm: tuple(readers) for norm, readers in self._readers.items() if norm not in self._blocked}
 
     def _enter(self, _: nn.Module, __: Any) -> None:
@@ -140,7 +140,7 @@ class _Finder:
     def _leave(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
             source = self._source(name, module, args)
-            if name not in self._macs:  # a module that is called twice has its sites once
+            if name not in self._macs:  # a second call of a module creates no sites
                 self._record(name, module, args, source)
             self._macs[name] += _macs(module, args, out)
             kind = kind_after(module)
@@ -148,16 +148,20 @@ class _Finder:
                 self._tracer.label(out, f"{kind.value}:{name}")
             if is_norm(module):
                 self._norm_means[name] = out.flatten(0, -2).mean(0)
-            self._tracer.quiet -= 1  # last: what this hook computes is no use by the model
+            self._tracer.quiet -= 1  # last, so that the tracer ignores the operations of this hook
 
         return hook
 
     def _block(self, *tensors: Any) -> None:
-        """Something other than a linear reads these tensors."""
+        """Exclude the norms that produced these tensors from the groups, because another operation reads them."""
         self._blocked.update((self._tracer.origin(tensor) or "").partition(":")[2] for tensor in tensors)
 
     def _source(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> str:
-        """The norm that a linear reads, unless its channels were moved or another call reads something else."""
+        """The norm whose output a linear reads; empty for another input.
+
+        The result is empty if the norm's channels are on another axis. The norm is excluded from the groups if another
+        call of the linear reads another tensor.
+        """
         label, _, source = (self._tracer.origin(args[0]) or "").partition(":")
         smoothable = (
             isinstance(module, nn.Linear)
@@ -174,19 +178,19 @@ class _Finder:
 
     def _record(self, name: str, module: nn.Module, args: tuple[Any, ...], source: str) -> None:
         label = (self._tracer.origin(args[0]) or "").partition(":")[0]
-        given = SiteKind(label) if label else None
+        traced = SiteKind(label) if label else None
         if isinstance(module, nn.Linear):
-            kind = given or SiteKind.LINEAR_INPUT
+            kind = traced or SiteKind.LINEAR_INPUT
             self._add(name, SiteKind.LINEAR_WEIGHT, "weight", module.weight, channel_axis=0)
             self._add(name, kind, "input", args[0], source=source or None)
             if source:
                 self._readers[source].append(name)
         elif isinstance(module, nn.Conv2d):
-            kind = given if given and given is not SiteKind.POST_LAYERNORM else SiteKind.CONV_INPUT
+            kind = traced if traced and traced is not SiteKind.POST_LAYERNORM else SiteKind.CONV_INPUT
             self._add(name, SiteKind.CONV_WEIGHT, "weight", module.weight, channel_axis=0)
             self._add(name, kind, "input", args[0], channel_axis=-3)
         elif isinstance(module, MatMul):
-            self._add(name, given or SiteKind.QUERY, "lhs", args[0], head_axis=-3)
+            self._add(name, traced or SiteKind.QUERY, "lhs", args[0], head_axis=-3)
             self._add(name, SiteKind.KEY if module.transpose_rhs else SiteKind.VALUE, "rhs", args[1], head_axis=-3)
         elif isinstance(module, nn.Softmax):
             self._add(name, SiteKind.SOFTMAX_INPUT, "input", args[0], head_axis=-3 if args[0].dim() == 4 else None)
@@ -201,7 +205,7 @@ class _Finder:
 
 
 def _macs(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> int:
-    """Multiply-accumulates of one call; 0 for norms, activations and Softmax."""
+    """MACs of one call; 0 for norms, activations and Softmax."""
     if isinstance(module, nn.Linear):
         return out.numel() * module.in_features
     if isinstance(module, nn.Conv2d):
@@ -210,9 +214,9 @@ def _macs(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> int:
 
 
 def _same_channels(x: Tensor, means: Tensor) -> bool:
-    """Whether the last axis of ``x``, a moved copy of a norm's output, is still the norm's channels.
+    """Whether the last axis of ``x``, a view or copy of a norm's output, still has the norm's channels.
 
-    MLP-Mixer transposes before its token MLP, and shapes alone do not tell where tokens are as many as channels.
+    MLP-Mixer transposes before its token MLP. Shapes do not reveal it if tokens and channels are equally many.
     """
-    here = x.flatten(0, -2).mean(0)
-    return here.shape == means.shape and torch.allclose(here, means, rtol=1e-3, atol=1e-5)
+    means_of_x = x.flatten(0, -2).mean(0)
+    return means_of_x.shape == means.shape and torch.allclose(means_of_x, means, rtol=1e-3, atol=1e-5)

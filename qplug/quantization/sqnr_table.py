@@ -1,4 +1,4 @@
-"""The SQNR table: how much of each site survives at each bit width, fitted on demand by the recipe's own ranges."""
+"""The SQNR table: the SQNR of each site at each bit width, measured on demand with the recipe's quantizers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class SqnrTable:
-    """What an allocator may ask. It never calls the model: everything comes from the samples of the one calibration.
+    """Measurements for bit allocators. It never calls the model: all values come from the samples of calibration.
 
     Args:
         sites: the sites whose bits may change, in model order.
-        specs: the recipe's specification of each, by name.
-        measure: (site, bits) → SQNR in dB; called at most once a pair.
+        specs: site name → the recipe's specification.
+        measure: (site, bits) → SQNR in dB; called at most once per pair.
         stats: site → its statistics.
-        count: (bits by site name, accounting convention) → what the model then costs.
+        count: (bits by site name, accounting convention) → costs of the model.
     """
 
     def __init__(
@@ -35,37 +35,37 @@ class SqnrTable:
         self._measure = measure
         self._stats = stats
         self._count = count
-        self._known: dict[str, dict[int, float]] = {}
+        self._measured: dict[str, dict[int, float]] = {}
 
     @property
     def weights(self) -> list[Site]:
-        """Those of ``sites`` that are weights."""
+        """The weights among ``sites``."""
         return [site for site in self.sites if site.kind.is_weight]
 
     @property
     def activations(self) -> list[Site]:
-        """Those of ``sites`` that are activations."""
+        """The activations among ``sites``."""
         return [site for site in self.sites if not site.kind.is_weight]
 
     def sqnr_db(self, site: Site, bits: int) -> float:
-        """10·log10(Σx²/Σ(x − x̂)²) of ``site`` at ``bits`` bits (MPTQ-ViT, Eq. 9), on the float model's own values."""
-        row = self._known.setdefault(site.name, {})
+        """10·log10(Σx²/Σ(x − x̂)²) of ``site`` at ``bits`` bits (MPTQ-ViT, Eq. 9), on values of the float model."""
+        row = self._measured.setdefault(site.name, {})
         if bits not in row:
             row[bits] = self._measure(site, bits)
         return row[bits]
 
     def stats(self, site: Site) -> SiteStats:
-        """The statistics of ``site``, for measures of an allocator's own."""
+        """The statistics of ``site``, for an allocator's own measures."""
         return self._stats(site)
 
     def costs(self, bits: Mapping[str, int], accounting: str) -> dict[str, float]:
-        """What the whole model costs where these sites have these bits, and all others those of the recipe.
+        """Costs of the whole model with these bits; other sites have the recipe's bits.
 
-        The same figures as in ``metrics.json``, from the quantizers that the sites would get: ``size_mb`` in MB, and
-        ``bops_g`` in 10^9 bit operations of one image, with ``float.size_mb`` and ``float.bops_g``.
+        The figures are the same as in ``metrics.json``, computed from the quantizers of the sites at these bits:
+        ``size_mb`` in MB and ``bops_g`` in 10^9 bit operations per image, with ``float.size_mb`` and ``float.bops_g``.
 
         Args:
-            bits: by name, of any of ``sites``.
+            bits: site name → bits, for any of ``sites``.
             accounting: the convention's name, ``full``, ``q-mlp`` or ``hawq`` (``qplug.quantization.accounting``).
 
         Raises:
@@ -74,5 +74,5 @@ class SqnrTable:
         return self._count(bits, accounting)
 
     def measured(self) -> dict[str, dict[int, float]]:
-        """Everything asked so far: site → bits → dB."""
-        return {name: dict(sorted(row.items())) for name, row in self._known.items()}
+        """All values measured so far: site → bits → dB."""
+        return {name: dict(sorted(row.items())) for name, row in self._measured.items()}

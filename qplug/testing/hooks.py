@@ -27,7 +27,7 @@ from qplug.quantization.sqnr_table import SqnrTable
 from qplug.testing.quantizers import check_quantizer, check_shape
 from qplug.testing.toys import calibrated_toy, toy_calibration, toy_groups, toy_images, toy_vit
 from qplug.training.learners import Learner
-from qplug.training.reconstruction.blocks import find_blocks, within
+from qplug.training.reconstruction.blocks import block_contains, find_blocks
 from qplug.training.reconstruction.config import Block, Reconstruction
 
 TOLERANCE = 1e-4
@@ -145,7 +145,7 @@ def reconstructions(technique: Technique) -> Iterator[tuple[Block, Reconstructio
         quantizer = choice.quantizer if choice else UniformQuantizer.from_range(*stats.range(spec.granularity), spec)
         decisions.append(Decision(site, spec, quantizer, "", "", ""))
     for name in find_blocks(model, dict.fromkeys(site.module for site in known), toy_images(1), BLOCKS):
-        inside = [decision for decision in decisions if within(name, decision.site.module)]
+        inside = [decision for decision in decisions if block_contains(name, decision.site.module)]
         weights = {d.site.name: known[d.site].sample for d in inside if d.site.kind.is_weight}
         block = Block(name, inside, weights)
         answer = hook.qplug_reconstruct(block=block)

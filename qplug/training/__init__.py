@@ -1,1 +1,1 @@
-"""Everything that learns: learners, block reconstruction, fine-tuning and quantization-aware training."""
+"""Training: learnable quantizers, block reconstruction, fine-tuning and quantization-aware training."""

@@ -21,10 +21,10 @@ from qplug.quantization.plan import Decision, Plan
 from qplug.quantization.sites import find_sites
 from qplug.training.reconstruction.blocks import lower_block
 from qplug.training.reconstruction.capture import Calls, capture
+from qplug.training.reconstruction.iteration import Iteration
 from qplug.training.reconstruction.loop import _optimizer
 from qplug.training.reconstruction.losses import MeanSquared
 from qplug.training.reconstruction.reconstructor import _with_learners
-from qplug.training.reconstruction.step import Step
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +70,7 @@ def test_an_iteration_costs_little_more_than_the_blocks_own_forward_and_backward
     settings = make(Brecq, batch_size=batch, compile=compiled).qplug_reconstruct(block=Block(NAME, list(plan), weights))
     block = lower_block(backend, model, NAME, _with_learners(plan, list(plan), settings)).requires_grad_(False)
     optimizer, _ = _optimizer(settings, None)
-    step = Step(block, settings, calls, calls.inputs, MeanSquared(), optimizer, batch)
+    step = Iteration(block, settings, calls, calls.inputs, MeanSquared(), optimizer, batch)
     step.beta.fill_(2.0)
 
     def ours() -> None:

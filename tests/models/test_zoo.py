@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qplug.core.errors import InputError
+from qplug.core.errors import InputError, QplugError
 from qplug.data.digits import Digits
 from qplug.data.loading import batches
 from qplug.models.sources import ZooModel
@@ -100,7 +100,7 @@ def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(QplugError, match="No space left"):
         train("vit_digits", tmp_path / "a.safetensors", epochs=1)
     assert not list(tmp_path.iterdir())
 

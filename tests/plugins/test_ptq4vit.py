@@ -328,7 +328,7 @@ def operation_errors(toy, quantizers, distance=None) -> dict[str, float]:
         other = next((o for o in found.sites if o.module == site.module and o is not site), None)
         if site.role in ("weight", "lhs") and other is not None:
             beside = calibration.stats(other)
-            stats = calibration.stats(site).given(beside, quantizers[other.name].infer(beside.sample))
+            stats = calibration.stats(site).with_quantized_operand(beside, quantizers[other.name].infer(beside.sample))
             lost = getattr(stats, distance or "output_error")(quantizers[site.name].infer(stats.sample), PER_TENSOR)
             errors[site.module] = float(lost)
     return errors

@@ -1,4 +1,4 @@
-"""Bits by integer programme, against every choice there is, and against the bound that proves the large ones."""
+"""Bit allocation by integer programming, against exhaustive search and against the lower bound."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BITS = (4, 5, 6, 7, 8)
 
 
 def problem(groups: int, seed: int, spread: float = 3.0, limits: int = 1, target: float = 6.0):
-    """Costs that fall about fourfold with every bit, of groups that differ by e^spread; limits of bits and BOPs."""
+    """Costs that fall about fourfold per bit, of groups that differ by e^spread; limits of bits and BOPs."""
     draw = np.random.default_rng(seed)
     sizes, macs = (dict(enumerate(draw.integers(1, high, groups).tolist())) for high in (10**6, 10**9))
     scale = np.exp(draw.normal(0.0, spread, groups)) * list(sizes.values())
@@ -36,7 +36,7 @@ def load(limit, chosen) -> float:
 
 
 def least(costs, limits) -> float:
-    """By trying everything."""
+    """The least cost by exhaustive search."""
     choices = (dict(zip(costs, bits, strict=True)) for bits in itertools.product(*costs.values()))
     fitting = [c for c in choices if all(load(limit, c) <= limit.bound * (1 + 1e-9) for limit in limits)]
     return min((total(costs, c) for c in fitting), default=np.inf)
@@ -45,7 +45,7 @@ def least(costs, limits) -> float:
 @pytest.mark.parametrize("limits", [1, 2])
 @pytest.mark.parametrize("spread", [0.3, 3.0, 8.0])
 @pytest.mark.parametrize("seed", range(10))
-def test_it_is_the_least_of_all_choices(seed, spread, limits):
+def test_the_choice_has_the_least_cost(seed, spread, limits):
     costs, within = problem(5, seed, spread, limits)
     chosen = choose_bits(costs, within)
     assert list(chosen) == list(costs)
@@ -58,7 +58,7 @@ rows = st.dictionaries(st.integers(2, 16), st.floats(0.0, 1e6), min_size=1, max_
 
 @given(st.lists(st.tuples(rows, st.integers(1, 1000)), min_size=1, max_size=4), st.floats(2.0, 16.0))
 @settings(max_examples=100)
-def test_groups_may_have_candidates_of_their_own_and_costs_any_order(groups, target):
+def test_groups_may_have_different_candidates_and_unordered_costs(groups, target):
     costs = {f"g{i}": row for i, (row, _) in enumerate(groups)}
     sizes = {f"g{i}": size for i, (_, size) in enumerate(groups)}
     limit = Limit("bits", lambda g, b: b * sizes[g], target * sum(sizes.values()))
@@ -78,21 +78,21 @@ def test_a_limit_can_be_met_exactly():
     assert set(choose_bits(costs, [limit]).values()) == {6}
 
 
-def test_what_a_limit_leaves_out_is_free():
+def test_groups_without_load_are_unlimited():
     costs = {name: {b: 4.0**-b for b in BITS} for name in ("weight", "activation")}
     limit = Limit("weights", lambda g, b: b if g == "weight" else 0.0, 5.0)
     assert choose_bits(costs, [limit]) == {"weight": 5, "activation": 8}
 
 
-def test_bits_that_gain_nothing_are_not_forced():
-    """More bits may cost more, and a width that loses nothing is the best there is."""
+def test_useless_bits_are_not_chosen():
+    """The cost may rise with the bits; a width without cost is optimal."""
     costs = {"lossless": {4: 0.0, 8: 0.0}, "odd": {4: 1.0, 6: 0.5, 8: 2.0}}
     limit = Limit("bits", lambda g, b: b, 100.0)
     assert choose_bits(costs, [limit])["odd"] == 6
 
 
 @pytest.mark.parametrize("groups", [400, 4000])
-def test_many_groups_come_within_a_hair_of_what_no_choice_can_beat(groups):
+def test_many_groups_are_close_to_the_lower_bound(groups):
     costs, (limit,) = problem(groups, seed=0)
     chosen = choose_bits(costs, [limit])
     cost = np.array([list(row.values()) for row in costs.values()])
@@ -104,7 +104,7 @@ def test_many_groups_come_within_a_hair_of_what_no_choice_can_beat(groups):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limits", [1, 2])
-def test_ten_thousand_groups_need_only_a_few_hundred_candidates(limits, monkeypatch):
+def test_ten_thousand_groups_need_few_extra_candidates(limits, monkeypatch):
     searched = []
     search = qplug.quantization.bit_allocation._search
     monkeypatch.setattr(
@@ -118,7 +118,7 @@ def test_ten_thousand_groups_need_only_a_few_hundred_candidates(limits, monkeypa
     assert all(load(limit, chosen) <= limit.bound * (1 + 1e-9) for limit in within)
 
 
-def test_it_says_which_limit_is_too_low_and_by_how_much():
+def test_a_limit_that_is_too_low_is_named_with_the_least_load():
     costs, (limit,) = problem(3, seed=0, target=3.0)
     with pytest.raises(InputError, match=r"at least .*, and the limit is ") as error:
         choose_bits(costs, [limit])
@@ -126,7 +126,7 @@ def test_it_says_which_limit_is_too_low_and_by_how_much():
     assert "raise the limit" in error.value.fix
 
 
-def test_limits_that_exclude_each_other_are_named():
+def test_incompatible_limits_are_named():
     costs = {"a": {4: 1.0, 8: 1.0}}
     low, high = Limit("low", lambda g, b: b, 4.0), Limit("high", lambda g, b: 12 - b, 4.0)
     with pytest.raises(InputError, match="not all of them at once") as error:
@@ -135,16 +135,16 @@ def test_limits_that_exclude_each_other_are_named():
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_a_cost_that_is_no_number_is_refused(wrong):
+def test_a_cost_that_is_not_finite_is_refused(wrong):
     with pytest.raises(InputError, match="finite"):
         choose_bits({"a": {4: wrong, 8: 1.0}}, [Limit("bits", lambda g, b: b, 8.0)])
 
 
-def test_nothing_to_choose_is_no_error():
+def test_no_groups_give_an_empty_choice():
     assert choose_bits({}, [Limit("bits", lambda g, b: b, 1.0)]) == {}
 
 
-def test_standard_output_stays_clean_and_round_trips(capfd):
+def test_standard_output_is_silent_and_restored(capfd):
     for groups, seed in ((40, 5), (120, 5)):  # two of the few at which the HiGHS of scipy 1.17.1 prints
         choose_bits(*problem(groups, seed, spread=1.0, limits=2))
     ctypes.CDLL(None).fflush(None)
@@ -153,8 +153,8 @@ def test_standard_output_stays_clean_and_round_trips(capfd):
     assert capfd.readouterr().out == "still here\n"
 
 
-def test_a_limit_that_is_just_what_the_least_needs_leaves_that_alone():
-    """Loads of a hundred thousandth of the limit are within milp's tolerances."""
+def test_a_limit_without_slack_leaves_only_the_least_loads():
+    """Loads of 1e-5 of the limit are within milp's tolerances."""
     macs = {"a": 2, "b": 2, "c": 2, "d": 200_000, "e": 1}
     costs = {group: {2: 1.0, 4: 0.5, 8: 0.0} for group in macs}
     bops = Limit("BOPs", lambda g, b: b * b * macs[g], 4.0 * sum(macs.values()))

@@ -1,4 +1,4 @@
-"""Size, bit operations and mean bits against a count by hand, and against the figures that papers print."""
+"""Size, bit operations and mean bits against a count by hand, and against printed figures of papers."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from qplug.quantization.sites import find_sites
 
 
 def plan_of(*rows):
-    """A plan of (module, role, kind, shape, macs, bits, scales)."""
+    """A plan from rows (module, role, kind, shape, macs, bits, scales)."""
     plan = Plan()
     for module, role, kind, shape, macs, bits, scales in rows:
         site = Site(f"{module}.{role}", kind, module, role, shape, macs)
@@ -32,7 +32,7 @@ A_MACS, B_MACS, MATMUL, ELSEWHERE = 5 * 8 * 6, 5 * 6 * 4, 1000, 300
 
 @pytest.fixture
 def counted():
-    """Two linears (the second in float but for its input), a matmul, a norm's input, and macs without a site."""
+    """Two linears (the second with a float weight), a matmul, a norm's input, and MACs without a site."""
     model = nn.ModuleDict({"a": nn.Linear(8, 6), "b": nn.Linear(6, 4), "n": nn.LayerNorm(6), "m": MatMul()})
     plan = plan_of(
         ("a", "weight", SiteKind.LINEAR_WEIGHT, (6, 8), A_MACS, 3, 6),
@@ -69,7 +69,7 @@ def test_coverage(counted):
     assert counted["coverage.macs"] == pytest.approx((A_MACS + MATMUL) / (A_MACS + B_MACS + MATMUL + ELSEWHERE))
 
 
-def test_nothing_quantized_costs_what_the_float_model_costs():
+def test_an_empty_plan_costs_as_much_as_the_float_model():
     plan = Plan(total_macs=100, float_macs={"a": 100})
     found = account(nn.Linear(8, 6), plan)
     assert found["size_mb"] == found["float.size_mb"] == 54 * 4 / 1e6
@@ -90,14 +90,14 @@ def test_a_paper_counts_every_parameter_at_the_weights_bits_and_no_matmul(counte
         assert counted[f"accounting.{name}.float.bops_g"] == pytest.approx(operations * floats / 1e9)
 
 
-def test_a_matmul_in_float_is_no_linear_either():
+def test_a_float_matmul_does_not_count_without_attention():
     plan = Plan(total_macs=130, float_macs={"m": 100, "b": 30})
     model = nn.ModuleDict({"b": nn.Linear(6, 5), "m": MatMul()})
     assert costs(model, plan, CONVENTIONS["hawq"])["bops_g"] == 30 * 1024 / 1e9
     assert costs(model, plan, CONVENTIONS["full"])["bops_g"] == 130 * 1024 / 1e9
 
 
-def test_every_convention_says_what_it_counts():
+def test_every_convention_has_a_description():
     assert str(convention("q-mlp")).startswith("q-mlp: 2 × MACs × bits × bits, no matmuls of attention; MB of 10^6")
     assert str(convention("hawq")).startswith("hawq: MACs × bits × bits, no matmuls of attention; MB of 2^20")
     assert "attention's matmuls included" in str(convention("full"))
@@ -118,7 +118,7 @@ PRINTED = {
 
 
 def architecture(name):
-    """timm's, without trained weights, as a run has it before its sites are found; and its sites."""
+    """A timm model without trained weights, prepared as in a run, and its sites."""
     import timm
 
     from qplug.hooks.caller import TechniqueCaller

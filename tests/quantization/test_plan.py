@@ -1,4 +1,4 @@
-"""The plan survives JSON bit by bit, and applied again it gives the same outputs."""
+"""The plan is bit-exact in JSON, and a restored plan gives the same outputs."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from qplug.testing import toy_images
 
 @pytest.fixture(scope="module")
 def planned():
-    """The toy and a plan with every kind of quantizer in it."""
+    """The toy, and a plan with every kind of quantizer."""
     model, found, calibration = calibrated()
     plan = Plan(
         changes=[Change("blocks.0.norm1", "toy.a", True, "µ")], float_sites={"head.input": "override 'head.input'"}
@@ -60,7 +60,7 @@ def test_both_ways_through_json_bit_by_bit(planned):
             assert torch.equal(buffer, two.quantizer.get_buffer(name)), (one.site.name, name)
 
 
-def test_applied_again_it_gives_the_same_outputs(planned):
+def test_a_restored_plan_gives_the_same_outputs(planned):
     model, plan = planned
     backend, images = BrevitasBackend(), toy_images(3)
     with torch.no_grad():
@@ -71,11 +71,11 @@ def test_applied_again_it_gives_the_same_outputs(planned):
 
 @pytest.mark.parametrize("format_", [0, 2, None, "1"])
 def test_another_format_is_refused(planned, format_):
-    with pytest.raises(InputError, match="this version reads 1"):
+    with pytest.raises(InputError, match="this version reads format 1"):
         Plan.from_dict({**planned[1].to_dict(), "format": format_}, installed().quantizers)
 
 
-def test_a_quantizer_that_is_not_installed_is_refused_by_its_name(planned):
+def test_an_unknown_quantizer_is_refused_by_name(planned):
     with pytest.raises(InputError, match=r"'regions'.* installed plugins offer.*\['uniform'\]"):
         Plan.from_dict(planned[1].to_dict(), {"uniform": "qplug.quantization.quantizers:UniformQuantizer"})
 
@@ -90,7 +90,7 @@ def test_quantizers_by_operation(planned):
     assert modules.index("patch_embed.proj") == 0
 
 
-def test_coverage_counts_what_has_both_operands(planned):
+def test_coverage_counts_operations_with_two_quantized_operands(planned):
     _, plan = planned
     assert plan.float_macs == {"head": 16 * 5}
     assert plan.coverage == 1 - 80 / plan.total_macs

@@ -1,4 +1,4 @@
-"""Which elements share a scale, for every granularity and for blocks."""
+"""Elements that share a scale, for every granularity and for blocks."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_the_shape_of_the_scales(site, granularity, tensor, scales):
 
 
 @given(rows=st.integers(1, 5), blocks=st.integers(1, 4), block=st.integers(1, 8), axis=st.sampled_from([None, 0]))
-def test_blocks_are_runs_along_the_last_axis(rows, blocks, block, axis):
+def test_blocks_are_contiguous_along_the_last_axis(rows, blocks, block, axis):
     tensor = torch.randn(rows, blocks * block)
     layout = ScaleLayout(axis, block)
     largest = layout.split(tensor).abs().amax(1).view(layout.shape(tuple(tensor.shape)))

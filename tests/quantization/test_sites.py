@@ -1,4 +1,4 @@
-"""Sites, norm groups and multiply-accumulates of the models that qplug is for."""
+"""Sites, norm groups and multiply-accumulates of typical models."""
 
 from collections import Counter
 
@@ -65,7 +65,7 @@ def test_vit():
     assert order.index("blocks.0.attn.softmax.input") < order.index("blocks.0.attn.proj.weight")
 
 
-def test_macs_are_those_counted_by_hand():
+def test_macs_equal_a_count_by_hand():
     tokens, dim, heads = 17, 48, 3
     _, found = sited(vit())
     sites = by_name(found)
@@ -122,7 +122,7 @@ def test_swin():
 
 @pytest.mark.parametrize("width", [24, 16])
 def test_mixers_token_mlp_cannot_be_smoothed(width):
-    """Its channels are moved; at a width of 16 there are as many tokens as channels, and shapes do not tell."""
+    """MLP-Mixer transposes channels; at a width of 16, tokens and channels are equally many."""
     _, found = sited(mixer(embed_dim=width))
     assert found.groups == {f"blocks.{i}.norm2": (f"blocks.{i}.mlp_channels.fc1",) for i in range(2)}
     token = by_name(found)["blocks.0.mlp_tokens.fc1.input"]
@@ -143,7 +143,7 @@ def test_a_convolutional_network():
     assert found.total_macs == sum(site.macs for site in found.sites if site.kind.is_weight)
 
 
-def test_norms_of_images_whose_channels_come_first_are_no_norms_of_the_last_axis():
+def test_channels_first_norms_are_not_layernorms():
     from timm.models.convnext import ConvNeXt
 
     model = ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), num_classes=5).eval()
@@ -169,14 +169,14 @@ class Fused(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-def test_attention_that_no_adapter_knows_is_uncovered_and_named():
+def test_unknown_attention_is_named_as_uncovered():
     model = nn.Sequential(nn.Linear(8, 8), Fused()).eval()
     _, found = sited(model, torch.randn(1, 6, 8))
     assert found.uncovered_macs == {"1": 2 * 6 * 6 * 8}
     assert found.total_macs == 6 * 8 * (8 + 24 + 8) + 2 * 6 * 6 * 8
 
 
-def test_macs_outside_any_module_are_the_models():
+def test_macs_outside_every_module_belong_to_the_model():
     model = Sequence(lambda m, x: m.a(x) @ torch.ones(8, 3), a=nn.Linear(8, 8))
     assert find_sites(model, torch.randn(1, 6, 8)).uncovered_macs == {"(model)": 6 * 8 * 3}
 
@@ -217,7 +217,7 @@ def reader(function):
 
 
 @pytest.mark.parametrize("what", OTHER_READERS)
-def test_a_norm_that_something_else_reads_is_no_group(what):
+def test_a_norm_with_another_reader_is_no_group(what):
     with torch.no_grad():
         assert find_sites(reader(OTHER_READERS[what]), torch.randn(1, 6, 8)).groups == {}
 
@@ -245,7 +245,7 @@ def test_groups_can_be_folded(what):
     assert torch.allclose(model(x), before, atol=1e-5)
 
 
-def test_zeros_that_padding_adds_end_a_group():
+def test_padding_excludes_a_group():
     model = reader(lambda m, x: m.a(F.pad(m.n(x), (0, 0, 0, 1))))
     assert find_sites(model, torch.randn(1, 6, 8)).groups == {}
 
@@ -258,8 +258,8 @@ def test_a_module_called_twice_has_its_sites_once_and_all_its_macs():
     assert found.uncovered_macs == {}
 
 
-def test_what_a_list_of_modules_computes_is_counted_once():
-    """The list itself is never called, so it is no caller that the counter knows."""
+def test_modules_in_a_list_are_counted_once():
+    """The list itself has no forward, so the counter has no entry for it."""
     model = reader(lambda m, x: m.all[1](m.all[0](x)))
     model.all = nn.ModuleList([nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8))])
     found = find_sites(model, torch.randn(1, 6, 8))
@@ -267,6 +267,6 @@ def test_what_a_list_of_modules_computes_is_counted_once():
     assert found.uncovered_macs == {}
 
 
-def test_nothing_is_left_on_the_model():
+def test_no_hook_remains_on_the_model():
     model, _ = sited(vit(depth=1))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

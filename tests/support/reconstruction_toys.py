@@ -1,4 +1,4 @@
-"""A layer whose best rounding is known, and reconstruction inside a run of the toy."""
+"""A layer with a known optimal rounding, and reconstruction inside a run of the toy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RATES = {"codes": Rate(0.01), "scales": Rate(1e-3, cosine=True)}
 
 
 class Layer(nn.Module):
-    """A linear whose weight passes a learner."""
+    """A linear with a learner of its weight."""
 
     def __init__(self, learner):
         super().__init__()
@@ -28,7 +28,7 @@ class Layer(nn.Module):
 
 
 def problem(outputs=3, inputs=6, seed=0):
-    """Strongly correlated inputs, so that rounding to nearest is not the best."""
+    """A weight, strongly correlated inputs and a grid: rounding to nearest is not optimal."""
     draw = torch.Generator().manual_seed(seed)
     weight = torch.randn(outputs, inputs, generator=draw)
     x = torch.randn(256, 2, generator=draw) @ torch.randn(2, inputs, generator=draw) + 0.3 * torch.randn(
@@ -49,7 +49,7 @@ def reconstructed(technique=Brecq, bits=2, observers=(), cache=None, out=None, *
 
 
 def errors(plan):
-    """Block → (error before, error after), from the reasons."""
+    """Block → (error before, error after), from the reasons in the plan."""
     found = {}
     for decision in plan:
         if "error of" in decision.reason:

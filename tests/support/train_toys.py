@@ -1,4 +1,4 @@
-"""A tiny classifier of digits and its training, for tests in which every step counts."""
+"""A tiny classifier of digits and its training, for fast tests."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Small(nn.Module):
 
 
 def small() -> nn.Module:
-    """The same random weights every time: a model source seeds its call."""
+    """The classifier with fixed random weights, because a model source seeds its call."""
     return Small()
 
 
 def recipe(tmp_path: Path, *overrides: str, **sections: Any) -> Recipe:
-    """``BASE`` with ``finetune`` or ``qat`` as given, each over ``QUICK``; ``overrides`` as ``--set`` takes them."""
+    """``BASE`` with the sections ``finetune`` or ``qat`` over ``QUICK``; ``overrides`` as for ``--set``."""
     import json
 
     path = tmp_path / "recipe.yaml"

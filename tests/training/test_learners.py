@@ -1,4 +1,4 @@
-"""Soft bits, learned steps, and the gradients of fake quantization, against float64 and against composition."""
+"""Soft bits, learned scales, and the gradients of fake quantization, against float64 and autograd."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_logits_are_the_inverse_of_the_rectified_sigmoid(bits):
     assert torch.allclose(rectified_sigmoid(soft_bit_logits(bits)), bits, atol=1e-6)
 
 
-def test_the_rectified_sigmoid_is_that_of_the_paper():
+def test_the_rectified_sigmoid_equals_the_papers_equation():
     v = np.linspace(-6, 6, 101)
     expected = np.clip(1 / (1 + np.exp(-v)) * (1.1 + 0.1) - 0.1, 0, 1)
     assert np.allclose(rectified_sigmoid(torch.tensor(v)).numpy(), expected)
@@ -40,14 +40,14 @@ def test_the_rectified_sigmoid_is_that_of_the_paper():
 
 
 @pytest.mark.parametrize("beta", [2.0, 20.0])
-def test_the_penalty_vanishes_at_hard_bits_alone(beta):
+def test_the_penalty_is_zero_only_at_hard_bits(beta):
     assert float(bit_penalty(torch.tensor([0.0, 1.0, 1.0]), beta)) == 0.0
     assert float(bit_penalty(torch.tensor([0.5, 0.5]), beta)) == 2.0
     assert 0.0 < float(bit_penalty(torch.tensor([0.9]), beta)) < 1.0
 
 
 @pytest.mark.parametrize("beta", [1.5, 2.0, 20.0, torch.tensor(7.3, dtype=torch.float64)])
-def test_the_penaltys_gradient_is_that_of_its_formula(beta):
+def test_the_gradient_of_the_penalty_equals_the_formula(beta):
     bits = torch.cat(
         [torch.tensor([0.0, 0.5, 1.0]), torch.rand(50, generator=torch.Generator().manual_seed(0))]
     ).double()
@@ -64,7 +64,7 @@ def test_the_penaltys_gradient_is_that_of_its_formula(beta):
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("shape", [(), (5, 1)])
-def test_gradients_are_those_of_passing_straight_through(symmetric, shape):
+def test_gradients_are_straight_through(symmetric, shape):
     torch.manual_seed(0)
     x = torch.randn(5, 40, dtype=torch.float64) * 3
     low, high = (-8, 7) if symmetric else (0, 15)
@@ -86,7 +86,7 @@ def test_gradients_are_those_of_passing_straight_through(symmetric, shape):
     assert 0 < int((found[0][1] == 0).sum()) < x.numel()
 
 
-def test_a_learned_step_starts_where_it_was_and_finds_the_step_that_loses_least():
+def test_a_learned_scale_starts_unchanged_and_reaches_the_best_scale():
     x = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
     start = UniformQuantizer.from_range(x.min() * 1.5, x.max() * 1.5, QuantSpec(3))
     learner = LearnedStepSize(start)
@@ -105,7 +105,7 @@ def test_a_learned_step_starts_where_it_was_and_finds_the_step_that_loses_least(
 
 
 @pytest.mark.parametrize("start", [LogQuantizer(1.0, 2, 4), RegionQuantizer(0.05, THREE, 4)], ids=["log", "regions"])
-def test_the_step_of_any_quantizer_that_can_be_scaled_has_lsqs_gradient(start):
+def test_every_scalable_quantizer_has_lsqs_gradient(start):
     """x̂ − x inside the range and x̂ outside, in units of the step."""
     top = float(start(torch.tensor([1e6])))
     x = torch.rand(500, generator=torch.Generator().manual_seed(0)) * 1.5 * top
@@ -124,7 +124,7 @@ def test_the_step_of_any_quantizer_that_can_be_scaled_has_lsqs_gradient(start):
     assert torch.allclose(hardened(x), learner(x), rtol=1e-5)
 
 
-def test_channels_that_share_a_scale_go_on_sharing_it():
+def test_channels_with_a_common_scale_continue_to_share_it():
     start = UniformQuantizer(torch.tensor([0.1, 0.2, 0.1, 0.3]), torch.tensor([3.0, 3.0, 3.0, 5.0]), 4, False)
     learner = LearnedStepSize(start)
     assert learner.log_factor.shape == (3,)
@@ -137,7 +137,7 @@ def test_channels_that_share_a_scale_go_on_sharing_it():
     assert len(scale.unique()) == 3
 
 
-def test_steps_are_learned_of_activations_whose_quantizer_can_be_scaled():
+def test_learned_step_sizes_selects_activations_with_scalable_quantizers():
     grid = UniformQuantizer(torch.tensor(0.1), None, 4, True)
 
     class Fixed(UniformQuantizer):
@@ -153,7 +153,7 @@ def test_steps_are_learned_of_activations_whose_quantizer_can_be_scaled():
 
 
 @pytest.mark.parametrize("shape", [(), (3, 1)])
-def test_the_gradient_of_the_zero_point_is_that_of_composition(shape):
+def test_the_gradient_of_the_zero_point_equals_autograds(shape):
     x = torch.linspace(-2.0, 3.0, 24, dtype=torch.float64).view(3, 8)
     weights = torch.linspace(0.5, 1.5, 24, dtype=torch.float64).view(3, 8)
 
@@ -176,7 +176,7 @@ def test_the_gradient_of_the_zero_point_is_that_of_composition(shape):
 
 
 @pytest.mark.parametrize(("zero", "whole"), [(4.0, True), (4.25, False)])
-def test_a_zero_point_is_learned_and_stays_what_it_was(zero, whole):
+def test_a_learned_zero_point_stays_integer_or_float(zero, whole):
     start = UniformQuantizer(torch.tensor(0.1), torch.tensor(zero), 4, False)
     learner = LearnedStepSize(start, zero_point=True)
     assert set(learner.learned()) == {"step_sizes", "zero_points"}

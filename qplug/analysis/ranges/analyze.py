@@ -20,7 +20,7 @@ from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import Inputs
 from qplug.pipeline.stages.load import open_inputs
 from qplug.quantization.calibration.calibrator import watched_sites
-from qplug.quantization.calibration.hessian import TOLERANCE as TRACE_TOLERANCE
+from qplug.quantization.calibration.hessian import TRACE_TOLERANCE
 
 Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from qplug.training.reconstruction.blocks import called, find_blocks, within
+from qplug.training.reconstruction.blocks import block_contains, find_blocks, modules_in_call_order
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def find_depth(model: nn.Module, operations: Sequence[str], image: Tensor, class
     tops = find_blocks(model, operations, image, classes)
     if all(top in operations for top in tops):
         numbered = dict.fromkeys(name for operation in operations if (name := _numbered(operation)))
-        tops = called(model, numbered, image)
+        tops = modules_in_call_order(model, numbered, image)
     blocks = [top for top in tops if top not in operations]
-    owners = {op: next((block for block in blocks if within(block, op)), op) for op in operations}
+    owners = {op: next((block for block in blocks if block_contains(block, op)), op) for op in operations}
     if not blocks:
         return Depth((), {op: (index + 1) / len(operations) for index, op in enumerate(operations)}, owners)
     members = {block: [op for op in operations if owners[op] == block] for block in blocks}

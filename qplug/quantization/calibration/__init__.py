@@ -1,1 +1,1 @@
-"""Calibration: statistics of every site, collected over the calibration data in bounded memory."""
+"""Calibration: statistics of every site over the calibration data, in bounded memory."""

@@ -1,4 +1,4 @@
-"""The calibration pass: one forward over the images, one backward where a technique asks, in bounded memory."""
+"""The calibration pass: one forward over the images, and one backward if a technique needs gradients."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class Calibration:
     """Statistics of every site of a model.
 
     Args:
-        model: the float model (eval mode, attention explicit).
-        sites: the sites to watch.
-        images: how many images will be shown, which fixes how many rows each contributes to the samples.
-        seed: chooses the rows.
-        size: the caps of the samples.
+        model: the float model (eval mode, with explicit attention).
+        sites: the calibrated sites.
+        images: number of calibration images; it determines how many rows each image contributes to the samples.
+        seed: seed of the row selection.
+        size: limits of the samples.
+        task: the task of the model, which defines the loss.
     """
 
     def __init__(
@@ -56,12 +57,12 @@ class Calibration:
         loss: str | None = None,
         advance: Callable[[int], None] | None = None,
     ) -> None:
-        """Show the batches: images (B, C, H, W) float32, or texts (B, 3, L) int64.
+        """Run the model on the batches: images (B, C, H, W) float32, or texts (B, 3, L) int64.
 
-        With ``loss`` also take its gradient at every sampled output.
+        With ``loss``, collect its gradient at every sampled output too.
 
         Raises:
-            InputError: an activation that is not finite, with the site where it first appears.
+            InputError: an activation is not finite; the error names the first such site.
         """
         handles = [
             self.model.get_submodule(name).register_forward_hook(self._hook(name, operation))
@@ -79,13 +80,13 @@ class Calibration:
         try:
             for batch in batches:
                 for operation in self.samplers.values():
-                    operation.begin(done, len(batch))
+                    operation.begin_batch(done, len(batch))
                 if loss is None:
                     with torch.no_grad():
                         self.model(batch)
                 else:
                     with torch.enable_grad():
-                        # nothing of a batch's graph may be left, by a name either, when the next one comes
+                        # no local name for the loss: it would hold the batch's graph during the next batch
                         self._task.sum_of_losses(loss, self.model(_traced(batch)), done, self._seed).backward()  # type: ignore[no-untyped-call]
                 done += len(batch)
                 self._check_finite()
@@ -98,7 +99,7 @@ class Calibration:
                 parameter.requires_grad_(True)
 
     def stats(self, site: Site) -> SiteStats:
-        """The statistics of ``site``. Weights are read from the model as it is now."""
+        """The statistics of ``site``. Weights are read from the present model."""
         operation = self.samplers[site.module]
         module = self.model.get_submodule(site.module)
         product = operation.product(module)
@@ -111,7 +112,7 @@ class Calibration:
         return self.ranges[site.name].stats(operation, product)
 
     def smooth(self, norm_inputs: Iterable[str], smoothing: Smoothing) -> None:
-        """Follow a smoothing of the inputs of these linears: ranges and samples become those of (Y − shift)/scale."""
+        """Apply a smoothing of these linears' inputs Y: ranges and samples become those of (Y − shift)/scale."""
         for module in norm_inputs:
             name = f"{module}.input"
             if name in self.ranges:
@@ -120,11 +121,11 @@ class Calibration:
 
     def _hook(self, name: str, operation: OperationSampler) -> Any:
         roles = ("lhs", "rhs") if isinstance(self.model.get_submodule(name), MatMul) else ("input",)
-        watched = [self.ranges.get(f"{name}.{role}") for role in roles]
+        operand_ranges = [self.ranges.get(f"{name}.{role}") for role in roles]
 
         def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             with torch.no_grad():
-                for ranges, tensor in zip(watched, args, strict=False):
+                for ranges, tensor in zip(operand_ranges, args, strict=False):
                     if ranges is not None:
                         ranges.update(tensor.detach(), operation.batch)
             operation.record(module, args, out)
@@ -137,17 +138,20 @@ class Calibration:
                 raise InputError(
                     "an activation is NaN or infinite on the calibration images",
                     where=name,
-                    fix="look for NaN in the checkpoint and in the images, or for a model that overflows float32",
+                    fix="check the checkpoint and the images for NaN, and the model for an overflow of float32",
                 )
 
 
 def _traced(batch: Tensor) -> Tensor:
-    """The batch, from which a graph grows although every parameter is frozen; of tokens it grows from embeddings."""
+    """The batch with ``requires_grad``, so that autograd records the forward although all parameters are frozen.
+
+    Tokens are unchanged: for them, autograd records from the embeddings on.
+    """
     return batch.detach().requires_grad_(True) if batch.is_floating_point() else batch
 
 
 def _branch(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What a norm reads as a tensor of its own: the gradient of a residual stream is that of all who read it."""
+    """A view of a norm's input, so that its gradient is the norm's alone and not the sum over all readers."""
     return (args[0].view_as(args[0]), *args[1:])
 
 
@@ -156,6 +160,6 @@ def _trace_output(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor
 
 
 def watched_sites(sites: Iterable[Site], softmax: bool, layernorm: bool) -> list[Site]:
-    """The sites of a recipe's scope: all but the inputs of Softmax and LayerNorm, which it may ask for."""
-    wanted = {SiteKind.SOFTMAX_INPUT: softmax, SiteKind.LAYERNORM_INPUT: layernorm}
-    return [site for site in sites if wanted.get(site.kind, True)]
+    """The calibrated sites of a recipe: inputs of Softmax and LayerNorm are optional, all other sites are included."""
+    included = {SiteKind.SOFTMAX_INPUT: softmax, SiteKind.LAYERNORM_INPUT: layernorm}
+    return [site for site in sites if included.get(site.kind, True)]

@@ -1,4 +1,4 @@
-"""How far an operation's output, or a tensor, moves when the tensor is quantized."""
+"""Error measures of a quantized tensor, and of the output of the operation that reads it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qplug.quantization.scale_layout import ScaleLayout
 
 
 class ErrorMeasures:
-    """Error measures over the sample of one site; ``SiteStats`` holds what they read."""
+    """Error measures over the sample of one site; ``SiteStats`` defines the attributes."""
 
     site: Site
     sample: Tensor
@@ -20,41 +20,41 @@ class ErrorMeasures:
     to_matrix: ToMatrix | None
 
     def output_error(self, quantized: Tensor, granularity: Granularity) -> Tensor:
-        """How far the operation's output moves if ``sample`` becomes ``quantized``: Σ importance·(Ô − O)².
+        """Error of the operation's output if ``quantized`` replaces ``sample``: Σ importance·(Ô − O)².
 
-        The sum runs over everything that one scale of ``granularity`` answers for, where the errors of several scales
-        separate: (O, 1, …) for per-channel weights, (H, 1, 1) per head, () otherwise. Without a product it is
+        If the errors of several scales separate, the sum has one value per scale of ``granularity``: (O, 1, …) for
+        per-channel weights, (H, 1, 1) per head. Otherwise the result is (). Without a product the error is
         Σ importance·(x̂ − x)².
         """
         errors = self._errors(quantized)
         return self._sum(errors, granularity) if self.product is None else self._sum_outputs(errors, granularity)
 
     def row_errors(self, quantized: Tensor) -> Tensor:
-        """(rows,) what each row of the sample, as ``take`` counts them, adds to ``output_error``."""
+        """(rows,) the contribution of each row of the sample (see ``select_rows``) to ``output_error``."""
         errors = self._errors(quantized)
         if self.product is not None and not self._in_slices:
             return errors.sum((0, 2))
         return errors.reshape(len(self.sample), -1).sum(1)
 
     def cosine_distance(self, quantized: Tensor, granularity: Granularity) -> Tensor:
-        """1 − cos(Ô, O) if ``sample`` becomes ``quantized``, over what one scale answers for, as ``output_error``.
+        """1 − cos(Ô, O) if ``quantized`` replaces ``sample``, with the scales and shapes of ``output_error``.
 
-        Without a product it is that of the tensor itself. 1 where either is all zeros.
+        Without a product, the distance is between the tensors x̂ and x. It is 1 if either is all zeros.
         """
         if self.product is None:
-            float_, moved, total = self.sample, quantized, self._sum
+            reference, changed, total = self.sample, quantized, self._sum
         else:
-            float_, total = self.product.output, self._sum_outputs
-            moved = self._output_delta(quantized).add_(float_)
-        norms = total(float_.square(), granularity) * total(moved.square(), granularity)
-        return 1.0 - total(float_ * moved, granularity) / norms.sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+            reference, total = self.product.output, self._sum_outputs
+            changed = self._output_delta(quantized).add_(reference)
+        norms = total(reference.square(), granularity) * total(changed.square(), granularity)
+        return 1.0 - total(reference * changed, granularity) / norms.sqrt().clamp_min(torch.finfo(torch.float32).tiny)
 
     def value_error(self, quantized: Tensor, granularity: Granularity) -> Tensor:
-        """Σ(x̂ − x)² of the sample, summed over everything that one scale of ``granularity`` answers for."""
+        """Σ(x̂ − x)² over the sample, one value per scale of ``granularity``."""
         return self._sum((quantized - self.sample).square(), granularity)
 
     def sqnr_db(self, quantized: Tensor) -> float:
-        """10·log10(Σx² / Σ(x − x̂)²) of the sample (MPTQ-ViT, Eq. 9); +inf where nothing was lost."""
+        """10·log10(Σx² / Σ(x − x̂)²) of the sample (MPTQ-ViT, Eq. 9); +inf without any error."""
         noise = (quantized - self.sample).double().square().sum()
         signal = self.sample.double().square().sum()
         return float(10.0 * torch.log10(signal / noise)) if noise > 0 else float("inf")
@@ -70,7 +70,7 @@ class ErrorMeasures:
 
     @property
     def _in_slices(self) -> bool:
-        """Whether the product's first axis is slices of attention times heads, instead of groups."""
+        """The product's first axis is slices of attention times heads, instead of groups."""
         return self.site.role in ("lhs", "rhs")
 
     def _errors(self, quantized: Tensor) -> Tensor:
@@ -82,16 +82,16 @@ class ErrorMeasures:
         return errors if importance is None else errors.mul_(importance)
 
     def _output_delta(self, quantized: Tensor) -> Tensor:
-        """(b, n, M) Ô − O, in a buffer of its own."""
+        """(b, n, M) Ô − O, in a new buffer."""
         assert self.product is not None
         assert self.to_matrix is not None
-        moved = self.to_matrix(quantized - self.sample)
-        left, right = (self.product.lhs, moved) if self._is_right else (moved, self.product.rhs)
+        error = self.to_matrix(quantized - self.sample)
+        left, right = (self.product.lhs, error) if self._is_right else (error, self.product.rhs)
         delta = torch.matmul(left, right.transpose(-2, -1))
         return delta if self.product.offset is None else delta.add_(self.product.offset)
 
     def _sum_outputs(self, values: Tensor, granularity: Granularity) -> Tensor:
-        """Sum (b, n, M) over everything that one scale answers for."""
+        """Sum (b, n, M) over the outputs of each scale."""
         if self.site.kind.is_weight and granularity is Granularity.PER_CHANNEL:
             return self.as_channels(values.sum(1).flatten())
         if granularity is Granularity.PER_HEAD and self.site.head_axis is not None:
@@ -100,13 +100,13 @@ class ErrorMeasures:
         return values.sum()
 
     def _sum(self, values: Tensor, granularity: Granularity) -> Tensor:
-        """Likewise for values in the layout of ``sample``."""
+        """Sum values in the layout of ``sample`` over the elements of each scale."""
         return self._as_scales(self._by_scale(values, granularity).sum(1), granularity)
 
     def _by_scale(self, values: Tensor, granularity: Granularity) -> Tensor:
-        """Values in the layout of ``sample`` → (scales, values of each)."""
+        """Values in the layout of ``sample`` → (scales, values per scale)."""
         return ScaleLayout.of(granularity, self.site).split(values)
 
     def _as_scales(self, values: Tensor, granularity: Granularity) -> Tensor:
-        """One value a scale → the shape of the scales: (), (C, 1, …) or (H, 1, 1)."""
+        """One value per scale → the shape of the scales: (), (C, 1, …) or (H, 1, 1)."""
         return values.reshape(ScaleLayout.of(granularity, self.site).shape(tuple(self.sample.shape)))

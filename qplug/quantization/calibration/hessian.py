@@ -1,4 +1,4 @@
-"""The Hessian trace of weights, by Hutchinson's estimator."""
+"""Hessian traces of weights by Hutchinson's estimator."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from qplug.core.seeding import seeded
 from qplug.core.task import CLASSIFICATION
 
 Loss = Callable[[Tensor], Tensor]
-"""From a batch of outputs to a scalar: the sum over its examples."""
+"""A batch of outputs → the sum of the loss over its examples, ()."""
 
 OWN_TOP1: Loss = functools.partial(CLASSIFICATION.calibration_loss, "cross_entropy")
 """The cross-entropy against the model's own top-1, which needs no labels."""
 
-TOLERANCE = 1e-3
+TRACE_TOLERANCE = 1e-3
+"""Relative change of a trace's running mean below which no further probe is drawn."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """An estimate of tr(d²L/dW²) for one weight W, or for several as one.
+    """An estimate of tr(d²L/dW²) for one weight W, or for a group of weights.
 
     Attributes:
-        value: the mean over the probes; the Hessian of a network is not positive, and neither must its trace be.
-        standard_error: of ``value``, from the spread of the probes; NaN after one.
-        probes: how many there were.
-        parameters: elements of W.
+        value: the mean over the probes. It may be negative, because a network's Hessian may be indefinite.
+        standard_error: standard error of ``value`` over the probes; NaN after one probe.
+        probes: number of probes.
+        parameters: number of elements of W.
     """
 
     value: float
@@ -54,48 +55,48 @@ def hessian_traces(
     loss: Loss = OWN_TOP1,
     *,
     probes: int = 32,
-    tolerance: float = TOLERANCE,
+    tolerance: float = TRACE_TOLERANCE,
     seed: int = 0,
     advance: Callable[[int], None] | None = None,
 ) -> dict[str, Trace]:
-    """tr(H) = E[vᵀHv], v of random signs (Hutchinson 1990; HAWQ-V2, Dong et al. 2020, section 3.2, Eq. 8).
+    """tr(H) = E[vᵀHv] with random signs v (Hutchinson 1990; HAWQ-V2, Dong et al. 2020, section 3.2, Eq. 8).
 
-    H is the block of d²L/dW² that belongs to one weight, L the mean of ``loss`` over all images. One probe serves all
-    weights: their signs are independent, so what blocks have in common vanishes in the mean. Every batch has signs of
-    its own, which estimates the same mean over images with less variance than signs that all share [ours].
+    H is the block of d²L/dW² for one weight, and L the mean of ``loss`` over all images. One probe serves all weights:
+    their signs are independent, so the contributions of off-diagonal blocks have mean zero. Each batch has its own
+    signs. This estimates the same mean over images with less variance than common signs [ours].
 
     Args:
-        model: in eval mode, with operations that can be differentiated twice; frozen weights are no obstacle.
-        weights: names of parameters, as ``model.named_parameters()`` has them; or groups of them by name, each of
-            which has one trace, the sum of its parameters' own.
-        batches: images (B, C, H, W) in the model's dtype, on its device; iterated anew for every probe.
-        loss: what is differentiated; by default the cross-entropy against the float model's own top-1.
-        probes: at most, at least 1.
-        tolerance: stop where the last probe moved no running mean of a trace by more than this share of it.
-        seed: of the signs.
-        advance: is told how many probes are done.
+        model: a model in eval mode whose operations are twice differentiable; its weights may be frozen.
+        weights: names from ``model.named_parameters()``; or group → names. The trace of a group is the sum of the
+            traces of its parameters.
+        batches: images (B, C, H, W) in the model's dtype, on its device; iterated again for every probe.
+        loss: the differentiated loss; by default the cross-entropy against the float model's own top-1.
+        probes: largest number of probes, at least 1.
+        tolerance: stop if the last probe changed no running mean of a trace by more than this share of the mean.
+        seed: seed of the signs.
+        advance: called with the number of finished probes.
 
     Raises:
-        InputError: an operation without a second derivative, or no image.
+        InputError: an operation has no second derivative, or there are no images.
     """
     groups = weights if isinstance(weights, Mapping) else {name: (name,) for name in weights}
-    known = {name: model.get_parameter(name) for names in groups.values() for name in names}
+    parameters = {name: model.get_parameter(name) for names in groups.values() for name in names}
     forms: dict[str, list[float]] = {group: [] for group in groups}
-    with _differentiable(known.values()):
+    with _differentiable(parameters.values()):
         for probe in range(probes):
-            found = _quadratic_forms(model, known, batches, loss, (seed, probe))
+            values_of_probe = _quadratic_forms(model, parameters, batches, loss, (seed, probe))
             for group, names in groups.items():
-                forms[group].append(sum(found[name] for name in names))
+                forms[group].append(sum(values_of_probe[name] for name in names))
             if advance is not None:
                 advance(probe + 1)
-            if all(_settled(values, tolerance) for values in forms.values()):
+            if all(_converged(values, tolerance) for values in forms.values()):
                 break
-    sizes = {group: sum(known[name].numel() for name in names) for group, names in groups.items()}
+    sizes = {group: sum(parameters[name].numel() for name in names) for group, names in groups.items()}
     return {group: _trace(values, sizes[group]) for group, values in forms.items()}
 
 
 def signs(like: Tensor, *key: object) -> Tensor:
-    """A Rademacher vector: −1 or 1 with equal chances, in the shape of ``like``, the same on every device."""
+    """A Rademacher vector: −1 or 1 with equal probability, in the shape of ``like``, equal on all devices."""
     with seeded("hessian", *key):
         drawn = torch.randint(0, 2, like.shape, dtype=torch.int8)
     return drawn.to(like.device, like.dtype).mul_(2).sub_(1)
@@ -111,18 +112,22 @@ def _quadratic_forms(
         probes = [signs(tensor, *key, index, name) for name, tensor in weights.items()]
         gradients = torch.autograd.grad(loss(model(batch)), tensors, create_graph=True, materialize_grads=True)
         slope = sum(((g * v).sum() for g, v in zip(gradients, probes, strict=True)), batch.new_zeros(()))
-        if slope.requires_grad:  # else L is linear in the weights, and H is zero
-            for name, product, v in zip(weights, _second(slope, tensors), probes, strict=True):
+        if slope.requires_grad:  # otherwise L is linear in the weights, and H is zero
+            for name, product, v in zip(weights, _second_gradients(slope, tensors), probes, strict=True):
                 totals[name] += float((product * v).sum(dtype=torch.float64))
         images += len(batch)
     if not images:
-        raise InputError("there are no images to take a Hessian on", fix="give batches that can be iterated again")
+        raise InputError(
+            "a Hessian trace needs at least one image, and there are no images",
+            fix="provide batches that can be iterated more than once",
+        )
     return {name: total / images for name, total in totals.items()}
 
 
-def _second(slope: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _second_gradients(slope: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of ``slope`` = gᵀv, where g is the first gradient: the products Hv."""
     try:
-        _check_twice(slope)
+        _check_twice_differentiable(slope)
         return torch.autograd.grad(slope, tensors, materialize_grads=True)
     except RuntimeError as error:
         if not any(word in str(error) for word in ("derivative", "differentia", "double backward")):
@@ -130,24 +135,24 @@ def _second(slope: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         raise InputError(
             f"the model has an operation without a second derivative: {str(error).splitlines()[0]}",
             where="Hessian trace",
-            fix="leave out the Hessian, or write the operation with torch's own functions",
+            fix="leave out the Hessian, or implement the operation with torch's functions",
         ) from error
 
 
-def _check_twice(slope: Tensor) -> None:
-    """Refuse functions marked ``once_differentiable``: torch.autograd.grad takes their second derivative for zero."""
-    seen, left = set(), [slope.grad_fn]
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
+def _check_twice_differentiable(slope: Tensor) -> None:
+    """Refuse ``once_differentiable`` functions: torch.autograd.grad treats their second derivatives as zero."""
+    visited, pending = set(), [slope.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited:
             continue
         if node.name() == "torch::autograd::Error":
             raise RuntimeError("a function marked with @once_differentiable")
-        seen.add(node)
-        left += [following for following, _ in node.next_functions]
+        visited.add(node)
+        pending += [following for following, _ in node.next_functions]
 
 
-def _settled(values: Sequence[float], tolerance: float) -> bool:
+def _converged(values: Sequence[float], tolerance: float) -> bool:
     if len(values) < 2:
         return False
     before, now = fmean(values[:-1]), fmean(values)
@@ -161,7 +166,10 @@ def _trace(values: Sequence[float], parameters: int) -> Trace:
 
 @contextmanager
 def _differentiable(weights: Iterable[Tensor]) -> Iterator[None]:
-    """Within it, gradients flow to these weights, and fused attention, which has no second derivative, is not fused."""
+    """A context in which these weights require gradients and attention is not fused.
+
+    Fused attention has no second derivative.
+    """
     frozen = [weight for weight in weights if not weight.requires_grad]
     try:
         for weight in frozen:

@@ -1,4 +1,4 @@
-"""Running extremes and means of one activation."""
+"""Running minima, maxima and means of one activation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from qplug.quantization.calibration.statistics import SiteStats
 
 
 class RunningRanges:
-    """Running extremes and means of one activation over channels, heads and images; never the values themselves.
+    """Running minima, maxima and means of one activation over channels, heads and images.
 
-    Everything is updated in place: small tensors kept among a batch's large ones would fragment the heap (see
-    ``SampleRows``).
+    The values themselves are not stored. All tensors are updated in place, because new small tensors among the large
+    tensors of a batch would fragment the heap (see ``SampleRows``).
     """
 
     def __init__(self, site: Site, images: int) -> None:
@@ -27,7 +27,7 @@ class RunningRanges:
         self.smoothings: list[Smoothing] = []
 
     def update(self, x: Tensor, batch: int) -> None:
-        """Take in the activation of ``batch`` images."""
+        """Update the statistics with the activation ``x`` of ``batch`` images."""
         channels = x.movedim(self.site.channel_axis, -1).reshape(batch, -1, x.shape[self.site.channel_axis])
         low, high = channels.aminmax(dim=1)
         self.image_low.add(self.image_low.length, low.amin(1), self.images)
@@ -48,7 +48,7 @@ class RunningRanges:
             torch.maximum(self.heads[1], most, out=self.heads[1])
 
     def smooth(self, smoothing: Smoothing) -> None:
-        """Follow a smoothing of the activation."""
+        """Apply a smoothing of the activation to the statistics."""
         self.smoothings.append(smoothing)
 
     def stats(self, sampler: OperationSampler, product: Product | None) -> SiteStats:

@@ -1,4 +1,4 @@
-"""Sampled operations: linear, convolution and matmul, each kept as capped rows of the one form O = L Rᵀ."""
+"""Samplers of operations: a limited number of rows of each linear, convolution or matmul, for O = L Rᵀ."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from qplug.quantization.calibration.product import Product
 
 @dataclass(frozen=True)
 class SampleSize:
-    """Caps of the samples, whatever the number of images.
+    """Limits of the samples, independent of the number of images.
 
     Attributes:
         rows: rows (tokens, patches) of one linear or convolution.
         slices: images or windows of one attention matmul.
-        slice_rows: query rows of each head and slice.
+        slice_rows: query rows per head and slice.
     """
 
     rows: int = 384
@@ -30,10 +30,10 @@ class SampleSize:
 
 
 class SampleRows:
-    """SampleRows that arrive in pieces, in one buffer that is made when the first piece does.
+    """Sampled rows that arrive in pieces, in one buffer that the first piece allocates.
 
-    Small pieces kept between the large tensors of each batch would fragment the heap: with 16 batches, calibration then
-    took twice the memory that it takes with one.
+    Separate small pieces among the large tensors of each batch would fragment the heap: with 16 batches, calibration
+    then took twice the memory of one batch.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class SampleRows:
         self.length = 0
 
     def add(self, start: int, piece: Tensor, expected: int) -> None:
-        """Add ``piece`` to the rows from ``start`` on, which begin as zeros; ``expected`` rows are foreseen in all."""
+        """Add ``piece`` to the rows from ``start`` on, which are zero at first; the buffer has ``expected`` rows."""
         end = start + len(piece)
         if self._buffer is None:
             self._buffer = piece.new_zeros((max(expected, end), *piece.shape[1:]))
@@ -56,13 +56,13 @@ class SampleRows:
             raise ValueError("no row was sampled: the operation was not called")
         return self._buffer[: self.length]
 
-    def hold(self, values: Tensor | None) -> None:
-        """Hold exactly these rows from now on, or none."""
+    def replace_rows(self, values: Tensor | None) -> None:
+        """Replace all rows by ``values``, or remove them."""
         self._buffer, self.length = values, 0 if values is None else len(values)
 
 
 class OperationSampler:
-    """Base: which images contribute, and the storing of what they contribute; subclasses say what a row is."""
+    """Base of the samplers: selects the contributing images and stores their rows; subclasses define a row."""
 
     def __init__(self, images: int, cap: int, per_image: int, seed: int) -> None:
         self.batch = self._first = 0
@@ -71,30 +71,30 @@ class OperationSampler:
         self._generator = torch.Generator().manual_seed(seed)
         self.inputs, self.squares = SampleRows(), SampleRows()
 
-    def begin(self, first: int, batch: int) -> None:
-        """Announce the next batch: the index of its first image, and how many there are."""
+    def begin_batch(self, first: int, batch: int) -> None:
+        """Set the index of the next batch's first image, and the number of its images."""
         self._first, self.batch = first, batch
 
-    def here(self) -> list[int]:
-        """Places within the batch of the images that contribute."""
+    def contributing_images(self) -> list[int]:
+        """Indices within the batch of the images that contribute to the sample."""
         return [i for i in range(self.batch) if self._first + i in self._chosen]
 
-    def pick(self, count: int, of: int) -> Tensor:
-        """``count`` places out of ``of``, without repetition, in order."""
+    def draw_indices(self, count: int, of: int) -> Tensor:
+        """``count`` random indices below ``of``, without repetition, in ascending order."""
         return torch.randperm(of, generator=self._generator)[: min(count, of)].sort().values
 
     def record(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        """Sample what one call of the operation read and made."""
+        """Sample the inputs and outputs of one call of the operation."""
         raise TypeError(f"{type(self).__name__} does not implement record()")
 
-    def keep(self, piece: Tensor, images: int, target: Tensor, choose: Callable[[Tensor], Tensor]) -> None:
-        """Keep sampled rows of the input, and the squares of every gradient that comes to ``target``, summed.
+    def add_rows(self, piece: Tensor, images: int, target: Tensor, choose: Callable[[Tensor], Tensor]) -> None:
+        """Add sampled rows of the input, and the squared gradients at ``target``, summed over backward passes.
 
         Args:
-            piece: (rows, …) that ``images`` images contributed.
-            images: how many did, from which the rows of all follow.
-            target: the output (or the input, where the operation is no product) whose gradient counts.
-            choose: takes the same rows of the gradient.
+            piece: (rows, …) sampled rows of ``images`` images.
+            images: number of images of ``piece``, from which the size of the whole sample follows.
+            target: the output; the input if the operation is no product. Its gradients are sampled.
+            choose: selects the same rows of the gradient.
         """
         start, expected = self.inputs.length, len(piece) * len(self._chosen) // images
         self.inputs.add(start, piece, expected)
@@ -104,11 +104,11 @@ class OperationSampler:
             )
 
     def product(self, module: nn.Module) -> Product | None:
-        """The sample as a product, with the weight as it is now; ``None`` for norms and Softmax."""
+        """The sample as a product, with the present weight; ``None`` for norms and Softmax."""
         return None
 
     def sample(self, site: Site) -> tuple[Tensor, Tensor | None]:
-        """The sampled input in the site's layout, and (dL/dx)² at it where the operation is no product."""
+        """The sampled input in the site's layout, and (dL/dx)² of it if the operation is no product."""
         return self.inputs.values(), None
 
     def lhs_matrix(self, x: Tensor) -> Tensor:
@@ -120,35 +120,35 @@ class OperationSampler:
         return x.unsqueeze(0)
 
     def smooth(self, smoothing: Smoothing) -> None:
-        """Follow a smoothing of the input."""
-        rows, self.inputs = self.inputs.values(), SampleRows()  # whoever holds the old rows keeps them
+        """Apply a smoothing of the input to the sample."""
+        rows, self.inputs = self.inputs.values(), SampleRows()  # a new buffer: others may hold views of the old one
         self.inputs.add(0, (rows - smoothing.shift) / smoothing.scale, len(rows))
 
     def importance(self) -> Tensor | None:
-        """(dL/dO)² of the sample, row by row, summed over the backward passes; ``None`` where there were none."""
+        """(dL/dO)² of each sampled row, summed over the backward passes; ``None`` without a backward pass."""
         return self.squares.values() if self.squares.length else None
 
 
 class TokenSampler(OperationSampler):
-    """A linear (product with its weight), or a norm (no product): rows are tokens."""
+    """Sampler of a linear (a product with its weight) or a norm (no product); rows are tokens."""
 
     def record(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        """x: (B, …, C) and out: (B, …, M), tokens in between."""
-        here = self.here()
-        if not here:
+        """x: (B, …, C) and out: (B, …, M), with token axes in between."""
+        images = self.contributing_images()
+        if not images:
             return
         x = args[0].detach().reshape(self.batch, -1, args[0].shape[-1])
-        picks = torch.stack([self.pick(self._per_image, x.shape[1]) for _ in here]).to(x.device)
-        rows = torch.tensor(here, device=x.device).unsqueeze(1)
+        tokens = torch.stack([self.draw_indices(self._per_image, x.shape[1]) for _ in images]).to(x.device)
+        rows = torch.tensor(images, device=x.device).unsqueeze(1)
         target = out if isinstance(module, nn.Linear) else args[0]
 
         def choose(gradient: Tensor) -> Tensor:
-            return gradient.reshape(self.batch, -1, gradient.shape[-1])[rows, picks].flatten(0, 1)
+            return gradient.reshape(self.batch, -1, gradient.shape[-1])[rows, tokens].flatten(0, 1)
 
-        self.keep(x[rows, picks].flatten(0, 1), len(here), target, choose)
+        self.add_rows(x[rows, tokens].flatten(0, 1), len(images), target, choose)
 
     def product(self, module: nn.Module) -> Product | None:
-        """(1, n, C) by (1, M, C); a norm has none."""
+        """(1, n, C) by (1, M, C); ``None`` for a norm."""
         if not isinstance(module, nn.Linear):
             return None
         importance = self.importance()
@@ -161,7 +161,7 @@ class TokenSampler(OperationSampler):
 
 
 class ConvSampler(OperationSampler):
-    """A convolution: rows are the patches under sampled output positions."""
+    """Sampler of a convolution; rows are the input patches of sampled output positions."""
 
     def __init__(self, conv: nn.Conv2d, images: int, cap: int, per_image: int, seed: int) -> None:
         super().__init__(images, cap, per_image, seed)
@@ -173,12 +173,12 @@ class ConvSampler(OperationSampler):
         assert isinstance(conv, nn.Conv2d)
         padding = conv._reversed_padding_repeated_twice
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        for i in self.here():
+        for i in self.contributing_images():
             x = F.pad(args[0][i : i + 1].detach(), padding, mode)
             patches = F.unfold(x, conv.kernel_size, conv.dilation, 0, conv.stride)[0].T  # (positions, C·kh·kw)
-            picks = self.pick(self._per_image, len(patches)).to(x.device)
-            rows = patches[picks].reshape(len(picks), x.shape[1], *conv.kernel_size)
-            self.keep(rows, 1, out, lambda g, i=i, picks=picks: g[i].flatten(1).T[picks])  # type: ignore[misc]
+            places = self.draw_indices(self._per_image, len(patches)).to(x.device)
+            rows = patches[places].reshape(len(places), x.shape[1], *conv.kernel_size)
+            self.add_rows(rows, 1, out, lambda g, i=i, places=places: g[i].flatten(1).T[places])  # type: ignore[misc]
 
     def lhs_matrix(self, x: Tensor) -> Tensor:
         """(n, C, kh, kw) → (groups, n, C/groups·kh·kw)."""
@@ -198,7 +198,7 @@ class ConvSampler(OperationSampler):
 
 
 class HeadSampler(OperationSampler):
-    """A matmul of attention (a product of two activations) or a Softmax (none): slices with sampled query rows."""
+    """Sampler of an attention matmul (a product of activations) or a Softmax (no product): slices with query rows."""
 
     def __init__(self, module: nn.Module, images: int, cap: int, per_image: int, rows: int, seed: int) -> None:
         super().__init__(images, cap, per_image, seed)
@@ -208,31 +208,31 @@ class HeadSampler(OperationSampler):
         self.others = SampleRows()
 
     def record(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        """Operands (B·windows, H, N, ·); a Softmax may see any number of leading axes."""
-        here = self.here()
-        if not here:
+        """Operands (B·windows, H, N, ·); the input of a Softmax may have any number of leading axes."""
+        images = self.contributing_images()
+        if not images:
             return
         x = args[0].detach()
         windows = x.shape[0] // self.batch
-        places, picks = [], []
-        for i in here:  # image by image, so that the batch size does not change what is drawn
-            places.append(i * windows + self.pick(self._per_image, windows))
-            picks.append(self.pick(self.rows, x.shape[-2]).expand(len(places[-1]), -1))
-        slices = torch.cat(places).to(x.device)
-        rows = torch.cat(picks).to(x.device).view(len(slices), *[1] * (x.dim() - 3), -1, 1)
+        image_slices, image_rows = [], []
+        for i in images:  # one image at a time, so that the batch size does not change the random indices
+            image_slices.append(i * windows + self.draw_indices(self._per_image, windows))
+            image_rows.append(self.draw_indices(self.rows, x.shape[-2]).expand(len(image_slices[-1]), -1))
+        slices = torch.cat(image_slices).to(x.device)
+        rows = torch.cat(image_rows).to(x.device).view(len(slices), *[1] * (x.dim() - 3), -1, 1)
         if self.is_matmul:
             others = args[1].detach()[slices]
-            self.others.add(self.others.length, others, len(others) * len(self._chosen) // len(here))
+            self.others.add(self.others.length, others, len(others) * len(self._chosen) // len(images))
         sampled = torch.take_along_dim(x[slices], rows, -2)
         target = out if self.is_matmul else args[0]
-        self.keep(sampled, len(here), target, lambda g: torch.take_along_dim(g[slices], rows, -2))
+        self.add_rows(sampled, len(images), target, lambda g: torch.take_along_dim(g[slices], rows, -2))
 
     def lhs_matrix(self, x: Tensor) -> Tensor:
         """(s, H, r, K) → (s·H, r, K)."""
         return x.flatten(0, -3)
 
     def rhs_matrix(self, x: Tensor) -> Tensor:
-        """(s, H, M, K), or (s, H, K, M) where the operand is not transposed → (s·H, M, K)."""
+        """(s, H, M, K), or (s, H, K, M) if the operand is not transposed → (s·H, M, K)."""
         flat = x.flatten(0, -3)
         return flat if self.transpose_rhs else flat.transpose(-2, -1)
 
@@ -245,14 +245,14 @@ class HeadSampler(OperationSampler):
         return Product(self.lhs_matrix(self.inputs.values()), self.rhs_matrix(self.others.values()), importance)
 
     def sample(self, site: Site) -> tuple[Tensor, Tensor | None]:
-        """(s, H, r, K) of the left operand, (s, H, ·, ·) whole of the right."""
+        """(s, H, r, K) of the left operand; the complete right operand, (s, H, ·, ·)."""
         if site.role == "rhs":
             return self.others.values(), None
         return self.inputs.values(), None if self.is_matmul else self.importance()
 
 
 def sampler_of(module: nn.Module, images: int, size: SampleSize, seed: int) -> OperationSampler:
-    """The sampler for a module that ``find_sites`` found sites on."""
+    """The sampler for a module with sites of ``find_sites``."""
     if isinstance(module, nn.Conv2d):
         return ConvSampler(module, images, size.rows, size.rows // images, seed)
     if isinstance(module, (MatMul, nn.Softmax)):

@@ -1,4 +1,4 @@
-"""Statistics as named tensors, and back: what the result cache keeps of a calibration."""
+"""Serialization of calibration statistics as named tensors, for the result cache."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Shape = tuple[int, ...]
 
 
 def calibration_state(calibration: Calibration) -> dict[str, Tensor]:
-    """Everything that ``collect`` gathered, by name, as views on the model's device; do not write to them.
+    """All statistics of ``collect`` by name, as views on the model's device; do not write to them.
 
     Raises:
-        ValueError: after a smoothing, or where nothing was collected.
+        ValueError: a smoothing was applied, or nothing was collected.
     """
     _check_smoothings(calibration)
     parts = {name: _ranges_state(ranges) for name, ranges in calibration.ranges.items()}
@@ -29,13 +29,13 @@ def calibration_state(calibration: Calibration) -> dict[str, Tensor]:
 
 
 def restore_calibration(calibration: Calibration, state: Mapping[str, Tensor]) -> None:
-    """Give ``calibration`` the statistics of the one that ``state`` describes, bit for bit, instead of ``collect``.
+    """Load the statistics ``state`` into ``calibration`` bit for bit, instead of ``collect``.
 
-    The tensors are copied to the model's device: any number of calibrations may be made from one state.
+    The tensors are copied to the model's device, so several calibrations can be restored from one state.
 
     Raises:
-        ValueError: names or shapes are not those of this model, these sites and this number of images, or a smoothing
-            was followed; nothing has changed then.
+        ValueError: names or shapes do not match this model, these sites and this number of images; or a smoothing was
+            applied. ``calibration`` is then unchanged.
     """
     _check_smoothings(calibration)
     parts: dict[str, dict[str, Tensor]] = {owner: {} for owner in (*calibration.ranges, *calibration.samplers)}
@@ -44,7 +44,7 @@ def restore_calibration(calibration: Calibration, state: Mapping[str, Tensor]) -
         parts.setdefault(owner, {})[part] = tensor
     wrong = [owner for owner, part in parts.items() if _shapes(part) != _expected(calibration, owner, part)]
     if wrong:
-        raise ValueError(f"the state is not of this model, these sites and images, at {listed(wrong, 5)}")
+        raise ValueError(f"the state is not of this model, these sites and images: it differs at {listed(wrong, 5)}")
     device = next(calibration.model.parameters()).device
     own = {o: {n: tensor.to(device, copy=True) for n, tensor in part.items()} for o, part in parts.items()}
     for name, ranges in calibration.ranges.items():
@@ -55,7 +55,7 @@ def restore_calibration(calibration: Calibration, state: Mapping[str, Tensor]) -
 
 def _check_smoothings(calibration: Calibration) -> None:
     if any(ranges.smoothings for ranges in calibration.ranges.values()):
-        raise ValueError("a state is taken, and restored, before any smoothing")
+        raise ValueError("a state must be saved and restored before any smoothing")
 
 
 def _ranges_state(ranges: RunningRanges) -> dict[str, Tensor]:
@@ -66,30 +66,30 @@ def _ranges_state(ranges: RunningRanges) -> dict[str, Tensor]:
 
 
 def _restore_ranges(ranges: RunningRanges, state: Mapping[str, Tensor]) -> None:
-    """Hold the tensors of ``state`` themselves."""
+    """Assign the tensors of ``state`` without copies."""
     ranges.low, ranges.high, ranges.total = state["low"], state["high"], state["total"]
     ranges.count = int(state["count"])
     if "head_low" in state:
         ranges.heads = (state["head_low"], state["head_high"])
-    ranges.image_low.hold(state["image_low"])
-    ranges.image_high.hold(state["image_high"])
+    ranges.image_low.replace_rows(state["image_low"])
+    ranges.image_high.replace_rows(state["image_high"])
 
 
 def _rows(sampler: OperationSampler) -> dict[str, SampleRows]:
-    """All rows of a sampler, by name; a matmul has right operands too."""
+    """All rows of a sampler by name; a matmul also has right operands."""
     rows = {"inputs": sampler.inputs, "squares": sampler.squares}
     return {**rows, "others": sampler.others} if isinstance(sampler, HeadSampler) and sampler.is_matmul else rows
 
 
 def sampler_state(sampler: OperationSampler) -> dict[str, Tensor]:
-    """All rows, as views; without a backward pass there are no ``squares``."""
+    """All rows as views; without a backward pass there are no ``squares``."""
     return {name: rows.values() for name, rows in _rows(sampler).items() if rows.length or name != "squares"}
 
 
 def restore_sampler(sampler: OperationSampler, state: Mapping[str, Tensor]) -> None:
-    """Hold the tensors of ``state`` themselves."""
+    """Assign the tensors of ``state`` without copies."""
     for name, rows in _rows(sampler).items():
-        rows.hold(state.get(name))
+        rows.replace_rows(state.get(name))
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
@@ -101,7 +101,7 @@ def _length(tensors: Mapping[str, Tensor], name: str) -> int:
 
 
 def _expected(calibration: Calibration, owner: str, part: Mapping[str, Tensor]) -> dict[str, Shape]:
-    """The shapes that ``part`` of a state must have; none where ``owner`` is neither a site nor a module."""
+    """The expected shapes of ``part``, the state of ``owner``; empty if ``owner`` is neither a site nor a module."""
     if owner in calibration.ranges:
         return _ranges_shapes(calibration.ranges[owner], _length(part, "image_low"))
     if owner not in calibration.samplers:
@@ -113,7 +113,7 @@ def _expected(calibration: Calibration, owner: str, part: Mapping[str, Tensor]) 
 
 
 def _ranges_shapes(ranges: RunningRanges, count: int) -> dict[str, Shape]:
-    """The shapes of a state with ``count`` extremes of images, several of each where a forward calls again."""
+    """The shapes of a state with ``count`` minima of images; an image has several if a forward calls repeatedly."""
     site, calls = ranges.site, max(1, count // ranges.images)
     shapes: dict[str, Shape] = dict.fromkeys(("low", "high", "total"), (site.shape[site.channel_axis],))
     if site.head_axis is not None:
@@ -124,10 +124,11 @@ def _ranges_shapes(ranges: RunningRanges, count: int) -> dict[str, Shape]:
 def sampler_shapes(
     sampler: OperationSampler, module: nn.Module, sites: Mapping[str, Site], count: int
 ) -> dict[str, Shape]:
-    """The shapes of a state with ``count`` rows, given the operation and its sites by their roles.
+    """The shapes of a state with ``count`` rows, for the operation ``module`` with ``sites`` by role.
 
-    Tokens: (n, C) and (n, M), or (n, C) twice for a norm. Patches: (n, C, kh, kw) and (n, M). Heads: (s, H, r, K), the
-    whole right operand and (s, H, r, M); for a Softmax (s, H, r, K) twice, also without H.
+    - Tokens: (n, C) and (n, M); for a norm (n, C) twice.
+    - Patches: (n, C, kh, kw) and (n, M).
+    - Heads: (s, H, r, K), the complete right operand and (s, H, r, M); for a Softmax (s, H, r, K) twice, H optional.
     """
     if isinstance(sampler, HeadSampler):
         site = sites["lhs" if sampler.is_matmul else "input"]

@@ -1,4 +1,4 @@
-"""What techniques know of a site: ranges and moments over all images, and a capped sample of its operation."""
+"""Statistics of a site for techniques: ranges and means over all images, and a sample of limited size."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ class SiteStats(ErrorMeasures):
 
     Attributes:
         site: the site.
-        min, max: () over every element of every calibration image (of the weight, for weights).
+        min, max: () over every element of every calibration image; over the weight, for weights.
         channel_min, channel_max, channel_mean: (C,) along the site's channel axis.
-        head_min, head_max: (H,), where the site has heads.
-        image_min, image_max: (images,), each image's extremes in the order of calibration.
-        sample: a capped sample in the site's own layout: (n, C) tokens; (n, C, kh, kw) patches of a convolution;
-            (s, H, r, D) slices of attention; for a weight, the whole of it.
-        product: the operation that reads the site, ``None`` for the inputs of norms and Softmax.
-        importance: (dL/dx)² at ``sample``, for the inputs of norms and Softmax where gradients were collected.
+        head_min, head_max: (H,), if the site has heads.
+        image_min, image_max: (images,), the minimum and maximum of each image in the order of calibration.
+        sample: a sample of limited size in the site's layout: (n, C) tokens; (n, C, kh, kw) patches of a convolution;
+            (s, H, r, D) slices of attention; the complete weight, for weights.
+        product: the operation that reads the site; ``None`` for the inputs of norms and Softmax.
+        importance: (dL/dx)² at ``sample``, for the inputs of norms and Softmax if gradients were collected.
+        to_matrix: converts the sample into the layout of ``product``.
     """
 
     site: Site
@@ -46,7 +47,7 @@ class SiteStats(ErrorMeasures):
 
     @classmethod
     def from_tensor(cls, x: Tensor, site: Site | None = None) -> SiteStats:
-        """Statistics of a tensor that is all there: (images, …, C) of an activation, or a weight with its ``site``."""
+        """Statistics of a complete tensor: an activation (images, …, C), or a weight with its ``site``."""
         x = x.detach().to(torch.float32)
         site = site or Site("tensor.input", SiteKind.LINEAR_INPUT, "tensor", "input", tuple(x.shape[1:]))
         channels = x.movedim(site.channel_axis, -1).flatten(0, -2)
@@ -71,16 +72,16 @@ class SiteStats(ErrorMeasures):
 
     @cached_property
     def image_min_mean(self) -> Tensor:
-        """() the average over images of the smallest value (MPTQ-ViT's x_low)."""
+        """() the average of ``image_min`` over the images (MPTQ-ViT's x_low)."""
         return self.image_min.mean()
 
     def quantile(self, q: float, granularity: Granularity = Granularity.PER_TENSOR) -> Tensor:
         """The ``q``-quantile (0 … 1, linear between neighbours) of the sample, in the shape of the scales."""
         values = self._by_scale(self.sample, granularity).sort(1).values  # torch.quantile refuses more than 2^24
-        place = q * (values.shape[1] - 1)
-        below = int(place)
+        position = q * (values.shape[1] - 1)
+        below = int(position)
         above = min(below + 1, values.shape[1] - 1)
-        return self._as_scales(torch.lerp(values[:, below], values[:, above], place - below), granularity)
+        return self._as_scales(torch.lerp(values[:, below], values[:, above], position - below), granularity)
 
     def range(self, granularity: Granularity) -> tuple[Tensor, Tensor]:
         """(low, high) over all images, in the shape of the scales: (), (C, 1, …) or (H, 1, 1)."""
@@ -90,39 +91,37 @@ class SiteStats(ErrorMeasures):
             return self.head_min.view(-1, 1, 1), self.head_max.view(-1, 1, 1)
         return self.min, self.max
 
-    def take(self, rows: Tensor) -> SiteStats:
-        """The same with these rows (int64) of the sample alone: tokens, patches, or slices of attention.
+    def select_rows(self, rows: Tensor) -> SiteStats:
+        """The statistics with these rows (int64) of the sample: tokens, patches, or slices of attention.
 
-        Output errors over disjoint rows add up to those over all of them. Ranges stay those of every image.
+        The output errors of disjoint rows add up to the error of all rows. Ranges remain those of all images.
         """
-
-        def taken(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[rows]
-
-        product = None if self.product is None else self.product.take(rows, len(self.sample) if self._in_slices else 0)
+        slices = len(self.sample) if self._in_slices else 0
+        product = None if self.product is None else self.product.select_rows(rows, slices)
         if self.site.kind.is_weight:
-            assert product is not None  # a weight's rows are those of what it reads
+            assert product is not None  # the rows of a weight are the rows of its operation's input
             return replace(self, product=product)
-        return replace(self, sample=self.sample[rows], product=product, importance=taken(self.importance))
+        importance = None if self.importance is None else self.importance[rows]
+        return replace(self, sample=self.sample[rows], product=product, importance=importance)
 
-    def given(self, other: SiteStats, quantized: Tensor) -> SiteStats:
-        """The same statistics beside the operation's other operand, ``quantized`` in the place of ``other.sample``.
+    def with_quantized_operand(self, other: SiteStats, quantized: Tensor) -> SiteStats:
+        """The statistics if ``quantized`` replaces ``other.sample``, the operation's other operand.
 
-        Errors of outputs are still against the float output, so they hold what the other operand alone loses.
+        Output errors still refer to the float output, so they include the error of the other operand.
         """
         assert self.product is not None
         assert other.to_matrix is not None
-        moved, product = other.to_matrix(quantized), self.product
+        operand, product = other.to_matrix(quantized), self.product
         if self._is_right:
-            offset = torch.matmul(moved - product.lhs, product.rhs.transpose(-2, -1))
-            return replace(self, product=Product(moved, product.rhs, product.importance, offset))
-        offset = torch.matmul(product.lhs, (moved - product.rhs).transpose(-2, -1))
-        return replace(self, product=Product(product.lhs, moved, product.importance, offset))
+            offset = torch.matmul(operand - product.lhs, product.rhs.transpose(-2, -1))
+            return replace(self, product=Product(operand, product.rhs, product.importance, offset))
+        offset = torch.matmul(product.lhs, (operand - product.rhs).transpose(-2, -1))
+        return replace(self, product=Product(product.lhs, operand, product.importance, offset))
 
     def smoothed(self, smoothing: Smoothing) -> SiteStats:
-        """The statistics of (Y − shift)/scale, exactly, but that each image's extremes become those of all.
+        """The exact statistics of (Y − shift)/scale, except for ``image_min`` and ``image_max``.
 
-        Extremes of each image would need each image's channels, which a bounded memory cannot keep.
+        They become the extremes over all images: exact values need the channels of each image, and memory is bounded.
         """
         shift, scale = smoothing.shift, smoothing.scale
         low, high = (self.channel_min - shift) / scale, (self.channel_max - shift) / scale

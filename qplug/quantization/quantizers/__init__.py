@@ -1,4 +1,4 @@
-"""Quantizers: modules that fake-quantize. What one paper invents lives in its plugin; what several share lives here."""
+"""Quantizers that several papers share: modules that fake-quantize a tensor. Other quantizers are in plugins."""
 
 from qplug.quantization.quantizers.base import Quantizer, integer_range, round_ste
 from qplug.quantization.quantizers.log import LogQuantizer

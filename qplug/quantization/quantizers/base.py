@@ -1,4 +1,4 @@
-"""The base of every quantizer, and the two functions that all of them share."""
+"""The base class of quantizers, and fake quantization with straight-through gradients."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def round_ste(x: Tensor) -> Tensor:
 
 
 def clamp_ste(x: Tensor, low: float, high: float | Tensor) -> Tensor:
-    """Clamp to [low, high]; the gradient passes there, both ends included. ``high`` may be a () tensor.
+    """Clamp to [low, high]; the gradient passes inside, both ends included. ``high`` may be a () tensor.
 
-    That of torch.clamp at the ends depends on torch's version, and whatever rounds to an end lies exactly there.
+    At the ends, the gradient of torch.clamp depends on torch's version. Values rounded to an end lie exactly there.
     """
     if not x.requires_grad:
         return torch.clamp(x, low).clamp(max=high)
@@ -29,8 +29,8 @@ def clamp_ste(x: Tensor, low: float, high: float | Tensor) -> Tensor:
     return torch.where(x < low, float(low), x)
 
 
-HALF = 0.5 + 1e-6
-"""How far a value within the range lies from its code at most; a tie counts as within."""
+HALF_STEP = 0.5 + 1e-6
+"""Largest distance between a value inside the range and its code; a tie counts as inside."""
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -38,55 +38,57 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, low: int, high: int) -> Tensor:
-        """Fake-quantize, and keep what the gradients need."""
-        place = x.contiguous() / scale  # a view's strides would make every operation from here on copy
+        """Fake-quantize, and save the tensors of the gradients."""
+        position = x.contiguous() / scale  # contiguous: the strides of a view would slow every following operation
         if zero_point is not None:
-            place.add_(zero_point)
-        codes = place.round().clamp_(low, high)
-        beside = place.sub_(codes)  # beyond HALF where the range ends
+            position.add_(zero_point)
+        codes = position.round().clamp_(low, high)
+        remainder = position.sub_(codes)  # beyond ±HALF_STEP outside the range
         if zero_point is not None:
             codes.sub_(zero_point)
         values = codes.mul_(scale)
         ctx.zero_shape = None if zero_point is None else zero_point.shape
         learned = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        ctx.save_for_backward(beside, *((values, scale) if learned else ()))
+        ctx.save_for_backward(remainder, *((values, scale) if learned else ()))
         return values
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Of x: what lies inside passes. Of the scale: the code, less x/s where it is inside (LSQ's Eq. 3).
+        """The gradients of x, the scale and the zero point.
 
-        Of the zero point: −s outside, for inside it adds and subtracts the same (LSQ+'s Eq. 6 in these terms).
+        - x: 1 inside the range, 0 outside.
+        - scale: the code minus x/s inside, the code outside (LSQ's Eq. 3).
+        - zero point: 0 inside, because it is added and subtracted; −s outside (LSQ+'s Eq. 6 in these terms).
         """
-        beside, *learned = ctx.saved_tensors
+        remainder, *learned = ctx.saved_tensors
         gradient = gradient.contiguous()
-        inside = torch.ops.aten.hardtanh_backward(gradient, beside, -HALF, HALF)  # one pass; a mask would take three
+        inside = torch.ops.aten.hardtanh_backward(gradient, remainder, -HALF_STEP, HALF_STEP)  # a mask takes 3 passes
         of_scale = of_zero = None
         if learned:
             values, scale = learned
             if ctx.needs_input_grad[1]:
                 outside = _sum_of_products(gradient, values, scale) - _sum_of_products(inside, values, scale)
-                of_scale = outside / scale - _sum_of_products(inside, beside, scale)
+                of_scale = outside / scale - _sum_of_products(inside, remainder, scale)
             if ctx.needs_input_grad[2]:
                 of_zero = ((inside - gradient) * scale).sum_to_size(ctx.zero_shape)
         return inside if ctx.needs_input_grad[0] else None, of_scale, of_zero, None, None
 
 
 def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """Σ a·b over all axes along which ``like`` is broadcast, in its shape."""
+    """Σ a·b over all axes along which ``like`` is broadcast, in the shape of ``like``."""
     if like.numel() == 1:
         return torch.dot(a.flatten(), b.flatten()).view(like.shape)
     return (a * b).sum_to_size(like.shape)
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None, low: int, high: int) -> Tensor:
-    """(clamp(round(x/s + z), l, h) − z)·s, in the shape of ``x``, which ``scale`` and ``zero_point`` broadcast to.
+    """(clamp(round(x/s + z), l, h) − z)·s, in the shape of ``x``, to which ``scale`` and ``zero_point`` broadcast.
 
-    ``zero_point`` is ``None`` where it is 0. What is of 16 bits is rounded in the scale's float32, since a code of 8
-    bits has no room beside it in bfloat16, and comes back in its own type.
+    ``zero_point`` is ``None`` for 0. A 16-bit ``x`` is rounded in the scale's float32, because the mantissa of bfloat16
+    holds a code of 8 bits without any fraction; the result has the dtype of ``x``.
 
-    Gradients pass to ``x`` where the rounded value lies in [low, high], and to ``scale`` as in LSQ (Esser et al. 2020,
-    Eq. 3, without their factor), which is what passing straight through the rounding gives; likewise to ``zero_point``.
+    The gradients are straight-through. ``x`` gets a gradient if the rounded value lies in [low, high]. The gradient of
+    ``scale`` is LSQ's (Esser et al. 2020, Eq. 3, without the factor of LSQ); ``zero_point`` likewise.
     """
     if x.dtype in (torch.float16, torch.bfloat16):
         return fake_quantize(x.to(scale.dtype), scale, zero_point, low, high).to(x.dtype)
@@ -97,9 +99,9 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None, low: int,
 class Quantizer(nn.Module):
     """Fake-quantizes a tensor: ``forward`` returns values on the quantizer's grid, in the input's shape and dtype.
 
-    Subclasses set ``kind`` (the name under which ``qplug_quantizers`` offers them), ``bits``, and implement ``forward``
-    (straight-through gradients), ``to_dict`` and ``from_dict`` (bit-exact both ways, JSON values only). Those that
-    implement ``encode`` and ``decode`` too let run folders hold a weight as integers of ``bits`` bits.
+    Subclasses set ``kind`` (the name in ``qplug_quantizers``) and ``bits``. They implement ``forward`` with
+    straight-through gradients, and ``to_dict`` and ``from_dict``, which are bit-exact and use JSON values only. If a
+    subclass also implements ``encode`` and ``decode``, run folders store a weight as integers of ``bits`` bits.
 
     ``forward`` and ``infer`` give the same values, bit for bit, where no gradient is asked for. ``infer`` calls
     ``forward`` without gradients, so most subclasses write ``forward`` alone. Where the input or a parameter requires a
@@ -134,31 +136,31 @@ class Quantizer(nn.Module):
         raise TypeError(f"{type(self).__name__} does not implement forward()")
 
     def infer(self, x: Tensor) -> Tensor:
-        """The same values as ``forward``, without gradients and as fast as can be; may not write to ``x``."""
+        """The same values as ``forward``, without gradients and optimized for speed; ``x`` is not changed."""
         with torch.no_grad():
             result: Tensor = self.forward(x)
         return result
 
     def encode(self, x: Tensor) -> Tensor:
-        """The stored integers of ``x``: its shape, int32, in 0 … 2^bits − 1; ``decode`` gives back their values.
+        """The stored integers of ``x``: int32 in the shape of ``x``, in 0 … 2^bits − 1; ``decode`` is the inverse.
 
-        Not required: a weight whose quantizer raises ``NotImplementedError`` is stored in float.
+        Optional: a weight whose quantizer raises ``NotImplementedError`` is stored in float.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement encode()")
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The values, float32, of what ``encode`` made: ``decode(encode(x))`` is ``infer(x)``, bit for bit."""
+        """The float32 values of stored integers: ``decode(encode(x))`` equals ``infer(x)`` bit for bit."""
         raise NotImplementedError(f"{type(self).__name__} does not implement decode()")
 
     def scaled(self, factor: Tensor | float) -> Quantizer:
-        """The same codes over a range ``factor`` times as wide; () or, where there are several scales, of their shape.
+        """The same codes over a range ``factor`` times as wide; ``factor`` is () or has the shape of the scales.
 
-        Not required: where it is implemented, and gradients pass straight through, reconstruction learns the step.
+        Optional: if it is implemented and gradients pass straight through, reconstruction can learn the step size.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement scaled()")
 
     def storage_bits(self, shape: tuple[int, ...]) -> int:
-        """Bits that a tensor of ``shape`` takes when stored in this format, scales included at 32 bits each."""
+        """Bits of a stored tensor of ``shape`` in this format, including the scales at 32 bits each."""
         count = 1
         for size in shape:
             count *= size
@@ -166,14 +168,14 @@ class Quantizer(nn.Module):
         return count * self.bits + 32 * sum(b.numel() for name, b in self.named_buffers() if name not in derived)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that ``from_dict`` needs, as JSON values, ``kind`` included."""
+        """The arguments of ``from_dict`` as JSON values, including ``kind``."""
         raise TypeError(f"{type(self).__name__} does not implement to_dict()")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Quantizer:
-        """The quantizer that ``to_dict`` described."""
+        """The quantizer with the values of ``to_dict``."""
         raise TypeError(f"{cls.__name__} does not implement from_dict()")
 
     def describe(self) -> str:
-        """A few words for tables: the kind and what a reader wants to know of it."""
+        """A few words for tables: the kind and its important parameters."""
         return self.kind

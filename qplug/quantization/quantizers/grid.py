@@ -1,4 +1,4 @@
-"""The best of a list of candidates, found without evaluating all of each: what every search of the house ends in."""
+"""Search for the best quantizer in a list of candidates, with pruning; all other searches use it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from qplug.core.types import Granularity
 from qplug.quantization.calibration.statistics import SiteStats
 from qplug.quantization.quantizers.base import Quantizer
 
-PARTS = 5
+SAMPLE_PARTS = 5
+"""Parts of a sample in a pruned search."""
 
-Objective = Literal["output", "value", "cosine"]
-"""What a search minimizes: ``output`` is the Hessian-guided error of the operation (PTQ4ViT), ``value`` the squared
-error of the tensor itself, ``cosine`` the cosine distance of the operation's output (EasyQuant)."""
+SearchObjective = Literal["output", "value", "cosine"]
+"""The minimized error of a search.
+
+- ``output``: the Hessian-guided error of the operation's output (PTQ4ViT).
+- ``value``: the squared error of the tensor itself.
+- ``cosine``: the cosine distance of the operation's output (EasyQuant).
+"""
 
 
 def evenly(low: float, high: float, count: int) -> list[float]:
-    """low + i·(high − low)/count for i = 0 … count − 1, the grid of PTQ4ViT and EasyQuant: ``high`` is not in it."""
+    """low + i·(high − low)/count for i = 0 … count − 1, without ``high``: the grid of PTQ4ViT and EasyQuant."""
     return [low + i * (high - low) / count for i in range(count)]
 
 
@@ -30,27 +35,27 @@ def grid_search(
     factors: Sequence[float],
     *,
     granularity: Granularity = Granularity.PER_TENSOR,
-    objective: Objective = "output",
+    objective: SearchObjective = "output",
     groups: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The factor that loses least, the first of equals, for each scale on its own where their errors separate.
+    """The factor with the least error, the first one of equals; each scale has its own factor if errors separate.
 
-    The exhaustive search that papers print, at about a quarter of its work: see ``best_of``.
+    The result is the result of the exhaustive search in papers, at about a quarter of its cost; see ``best_of``.
 
     Args:
-        stats: the site.
-        quantizer: factor → the quantizer to try.
-        factors: the candidates, any numbers that mean something to ``quantizer``.
-        granularity: which scales choose on their own.
-        objective: see ``Objective``.
-        groups: neighbouring scales choose together, by the sum of their errors, in this many groups of one size.
+        stats: statistics of the site.
+        quantizer: factor → candidate quantizer.
+        factors: the candidates, as arguments of ``quantizer``.
+        granularity: which scales have their own factors.
+        objective: see ``SearchObjective``.
+        groups: number of equally large groups of neighbouring scales; a group has one factor, by the sum of errors.
 
     Returns:
         The best factor and its error, both () or in the shape of the scales.
     """
     candidates = [quantizer(factor) for factor in factors]
-    place, least = best_of(stats, candidates, granularity=granularity, objective=objective, groups=groups)
-    return torch.tensor(factors, device=place.device)[place], least
+    index, least = best_of(stats, candidates, granularity=granularity, objective=objective, groups=groups)
+    return torch.tensor(factors, device=index.device)[index], least
 
 
 def best_of(
@@ -58,15 +63,16 @@ def best_of(
     candidates: Sequence[Quantizer],
     *,
     granularity: Granularity = Granularity.PER_TENSOR,
-    objective: Objective = "output",
+    objective: SearchObjective = "output",
     groups: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Which candidate loses least, the first of equals, and its error; arguments and shapes as ``grid_search``'s.
+    """The index of the candidate with the least error, the first one of equals, and its error.
 
-    Squares only add up: a candidate is given up as soon as its error on the rows seen so far exceeds, for every scale,
-    the least of those seen whole. The rows that weigh most come first, and so do the candidates that lose least on
-    them, which leaves about a quarter of the work. But for the order in which float32 is summed, nothing changes. Only
-    the errors of outputs are found in parts: cosines do not add up, and those of values cost little.
+    Arguments and shapes are those of ``grid_search``. Squared errors only grow with the number of rows. A candidate is
+    therefore dropped when its error on the rows so far exceeds, for every scale, the least complete error. Rows with
+    large errors come first, and so do the candidates with the least errors on them; about a quarter of the work
+    remains. The result differs from the exhaustive search only by the order of float32 sums. Only ``output`` is pruned:
+    cosines do not add up, and ``value`` is cheap.
     """
     distances = {
         "output": SiteStats.output_error,
@@ -85,20 +91,20 @@ def best_of(
         errors = _pruned(stats, candidates, error_of)
     else:
         errors = [error_of(stats, candidate) for candidate in candidates]
-    least, place = torch.stack(errors).min(0)
-    return place, least
+    least, index = torch.stack(errors).min(0)
+    return index, least
 
 
 def _pruned(
     stats: SiteStats, candidates: Sequence[Quantizer], error_of: Callable[[SiteStats, Quantizer], Tensor]
 ) -> list[Tensor]:
-    """Each candidate's error; infinite where it cannot be the least of any scale."""
-    first, *rest = _parts(stats, candidates[len(candidates) // 2])
-    begun = [error_of(first, candidate) for candidate in candidates]
-    least = torch.full_like(begun[0], torch.inf)
+    """The error of each candidate; infinite for candidates that are not the best for any scale."""
+    first, *rest = _sample_parts(stats, candidates[len(candidates) // 2])
+    partial = [error_of(first, candidate) for candidate in candidates]
+    least = torch.full_like(partial[0], torch.inf)
     errors = [least] * len(candidates)
-    for i in torch.stack([error.sum() for error in begun]).argsort(stable=True).tolist():
-        total = begun[i]
+    for i in torch.stack([error.sum() for error in partial]).argsort(stable=True).tolist():
+        total = partial[i]
         for part in rest:
             if bool((total > least).all()):
                 break
@@ -109,8 +115,11 @@ def _pruned(
     return errors
 
 
-def _parts(stats: SiteStats, quantizer: Quantizer) -> list[SiteStats]:
-    """The sample cut in parts, first the rows that ``quantizer`` hurts most, each as long as all before it."""
+def _sample_parts(stats: SiteStats, quantizer: Quantizer) -> list[SiteStats]:
+    """The sample in parts, in descending order of the rows' errors with ``quantizer``.
+
+    Each part is as long as all parts before it together.
+    """
     rows = stats.row_errors(quantizer.infer(stats.sample)).argsort(descending=True, stable=True)
-    cuts = sorted({len(rows) >> k for k in range(1, PARTS)} - {0})
-    return [stats.take(part) for part in rows.tensor_split(cuts)]
+    cuts = sorted({len(rows) >> k for k in range(1, SAMPLE_PARTS)} - {0})
+    return [stats.select_rows(part) for part in rows.tensor_split(cuts)]

@@ -1,4 +1,4 @@
-"""The logarithmic quantizer: codes are negative powers of 2 or √2, for values that crowd near 0, such as Softmax's."""
+"""The logarithmic quantizer with negative powers of 2 or √2, for values concentrated near 0, as after Softmax."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from qplug.quantization.quantizers.base import Quantizer, clamp_ste
 class LogQuantizer(Quantizer):
     """x̂ = s·2^(−code/r) with code = clamp(round(−r·log2(x/s)), 0, 2^b − 1), and the last code is 0.
 
-    FQ-ViT's log2 has r = 1, RepQ-ViT's log√2 r = 2. Both papers print 2^b magnitudes, while their released code sends
-    whatever lies below the smallest one to 0, which would be a code of its own: here the last of the 2^b codes is
-    that 0 [ours], so that b bits are enough. Negative values are 0.
+    FQ-ViT's log2 has r = 1, RepQ-ViT's log√2 has r = 2. Both papers print 2^b magnitudes. Their released code also maps
+    values below the smallest magnitude to 0, which would need another code. Here the last of the 2^b codes is this 0,
+    so that b bits suffice [ours]. Negative values become 0.
 
     Args:
         scale: () float32, positive: the largest value.
-        rate: r, codes to the octave: 1 or 2.
+        rate: r, codes per octave: 1 or 2.
         bits: 2 to 16.
     """
 
@@ -33,7 +33,7 @@ class LogQuantizer(Quantizer):
         self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32).detach().clone())
 
     def scaled(self, factor: Tensor | float) -> LogQuantizer:
-        """The same codes of a largest value ``factor`` times as large."""
+        """The same codes with a scale ``factor`` times as large."""
         return LogQuantizer(self.scale * factor, self.rate, self.bits)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,14 +46,14 @@ class LogQuantizer(Quantizer):
 
     @torch.no_grad()
     def infer(self, x: Tensor) -> Tensor:
-        """The values alone; log2 of 0 is −∞, whose code is beyond the last."""
+        """The values without gradients; log2 of 0 is −∞, whose code exceeds the last code."""
         code = torch.div(x, self.scale).clamp_(0.0, 1.0).log2_().mul_(-self.rate).round_()
         zero = code >= self.last
         return code.div_(-self.rate).exp2_().mul_(self.scale).masked_fill_(zero, 0.0)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """The codes; ties as in ``infer``."""
+        """The codes, with the ties of ``infer``."""
         code = torch.div(x, self.scale).clamp_(0.0, 1.0).log2_().mul_(-self.rate).round_()
         return code.clamp_(max=self.last).to(torch.int32)
 
@@ -69,7 +69,7 @@ class LogQuantizer(Quantizer):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LogQuantizer:
-        """The quantizer that ``to_dict`` described."""
+        """The quantizer with the values of ``to_dict``."""
         return cls(data["scale"], data["rate"], data["bits"])
 
     def describe(self) -> str:

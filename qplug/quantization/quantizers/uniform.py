@@ -1,4 +1,4 @@
-"""The uniform quantizer, symmetric or asymmetric, with one scale, one a channel, or one a head."""
+"""The uniform quantizer, symmetric or asymmetric, with one scale per tensor, channel or head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from qplug.core.types import QuantSpec
 from qplug.quantization.quantizers.base import Quantizer, fake_quantize, integer_range
 
-TINY = torch.finfo(torch.float32).tiny
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
 class UniformQuantizer(Quantizer):
@@ -18,11 +18,11 @@ class UniformQuantizer(Quantizer):
 
     Args:
         scale: float32, positive, broadcastable with the tensor: () or (C, 1, …) or (H, 1, 1).
-        zero_point: float32, broadcastable with ``scale``; integers, unless ``QuantSpec.zero_point`` allows any float; 0
-            where symmetric.
+        zero_point: float32, broadcastable with ``scale``: integers, or any float if ``QuantSpec.zero_point`` allows it;
+            ``None`` for a symmetric quantizer.
         bits: 2 to 16.
-        signed: whether the integers are signed. The paper's Eq. 2 always is; here a symmetric quantizer of a tensor
-            without negative values is unsigned, which keeps half of its codes from being wasted [ours].
+        signed: the integers are signed, as always in the paper's Eq. 2. Here a symmetric quantizer of a tensor without
+            negative values is unsigned, because it would waste half of the signed codes [ours].
     """
 
     kind: ClassVar[str] = "uniform"
@@ -40,31 +40,34 @@ class UniformQuantizer(Quantizer):
 
     @classmethod
     def from_range(cls, low: Tensor, high: Tensor, spec: QuantSpec) -> UniformQuantizer:
-        """The quantizer whose grid just holds [low, high] (any broadcastable shape, float).
+        """The quantizer whose grid covers exactly [low, high] (any broadcastable shape, float).
 
-        Symmetric: s = max(|low|, |high|)/(2^(b−1) − 1), or high/(2^b − 1) where no low is negative. Asymmetric:
-        s = (high − low)/(2^b − 1) and z = −low/s (Q-MLP, Eq. 5 and 6; its Eq. 1 counts from −2^(b−1), so that its zero
-        point is this one less 2^(b−1)). An integer zero point is that, rounded, of the range widened to hold 0 [ours];
-        a float one is as it is, and 0 need not lie on the grid. An empty range gives the smallest normal scale, which
-        maps everything to about 0.
+        Symmetric: s = max(|low|, |high|)/(2^(b−1) − 1), or s = high/(2^b − 1) if no low is negative.
+
+        Asymmetric: s = (high − low)/(2^b − 1) and z = −low/s (Q-MLP, Eq. 5 and 6). Q-MLP's Eq. 1 counts codes from
+        −2^(b−1), so its zero point is smaller by 2^(b−1). For an integer zero point, the range is first widened to
+        contain 0, and z is rounded [ours]. A float zero point is not rounded, and 0 need not lie on the grid.
+
+        An empty range gets the smallest normal scale, which maps every value to about 0.
         """
         low, high = low.to(torch.float32), high.to(torch.float32)
         if spec.symmetric:
             signed = bool((low < 0).any())
             top = integer_range(spec.bits, signed)[1]
             span = torch.maximum(low.abs(), high.abs()) if signed else high
-            return cls((span / top).clamp_min(TINY), None, spec.bits, signed)
+            return cls((span / top).clamp_min(SMALLEST_SCALE), None, spec.bits, signed)
         top = integer_range(spec.bits, False)[1]
-        free = (high > low) & (spec.zero_point == "float")  # a constant needs 0 in its range to have a scale
-        low, high = torch.where(free, low, low.clamp_max(0.0)), torch.where(free, high, high.clamp_min(0.0))
-        scale = ((high - low) / top).clamp_min(TINY)
+        keeps_float = (high > low) & (spec.zero_point == "float")  # a constant needs 0 in its range to have a scale
+        low = torch.where(keeps_float, low, low.clamp_max(0.0))
+        high = torch.where(keeps_float, high, high.clamp_min(0.0))
+        scale = ((high - low) / top).clamp_min(SMALLEST_SCALE)
         zero = -low / scale
-        return cls(scale, torch.where(free, zero, zero.round().clamp(0, top)), spec.bits, False)
+        return cls(scale, torch.where(keeps_float, zero, zero.round().clamp(0, top)), spec.bits, False)
 
     def scaled(self, factor: Tensor | float) -> UniformQuantizer:
         """The same integers over a range ``factor`` times as wide (broadcastable with ``scale``)."""
         zero = None if self.symmetric else self.zero_point
-        return UniformQuantizer((self.scale * factor).clamp_min(TINY), zero, self.bits, self.signed)
+        return UniformQuantizer((self.scale * factor).clamp_min(SMALLEST_SCALE), zero, self.bits, self.signed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize; gradients pass inside the range and stop outside."""
@@ -72,7 +75,7 @@ class UniformQuantizer(Quantizer):
 
     @torch.no_grad()
     def infer(self, x: Tensor) -> Tensor:
-        """As ``forward``, in one buffer: the cost is memory traffic, so every operation but the first is in place."""
+        """As ``forward``, in one buffer: memory traffic dominates, so all operations after the first are in place."""
         codes = torch.div(x, self.scale)
         if self.symmetric:
             return codes.round_().clamp_(self.low, self.high).mul_(self.scale)
@@ -80,7 +83,7 @@ class UniformQuantizer(Quantizer):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """The integers, counted from the smallest."""
+        """The integers, counted from the smallest code."""
         codes = torch.div(x, self.scale).add_(self.zero_point).round_().clamp_(self.low, self.high)
         return codes.sub_(self.low).to(torch.int32)
 
@@ -90,19 +93,19 @@ class UniformQuantizer(Quantizer):
         return (codes + self.low).to(torch.float32).sub_(self.zero_point).mul_(self.scale)
 
     def to_dict(self) -> dict[str, Any]:
-        """Scales and zero points as nested lists; a float32 survives JSON exactly."""
+        """Scales and zero points as nested lists; JSON stores a float32 exactly."""
         zero = None if self.symmetric else self.zero_point.tolist()
         scale = {"scale": self.scale.tolist(), "zero_point": zero}
         return {"kind": self.kind, "bits": self.bits, "signed": self.signed, **scale}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> UniformQuantizer:
-        """The quantizer that ``to_dict`` described."""
+        """The quantizer with the values of ``to_dict``."""
         zero = None if data["zero_point"] is None else torch.tensor(data["zero_point"], dtype=torch.float32)
         return cls(torch.tensor(data["scale"], dtype=torch.float32), zero, data["bits"], data["signed"])
 
     def describe(self) -> str:
-        """For example ``uniform int4 ×192``: the integers, and the number of scales where there are several."""
+        """For example ``uniform int4 ×192``: the integers, and the number of scales if there are several."""
         several = f" ×{self.scale.numel()}" if self.scale.numel() > 1 else ""
         float_zero = " float zero" if bool((self.zero_point != self.zero_point.round()).any()) else ""
         asymmetric = "" if self.symmetric else " asymmetric"

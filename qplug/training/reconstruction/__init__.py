@@ -1,1 +1,1 @@
-"""Block reconstruction: quantized blocks learn the outputs of the float blocks on the calibration data."""
+"""Block reconstruction: quantized blocks are trained to reproduce the outputs of the float blocks."""

@@ -1,4 +1,4 @@
-"""A model's forwards over all calibration images, or those of one of its blocks, called as the model calls it."""
+"""Forwards of a model, or of one of its blocks, over all calibration images."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Forwards:
 
     Attributes:
         model: the model.
-        batches: its images, (B, C, H, W) each, or for ``replayed`` their places, (B,) int64 each.
-        replayed: one block of the model, which is run instead of it.
+        batches: images, (B, C, H, W) each; for ``replayed``, indices of images, (B,) int64 each.
+        replayed: one block of the model, which runs instead of the model.
     """
 
     model: nn.Module
@@ -28,18 +28,18 @@ class Forwards:
     replayed: nn.Module | None = None
 
     @property
-    def run(self) -> nn.Module:
-        """What is run: the model, or one block of it."""
+    def executed(self) -> nn.Module:
+        """The module that runs: the model, or its replayed block."""
         return self.model if self.replayed is None else self.replayed
 
     def capture(self, name: str) -> Calls:
-        """The calls of the module ``name``, as ``capture`` gives them."""
-        return capture(self.run, name, self.batches)
+        """The calls of the module ``name``, as the function ``capture`` returns them."""
+        return capture(self.executed, name, self.batches)
 
-    def within(self, block: str) -> Forwards:
-        """For modules within ``block``: what lies before the block need not be run again for each of them.
+    def replay_block(self, block: str) -> Forwards:
+        """Forwards of ``block`` alone, so that the modules before the block do not run again for each of its parts.
 
-        A block that is not called once, with an entry for each image and the like, is not replayed: the model is run.
+        A block is replayed if ``capture`` accepts it and it has one entry per image. Otherwise the model runs.
         """
         try:
             calls = self.capture(block)
@@ -47,12 +47,12 @@ class Forwards:
             return self
         if calls.entries > 1:
             return self
-        places = torch.split(torch.arange(len(calls.inputs)), [len(batch) for batch in self.batches])
-        return Forwards(self.model, places, _Replayed(self.model, block, calls, self.batches[0].device))
+        indices = torch.split(torch.arange(len(calls.inputs)), [len(batch) for batch in self.batches])
+        return Forwards(self.model, indices, _ReplayedBlock(self.model, block, calls, self.batches[0].device))
 
 
-class _Replayed(nn.Module):
-    """The model's own ``block`` at its own path, called as it was when ``calls`` were captured."""
+class _ReplayedBlock(nn.Module):
+    """The module ``block`` of the model at its own path, called with the arguments in ``calls``."""
 
     def __init__(self, model: nn.Module, block: str, calls: Calls, device: torch.device) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What an iteration of a reconstruction minimizes, as it stands or compiled."""
+"""The objective that an iteration of reconstruction minimizes, eager or compiled."""
 
 from __future__ import annotations
 
@@ -13,34 +13,37 @@ from qplug.core.errors import PluginError
 from qplug.training.learners import Learner
 from qplug.training.reconstruction.losses import OutputLoss
 
-VARIANTS = 65_536
-"""How often ``Objective`` may be compiled in a process: without and with the penalty, for each kind of block."""
+COMPILED_VARIANTS = 65_536
+"""Limit of compilations of ``ReconstructionObjective`` in a process: each kind of block needs two.
+
+One is with the penalty, and one without.
+"""
 
 Minimized: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 
 
-class Objective(nn.Module):
-    """The error of a block's output, and λ·Σ penalties of its soft bits.
+class ReconstructionObjective(nn.Module):
+    """The error of a block's output plus λ·Σ penalties of its soft bits.
 
-    Both are in one place, so that a compiled one computes each soft bit once for the weight and for its penalty.
+    One module computes both, so that compiled code computes each soft bit once, for the weight and for the penalty.
     """
 
     def __init__(self, block: nn.Module, learners: Iterable[Learner], loss: OutputLoss, weight: float) -> None:
         super().__init__()
         self.block, self.loss = block, loss
-        self.learners, self.weight = tuple(learners), weight  # a tuple: they are the block's already
+        self.learners, self.weight = tuple(learners), weight  # a tuple: the block registers these modules already
 
     def forward(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], expected: Tensor, images: Tensor, beta: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """What is minimized, and the error alone, without gradients; () each.
+        """The objective, and the error alone without gradients; () each.
 
         Args:
-            args: the block's.
-            kwargs: the block's.
-            expected: (B, …) what the float block gives.
-            images: (B,) int64, their numbers.
-            beta: () the penalty's exponent; ``None`` while nothing is penalized.
+            args: positional arguments of the block.
+            kwargs: keyword arguments of the block.
+            expected: (B, …) outputs of the float block.
+            images: (B,) int64, indices of the entries.
+            beta: () the penalty's exponent; ``None`` for no penalty.
         """
         error: Tensor = self.loss(self.block(*args, **kwargs) - expected, images)
         if beta is None:
@@ -49,25 +52,29 @@ class Objective(nn.Module):
         return error + self.weight * penalties.sum(), error.detach()
 
 
-def compiled(objective: Objective) -> Minimized:
-    """The same by ``torch.compile``, which joins elementwise passes over memory; blocks that are alike share it."""
+def compiled(objective: ReconstructionObjective) -> Minimized:
+    """``objective`` by ``torch.compile``, which fuses elementwise operations; blocks of one structure share code."""
     return torch.compile(objective, fullgraph=True, dynamic=False)
 
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """What is ``compiled`` is called within it: ``PluginError`` where it, or its gradient, cannot be compiled."""
-    from torch._dynamo import config, exc  # takes seconds to import, which only those who compile shall wait
+    """A context for calls of a ``compiled`` objective.
+
+    Raises:
+        PluginError: the objective or its gradient cannot be compiled.
+    """
+    from torch._dynamo import config, exc  # imported here, because the import takes seconds
 
     try:
-        with config.patch(cache_size_limit=VARIANTS, accumulated_cache_size_limit=VARIANTS):
+        with config.patch(cache_size_limit=COMPILED_VARIANTS, accumulated_cache_size_limit=COMPILED_VARIANTS):
             yield
     except exc.TorchDynamoException as error:
         cause = getattr(error, "inner_exception", error)
-        told = [line for line in str(cause).splitlines() if line.strip()]
-        reasons = [line.strip() for line in told[1:] if "error: " in line]  # a C++ compiler's own words
+        lines = [line for line in str(cause).splitlines() if line.strip()]
+        reasons = [line.strip() for line in lines[1:] if "error: " in line]  # messages of a C++ compiler
         raise PluginError(
-            f"an iteration cannot be compiled: {' '.join([type(cause).__name__ + ':', *told[:1], *reasons[:1]])}",
-            fix="leave out compile, or let torch.compile find what it needs, a C++ compiler on a CPU, Triton on CUDA; "
-            "what fails without compile too is an error of a learner or of the loss",
+            f"an iteration cannot be compiled: {' '.join([type(cause).__name__ + ':', *lines[:1], *reasons[:1]])}",
+            fix="leave out compile, or install the compiler of torch.compile: a C++ compiler on a CPU, Triton on CUDA; "
+            "if the iteration fails without compile too, fix the learner or the loss",
         ) from error

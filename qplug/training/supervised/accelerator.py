@@ -1,4 +1,4 @@
-"""Hugging Face accelerate, which shares batches among processes, and computes in the precision that is asked for."""
+"""Hugging Face accelerate: distributes batches among processes, and trains in mixed precision."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def accelerator_of(precision: str, device: torch.device) -> Accelerator:
-    """An ``Accelerator`` on the kind of ``device``, whatever one before it was made with.
+    """An ``Accelerator`` for the type of ``device``, independent of earlier accelerators.
 
-    accelerate keeps its state for the whole process and refuses another precision or device. A run may fine-tune in one
-    and train the quantized model in another, so the state is made anew; processes that were started together stay so.
+    accelerate keeps one state per Python process, and refuses another precision or device later. A run may fine-tune in
+    one precision and train the quantized model in another, so the state is reset. The group of processes persists.
 
     Raises:
-        InputError: the device cannot compute in this precision.
+        InputError: the device does not support this precision.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -33,11 +33,11 @@ def accelerator_of(precision: str, device: torch.device) -> Accelerator:
         return Accelerator(mixed_precision=PRECISIONS[precision], cpu=device.type == "cpu", device_placement=False)
     except (ImportError, ValueError) as error:
         raise InputError(
-            f"precision {precision} cannot be had on {device}: {error}", where="precision", fix="take float32"
+            f"{device} does not support the precision {precision}: {error}", where="precision", fix="set float32"
         ) from error
 
 
-def leave_together() -> None:
-    """End the processes' group, if there is one: one that leaves without it may leave the others waiting."""
+def destroy_process_group() -> None:
+    """Destroy the group of processes, if there is one. Without this, the exit of one process may block the others."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

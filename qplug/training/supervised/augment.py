@@ -1,4 +1,4 @@
-"""From an item of a data set to an augmented input, by timm's augmentations, drawn from a seed of the item's own."""
+"""Augmented inputs from the items of a data set, by timm's augmentations with one seed per item."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from qplug.training.supervised.config import Augment
 
 
 def transform(preparation: Preparation, augment: Augment | None) -> Callable[[Any], Tensor]:
-    """From an item to an augmented input; texts, and images without ``augment``, are prepared as for evaluation.
+    """The transform from an item to an augmented input.
 
-    timm's augmentations expect colours: grey images are grey again before they become tensors. Raises ``InputError``
-    for a policy that timm does not know.
+    Texts, and images without ``augment``, are prepared as for evaluation. timm's augmentations expect colour images:
+    grey images are converted to colour for them, and back to grey afterwards.
+
+    Raises:
+        InputError: timm does not know the policy.
     """
     if augment is None or not isinstance(preparation, Preprocessing):
         return preparation.transform()
@@ -45,34 +48,34 @@ def transform(preparation: Preparation, augment: Augment | None) -> Callable[[An
             separate=True,
         )
     except (AssertionError, KeyError, ValueError) as error:
-        what = f"timm cannot augment so: {type(error).__name__}: {error}"
-        raise InputError(what, where="augment", fix="see timm.data.auto_augment for the policies") from error
-    _keep_a_bit(distort)
+        message = f"timm refuses this augmentation: {type(error).__name__}: {error}"
+        raise InputError(message, where="augment", fix="see timm.data.auto_augment for the policies") from error
+    _limit_posterizing(distort)
     grey = preparation.input_size[0] == 1
 
     def apply(image: Any) -> Tensor:
         if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # as PIL asks for, or it warns
-        changed = distort(crop(image.convert("RGB")))
-        made: Tensor = finish(changed.convert("L") if grey else changed)
-        return made
+            image = image.convert("RGBA")  # PIL warns without this conversion
+        distorted = distort(crop(image.convert("RGB")))
+        augmented: Tensor = finish(distorted.convert("L") if grey else distorted)
+        return augmented
 
     return apply
 
 
-def _keep_a_bit(part: Any) -> None:
-    """Let timm's posterizing keep one bit at least: strong policies ask for none, which Pillow 13 refuses."""
+def _limit_posterizing(part: Any) -> None:
+    """Make timm's posterizing keep at least one bit: strong policies keep none, which Pillow 13 refuses."""
     if getattr(part, "name", "").startswith("Posterize"):
         posterize = part.aug_fn
         part.aug_fn = lambda image, bits, **more: posterize(image, max(bits, 1), **more)
     parts = part if isinstance(part, list) else [getattr(part, name, []) for name in ("transforms", "ops", "policy")]
-    for one in parts:
-        _keep_a_bit(one)
+    for child in parts:
+        _limit_posterizing(child)
 
 
 @contextmanager
-def drawn_from(*key: object) -> Iterator[None]:
-    """Within it, ``random``, NumPy and torch on the CPU draw from a seed made of ``key``; then they are as before."""
+def seeded_generators(*key: object) -> Iterator[None]:
+    """A context that seeds ``random``, NumPy and torch on the CPU from ``key``; its end restores their states."""
     seed = zlib.crc32(":".join(map(str, key)).encode())
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)

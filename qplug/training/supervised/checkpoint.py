@@ -1,6 +1,6 @@
-"""The whole state of a training as tensors and JSON values, so that no pickle is needed to keep it.
+"""The state of a training as tensors and JSON values, so that a checkpoint needs no pickle.
 
-It holds no state of random generators: random values depend on the step alone (see ``qplug.training.supervised``).
+It has no state of random generators, because random values depend on the step alone (``qplug.training.supervised``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qplug.core.errors import PluginError
 
-PLAIN = (bool, int, float, str, type(None))
+JSON_TYPES = (bool, int, float, str, type(None))
 
 
 def pack(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -23,15 +23,16 @@ def pack(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def unpack(tensors: Mapping[str, Tensor], groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Copy what ``pack`` gave into the tensors of ``groups``."""
-    for name, place in pack(groups).items():
-        place.copy_(tensors[name])
+    """Copy the tensors that ``pack`` returned into the tensors of ``groups``."""
+    for name, target in pack(groups).items():
+        target.copy_(tensors[name])
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by ``optimizer.<parameter>.<name>``, and the other values of parameters and groups as JSON.
+    """Tensors by ``optimizer.<parameter>.<name>``, and the other values of parameters and groups as JSON values.
 
-    Raises ``PluginError`` where an optimizer keeps something that is neither.
+    Raises:
+        PluginError: the optimizer's state contains a value of another type.
     """
     whole = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
@@ -41,31 +42,32 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{name}"] = value
             else:
-                values[f"{index}.{name}"] = _plain(name, value, optimizer)
+                values[f"{index}.{name}"] = _json_value(name, value, optimizer)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in whole["param_groups"]]
-    kept = [{k: v for k, v in group.items() if isinstance(v, PLAIN)} for group in groups]  # the rest never changes
-    return tensors, {"state": values, "groups": kept}
+    stored = [{k: v for k, v in group.items() if isinstance(v, JSON_TYPES)} for group in groups]  # others are constant
+    return tensors, {"state": values, "groups": stored}
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> None:
-    """Put back what ``optimizer_state`` gave."""
+    """Load the values that ``optimizer_state`` returned."""
     whole = optimizer.state_dict()
     state: dict[int, dict[str, Any]] = {}
     own = {name: tensor for name, tensor in tensors.items() if name.startswith("optimizer.")}
     for key, value in [*((name.partition(".")[2], tensor) for name, tensor in own.items()), *about["state"].items()]:
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
-    groups = [{**mine, **kept} for mine, kept in zip(whole["param_groups"], about["groups"], strict=True)]
+    groups = [{**group, **stored} for group, stored in zip(whole["param_groups"], about["groups"], strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _plain(name: str, value: Any, optimizer: torch.optim.Optimizer) -> Any:
-    if isinstance(value, PLAIN):
+def _json_value(name: str, value: Any, optimizer: torch.optim.Optimizer) -> Any:
+    if isinstance(value, JSON_TYPES):
         return value
     raise PluginError(
-        f"{type(optimizer).__name__} keeps '{name}' as {type(value).__name__}, which no checkpoint can hold",
+        f"a checkpoint stores tensors and JSON values, and the state '{name}' of {type(optimizer).__name__} is a "
+        f"{type(value).__name__}",
         where="optimizer",
-        fix="take another, such as adamw",
+        fix="choose another optimizer, such as adamw",
     )

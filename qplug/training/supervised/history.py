@@ -1,4 +1,4 @@
-"""How a training went: its loss curve, its accuracies, how long it took."""
+"""The history of a training: its loss curve, its accuracies and its duration."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from statistics import fmean
 from typing import Any
 
 POINTS = 500
-"""Of a curve that is written down, at most; each is the mean of as many steps as it takes."""
+"""Largest number of points of a stored curve; each point is the mean of one stretch of steps."""
 
 
 @dataclass
 class History:
-    """Of one training.
+    """The history of one training.
 
     Attributes:
-        name: its stage, ``finetune`` or ``qat``.
-        epochs, steps, images: passes, batches in all, and images that were trained on.
-        processes: that shared every batch.
-        loss: of every step so far, mean over the batch's (augmented) images.
-        top1: share of these images that were right, in 0 … 1.
-        held_out: (steps done, top-1) on the images held out, the first before any step.
-        untouched: parameters that the last step had no gradient for, which training leaves as they are.
-        seconds: that it took, those before it was resumed included.
+        name: the stage, ``finetune`` or ``qat``.
+        epochs, steps, images: number of passes, of batches in total, and of training images.
+        processes: number of processes that share every batch.
+        loss: for every step so far, the mean over the batch's (augmented) images.
+        top1: for every step so far, the share of these images with a correct prediction, in 0 … 1.
+        held_out: (steps done, top-1) on the held-out images; the first entry precedes the first step.
+        untouched: parameters without a gradient in the last step, which training does not change.
+        seconds: duration, including the time before a resume.
     """
 
     name: str
@@ -51,15 +51,15 @@ class History:
         ]
 
     def ends(self) -> tuple[float, float]:
-        """Mean loss of the first and of the last tenth of the steps."""
+        """Mean loss over the first and over the last tenth of the steps."""
         tenth = max(1, len(self.loss) // 10)
         return fmean(self.loss[:tenth]), fmean(self.loss[-tenth:])
 
     def metrics(self) -> dict[str, Any]:
-        """For ``metrics.json``, by names that begin with the stage."""
+        """The values for ``metrics.json``, by names that begin with the stage."""
         first, last = self.ends()
         epoch = max(1, len(self.top1) // self.epochs)
-        found: dict[str, Any] = {
+        values: dict[str, Any] = {
             "epochs": self.epochs,
             "steps": self.steps,
             "images": self.images,
@@ -70,15 +70,15 @@ class History:
         }
         if self.held_out:
             accuracies = [top1 for _, top1 in self.held_out]
-            found |= {
+            values |= {
                 "held_out_first": accuracies[0],
                 "held_out_best": max(accuracies),
                 "held_out_last": accuracies[-1],
             }
-        return {f"{self.name}.{key}": value for key, value in found.items()}
+        return {f"{self.name}.{key}": value for key, value in values.items()}
 
     def describe(self) -> str:
-        """One line for the plan."""
+        """A summary in one line, for the plan."""
         first, last = self.ends()
         text = f"{self.epochs} epochs of {self.images} images, {self.steps} steps, loss {first:.3f} → {last:.3f}"
         if self.held_out:
@@ -87,7 +87,7 @@ class History:
         return text
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``training.json``."""
+        """The content of ``training.json``."""
         return {
             **self.metrics(),
             "seconds": self.seconds,

@@ -1,4 +1,4 @@
-"""The loop: one step after the other, alike whether it was stopped in between, and whoever shares its batches."""
+"""Training loop; results do not depend on resumes or on the number of processes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from qplug.core.seeding import seeded
 from qplug.training.supervised.accelerator import accelerator_of
 from qplug.training.supervised.checkpoint import optimizer_state, pack, restore_optimizer, unpack
 from qplug.training.supervised.config import Training
-from qplug.training.supervised.divergence import Watch
+from qplug.training.supervised.divergence import DivergenceMonitor
 from qplug.training.supervised.history import History
 from qplug.training.supervised.images import TrainingImages
 from qplug.training.supervised.objective import TrainingObjective
 from qplug.training.supervised.optimize import Average, optimizer_of, rate_factor
-from qplug.training.supervised.task import Task
+from qplug.training.supervised.problem import TrainingProblem
 
 if TYPE_CHECKING:
     from qplug.core.storage.cache import CacheSlot
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class SupervisedTraining:
-    """One training, from its first step or from the last checkpoint.
+    """One training, started at its first step or at the last checkpoint.
 
     Attributes:
-        task: what is trained.
-        settings: how.
-        images: what it sees.
-        objective: what it minimizes.
-        seed: the recipe's.
-        processes: that share every batch.
-        slot: where checkpoints are kept, and may lie.
-        advance: called with the steps done and a note.
+        problem: the model and its learned parameters.
+        settings: batches, optimizer, schedule and precision.
+        images: the training images.
+        objective: the loss.
+        seed: the recipe's seed.
+        processes: the processes that share every batch.
+        slot: cache slot of the checkpoints.
+        advance: called with the number of finished steps and a note.
     """
 
-    task: Task
+    problem: TrainingProblem
     settings: Training
     images: TrainingImages
     objective: TrainingObjective
@@ -55,57 +55,57 @@ class SupervisedTraining:
     advance: Advance
 
     def __post_init__(self) -> None:
-        settings, task = self.settings, self.task
-        self.device = next(iter(task.weights.values())).device
+        settings, problem = self.settings, self.problem
+        self.device = next(iter(problem.weights.values())).device
         steps, images = settings.epochs * self.images.steps, len(self.images)
-        self.history = History(task.name, settings.epochs, steps, images, self.processes.count)
-        self.average = Average(task.parameters(), settings.ema) if settings.ema is not None else None
+        self.history = History(problem.name, settings.epochs, steps, images, self.processes.count)
+        self.average = Average(problem.parameters(), settings.ema) if settings.ema is not None else None
         self._accelerator = accelerator_of(settings.precision, self.device)
-        made = optimizer_of(settings, task.weights, task.bounds, task.scales)
-        self._optimizer = self._accelerator.prepare_optimizer(made, device_placement=False)
+        optimizer = optimizer_of(settings, problem.weights, problem.bounds, problem.scales)
+        self._optimizer = self._accelerator.prepare_optimizer(optimizer, device_placement=False)
         learn_rate = getattr(getattr(settings, "learn", None), "rate", 1.0)
-        scales = {id(parameter) for parameter in task.scales.values()}
+        scales = {id(parameter) for parameter in problem.scales.values()}
         self._rates = [
             settings.learning_rate * (learn_rate if id(group["params"][0]) in scales else 1.0)
-            for group in made.param_groups
+            for group in optimizer.param_groups
         ]
-        self._watch = Watch(task, settings.divergence, max(1, min(10, steps // 2)))
+        self._monitor = DivergenceMonitor(problem, settings.divergence, max(1, min(10, steps // 2)))
 
     def run(self) -> History:
-        """Train to the end, or find that it was done.
+        """Train to the last step. A finished training is restored from its checkpoint.
 
         Raises:
-            QplugError: it diverged; processes found checkpoints of different steps.
-            InputError: labels that the model has no classes for.
+            QplugError: the training diverged, or the processes found checkpoints of different steps.
+            InputError: a label is no class of the model.
         """
         first, history = self._resume(), self.history
         if first == history.steps:
             return history
-        self._agree(first)
-        model: Any = self._accelerator.prepare_model(self.task.model, device_placement=False)
+        self._check_same_step(first)
+        model: Any = self._accelerator.prepare_model(self.problem.model, device_placement=False)
         parts = self.images.parts(first, self.processes)
-        start, kept = time.perf_counter() - history.seconds, time.perf_counter()
+        start, last_checkpoint = time.perf_counter() - history.seconds, time.perf_counter()
         if not first:
-            self._hold_out(0)
-        with seeded(self.seed, self.task.name):
+            self._evaluate_held_out(0)
+        with seeded(self.seed, self.problem.name):
             for step in range(first, history.steps):
-                self.task.train()
+                self.problem.train()
                 self._step(model, parts, step)
                 if (step + 1) % self.images.steps == 0:
-                    self._hold_out(step + 1)
+                    self._evaluate_held_out(step + 1)
                 history.seconds = time.perf_counter() - start
-                if time.perf_counter() - kept >= 60.0 * self.settings.checkpoint_minutes:
-                    self._keep(step + 1)
-                    kept = time.perf_counter()
+                if time.perf_counter() - last_checkpoint >= 60.0 * self.settings.checkpoint_minutes:
+                    self._save_checkpoint(step + 1)
+                    last_checkpoint = time.perf_counter()
                 self.advance(step + 1, f"loss {history.loss[-1]:.3f}")
         if self.average is not None:
             self.average.swap()
-        self.task.model.eval()
-        self._keep(history.steps)
+        self.problem.model.eval()
+        self._save_checkpoint(history.steps)
         return history
 
     def _step(self, model: Any, parts: Iterator[tuple[Tensor, Tensor]], step: int) -> None:
-        """One batch: its parts, the gradient of the mean over all of them, one step of the optimizer."""
+        """One batch: the gradient of the mean loss over all its parts, and one step of the optimizer."""
         settings, history = self.settings, self.history
         factor = rate_factor((step + 1) / (history.steps + 1), settings.warmup, settings.schedule)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
@@ -114,36 +114,36 @@ class SupervisedTraining:
         for part in range(settings.accumulate):
             inputs, labels = next(parts)
             inputs = inputs.to(self.device)
-            with self._alone(model, part), torch.enable_grad():
-                self._draw(step, part)
+            with self._synchronize_last_part(model, part), torch.enable_grad():
+                self._seed_part(step, part)
                 outputs = model(inputs)
                 classes = outputs.shape[-1]
                 self.objective.task.check_labels(labels, outputs, "data.training")
                 loss, right = self.objective(outputs, labels.to(self.device), inputs)
                 sums += torch.stack([loss.detach().double(), right.double()])
                 self._accelerator.backward(loss * (self.processes.count / settings.batch_size))
-        total, right_ones = (self._sum(sums) / settings.batch_size).tolist()
-        history.loss.append(total)
-        history.top1.append(right_ones)
-        if problem := self._watch.problem(history.loss, classes):
-            raise self._watch.error(problem, step, history.steps, self._rates[0] * factor, inputs)
+        mean_loss, top1 = (self._sum(sums) / settings.batch_size).tolist()
+        history.loss.append(mean_loss)
+        history.top1.append(top1)
+        if divergence := self._monitor.diagnose(history.loss, classes):
+            raise self._monitor.error(divergence, step, history.steps, self._rates[0] * factor, inputs)
         if settings.clip is not None:
             self._accelerator.unscale_gradients(self._optimizer)
-            for group in (self.task.weights, self.task.scales):
+            for group in (self.problem.weights, self.problem.scales):
                 torch.nn.utils.clip_grad_norm_(group.values(), settings.clip)
-        history.untouched = [name for name, p in self.task.parameters().items() if p.grad is None]
+        history.untouched = [name for name, p in self.problem.parameters().items() if p.grad is None]
         self._optimizer.step()
         self._optimizer.zero_grad()
         if self.average is not None:
             self.average.update(step + 1)
 
-    def _alone(self, model: Any, part: int) -> Any:
-        """Gradients travel between processes with the last part alone."""
+    def _synchronize_last_part(self, model: Any, part: int) -> Any:
+        """A context in which processes exchange gradients only for the last part of a batch."""
         return nullcontext() if part == self.settings.accumulate - 1 else self._accelerator.no_sync(model)
 
-    def _draw(self, step: int, part: int) -> None:
-        """Let what the model draws depend on the step, not on what was drawn before."""
-        seed = zlib.crc32(f"{self.seed}:{self.task.name}:{step}:{part}:{self.processes.index}".encode())
+    def _seed_part(self, step: int, part: int) -> None:
+        """Seed the model's random values by step and part, so that they do not depend on earlier draws."""
+        seed = zlib.crc32(f"{self.seed}:{self.problem.name}:{step}:{part}:{self.processes.index}".encode())
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -153,15 +153,15 @@ class SupervisedTraining:
         return summed
 
     @torch.no_grad()
-    def _hold_out(self, step: int) -> None:
-        """Top-1 on the images that are not trained on, of the moving average where there is one."""
+    def _evaluate_held_out(self, step: int) -> None:
+        """Record top-1 on the held-out images, with the moving average of the parameters if there is one."""
         if not self.images.held_out:
             return
         with self._averaged():
-            self.task.model.eval()
+            self.problem.model.eval()
             right, task = 0, self.objective.task
             for inputs, labels in self.images.held_out_batches():
-                outputs = self.task.model(inputs.to(self.device)).cpu()
+                outputs = self.problem.model(inputs.to(self.device)).cpu()
                 right += int((task.predictions(outputs) == task.truth(labels, outputs)).sum())
         self.history.held_out.append((step, right / len(self.images.held_out)))
 
@@ -175,21 +175,24 @@ class SupervisedTraining:
             if self.average is not None:
                 self.average.swap()
 
-    def _agree(self, first: int) -> None:
+    def _check_same_step(self, first: int) -> None:
         steps = self._accelerator.gather(torch.tensor([first], device=self.device)).tolist()
         if len(set(steps)) > 1:
             raise QplugError(
-                f"the processes would go on at steps {steps}: not all of them see the same checkpoints",
-                where=self.task.name,
-                fix="let all of them share one cache folder (--cache), or do without one (--no-cache)",
+                f"all processes must resume at the same step, and they found checkpoints of steps {steps}",
+                where=self.problem.name,
+                fix="use one cache folder for all processes (--cache), or no cache (--no-cache)",
             )
 
     def _groups(self) -> dict[str, Mapping[str, Tensor]]:
-        groups: dict[str, Mapping[str, Tensor]] = {"parameter": self.task.parameters(), "buffer": self.task.buffers()}
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "parameter": self.problem.parameters(),
+            "buffer": self.problem.buffers(),
+        }
         return groups if self.average is None else {**groups, "average": self.average.tensors}
 
-    def _keep(self, step: int) -> None:
-        """Keep everything that the rest depends on; of a training that is done, only what it gave."""
+    def _save_checkpoint(self, step: int) -> None:
+        """Store the state that the remaining steps need; after the last step, store only the result."""
         if not self.processes.is_main:
             return
         history, done = self.history, step == self.history.steps
@@ -204,7 +207,7 @@ class SupervisedTraining:
         self.slot.keep(tensors, history.seconds, about)
 
     def _resume(self) -> int:
-        """Take up the checkpoint, if there is one; returns the steps that are done."""
+        """Load the checkpoint, if there is one; returns the number of finished steps."""
         tensors, about = self.slot.tensors, self.slot.about
         if tensors is None:
             return 0

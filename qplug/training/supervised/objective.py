@@ -1,4 +1,4 @@
-"""The training loss: labels, and the float model's outputs where the recipe distils."""
+"""The training loss: loss against the labels, and optional distillation from the float model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from qplug.training.supervised.config import Training
 
 @dataclass(frozen=True)
 class TrainingObjective:
-    """(1 − w)·L(labels) + w·T²·KL(teacher ‖ student), Hinton et al. 2015, with w = 0 without a teacher.
+    """(1 − w)·L(labels) + w·T²·KL(teacher ‖ student), Hinton et al. 2015; w = 0 without a teacher.
 
     Attributes:
-        settings: smoothing of labels, and distillation.
-        teacher: the float model in eval mode, where the recipe distils.
-        task: what the outputs are, and the loss L against labels.
+        settings: label smoothing and distillation.
+        teacher: the float model in eval mode, if the recipe has ``distill``.
+        task: the task of the model, which defines the loss L against labels.
     """
 
     settings: Training
@@ -26,15 +26,15 @@ class TrainingObjective:
     task: Task = CLASSIFICATION
 
     def __call__(self, outputs: Tensor, labels: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over the examples: of the loss, with gradients, and of how many are right.
+        """The sum of the loss over the examples, with gradients, and the number of correct predictions.
 
         Args:
-            outputs: (n, …) of the model.
+            outputs: (n, …) outputs of the model.
             labels: (n, …) int64.
-            inputs: (n, …) of the model.
+            inputs: (n, …) inputs of the model, for the teacher.
 
         Raises:
-            InputError: the outputs cannot be trained.
+            InputError: the task has no loss for these outputs.
         """
         outputs = outputs.float()
         loss = self.task.training_loss(outputs, labels, self.settings.label_smoothing)

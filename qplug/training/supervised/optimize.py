@@ -1,4 +1,4 @@
-"""timm's optimizers, the learning rate of a step, and the moving average of what is learned."""
+"""timm's optimizers, the learning-rate schedule, and the moving average of the learned parameters."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from qplug.training.supervised.config import Training
 def optimizer_of(
     settings: Training, weights: Mapping[str, nn.Parameter], bounds: set[str], scales: Mapping[str, nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer; what has one axis or none does not decay, but bounds do, as PACT's paper has it.
+    """The recipe's optimizer. Parameters with at most one axis do not decay, except bounds, as in PACT's paper.
 
     Args:
         settings: optimizer, rate and decay.
-        weights: of the model, by name.
-        bounds: names among them that are bounds of activations.
-        scales: of quantizers, whose rate is relative (see ``Learn.rate``).
+        weights: name → parameter of the model.
+        bounds: the names in ``weights`` that are bounds of activations.
+        scales: name → parameter of a quantizer; ``Learn.rate`` is its relative rate.
 
     Raises:
-        InputError: timm has no such optimizer, or it refuses these values.
+        InputError: timm does not have the optimizer, or refuses these values.
     """
     from timm.optim import create_optimizer_v2, list_optimizers
 
@@ -35,20 +35,26 @@ def optimizer_of(
     rest = [p for name, p in weights.items() if not (p.dim() > 1 or name in bounds)]
     groups = [(decay, settings.weight_decay), (rest, 0.0), (list(scales.values()), 0.0)]
     name, rate = settings.optimizer, settings.learning_rate
-    given = [{"params": found, "weight_decay": decay, "lr": rate} for found, decay in groups if found]
+    param_groups = [{"params": group, "weight_decay": decay, "lr": rate} for group, decay in groups if group]
     if name not in list_optimizers():
         fix = did_you_mean(name, list_optimizers()) or "timm.optim.list_optimizers() lists all"
         raise InputError(f"timm has no optimizer '{name}'", where="optimizer", fix=fix)
     try:
-        made: torch.optim.Optimizer = create_optimizer_v2(given, opt=name, lr=rate, weight_decay=settings.weight_decay)
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            param_groups, opt=name, lr=rate, weight_decay=settings.weight_decay
+        )
     except (ImportError, TypeError, ValueError) as error:
-        what = f"timm cannot make the optimizer '{name}': {type(error).__name__}: {error}"
-        raise InputError(what, where="optimizer", fix="take another, such as adamw") from error
-    return made
+        message = f"timm cannot create the optimizer '{name}': {type(error).__name__}: {error}"
+        raise InputError(message, where="optimizer", fix="choose another optimizer, such as adamw") from error
+    return optimizer
 
 
 def rate_factor(done: float, warmup: float, schedule: Literal["cosine", "constant"] = "cosine") -> float:
-    """The learning rate's factor after the share ``done`` of all steps: linear warm-up, then half a cosine or 1."""
+    """The factor of the learning rate after the share ``done`` of all steps: linear warm-up, then half a cosine or 1.
+
+    This function replaces torch's schedulers, which have a state; some compute each rate from the previous one. It
+    depends on the step alone, so a resumed training has exactly the rates of an uninterrupted one.
+    """
     if done < warmup:
         return done / warmup
     if schedule == "constant":
@@ -57,9 +63,10 @@ def rate_factor(done: float, warmup: float, schedule: Literal["cosine", "constan
 
 
 class Average:
-    """Torch's moving average of parameters, with a decay that grows from 0.1 to ``decay``, so that it starts quickly.
+    """torch's moving average of parameters, with a small decay in the first steps.
 
-    After t steps it is min(decay, (1 + t)/(10 + t)), as in TensorFlow's ExponentialMovingAverage and in timm's.
+    After t steps the decay is min(``decay``, (1 + t)/(10 + t)), as in TensorFlow's ExponentialMovingAverage and in
+    timm's.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -74,14 +81,14 @@ class Average:
         )
 
     def update(self, step: int) -> None:
-        """Take in the parameters after ``step`` steps, counted from 1."""
-        self._model.n_averaged.fill_(step)  # at 0 torch would copy; a resumed run goes on
+        """Add the parameters after ``step`` steps (counted from 1) to the average."""
+        self._model.n_averaged.fill_(step)  # at 0 torch would copy; a resumed run continues at its step
         self._model.update_parameters(self._parameters)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Put the average where the parameters are, and the parameters where it was."""
-        for mine, parameter in zip(self.tensors.values(), self._parameters, strict=True):
-            kept = parameter.detach().clone()
-            parameter.copy_(mine)
-            mine.copy_(kept)
+        """Exchange the values of the average and of the parameters."""
+        for average, parameter in zip(self.tensors.values(), self._parameters, strict=True):
+            before = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(before)

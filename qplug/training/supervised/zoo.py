@@ -1,17 +1,19 @@
-"""``qplug zoo train``: how the zoo's checkpoints were made, and how anyone makes them again."""
+"""Training of the zoo's embedded checkpoints, for ``qplug zoo train``.
+
+The loop is separate from ``qplug.training.supervised.loop``: it needs no recipe, and it must reproduce the checkpoints.
+Both share the learning-rate schedule.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from qplug.core.errors import InputError
+from qplug.core.storage.atomic import write_file
 from qplug.models.zoo import ZOO, Entry
 
 if TYPE_CHECKING:
@@ -35,25 +37,28 @@ def train(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
-    """Train a model of the zoo on its data's training split and write it to ``out``.
+    """Train a model of the zoo on the training split of its data, and write it to ``out``.
 
-    AdamW under a cosine with warm-up, label smoothing, and random affine maps of digits, or shifts and flips of
-    photographs. The test split is read once, after the last step: nothing is chosen by it. The file appears complete or
-    not at all. The same seed on the same machine gives the same file.
+    The recipe is AdamW with a warm-up cosine and label smoothing. Digits are augmented by random affine maps,
+    photographs by shifts and flips. The test split is evaluated once, after the last step, and selects nothing. The
+    file is written completely or not at all. The same seed on the same machine gives the same file.
 
     Args:
         name: a model of the zoo.
         out: the safetensors file to write (float32).
-        data: a folder with parquet files of both splits, as Hugging Face publishes CIFAR-10; digits need none.
-        epochs: passes over the training split; the model's own number if ``None``.
-        seed: of the first weights, the order and the augmentation. The global generators are left as they were.
-        progress: called with (epochs done, epochs in all).
+        data: a folder with parquet files of both splits, as Hugging Face publishes CIFAR-10; digits need no folder.
+        epochs: passes over the training split; the zoo's number for this model if ``None``.
+        seed: seed of the initial weights, the order and the augmentation. The state of the global generators is
+            restored.
+        progress: called with (finished epochs, all epochs).
 
     Returns:
         The top-1 accuracy on the test split, in 0 … 1.
 
     Raises:
-        InputError: no such model, ``data`` that does not fit it, or ``out`` cannot be written.
+        InputError: the zoo has no such model; ``data`` is missing, superfluous or without such images; or the folder
+            of ``out`` does not exist.
+        QplugError: ``out`` cannot be written.
     """
     import torch
 
@@ -61,16 +66,16 @@ def train(
         raise InputError(f"the zoo has no model '{name}'", fix=f"there are: {', '.join(ZOO)}")
     out = Path(out).expanduser()
     if not out.parent.is_dir():
-        raise InputError("the folder to write into does not exist", where=str(out.parent), fix="make it first")
+        raise InputError("the folder of the checkpoint does not exist", where=str(out.parent), fix="create it first")
     entry = ZOO[name]
     epochs = epochs or entry.epochs
     images, labels = tensors(entry, "train", data)
-    judged = tensors(entry, "test", data)
+    test = tensors(entry, "test", data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = entry.build()
-        fit(model, images, labels, epochs, progress, AUGMENT[entry.data])
-    accuracy = top1(model, *judged)
+        train_in_place(model, images, labels, epochs, progress, AUGMENT[entry.data])
+    accuracy = top1(model, *test)
     training = {
         "model": name,
         "seed": seed,
@@ -83,19 +88,20 @@ def train(
 
 
 def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of ``images`` (N, C, H, W) whose largest logit is at the label (N,), in 0 … 1."""
+    """Share of ``images`` (N, C, H, W) whose largest logit is the logit of the label (N,), in 0 … 1."""
     import torch
 
     model.eval()
     with torch.inference_mode():
-        answers = torch.cat([model(part).argmax(1) for part in torch.split(images, 1024)])
-    return float((answers == labels).float().mean())
+        predictions = torch.cat([model(part).argmax(1) for part in torch.split(images, 1024)])
+    return float((predictions == labels).float().mean())
 
 
 def tensors(entry: Entry, split: Literal["train", "test"], data: Path | None = None) -> tuple[Tensor, Tensor]:
-    """(images (N, C, H, W) float32 as ``entry``'s model takes them, labels (N,) int64) of one split.
+    """(images (N, C, H, W) float32, prepared for ``entry``'s model; labels (N,) int64) of one split.
 
-    Raises ``InputError`` where ``data`` is missing, not wanted, or holds no such images.
+    Raises:
+        InputError: ``data`` is missing, superfluous, or without such images.
     """
     import torch
 
@@ -107,7 +113,7 @@ def tensors(entry: Entry, split: Literal["train", "test"], data: Path | None = N
             if entry.embedded
             else f"{entry.build.__name__} is trained on {entry.data}, which is not embedded",
             where="--data",
-            fix="leave it away" if entry.embedded else "name a folder with parquet files of its splits train and test",
+            fix="leave it out" if entry.embedded else "name a folder with parquet files of its splits train and test",
         )
     pairs = list(batches(_examples(split, data), entry.preprocessing.transform(), 1024))
     return torch.cat([images for images, _ in pairs]), torch.cat([labels for _, labels in pairs])
@@ -123,7 +129,7 @@ def _examples(split: Literal["train", "test"], data: Path | None) -> Examples:
     return HuggingFace(HuggingFace.Config(source="hf", path=str(data), split=split)).open(0)
 
 
-def fit(
+def train_in_place(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -131,9 +137,9 @@ def fit(
     progress: Callable[[int, int], None] | None = None,
     augment: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Train ``model`` in place on images (N, C, H, W) and labels (N,), and leave it in training mode; see ``train``.
+    """Train ``model`` in place on images (N, C, H, W) and labels (N,), with the recipe of ``train``.
 
-    ``augment`` is ``affine`` unless given.
+    ``augment`` is ``affine`` by default. The model remains in training mode.
     """
     import torch
     from torch.nn import functional as F
@@ -159,7 +165,7 @@ def fit(
 def affine(images: Tensor) -> Tensor:
     """A random rotation (±15°), scale (0.85 … 1.15 on each axis), shear (±0.15) and shift (±1/8 of the image).
 
-    ``images`` (N, C, H, W), normalized; what comes in from outside repeats the border.
+    ``images``: (N, C, H, W), normalized. Pixels from outside the image repeat the border.
     """
     import torch
     from torch.nn import functional as F
@@ -177,9 +183,9 @@ def affine(images: Tensor) -> Tensor:
 
 
 def shift_and_flip(images: Tensor) -> Tensor:
-    """A random shift by up to 4 pixels on each axis, and a flip from left to right of every second image.
+    """A random shift by up to 4 pixels on each axis, and a flip from left to right with probability ½.
 
-    ``images`` (N, C, H, W), normalized; what comes in from outside mirrors the border.
+    ``images``: (N, C, H, W), normalized. Pixels from outside the image mirror the border.
     """
     import torch
     from torch.nn import functional as F
@@ -188,31 +194,17 @@ def shift_and_flip(images: Tensor) -> Tensor:
     padded = F.pad(images, (4, 4, 4, 4), mode="reflect")
     top, left = torch.randint(9, (2, count, 1, 1))
     rows, columns = top + torch.arange(height).view(1, -1, 1), left + torch.arange(width).view(1, 1, -1)
-    moved = padded[torch.arange(count).view(-1, 1, 1), :, rows, columns].permute(0, 3, 1, 2)
+    shifted = padded[torch.arange(count).view(-1, 1, 1), :, rows, columns].permute(0, 3, 1, 2)
     flipped = torch.rand(count, 1, 1, 1) < 0.5
-    return torch.where(flipped, moved.flip(-1), moved)
+    return torch.where(flipped, shifted.flip(-1), shifted)
 
 
 AUGMENT: dict[str, Callable[[Tensor], Tensor]] = {"digits": affine, "cifar10": shift_and_flip}
-"""How training images are varied, by data set."""
+"""Data set → augmentation of its training images."""
 
 
 def _write(state: dict[str, Tensor], out: Path, training: dict[str, object]) -> None:
     from safetensors.torch import save
 
-    content = save(
-        {key: value.contiguous() for key, value in state.items()}, metadata={"training": json.dumps(training)}
-    )
-    handle, partial = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, out)
-    except OSError as error:
-        raise InputError(f"the checkpoint cannot be written: {error.strerror}", where=str(out)) from error
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(partial)
+    tensors = {key: value.contiguous() for key, value in state.items()}
+    write_file(out, save(tensors, metadata={"training": json.dumps(training)}))

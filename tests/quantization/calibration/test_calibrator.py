@@ -1,4 +1,4 @@
-"""The calibration pass: the same whatever the batches, bounded, and the model left as it was."""
+"""The calibration pass: independent of the batch size, bounded in memory, without side effects."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ PARTS = (
 
 
 def inputs_of(model, sites, images):
-    """What each activation site reads, all images at once."""
+    """The tensor of each activation site, for all images at once."""
     seen, handles = {}, []
     for site in sites:
         if not site.kind.is_weight:
@@ -52,7 +52,7 @@ def inputs_of(model, sites, images):
 
 @pytest.mark.parametrize("make", [vit, swin])
 @pytest.mark.parametrize("batch", [1, 4, 6])
-def test_streaming_statistics_are_those_of_all_images_at_once(make, batch):
+def test_streaming_statistics_equal_the_statistics_of_one_batch(make, batch):
     images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     model, found, calibration = calibrated(make(), images, batches=batch)
     for name, x in inputs_of(model, found.sites, images).items():
@@ -120,8 +120,8 @@ def test_importance_is_the_square_of_autograds_gradient():
     assert checked == 4 * 2 + 2 * 2 + 1
 
 
-def test_importance_of_a_norms_input_is_that_of_what_the_norm_makes_of_it():
-    """A residual stream has others that read it, and an error that a quantizer makes before the norm reaches none."""
+def test_importance_of_a_norms_input_excludes_the_residual_stream():
+    """Other modules read the residual stream, and the error of a quantizer before the norm does not reach them."""
     images, size = toy_images(3), SampleSize(10**6, 10**6, 10**6)
     model, found, calibration = calibrated(images=images, loss="cross_entropy", size=size)
     norms = [site for site in found.sites if site.kind is SiteKind.LAYERNORM_INPUT]
@@ -148,7 +148,7 @@ def test_importance_of_a_norms_input_is_that_of_what_the_norm_makes_of_it():
         assert float(expected.max()) > 0
 
 
-def test_the_mask_of_shifted_windows_is_no_value_of_the_scores():
+def test_the_mask_of_shifted_windows_is_not_part_of_the_scores():
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     model, found, calibration = calibrated(swin().requires_grad_(False), images)
     scores = [site for site in found.sites if site.kind is SiteKind.SOFTMAX_INPUT]
@@ -157,7 +157,7 @@ def test_the_mask_of_shifted_windows_is_no_value_of_the_scores():
 
 
 def squared_gradients(loss, logits):
-    """The mean over rows of (dL/dz)² for one image's logits, drawn 20,000 times."""
+    """The mean over rows of (dL/dz)² for one image's logits, over 20,000 random draws."""
     torch.manual_seed(0)
     rows = logits.repeat(20_000, 1).requires_grad_(True)
     LOSSES[loss](rows).backward()
@@ -170,7 +170,7 @@ def test_the_kl_loss_estimates_the_diagonal_of_its_hessian():
     assert torch.allclose(squared_gradients("kl", logits), p * (1 - p), rtol=0.05)
 
 
-def test_the_logits_loss_counts_every_class_alike_however_certain_the_image():
+def test_the_logits_loss_gives_all_classes_equal_weight():
     found = squared_gradients("logits", torch.tensor([20.0, 0.0, -5.0, 1.0]))
     assert torch.allclose(found, torch.full((4,), 0.75), rtol=0.05)  # the diagonal of I − 11ᵀ/4
 
@@ -182,7 +182,7 @@ def test_cross_entropy_is_taken_against_the_models_own_top1():
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_has_a_gradient_repeats_and_leaves_the_callers_numbers_alone(loss):
+def test_every_loss_has_a_gradient_is_reproducible_and_restores_the_generators(loss):
     torch.manual_seed(5)
     expected = torch.rand(2)
     torch.manual_seed(5)
@@ -199,7 +199,7 @@ def test_every_loss_has_a_gradient_repeats_and_leaves_the_callers_numbers_alone(
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_the_loss_of_one_image_does_not_weigh_on_another():
+def test_images_have_independent_losses():
     _, found, three = calibrated(images=toy_images(3), loss="cross_entropy")
     site = next(site for site in found.sites if site.name == "head.input")
     _, _, alone = calibrated(images=toy_images(3)[:1], loss="cross_entropy")
@@ -234,7 +234,7 @@ def test_two_calibrations_with_one_seed_are_equal():
 
 
 @pytest.mark.parametrize("loss", [None, "cross_entropy"])
-def test_nan_is_refused_at_the_site_where_it_appears_and_nothing_is_left_behind(loss):
+def test_nan_is_refused_with_its_site_and_no_hook_remains(loss):
     class Root(nn.Module):
         def forward(self, x):
             return (x - 0.5).sqrt()
@@ -252,7 +252,7 @@ def test_nan_is_refused_at_the_site_where_it_appears_and_nothing_is_left_behind(
 
 
 @pytest.mark.parametrize("loss", [None, "cross_entropy"])
-def test_the_model_is_left_as_it_was(loss):
+def test_the_model_is_unchanged(loss):
     model = vit(depth=1)
     model.head.requires_grad_(False)
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -264,7 +264,7 @@ def test_the_model_is_left_as_it_was(loss):
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_an_error_while_collecting_leaves_nothing_behind():
+def test_no_hook_remains_after_an_error():
     model = toy_vit().requires_grad_(True)
     found = find_sites(model, toy_images(1))
     calibration = Calibration(model, found.sites, 4, seed=0)
@@ -274,7 +274,7 @@ def test_an_error_while_collecting_leaves_nothing_behind():
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_a_smoothing_is_followed_as_if_calibrated_again():
+def test_a_smoothing_gives_the_statistics_of_a_new_calibration():
     model, found, calibration = calibrated()
     group = found.norm_groups(model)[0]
     smoothing = Smoothing(torch.randn(16), torch.rand(16) + 0.5)
@@ -292,14 +292,14 @@ def test_a_smoothing_is_followed_as_if_calibrated_again():
 
 
 def everything(calibration, site):
-    """All tensors of the statistics, by name."""
+    """All tensors of the statistics by name."""
     stats = calibration.stats(site)
     parts = {**vars(stats), **(vars(stats.product) if stats.product else {})}
     return {name: value for name, value in parts.items() if isinstance(value, torch.Tensor)}
 
 
 def same(one, other, sites):
-    """Whether two calibrations know the same of every site, to the bit."""
+    """Whether two calibrations have equal statistics of every site, bit for bit."""
     for site in sites:
         ours, theirs = everything(one, site), everything(other, site)
         if ours.keys() != theirs.keys() or not all(
@@ -314,12 +314,12 @@ def copied(state):
 
 
 def fresh(model, found, images=6, size=None):
-    """A calibration that knows nothing; with another seed, since no row is drawn again."""
+    """An empty calibration with another seed, because a restored one draws no rows."""
     return Calibration(model, found.sites, images, seed=99, size=size)
 
 
 def twice():
-    """A linear and a convolution, each called twice in a forward."""
+    """A linear and a convolution, both called twice in a forward."""
     torch.manual_seed(0)
     model = Sequence(
         lambda m, x: m.a(m.a(m.conv(m.conv(x)).flatten(2).transpose(1, 2))).mean(1),
@@ -331,7 +331,7 @@ def twice():
 
 @pytest.mark.parametrize("make", [vit, swin, toy_vit])
 @pytest.mark.parametrize("loss", [None, "kl"])
-def test_a_restored_calibration_knows_the_same_bit_for_bit(make, loss):
+def test_a_restored_calibration_is_equal_bit_for_bit(make, loss):
     model = make()
     images = toy_images(6) if make is toy_vit else torch.randn(6, 3, 32, 32)
     size = SampleSize(rows=12, slices=6, slice_rows=2)
@@ -348,7 +348,7 @@ def test_a_restored_calibration_knows_the_same_bit_for_bit(make, loss):
     assert torch.equal(*(s.output_error(s.sample.round(), Granularity.PER_CHANNEL) for s in (one, other)))
 
 
-def test_modules_that_are_called_again_are_restored():
+def test_modules_with_several_calls_are_restored():
     model, found = twice()
     calibration = Calibration(model, found.sites, 4, seed=0)
     calibration.collect(toy_images(4).split(2), "logits")
@@ -358,7 +358,7 @@ def test_modules_that_are_called_again_are_restored():
     assert same(calibration, restored, found.sites)
 
 
-def test_a_state_travels_through_the_cache(tmp_path):
+def test_a_state_can_be_cached(tmp_path):
     model, found, calibration = calibrated(loss="cross_entropy")
     Cache(tmp_path).store("statistics", content_key(), calibration_state(calibration), {})
     restored = fresh(model, found)
@@ -366,7 +366,7 @@ def test_a_state_travels_through_the_cache(tmp_path):
     assert same(calibration, restored, found.sites)
 
 
-def test_what_happens_to_one_restored_calibration_is_nothing_to_another():
+def test_restored_calibrations_are_independent():
     model, found, calibration = calibrated(loss="logits")
     state = calibration_state(calibration)
     before = copied(state)
@@ -386,7 +386,7 @@ def test_what_happens_to_one_restored_calibration_is_nothing_to_another():
     assert all(torch.equal(value, state[name]) for name, value in before.items())
 
 
-def test_a_smoothing_is_followed_alike_by_the_restored():
+def test_a_smoothing_of_a_restored_calibration():
     model, found, calibration = calibrated(loss="logits")
     restored = fresh(model, found)
     restore_calibration(restored, calibration_state(calibration))
@@ -476,7 +476,7 @@ def test_progress_counts_images():
     assert seen == [2, 4, 5]
 
 
-def test_the_scope_decides_on_softmax_and_norms():
+def test_the_scope_selects_softmax_and_norm_inputs():
     sites = find_sites(calibrated()[0], toy_images(1)).sites
     kinds = [{s.kind.value for s in watched_sites(sites, a, b)} for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))]
     assert kinds[3] - kinds[0] == {"softmax_input", "layernorm_input"}
@@ -485,8 +485,8 @@ def test_the_scope_decides_on_softmax_and_norms():
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_losses_take_starts_and_ends_of_answers_over_all_tokens_but_padding(loss):
-    """(B, 2, L): the loss is that of the starts and that of the ends."""
+def test_losses_of_answers_exclude_padding(loss):
+    """(B, 2, L): the loss is the sum over the start and end positions."""
     torch.manual_seed(0)
     logits = torch.randn(1, 2, 6)
     logits[:, :, 4:] = MASKED
@@ -496,12 +496,12 @@ def test_losses_take_starts_and_ends_of_answers_over_all_tokens_but_padding(loss
     assert torch.isfinite(logits.grad).all()
     assert logits.grad.sum(-1).abs().max() < 1e-5  # what all tokens have in common changes no answer
     if loss == "cross_entropy":
-        shown = logits.detach()[0, :, :4].requires_grad_(True)
-        F.cross_entropy(shown, shown.argmax(1), reduction="sum").backward()
-        torch.testing.assert_close(logits.grad[0, :, :4], shown.grad)
+        tokens = logits.detach()[0, :, :4].requires_grad_(True)
+        F.cross_entropy(tokens, tokens.argmax(1), reduction="sum").backward()
+        torch.testing.assert_close(logits.grad[0, :, :4], tokens.grad)
 
 
-def test_gradients_of_tokens_grow_from_what_they_are_embedded_as():
+def test_gradients_of_tokens_begin_at_their_embeddings():
     torch.manual_seed(0)
     model = Sequence(lambda m, x: m.a(m.e(x)).mean(1), e=nn.Embedding(5, 8), a=nn.Linear(8, 3)).eval()
     tokens = torch.randint(5, (6, 4))

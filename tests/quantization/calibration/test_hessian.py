@@ -1,4 +1,4 @@
-"""Hutchinson's estimate against the exact Hessian in float64, when it stops, and what it leaves behind."""
+"""Hutchinson's estimate against the exact Hessian in float64, its stop criterion, and side effects."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def points(count=6):
 
 
 def exact(model, names, x):
-    """The joint Hessian of the mean loss, blocks of (name, name), each (numel, numel)."""
+    """The joint Hessian of the mean loss in blocks (name, name), each (numel, numel)."""
     parameters = dict(model.named_parameters())
 
     def loss(*weights):
@@ -43,7 +43,7 @@ def exact(model, names, x):
 
 
 def forms(model, names, x, seed, probe, batch=0):
-    """vᵢᵀ Σⱼ Hᵢⱼ vⱼ by the exact Hessian and the signs of this probe."""
+    """vᵢᵀ Σⱼ Hᵢⱼ vⱼ with the exact Hessian and the signs of the probe."""
     v = [signs(model.get_parameter(name), seed, probe, batch, name).flatten() for name in names]
     blocks = exact(model, names, x)
     return {name: float(v[i] @ sum(blocks[i][j] @ v[j] for j in range(len(names)))) for i, name in enumerate(names)}
@@ -71,7 +71,7 @@ def test_attention_softmax_and_layernorm_have_second_derivatives():
         assert found[name].value == pytest.approx(expected[name], rel=1e-8)
 
 
-def test_the_mean_comes_to_the_exact_trace():
+def test_the_mean_converges_to_the_exact_trace():
     model, x = network(), points()
     blocks = exact(model, NAMES, x)
     found = hessian_traces(model, NAMES, x.split(3), probes=1000, tolerance=0.0)
@@ -82,8 +82,8 @@ def test_the_mean_comes_to_the_exact_trace():
         assert found[name].per_parameter == found[name].value / 12
 
 
-def test_images_weigh_alike_however_they_are_batched():
-    """Batches have their own signs; the diagonal Hessian of this model does not care for signs."""
+def test_images_have_equal_weight_in_any_batches():
+    """Batches have their own signs; this model has a diagonal Hessian, which does not depend on signs."""
     model = Sequence(lambda self, x: x * self.layer.weight, layer=nn.Linear(3, 1, bias=False).double())
     x = points(5)
 
@@ -98,12 +98,12 @@ def test_images_weigh_alike_however_they_are_batched():
         assert found.standard_error == pytest.approx(0.0, abs=1e-12)
 
 
-def test_it_stops_where_every_running_mean_has_settled_and_not_before():
-    model, x, told = network(), [points()], []
-    few = hessian_traces(model, NAMES, x, probes=64, tolerance=0.02, advance=told.append)
+def test_it_stops_when_every_running_mean_has_converged():
+    model, x, progress = network(), [points()], []
+    few = hessian_traces(model, NAMES, x, probes=64, tolerance=0.02, advance=progress.append)
     used = few[NAMES[0]].probes
     assert 2 < used < 64
-    assert told == list(range(1, used + 1))
+    assert progress == list(range(1, used + 1))
     means = [
         [hessian_traces(model, NAMES, x, probes=n, tolerance=0.0)[name].value for name in NAMES]
         for n in range(1, used + 1)
@@ -126,7 +126,7 @@ def test_a_loss_linear_in_the_weights_and_a_weight_without_influence_have_trace_
     assert found["idle.weight"].value == 0.0
 
 
-def test_fused_attention_is_computed_in_a_way_that_can_be_differentiated_twice():
+def test_fused_attention_is_replaced_by_a_twice_differentiable_kernel():
     def fused(self, x):
         q, k, v = self.qkv(x).view(len(x), 1, 3, 12).chunk(3, -1)
         return F.scaled_dot_product_attention(q, k, v).flatten(1)
@@ -165,7 +165,7 @@ def test_an_operation_without_a_second_derivative_is_named():
     assert model.layer.weight.requires_grad
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_unchanged():
     model = network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(3)
@@ -179,7 +179,7 @@ def test_the_model_is_left_as_it_was():
 
 
 @pytest.mark.parametrize("batches", [[], iter([points()])])
-def test_images_that_are_gone_are_an_error(batches):
+def test_exhausted_batches_are_an_error(batches):
     with pytest.raises(InputError, match="no images"):
         hessian_traces(network(), NAMES, batches, probes=2, tolerance=0.0)
 
@@ -194,7 +194,7 @@ def test_signs():
     assert not torch.equal(drawn, signs(like, 0, 2, "w"))
 
 
-def test_a_group_has_the_sum_of_its_traces_and_the_spread_of_that_sum():
+def test_a_group_has_the_sum_of_its_traces_and_its_standard_error():
     model, x = network(), [points()]
     single = [hessian_traces(model, NAMES, x, probes=n, tolerance=0.0) for n in (1, 2)]
     both = hessian_traces(model, {"both": NAMES}, x, probes=2, tolerance=0.0)["both"]

@@ -1,4 +1,4 @@
-"""The sampled product reproduces the operation, and its gradients are autograd's on the same rows."""
+"""The sampled product reproduces the operation, and its gradients equal autograd's on the same rows."""
 
 import pytest
 import torch
@@ -13,9 +13,9 @@ EVERYTHING = SampleSize(rows=10**6, slices=10**6, slice_rows=10**6)
 
 
 def record(module, *args, batch, images=None, size=EVERYTHING):
-    """The operation after one batch, its output and the gradient of a random loss at it."""
+    """The sampler after one batch, the output, and the gradient of a random loss at the output."""
     operation = sampler_of(module, images or batch, size, seed=0)
-    operation.begin(0, batch)
+    operation.begin_batch(0, batch)
     out = module(*args)
     operation.record(module, args, out)
     if out.requires_grad:
@@ -78,7 +78,7 @@ def test_matmul(transpose, windows):
     assert torch.equal(operation.product(module).importance, gradient.flatten(0, 1).square())
 
 
-def test_rows_are_real_rows_and_the_gradients_are_those_of_the_same_rows():
+def test_sampled_rows_and_gradients_belong_together():
     linear = nn.Linear(8, 6, bias=False)
     x = rand(4, 50, 8).requires_grad_(True)
     operation, out, gradient = record(linear, x, batch=4, size=SampleSize(rows=12))
@@ -115,7 +115,7 @@ def test_sampled_patches_and_slices_keep_their_own_gradients():
 
 
 @pytest.mark.parametrize("images", [1, 7, 100, 1000])
-def test_caps_hold_however_many_images_there_are(images):
+def test_samples_stay_within_their_limits(images):
     size = SampleSize(rows=24, slices=8, slice_rows=4)
     linear, matmul, conv = nn.Linear(4, 3), MatMul(), nn.Conv2d(2, 3, 3)
     for module, shapes, rows in (
@@ -127,7 +127,7 @@ def test_caps_hold_however_many_images_there_are(images):
         for first in range(0, images, 10):
             batch = min(10, images - first)
             args = tuple(rand(batch, *shape) for shape in shapes)
-            operation.begin(first, batch)
+            operation.begin_batch(first, batch)
             operation.record(module, args, module(*args))
         product = operation.product(module)
         assert 0 < product.lhs.shape[0] * product.lhs.shape[1] <= rows
@@ -139,7 +139,7 @@ def test_norms_and_softmax_keep_the_square_of_the_gradient_at_their_input(module
     x = leaf * 2
     x.retain_grad()
     operation = sampler_of(module, 3, EVERYTHING, seed=0)
-    operation.begin(0, 3)
+    operation.begin_batch(0, 3)
     out = module(x)
     operation.record(module, (x,), out)
     (out * rand(3, 2, 5, 6)).sum().backward()
@@ -156,11 +156,11 @@ def _input():
 
 
 def test_calls_of_one_module_keep_their_own_gradients():
-    """Autograd comes to the second call first."""
+    """Autograd processes the second call first."""
     linear = nn.Linear(6, 6, bias=False)
     model = Sequence(lambda m, x: m.a(m.a(x)), a=linear)
     operation, outs = sampler_of(linear, 2, EVERYTHING, seed=0), []
-    operation.begin(0, 2)
+    operation.begin_batch(0, 2)
 
     def hook(module, args, out):
         out.retain_grad()
@@ -181,12 +181,12 @@ def test_without_gradients_there_is_no_importance():
     assert operation.product(linear).importance is None
 
 
-def test_the_same_seed_takes_the_same_rows_and_another_takes_others():
+def test_the_seed_selects_the_rows():
     x, linear = rand(2, 400, 4), nn.Linear(4, 3)
     samples = []
     for seed in (0, 0, 1):
         operation = sampler_of(linear, 2, SampleSize(rows=10), seed)
-        operation.begin(0, 2)
+        operation.begin_batch(0, 2)
         operation.record(linear, (x,), linear(x))
         samples.append(operation.product(linear).lhs)
     assert torch.equal(samples[0], samples[1])
@@ -206,7 +206,7 @@ KEPT = {
 
 @pytest.mark.parametrize("what", KEPT)
 @pytest.mark.parametrize("gradients", [True, False])
-def test_what_is_kept_has_the_shapes_that_are_foreseen_and_is_restored(what, gradients):
+def test_states_have_the_expected_shapes_and_can_be_restored(what, gradients):
     from qplug import Site, SiteKind
 
     module, shapes = KEPT[what]
@@ -221,18 +221,18 @@ def test_what_is_kept_has_the_shapes_that_are_foreseen_and_is_restored(what, gra
     }
     state = sampler_state(operation)
     assert ("squares" in state) == gradients
-    foreseen = sampler_shapes(operation, module, sites, len(state["inputs"]))
-    assert {name: foreseen[name] for name in state} == {name: tuple(kept.shape) for name, kept in state.items()}
-    assert foreseen.keys() - state.keys() == (set() if gradients else {"squares"})
+    expected = sampler_shapes(operation, module, sites, len(state["inputs"]))
+    assert {name: expected[name] for name in state} == {name: tuple(tensor.shape) for name, tensor in state.items()}
+    assert expected.keys() - state.keys() == (set() if gradients else {"squares"})
 
     other = sampler_of(module, 3, size, seed=7)
     restore_sampler(other, state)
-    assert all(sampler_state(other)[name].data_ptr() == kept.data_ptr() for name, kept in state.items())
+    assert all(sampler_state(other)[name].data_ptr() == tensor.data_ptr() for name, tensor in state.items())
     one, again = operation.product(module), other.product(module)
     assert (one is None) == (again is None)
     if one is not None:
         assert torch.equal(one.lhs, again.lhs)
         assert torch.equal(one.rhs, again.rhs)
         assert (again.importance is not None) == gradients
-    restore_sampler(other, {name: kept for name, kept in state.items() if name != "squares"})
+    restore_sampler(other, {name: tensor for name, tensor in state.items() if name != "squares"})
     assert other.importance() is None

@@ -15,7 +15,7 @@ T, C, H = Granularity.PER_TENSOR, Granularity.PER_CHANNEL, Granularity.PER_HEAD
 
 @pytest.fixture(scope="module")
 def known():
-    """Every site of the toy with gradients, and its statistics."""
+    """Every site of the toy and its statistics, with gradients."""
     model, found, calibration = calibrated(loss="cross_entropy")
     return model, {site.name: calibration.stats(site) for site in found.sites}
 
@@ -25,7 +25,7 @@ def coarse(stats, granularity):
 
 
 def oracle(stats, quantized):
-    """Σ-less errors of every output in float64, (b, n, M)."""
+    """The error of every output before summation, in float64, (b, n, M)."""
     product, role = stats.product, stats.site.role
     delta = stats.to_matrix(quantized.double() - stats.sample.double())
     if role in ("weight", "rhs"):
@@ -43,7 +43,7 @@ WITH_PRODUCT = [
 
 
 @pytest.mark.parametrize("name", WITH_PRODUCT)
-def test_output_error_per_tensor_is_that_of_float64(known, name):
+def test_output_error_per_tensor_equals_float64(known, name):
     stats = known[1][name]
     quantized = coarse(stats, T)
     error = stats.output_error(quantized, T)
@@ -71,8 +71,8 @@ def test_output_error_per_head(known, name):
     assert by_head[0] != pytest.approx(by_head[1], rel=1e-3)
 
 
-def test_output_error_is_that_of_the_operation_itself(known):
-    """Quantize a weight, run the linear, weigh the difference: nothing of how the sample is kept enters."""
+def test_output_error_equals_the_error_of_the_operation(known):
+    """Quantize a weight, run the linear, weight the difference: independent of the sample's layout."""
     model, stats = known[0], known[1]["blocks.0.mlp.fc1.weight"]
     quantized = coarse(stats, T)
     x, linear = known[1]["blocks.0.mlp.fc1.input"].sample, model.blocks[0].mlp.fc1
@@ -93,7 +93,7 @@ def test_output_error_of_grouped_convolutions_per_channel():
     assert np.allclose(stats.output_error(quantized, C).flatten().double(), by_channel, rtol=1e-4)
 
 
-def test_without_importance_every_output_counts_alike(known):
+def test_without_importance_all_outputs_have_equal_weight(known):
     stats = known[1]["blocks.0.attn.qkv.weight"]
     plain = Product(stats.product.lhs, stats.product.rhs)
     alike = SiteStats(**{**vars(stats), "product": plain})
@@ -103,7 +103,7 @@ def test_without_importance_every_output_counts_alike(known):
 
 
 @pytest.mark.parametrize(("name", "granularity"), [("blocks.0.norm1.input", T), ("blocks.0.attn.softmax.input", H)])
-def test_norms_and_softmax_weigh_their_own_error_by_the_gradient(known, name, granularity):
+def test_inputs_of_norms_and_softmax_are_weighted_by_the_gradient(known, name, granularity):
     stats = known[1][name]
     quantized = coarse(stats, granularity)
     weighted = (quantized.double() - stats.sample.double()).square() * stats.importance.double()
@@ -144,7 +144,7 @@ def test_ranges_come_in_the_scales_shape(known):
 
 
 @pytest.mark.parametrize("q", [0.0, 0.01, 0.5, 0.9995, 1.0])
-def test_quantile_is_numpys(known, q):
+def test_quantile_equals_numpys(known, q):
     stats = known[1]["blocks.0.mlp.fc2.input"]
     assert float(stats.quantile(q)) == pytest.approx(np.quantile(stats.sample.double().numpy(), q), rel=1e-5, abs=1e-7)
 
@@ -158,7 +158,7 @@ def test_quantile_is_numpys(known, q):
         ("blocks.0.attn.matmul_av.rhs", H, (0, 2, 3)),
     ],
 )
-def test_quantiles_of_each_scale_are_numpys(known, name, granularity, axes):
+def test_quantiles_of_each_scale_equal_numpys(known, name, granularity, axes):
     stats = known[1][name]
     got = stats.quantile(0.9, granularity)
     assert got.shape == stats.range(granularity)[0].shape
@@ -166,7 +166,7 @@ def test_quantiles_of_each_scale_are_numpys(known, name, granularity, axes):
     assert np.allclose(got.flatten(), want, rtol=1e-5, atol=1e-7)
 
 
-def test_sqnr_is_equation_9_and_infinite_without_loss(known):
+def test_sqnr_equals_equation_9_and_is_infinite_without_error(known):
     stats = known[1]["blocks.0.mlp.fc2.input"]
     quantized = coarse(stats, T)
     x, noise = stats.sample.double().numpy(), (quantized - stats.sample).double().numpy()
@@ -174,7 +174,7 @@ def test_sqnr_is_equation_9_and_infinite_without_loss(known):
     assert stats.sqnr_db(stats.sample) == float("inf")
 
 
-def test_smoothed_is_what_the_smoothed_tensor_gives():
+def test_smoothed_equals_the_statistics_of_the_smoothed_tensor():
     x = torch.randn(5, 7, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9)
     smoothing = Smoothing(torch.linspace(-3, 3, 8), torch.linspace(0.5, 4, 8))
     before = SiteStats.from_tensor(x)
@@ -182,7 +182,7 @@ def test_smoothed_is_what_the_smoothed_tensor_gives():
     after, direct = before.smoothed(smoothing), SiteStats.from_tensor((x - smoothing.shift) / smoothing.scale)
     for name in ("min", "max", "channel_min", "channel_max", "channel_mean", "sample", "channel_absmax"):
         assert torch.allclose(getattr(after, name), getattr(direct, name), atol=1e-6), name
-    assert torch.equal(after.image_min, direct.min.expand(5))  # documented: images are no longer told apart
+    assert torch.equal(after.image_min, direct.min.expand(5))  # documented: images are no longer distinguished
     assert torch.equal(after.image_max, direct.max.expand(5))
     assert torch.allclose(after.product.lhs[0], direct.sample)
     assert torch.equal(before.sample, x.flatten(0, 1))
@@ -202,7 +202,7 @@ def test_from_tensor_of_activations_and_weights():
 
 
 def quantized_pair(known, module):
-    """Both operands of an operation, and each as a coarse quantizer leaves it."""
+    """Both operands of an operation, and their values after coarse quantization."""
     left, right = (
         (known[f"{module}.lhs"], known[f"{module}.rhs"])
         if "matmul" in module
@@ -221,21 +221,21 @@ OPERATIONS = [
 
 
 @pytest.mark.parametrize("module", OPERATIONS)
-def test_errors_beside_a_quantized_operand_are_those_of_both(known, module):
+def test_errors_with_a_quantized_operand_include_both_errors(known, module):
     left, right, left_hat, right_hat = quantized_pair(known[1], module)
     lhs, rhs = left.to_matrix(left_hat).double(), right.to_matrix(right_hat).double()
     product = left.product
     error = (lhs @ rhs.mT - product.lhs.double() @ product.rhs.double().mT).square() * product.importance.double()
-    for ours, other, mine, others in ((left, right, left_hat, right_hat), (right, left, right_hat, left_hat)):
-        beside = ours.given(other, others)
-        assert beside.output_error(mine, T).item() == pytest.approx(error.sum().item(), rel=1e-4)
+    for ours, other, quantized, others in ((left, right, left_hat, right_hat), (right, left, right_hat, left_hat)):
+        beside = ours.with_quantized_operand(other, others)
+        assert beside.output_error(quantized, T).item() == pytest.approx(error.sum().item(), rel=1e-4)
         assert torch.allclose(beside.product.output, product.output, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("module", OPERATIONS)
-def test_a_partner_in_float_changes_nothing(known, module):
+def test_a_float_operand_changes_nothing(known, module):
     left, right, left_hat, _ = quantized_pair(known[1], module)
-    beside = left.given(right, right.sample)
+    beside = left.with_quantized_operand(right, right.sample)
     assert beside.output_error(left_hat, T).item() == pytest.approx(left.output_error(left_hat, T).item(), rel=1e-5)
 
 
@@ -245,12 +245,14 @@ def test_cosine_distance_against_float64(known, module):
     lhs, rhs = left.to_matrix(left_hat).double(), right.to_matrix(right_hat).double()
     want, got = (left.product.lhs.double() @ left.product.rhs.double().mT).flatten(), (lhs @ rhs.mT).flatten()
     cosine = 1 - (want @ got / want.norm() / got.norm()).item()
-    assert left.given(right, right_hat).cosine_distance(left_hat, T).item() == pytest.approx(cosine, abs=1e-5)
+    assert left.with_quantized_operand(right, right_hat).cosine_distance(left_hat, T).item() == pytest.approx(
+        cosine, abs=1e-5
+    )
     assert left.cosine_distance(left.sample, T).item() == pytest.approx(0, abs=1e-5)
     assert left.cosine_distance(torch.zeros_like(left.sample), T).item() == 1
 
 
-def test_cosine_distance_of_each_channel_is_its_own(known):
+def test_cosine_distance_is_independent_per_channel(known):
     stats = known[1]["blocks.0.attn.qkv.weight"]
     quantized = coarse(stats, C)
     out, moved = (stats.product.lhs[0].double() @ w.double().T for w in (stats.sample, quantized))
@@ -263,7 +265,7 @@ PARTED = [*WITH_PRODUCT, "blocks.0.norm1.input", "blocks.0.attn.softmax.input"]
 
 @pytest.mark.parametrize("name", PARTED)
 def test_errors_of_parts_of_the_rows_add_up(known, name):
-    """Tokens, patches, and slices of attention: each row's share, and what disjoint rows lose together."""
+    """Tokens, patches, and slices of attention: the error of each row, and the sum over disjoint rows."""
     stats = known[1][name]
     quantized = coarse(stats, T)
     rows = stats.row_errors(quantized)
@@ -271,20 +273,22 @@ def test_errors_of_parts_of_the_rows_add_up(known, name):
     assert len(rows) == (len(stats.sample) if not stats.site.kind.is_weight else stats.product.lhs.shape[1])
     total = 0.0
     for part in places.tensor_split(3):
-        taken = stats.take(part)
-        kept = quantized if stats.site.kind.is_weight else quantized[part]
-        error = taken.output_error(kept, T)
+        selected = stats.select_rows(part)
+        part_values = quantized if stats.site.kind.is_weight else quantized[part]
+        error = selected.output_error(part_values, T)
         assert float(error) == pytest.approx(float(rows[part].sum()), rel=1e-4)
         total += float(error)
     assert total == pytest.approx(float(stats.output_error(quantized, T)), rel=1e-4)
 
 
 @pytest.mark.parametrize("module", OPERATIONS)
-def test_rows_that_are_taken_stay_beside_the_other_operand(known, module):
+def test_selected_rows_keep_the_quantized_operand(known, module):
     left, right, left_hat, right_hat = quantized_pair(known[1], module)
-    for ours, other, mine, others in ((left, right, left_hat, right_hat), (right, left, right_hat, left_hat)):
-        beside = ours.given(other, others)
-        rows = beside.row_errors(mine)
+    for ours, other, quantized, others in ((left, right, left_hat, right_hat), (right, left, right_hat, left_hat)):
+        beside = ours.with_quantized_operand(other, others)
+        rows = beside.row_errors(quantized)
         part = torch.arange(0, len(rows), 2)
-        kept = mine if ours.site.kind.is_weight else mine[part]
-        assert float(beside.take(part).output_error(kept, T)) == pytest.approx(float(rows[part].sum()), rel=1e-4)
+        part_values = quantized if ours.site.kind.is_weight else quantized[part]
+        assert float(beside.select_rows(part).output_error(part_values, T)) == pytest.approx(
+            float(rows[part].sum()), rel=1e-4
+        )

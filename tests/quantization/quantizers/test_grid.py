@@ -1,4 +1,4 @@
-"""The grid search finds what evaluating every candidate finds, and evaluates far less."""
+"""The grid search finds the result of an exhaustive search with fewer evaluations."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def brute_force(stats, quantizer, factors, distance):
     return torch.stack([distance(quantizer(factor).infer(stats.sample)) for factor in factors])
 
 
-def test_the_candidates_are_those_that_ptq4vits_code_visits():
+def test_the_candidates_equal_those_of_ptq4vits_code():
     factors = evenly(0.01, 1.2, 100)
     assert len(factors) == 100
     assert np.allclose(np.diff(factors), 0.0119)
@@ -40,7 +40,7 @@ def test_the_candidates_are_those_that_ptq4vits_code_visits():
 
 @pytest.mark.parametrize(("name", "granularity"), SITES)
 @pytest.mark.parametrize("bits", [3, 6])
-def test_the_best_of_all_candidates_for_each_scale_alone(known, name, granularity, bits):
+def test_each_scale_gets_its_best_candidate(known, name, granularity, bits):
     stats, quantizer = known[name], base(known[name], granularity, bits)
     factor, error = grid_search(stats, quantizer.scaled, FACTORS, granularity=granularity)
     errors = brute_force(stats, quantizer.scaled, FACTORS, lambda q: stats.output_error(q, granularity))
@@ -51,10 +51,10 @@ def test_the_best_of_all_candidates_for_each_scale_alone(known, name, granularit
 
 
 @pytest.mark.parametrize("pair", [("qkv.input", "qkv.weight"), ("matmul_av.lhs", "matmul_av.rhs")])
-def test_beside_a_quantized_operand_too(known, pair):
+def test_with_a_quantized_operand(known, pair):
     ours, other = (known[f"blocks.0.attn.{name}"] for name in pair)
     for stats, partner in ((ours, other), (other, ours)):
-        beside = stats.given(partner, base(partner, T).infer(partner.sample))
+        beside = stats.with_quantized_operand(partner, base(partner, T).infer(partner.sample))
         _, error = grid_search(beside, base(stats, T).scaled, FACTORS)
         errors = brute_force(beside, base(stats, T).scaled, FACTORS, lambda q, b=beside: b.output_error(q, T))
         assert float(error) == pytest.approx(float(errors.min()), rel=1e-4)
@@ -98,7 +98,7 @@ class Counting(UniformQuantizer):
         return super().infer(x)
 
 
-def test_candidates_that_cannot_win_are_given_up_early(known):
+def test_candidates_are_pruned_early(known):
     stats, quantizer = known["blocks.1.mlp.fc2.input"], base(known["blocks.1.mlp.fc2.input"], T)
     Counting.rows = 0
     grid_search(stats, lambda f: Counting(quantizer.scale * f, None, 4, quantizer.signed), FACTORS)

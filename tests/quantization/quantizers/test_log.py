@@ -10,7 +10,7 @@ from qplug import LogQuantizer, QuantSpec, SiteStats, UniformQuantizer
 
 @pytest.mark.parametrize("rate", [1, 2])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_its_grid_is_powers_and_zero(rate, bits):
+def test_the_grid_has_powers_and_zero(rate, bits):
     quantizer = LogQuantizer(0.75, rate, bits)
     codes = torch.arange((1 << bits) - 1)
     grid = torch.cat([0.75 * torch.exp2(-codes / rate), torch.zeros(1)])
@@ -39,7 +39,7 @@ def test_it_is_monotone_and_idempotent():
     assert torch.equal(LogQuantizer(1.0, 2, 4)(out), out)
 
 
-def test_on_what_softmax_makes_it_keeps_small_values():
+def test_small_softmax_outputs_are_represented():
     scores = torch.randn(64, 197, generator=torch.Generator().manual_seed(0))
     stats = SiteStats.from_tensor(scores.softmax(-1))
     uniform = UniformQuantizer.from_range(stats.min, stats.max, QuantSpec(4))
@@ -49,13 +49,13 @@ def test_on_what_softmax_makes_it_keeps_small_values():
     assert loses[1] == 1.0  # more than half of them become 0
 
 
-def test_it_says_what_it_is():
+def test_describe():
     assert LogQuantizer(1.0, 1, 4).describe() == "log 2 uint4"
     assert LogQuantizer(1.0, 2, 3).describe() == "log √2 uint3"
 
 
 @given(st.floats(0.01, 10), st.sampled_from([1, 2]), st.integers(2, 8), st.integers(0, 1000))
-def test_codes_give_back_the_values(scale, rate, bits, seed):
+def test_codes_decode_to_the_values(scale, rate, bits, seed):
     quantizer = LogQuantizer(scale, rate, bits)
     x = torch.randn(64, generator=torch.Generator().manual_seed(seed)) * scale
     codes = quantizer.encode(torch.cat([x, torch.zeros(1)]))

@@ -11,7 +11,7 @@ from qplug import Region, RegionQuantizer
 
 
 def three(step, m0, m1, bits, bound=None):
-    """Section 3.2's regions: negative, small positive, large positive."""
+    """The regions of section 3.2: negative, small positive, large positive."""
     small, large = (1 << (bits - 2)) - 1, (1 << (bits - 1)) - 1
     bound = 1 << (m0 + bits - 2) if bound is None else bound
     return RegionQuantizer(
@@ -20,14 +20,14 @@ def three(step, m0, m1, bits, bound=None):
 
 
 def slice_bits(q, m0, m1, bits, bound):
-    """Region by region: keep a slice of the magnitude's bits, round by the first bit that is cut off, saturate."""
+    """For each region: take a slice of the magnitude's bits, round by the first truncated bit, saturate."""
     if q < 0:
         return -min(-q, (1 << (bits - 2)) - 1)
-    shift, kept = (m0, bits - 2) if q < bound else (m1, bits - 1)
+    shift, stored = (m0, bits - 2) if q < bound else (m1, bits - 1)
     code = q >> shift
     if shift and (q >> (shift - 1)) & 1:
         code += 1
-    return min(code, (1 << kept) - 1) << shift
+    return min(code, (1 << stored) - 1) << shift
 
 
 CASES = st.tuples(st.integers(3, 8), st.integers(1, 7)).flatmap(
@@ -36,7 +36,7 @@ CASES = st.tuples(st.integers(3, 8), st.integers(1, 7)).flatmap(
 
 
 @given(CASES)
-def test_values_are_those_of_the_bits_kept(case):
+def test_values_equal_the_stored_bits(case):
     bits, m0, m1, as_printed = case
     bound = 1 << (m0 + bits - (3 if as_printed else 2))
     quantizer = three(1.0, m0, m1, bits, bound)
@@ -67,8 +67,8 @@ def test_monotone_idempotent_and_the_same_by_table(case, values):
         assert (quantizer(x.sort().values).diff() >= 0).all()
 
 
-def test_ratios_too_far_apart_leave_a_hole_where_values_become_zero():
-    """As printed: region 3 has a code for 0, and takes it below s2/2, where region 2 has long ended."""
+def test_distant_ratios_leave_a_gap_whose_values_become_zero():
+    """As printed: region 3 represents values below s2/2 by its code 0, and region 2 ends before."""
     quantizer = three(1.0, 2, 5, 3)  # region 2: 0, 4; region 3 from 8: 0, 32, 64, 96
     assert quantizer(torch.tensor([7.0, 8.0, 15.0, 16.0])).tolist() == [4.0, 0.0, 0.0, 32.0]
 
@@ -90,7 +90,7 @@ def test_too_many_base_integers_for_a_table_are_computed():
     assert torch.equal(quantizer.infer(x), quantizer(x))
 
 
-def test_infer_takes_any_layout_and_device_of_the_table():
+def test_infer_accepts_any_layout_and_moves_the_table():
     quantizer = three(0.05, 3, 5, 4)
     x = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
     before = x.clone()
@@ -147,7 +147,7 @@ def test_the_number_of_codes_fits_the_bits():
 
 
 @given(CASES)
-def test_codes_are_places_among_the_values(case):
+def test_codes_are_indices_among_the_values(case):
     bits, m0, m1, as_printed = case
     quantizer = three(0.5, m0, m1, bits, 1 << (m0 + bits - (3 if as_printed else 2)))
     x = torch.arange(-(1 << bits), 1 << (bits + m1), dtype=torch.float32) * 0.5
@@ -157,7 +157,7 @@ def test_codes_are_places_among_the_values(case):
     assert codes.max() < 1 << bits
 
 
-def test_more_values_than_codes_are_not_coded():
+def test_more_values_than_codes_are_refused():
     quantizer = RegionQuantizer(1.0, (Region(0, 0, 0, 20),), 4)
     with pytest.raises(NotImplementedError, match="21 values do not fit 4 bits"):
         quantizer.encode(torch.ones(3))

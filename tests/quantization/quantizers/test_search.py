@@ -1,4 +1,4 @@
-"""The line search finds what trying every factor finds."""
+"""The line search finds the factor of an exhaustive search."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ PER_TENSOR, PER_CHANNEL = Granularity.PER_TENSOR, Granularity.PER_CHANNEL
 
 
 def weight(rows=5, columns=300, seed=0):
-    """Normal rows with an outlier each, at very different magnitudes."""
+    """Normal rows with one outlier each, at very different magnitudes."""
     x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     x[:, 0] = torch.arange(1, rows + 1) * 4.0
     x *= 10.0 ** torch.arange(rows).view(-1, 1)
@@ -21,7 +21,7 @@ def weight(rows=5, columns=300, seed=0):
 
 
 class Times(Quantizer):
-    """Multiplies, so that a test knows which factor is the best."""
+    """Multiplies its input, so that the best factor is known."""
 
     def __init__(self, factor):
         super().__init__()
@@ -38,7 +38,7 @@ def dense_best(stats, base, factors, granularity=PER_TENSOR):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("bits", [3, 4, 6])
-def test_close_to_the_brute_force_optimum_for_each_channel_alone(seed, bits):
+def test_each_channel_is_close_to_the_brute_force_optimum(seed, bits):
     stats = weight(seed=seed)
     base = UniformQuantizer.from_range(*stats.range(PER_CHANNEL), QuantSpec(bits))
     factor, error = line_search(
@@ -58,7 +58,7 @@ def test_close_to_the_brute_force_optimum_for_each_channel_alone(seed, bits):
         assert (error < 0.8 * worst).sum() >= 3  # the outlier is worth clipping, or this test shows nothing
 
 
-def test_channels_choose_what_each_would_choose_alone():
+def test_channels_are_searched_independently():
     stats = weight()
     base = UniformQuantizer.from_range(*stats.range(PER_CHANNEL), QuantSpec(4))
     together, _ = line_search(stats, base.scaled, granularity=PER_CHANNEL, objective="value")

@@ -1,4 +1,4 @@
-"""The uniform quantizer: exact on its grid, the paper's equations in float64, and what holds for every input."""
+"""The uniform quantizer: exactness on its grid, the paper's equations in float64, and properties."""
 
 import json
 
@@ -17,7 +17,7 @@ LISTS = st.lists(FLOATS, min_size=1, max_size=40)
 
 @st.composite
 def fitted(draw):
-    """A quantizer of any kind, and values inside and outside the range that it was fitted to."""
+    """A quantizer of any kind, and values inside and outside its range."""
     low, high = sorted((draw(FLOATS), draw(FLOATS)))
     if high - low < 1e-3:
         high = low + 1.0
@@ -43,7 +43,7 @@ def test_integer_range_is_that_of_twos_complement(bits, signed, ends):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("zero_point", [None, 1.0])
 @pytest.mark.parametrize("signed", [True, False])
-def test_integers_of_the_range_are_kept_and_others_saturate(bits, zero_point, signed):
+def test_integers_inside_the_range_are_exact_and_others_saturate(bits, zero_point, signed):
     zero = None if zero_point is None else torch.tensor(zero_point)
     quantizer = UniformQuantizer(torch.tensor(1.0), zero, bits, signed)
     integers = grid(quantizer)
@@ -58,7 +58,7 @@ def test_halves_round_to_even():
 
 
 @given(fitted())
-def test_values_are_those_of_equations_2_and_3_in_float64(case):
+def test_values_equal_equations_2_and_3_in_float64(case):
     quantizer, x = case
     s, z = float(quantizer.scale), float(quantizer.zero_point)
     place = x.double().numpy() / s + z
@@ -128,7 +128,7 @@ def test_gradients_pass_inside_and_stop_outside():
 
 
 @given(FLOATS, FLOATS, BITS)
-def test_asymmetric_holds_zero_exactly(one, other, bits):
+def test_asymmetric_represents_zero_exactly(one, other, bits):
     low, high = sorted((one, other))
     quantizer = UniformQuantizer.from_range(torch.tensor(low), torch.tensor(high), QuantSpec(bits, symmetric=False))
     assert float(quantizer(torch.zeros(()))) == 0.0
@@ -138,7 +138,7 @@ def test_asymmetric_holds_zero_exactly(one, other, bits):
 
 @given(FLOATS, FLOATS, BITS)
 def test_q_mlps_equations_1_5_and_6_in_float64(one, other, bits):
-    """Its integers run from −2^(k−1), and ours from 0; the float zero point is Eq. 1 without its rounding."""
+    """Q-MLP's integers start at −2^(k−1), ours at 0; the float zero point is Eq. 1 without rounding."""
     r_min, r_max = sorted((np.float64(one), np.float64(other)))
     if r_max - r_min < 1e-2:
         r_max = r_min + 1.0
@@ -161,7 +161,7 @@ def test_q_mlps_equations_1_5_and_6_in_float64(one, other, bits):
         assert float(symmetric.scale) == pytest.approx(max(abs(r_max), abs(r_min)) / (2 ** (bits - 1) - 1), rel=1e-6)
 
 
-def test_a_float_zero_point_leaves_the_range_as_it_is():
+def test_a_float_zero_point_does_not_widen_the_range():
     low, high = torch.tensor([[3.0], [-1.0], [2.0]]), torch.tensor([[4.5], [0.4], [2.0]])
     spec = QuantSpec(4, Granularity.PER_CHANNEL, symmetric=False, zero_point="float")
     quantizer = UniformQuantizer.from_range(low, high, spec)
@@ -179,7 +179,7 @@ def test_symmetric_uses_the_larger_end_and_asymmetric_the_width():
     assert float(UniformQuantizer.from_range(low, high, QuantSpec(4, symmetric=False)).scale) == 0.5
 
 
-def test_unsigned_where_nothing_is_negative():
+def test_unsigned_without_negative_values():
     quantizer = UniformQuantizer.from_range(torch.tensor(0.0), torch.tensor(15.0), QuantSpec(4))
     assert not quantizer.signed
     assert float(quantizer.scale) == 1.0
@@ -196,7 +196,7 @@ def test_an_empty_range_maps_zero_to_zero(symmetric):
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (4, 1, 1, 1)])
-def test_each_channel_is_quantized_as_it_would_be_alone(shape):
+def test_channels_are_quantized_independently(shape):
     x = torch.randn(4, *[3] * (len(shape) - 1), generator=torch.Generator().manual_seed(1)) * torch.arange(1, 5).view(
         shape
     )
@@ -229,7 +229,7 @@ def test_storage_counts_codes_scales_and_zero_points(scale, zero_point, expected
 
 @settings(max_examples=20)
 @given(fitted())
-def test_infer_does_not_write_and_takes_any_layout(case):
+def test_infer_does_not_change_its_input_and_accepts_any_layout(case):
     quantizer, x = case
     x = x.repeat(6).view(2, 3, -1).transpose(0, 2)
     before = x.clone()
@@ -239,7 +239,7 @@ def test_infer_does_not_write_and_takes_any_layout(case):
 
 
 @given(fitted())
-def test_codes_count_from_the_smallest_integer_and_give_back_the_values(case):
+def test_codes_start_at_zero_and_decode_to_the_values(case):
     quantizer, x = case
     codes = quantizer.encode(x)
     integers = np.round(x.double().numpy() / quantizer.scale.double().numpy() + quantizer.zero_point.numpy())

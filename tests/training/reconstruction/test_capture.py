@@ -1,4 +1,4 @@
-"""What a block is given and gives: equal to what a forward computes, in the order of the images."""
+"""Captured inputs and outputs of a block equal those of a forward, in the order of the images."""
 
 import importlib
 
@@ -11,7 +11,7 @@ from torch import nn
 from qplug import InputError
 from qplug.models.blocks import BLOCKS
 from qplug.testing.toys import toy_images, toy_vit
-from qplug.training.reconstruction.blocks import find_blocks, within
+from qplug.training.reconstruction.blocks import block_contains, find_blocks
 from qplug.training.reconstruction.capture import capture
 from qplug.training.reconstruction.forwards import Forwards
 
@@ -37,7 +37,7 @@ def test_every_operation_lies_in_one_block_of_a_swin():
     model, found = sited(toy_swin(), toy_images(1))
     blocks = find_blocks(model, operations(found), toy_images(1), BLOCKS)
     for operation in operations(found):
-        assert sum(within(block, operation) for block in blocks) == 1
+        assert sum(block_contains(block, operation) for block in blocks) == 1
     assert blocks[0] == "patch_embed.proj"
     assert any(block.endswith("downsample.reduction") for block in blocks)
 
@@ -57,7 +57,7 @@ def test_a_residual_network_and_a_block_that_is_never_called():
 
 
 @pytest.mark.parametrize("path", BLOCKS)
-def test_what_is_declared_to_be_a_block_exists(path):
+def test_declared_block_classes_exist(path):
     module, _, name = path.partition(":")
     if module.startswith("transformers."):
         pytest.importorskip("transformers", reason="transformers is not installed, so its blocks cannot be looked at")
@@ -65,10 +65,10 @@ def test_what_is_declared_to_be_a_block_exists(path):
 
 
 class Block(nn.Sequential):
-    """Named as timm's are, and another class."""
+    """Another class with the name of timm's block."""
 
 
-def test_a_block_is_what_is_declared_and_not_what_is_named_so():
+def test_blocks_are_found_by_class_and_not_by_name():
     image = torch.randn(1, 4)
     model = nn.Sequential(Block(nn.Linear(4, 4), nn.Linear(4, 4)), type("Derived", (Block,), {})(nn.Linear(4, 4)))
     operations = ["0.0", "0.1", "1.0"]
@@ -76,7 +76,7 @@ def test_a_block_is_what_is_declared_and_not_what_is_named_so():
     assert find_blocks(model, operations, image, [f"{__name__}:Block"]) == ["0", "1"]
 
 
-def test_calls_are_those_of_the_forward():
+def test_captured_calls_equal_the_calls_of_a_forward():
     model, _ = sited(toy_vit(), toy_images(1))
     images = toy_images(5)
     seen = []
@@ -97,7 +97,7 @@ class Two(nn.Module):
         return x * mask * scale + bias
 
 
-def test_other_arguments_follow_their_images_or_stay_the_same():
+def test_other_arguments_are_by_image_or_fixed():
     bias = torch.arange(4.0)
     model = Sequence(lambda m, x: m.block(x, (x.sum(1, keepdim=True) > 0).float(), scale=2.0, bias=bias), block=Two())
     images = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -109,14 +109,16 @@ def test_other_arguments_follow_their_images_or_stay_the_same():
     assert kwargs["bias"] is bias
 
 
-def test_within_a_block_calls_are_those_of_the_whole_forward_and_nothing_before_it_runs():
+def test_a_replayed_block_gives_the_same_calls_without_earlier_modules():
     model, found = sited(toy_vit(), toy_images(1))
     batches = toy_images(5).split(2)
-    block = Forwards(model, batches).within("blocks.1")
+    block = Forwards(model, batches).replay_block("blocks.1")
     model.blocks[0].register_forward_pre_hook(lambda *_: pytest.fail("what lies before the block was run"))
-    replayed = [block.capture(operation) for operation in operations(found) if within("blocks.1", operation)]
+    replayed = [block.capture(operation) for operation in operations(found) if block_contains("blocks.1", operation)]
     model.blocks[0]._forward_pre_hooks.clear()
-    whole = [capture(model, operation, batches) for operation in operations(found) if within("blocks.1", operation)]
+    whole = [
+        capture(model, operation, batches) for operation in operations(found) if block_contains("blocks.1", operation)
+    ]
     assert len(whole) > 4
     for one, other in zip(replayed, whole, strict=True):
         assert torch.equal(one.inputs, other.inputs)
@@ -127,7 +129,7 @@ def test_within_a_block_calls_are_those_of_the_whole_forward_and_nothing_before_
 def test_windows_are_entries_of_an_image(batch):
     model, images = toy_swin(), toy_images(4)
     name = "layers.0.blocks.1.attn.qkv"  # sees 4 windows of 16 tokens
-    block = Forwards(model, images.split(batch)).within("layers.0.blocks.1")
+    block = Forwards(model, images.split(batch)).replay_block("layers.0.blocks.1")
     calls, whole = block.capture(name), capture(model, name, images.split(4))
     assert (calls.entries, len(calls.inputs)) == (4, 16)
     assert torch.allclose(calls.inputs, whole.inputs, atol=1e-6)
@@ -145,11 +147,11 @@ class Masked(nn.Module):
         return self.inner(x * mask * scale)
 
 
-def test_within_a_block_the_other_arguments_are_there_and_a_changed_block_is_run():
+def test_a_replayed_block_gets_all_arguments_and_is_the_present_block():
     model = Sequence(lambda m, x: m.outer.block(x, (x.sum(1, keepdim=True) > 0).float(), scale=2.0), outer=nn.Module())
     model.outer.block = Masked()
     batches = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).split(2)
-    block = Forwards(model, batches).within("outer.block")
+    block = Forwards(model, batches).replay_block("outer.block")
     model.outer.block.inner = nn.Linear(4, 3)
     calls, whole = block.capture("outer.block.inner"), capture(model, "outer.block.inner", batches)
     assert torch.equal(calls.inputs, whole.inputs)
@@ -161,8 +163,8 @@ def test_within_a_block_the_other_arguments_are_there_and_a_changed_block_is_run
 
 
 @pytest.mark.parametrize(("images", "batch", "rows"), [(6, 3, 6), (6, 3, 3), (4, 4, 4), (6, 4, 1)])
-def test_an_argument_as_long_as_a_batch_or_as_all_images_is_no_argument_by_image(images, batch, rows):
-    """Each image alone would have it as long."""
+def test_a_fixed_argument_with_as_many_rows_as_a_batch_stays_fixed(images, batch, rows):
+    """For one image, the argument has the same length."""
     bias = torch.arange(float(rows)).view(rows, 1)
     model = Sequence(lambda m, x: m.block(x, 1.0, bias=bias), block=Two())
     x = torch.randn(images, rows, 2, generator=torch.Generator().manual_seed(0))
@@ -172,9 +174,9 @@ def test_an_argument_as_long_as_a_batch_or_as_all_images_is_no_argument_by_image
     assert kwargs["bias"] is bias
 
 
-def test_an_argument_that_is_another_for_each_batch_is_refused():
+def test_an_argument_that_is_neither_fixed_nor_by_image_is_refused():
     model = Sequence(lambda m, x: m.block(x, 1.0, bias=x.mean((0, 1))), block=Two())
-    with pytest.raises(InputError, match="argument 'bias' of its call is another for each batch") as refused:
+    with pytest.raises(InputError, match="argument 'bias' is neither") as refused:
         capture(model, "block", torch.randn(6, 3, 2).split(3))
     assert refused.value.where == "block"
 
@@ -188,12 +190,12 @@ class Pair(nn.Module):
         return self.inner(x), x
 
 
-def test_within_a_block_that_cannot_be_captured_itself_the_model_is_run():
+def test_a_block_that_cannot_be_captured_is_not_replayed():
     model = Sequence(lambda m, x: m.block(x)[0], block=Pair())
     batches = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).split(2)
     with pytest.raises(InputError):
         capture(model, "block", batches)
-    calls = Forwards(model, batches).within("block").capture("block.inner")
+    calls = Forwards(model, batches).replay_block("block").capture("block.inner")
     assert torch.equal(calls.outputs, capture(model, "block.inner", batches).outputs)
 
 
@@ -203,7 +205,7 @@ def test_a_block_that_is_called_twice_is_refused():
         capture(model, "block", [torch.randn(3, 4)])
 
 
-def test_a_block_without_a_batch_first_is_refused():
+def test_a_block_whose_first_argument_is_no_batch_is_refused():
     model = Sequence(lambda m, x: m.block(x.sum(0)), block=nn.Linear(4, 4))
     with pytest.raises(InputError, match="as many entries for every image") as refused:
         capture(model, "block", [torch.randn(3, 4)])

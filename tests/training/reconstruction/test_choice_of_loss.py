@@ -1,4 +1,4 @@
-"""Which loss a block learns by: named in a recipe, or brought by a plugin; and that it falls."""
+"""The loss of a block: named in a recipe or defined by a plugin; training reduces it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from qplug.training.reconstruction.losses import LOSSES, Unit
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_error_falls_under_each_loss(name):
-    """A linear behind correlated inputs, its roundings learned at 3 bits, hardened, beside rounding to nearest."""
+    """A linear with correlated inputs: learned rounding at 3 bits against rounding to nearest."""
     torch.manual_seed(0)
     model = Sequence(lambda m, x: m.head(torch.tanh(m.block(x))), block=nn.Linear(12, 6), head=nn.Linear(6, 5))
     x = torch.randn(128, 3) @ torch.randn(3, 12) + 0.3 * torch.randn(128, 12)
@@ -61,7 +61,7 @@ def test_the_error_falls_under_each_loss(name):
 
 
 def errors(technique, **parameters):
-    """Unit → (error before, error after), under the loss that it learned by."""
+    """Unit → (error before, error after), by the loss of its training."""
     registry = toy_registry(technique)
     recipe = toy_recipe(technique, registry=registry, bits=2, **parameters)
     plan = run(recipe, registry=registry).plan
@@ -70,7 +70,7 @@ def errors(technique, **parameters):
 
 
 @pytest.mark.slow
-def test_each_name_learns_by_another_loss():
+def test_each_name_selects_its_own_loss():
     quick = {"iterations": 20, "batch_size": 4, "rounding_rate": 0.02}
     found = [errors(Brecq, loss=name, **quick) for name in LOSSES]
     assert all(set(ends) == {"patch_embed.proj", "blocks.0", "blocks.1", "head"} for ends in found)
@@ -78,7 +78,7 @@ def test_each_name_learns_by_another_loss():
 
 
 class Absolute(OutputLoss):
-    """A plugin's own loss, which knows the images of the unit that it is for."""
+    """A plugin's own loss, which records its unit."""
 
     def prepare(self, unit):
         super().prepare(unit)
@@ -89,7 +89,7 @@ class Absolute(OutputLoss):
 
 
 class Own(Technique):
-    """Reconstructs by ``Absolute``, one operation after the other."""
+    """Reconstructs each operation by ``Absolute``."""
 
     units: list = []  # noqa: RUF012
 
@@ -105,7 +105,7 @@ class Own(Technique):
 
 
 @pytest.mark.slow
-def test_a_plugin_brings_its_own_loss():
+def test_a_plugin_can_define_a_loss():
     Own.units.clear()
     before, after = map(sum, zip(*errors(Own).values(), strict=True))
     assert after < 0.9 * before
@@ -116,7 +116,7 @@ def test_a_plugin_brings_its_own_loss():
     ]
 
 
-def test_a_wrong_name_is_an_error_with_its_line(tmp_path: Path):
+def test_an_unknown_loss_is_refused_with_its_line(tmp_path: Path):
     path = tmp_path / "recipe.yaml"
     recipe = RECIPES / "brecq.yaml"
     text = recipe.read_text(encoding="utf-8").replace("use: brecq.brecq", "use: brecq.brecq\n    loss: fischer")

@@ -1,4 +1,4 @@
-"""Compiled iterations: the same learning as without torch.compile, and an error that says what to do without it."""
+"""Compiled iterations give the results of eager iterations; errors of the compiler contain a fix."""
 
 import shutil
 
@@ -20,7 +20,7 @@ from qplug.testing.run import toy_recipe, toy_registry
 from qplug.training.reconstruction.capture import Calls
 from qplug.training.reconstruction.loop import learn
 from qplug.training.reconstruction.losses import MeanSquared
-from qplug.training.reconstruction.objective import Objective, compiled, compiling
+from qplug.training.reconstruction.objective import ReconstructionObjective, compiled, compiling
 
 WEIGHTS = {
     "rounding": LearnedRounding,
@@ -55,10 +55,10 @@ def learned(**more):
     return found
 
 
-def test_the_error_is_told_apart_from_what_is_minimized():
+def test_the_objective_returns_the_error_separately():
     weight, x, grid = problem()
     found = LearnedRounding(weight, grid)
-    objective = Objective(Layer(found), [found], MeanSquared(), 0.25)
+    objective = ReconstructionObjective(Layer(found), [found], MeanSquared(), 0.25)
     call = ([x], {}, x @ weight.T, torch.arange(len(x)))
     alone, error = objective(*call, None)
     assert torch.equal(alone, error)
@@ -86,10 +86,10 @@ def gradients(objective, learners, call):
     ("weight", "step"),
     [*((weight, "asymmetric") for weight in WEIGHTS), ("rounding", "symmetric"), ("rounding", "logarithmic")],
 )
-def test_gradients_are_those_of_an_eager_iteration(weight, step):
+def test_compiled_gradients_equal_eager_gradients(weight, step):
     original, x, grid = problem(outputs=8, inputs=16)
     learners = [WEIGHTS[weight](original, grid), LearnedStepSize(STEPS[step], zero_point=True)]
-    objective = Objective(Both(*learners), learners, MeanSquared(), 0.25)
+    objective = ReconstructionObjective(Both(*learners), learners, MeanSquared(), 0.25)
     call = ([x], {}, x @ original.T, torch.arange(len(x)), torch.tensor(5.0))
     with compiling():
         found = gradients(compiled(objective), learners, call)
@@ -102,7 +102,7 @@ ONE_BLOCK = ("patch_embed*", "blocks.1*", "head*")
 
 
 def reconstructed(technique, skip=(), **more):
-    """Errors of blocks, from a run that leaves ``skip`` in float: each kind of block takes 10 s to compile."""
+    """Errors of the blocks in a run with ``skip`` in float; compiling each kind of block takes 10 s."""
     registry = toy_registry(technique)
     recipe = toy_recipe(technique, registry=registry, bits=3, batch_size=4, rounding_rate=0.02, compile=True, **more)
     values = recipe.dump()
@@ -114,7 +114,7 @@ def reconstructed(technique, skip=(), **more):
 @pytest.mark.parametrize(
     ("loss", "skip", "count"), [("mse", (), 4), ("fisher", ONE_BLOCK, 1), ("low_rank", ONE_BLOCK, 1)]
 )
-def test_every_iteration_of_a_run_has_an_eager_ones_gradients(loss, skip, count, monkeypatch):
+def test_every_compiled_iteration_of_a_run_has_eager_gradients(loss, skip, count, monkeypatch):
     apart = []
 
     def watched(objective):
@@ -129,14 +129,14 @@ def test_every_iteration_of_a_run_has_an_eager_ones_gradients(loss, skip, count,
 
         return call
 
-    monkeypatch.setattr("qplug.training.reconstruction.step.compiled", watched)
+    monkeypatch.setattr("qplug.training.reconstruction.iteration.compiled", watched)
     blocks = reconstructed(Brecq, skip, iterations=5, loss=loss)
     assert len(apart) == 5 * len(blocks) == 5 * count
     assert max(apart) < 1e-3
 
 
 @pytest.mark.slow
-def test_a_run_that_drops_activations_is_compiled_too_and_learns_the_same_again():
+def test_a_compiled_run_with_qdrop_is_reproducible():
     once, again = (reconstructed(Brecq, ONE_BLOCK, iterations=100, keep=0.5) for _ in range(2))
     assert once == again
     before, after = map(sum, zip(*once.values(), strict=True))
@@ -144,8 +144,8 @@ def test_a_run_that_drops_activations_is_compiled_too_and_learns_the_same_again(
 
 
 @pytest.mark.slow
-def test_operations_that_are_alike_share_what_was_compiled_and_all_are():
-    """AdaRound on a toy of 6 kinds of operations, each without and with the penalty, where torch gives up at 8."""
+def test_all_operations_are_compiled_and_equal_kinds_share_code():
+    """AdaRound on 6 kinds of operations, each with and without the penalty; torch's default limit is 8."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     assert len(reconstructed(AdaRound, iterations=10)) == 10
@@ -154,22 +154,22 @@ def test_operations_that_are_alike_share_what_was_compiled_and_all_are():
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch):
-    """What is said of a learner that cannot be compiled, where no cache answers."""
+    """The error message for a learner that cannot be compiled, without torch's cache."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     weight, x, grid = problem(outputs=5, inputs=7)
 
-    def said(learner):
+    def message_of(learner):
         found = learner(weight, grid)
         settings = Reconstruction({"w": found}, RATES, iterations=2, batch_size=8, compile=True)
-        with pytest.raises(PluginError, match="leave out compile") as told:
+        with pytest.raises(PluginError, match="leave out compile") as raised:
             learn(Layer(found), settings, Calls(x, x @ weight.T), x, MeanSquared())
-        return str(told.value)
+        return str(raised.value)
 
-    return said
+    return message_of
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_error_says_what_to_do(refused):
+def test_without_a_compiler_the_error_contains_a_fix(refused):
     with torch._inductor.config.patch({"cpp.cxx": (None, "/nonexistent/g++")}):
         assert "nonexistent" in refused(LearnedRounding)
 

@@ -1,4 +1,4 @@
-"""Blocks whose operations are reconstructed one after the other, as AdaRound does."""
+"""Reconstruction of each operation of a block, as in AdaRound."""
 
 from typing import Literal
 
@@ -19,7 +19,7 @@ from qplug.training.reconstruction.losses import LOSSES
 
 
 @pytest.mark.slow
-def test_operations_of_a_block_are_seen_without_forwards_of_what_lies_before_it(monkeypatch):
+def test_operations_of_a_block_are_captured_without_earlier_modules(monkeypatch):
     whole = PatchEmbed.forward
     seen = []
     monkeypatch.setattr(PatchEmbed, "forward", lambda self, x: seen.append(None) or whole(self, x))
@@ -34,7 +34,7 @@ OPERANDS = (SiteKind.QUERY, SiteKind.KEY, SiteKind.POST_SOFTMAX, SiteKind.VALUE)
 
 
 class Residual(ToyModel):
-    """A network whose blocks add their shortcut in place to what their last convolution gives."""
+    """A network whose blocks add the shortcut in place to the output of their last convolution."""
 
     def load(self):
         torch.manual_seed(0)
@@ -43,7 +43,7 @@ class Residual(ToyModel):
 
 
 class Windowed(ToyModel):
-    """Linears of its attention see windows of an image, four in the first stage."""
+    """The linears of its attention read windows of an image, four in the first stage."""
 
     def load(self):
         return FloatModel.of(toy_swin(), "toy", Preprocessing((3, 16, 16), (0.5,) * 3, (0.25,) * 3, "nearest", 1.0))
@@ -69,7 +69,7 @@ def test_operations_of_residual_blocks_and_on_windows_learn_by_every_loss(model,
 
 
 class TechniqueCaller(Technique):
-    """Learns the steps of all activations, attention's operands too, one operation after the other."""
+    """Learns the step sizes of all activations, including attention's operands, for each operation."""
 
     class Config(Config):
         use: Literal["test.steps"] = "test.steps"
@@ -91,12 +91,12 @@ def test_operations_without_weights_are_learned_too():
     assert len(products) == 4
     assert products <= found.keys()
     for site, decision in plan.decisions.items():
-        if decision.site.module in products and "start was kept" not in decision.reason:
+        if decision.site.module in products and "stays unchanged" not in decision.reason:
             assert decision.quantizer.to_dict() != start.decisions[site].quantizer.to_dict()
 
 
 @pytest.mark.slow
-def test_operations_that_are_no_block_and_have_no_parameters_are_learned_too():
+def test_operations_outside_blocks_without_parameters_are_learned_too():
     registry = toy_registry(TechniqueCaller)
     registry.blocks = []
     plan = run(toy_recipe(TechniqueCaller, registry=registry, bits=3, each_operation=False), registry=registry).plan

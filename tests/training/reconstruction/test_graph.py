@@ -1,4 +1,4 @@
-"""Iterations as replays of a CUDA graph: the same learning as without one. These need a CUDA device."""
+"""Iterations as replays of a CUDA graph give the same results as eager iterations; needs a CUDA device."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ DEVICE = torch.device("cuda")
 
 
 class Waiting(LearnedRounding):
-    """Asks the device for a number in every forward."""
+    """Reads a value from the device in every forward."""
 
     def forward(self, x):
         return super().forward(x) * (1.0 if float(self.logits.detach().sum()) < 1e9 else 2.0)
@@ -46,12 +46,12 @@ def test_replays_of_compiled_iterations_learn_the_same():
     assert torch.allclose(learned(compile=True).logits, learned(graph=False).logits, atol=1e-3)
 
 
-def test_the_same_seed_learns_the_same_and_every_replay_drops_anew():
+def test_a_seed_fixes_the_result_and_every_replay_draws_anew():
     assert torch.equal(learned(keep=0.5).logits, learned(keep=0.5).logits)
     assert not torch.allclose(learned(keep=0.5).logits, learned().logits, atol=1e-3)
 
 
-def test_a_learner_that_waits_for_the_host_is_told_what_to_do():
+def test_a_learner_that_synchronizes_is_refused_with_a_fix():
     with pytest.raises(PluginError, match="graph=False"):
         learned(Waiting)
     assert torch.rand(1, device=DEVICE) < 1.0  # what is random still works, as it would not after a broken capture

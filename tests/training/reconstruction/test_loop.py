@@ -1,4 +1,4 @@
-"""The loop that learned rounding shares, on layers whose best rounding is known."""
+"""The reconstruction loop on layers with a known optimal rounding."""
 
 import itertools
 
@@ -9,9 +9,9 @@ from reconstruction_toys import RATES, Layer, problem
 
 from qplug import PluginError, Reconstruction
 from qplug.training.reconstruction.capture import Calls
-from qplug.training.reconstruction.loop import _beta, _draws, learn
+from qplug.training.reconstruction.iteration import mix_at_random
+from qplug.training.reconstruction.loop import _beta, _random_batches, learn
 from qplug.training.reconstruction.losses import MeanSquared
-from qplug.training.reconstruction.step import mix
 
 
 def error(weight, moved, x):
@@ -28,8 +28,8 @@ def learned(original, x, grid, **more):
 
 
 @pytest.mark.slow
-def test_between_the_best_of_all_roundings_and_the_nearest():
-    """Relaxed bits settle in a local minimum: seed 0 gains a tenth of the nearest's error, the others two thirds."""
+def test_the_error_is_between_the_best_rounding_and_nearest_rounding():
+    """Soft bits converge to a local minimum: seed 0 removes a tenth of nearest rounding's error, others two thirds."""
     found = []
     for seed in range(3):
         weight, x, grid = problem(seed=seed)
@@ -47,7 +47,7 @@ def test_between_the_best_of_all_roundings_and_the_nearest():
 
 
 @pytest.mark.parametrize(("entries", "expected"), [(1, 8), (4, 32), (128, 256)])
-def test_an_iteration_sees_as_many_entries_as_its_images_have(entries, expected):
+def test_an_iteration_uses_all_entries_of_its_images(entries, expected):
     weight, x, grid = problem()
     seen = []
 
@@ -62,7 +62,7 @@ def test_an_iteration_sees_as_many_entries_as_its_images_have(entries, expected)
     assert seen == [(expected, expected)] * 2
 
 
-def test_every_bit_ends_hard_and_every_weight_beside_its_own_place():
+def test_every_bit_is_decided_and_every_weight_is_a_neighbor_on_the_grid():
     weight, x, grid = problem()
     learner = learned(weight, x, grid)
     assert float(learner.penalty(2.0).detach()) < 0.01 * weight.numel()
@@ -80,7 +80,7 @@ def test_without_a_penalty_the_bits_stay_soft_and_the_output_exact():
 
 
 @pytest.mark.slow
-def test_scales_are_learned_where_asked():
+def test_scales_are_learned_on_request():
     weight, x, grid = problem()
     assert torch.equal(learned(weight, x, grid).harden()[0].scale, grid.scale)
     learner = learned(weight, x, grid, learn_scale=True)
@@ -90,7 +90,7 @@ def test_scales_are_learned_where_asked():
 
 
 @pytest.mark.slow
-def test_the_same_seed_learns_the_same():
+def test_the_same_seed_gives_the_same_result():
     weight, x, grid = problem()
     assert torch.equal(learned(weight, x, grid).logits, learned(weight, x, grid).logits)
 
@@ -102,7 +102,7 @@ def test_an_error_that_is_not_finite_names_the_iteration():
         learned(weight, x, grid, iterations=3)
 
 
-def test_the_exponent_waits_and_then_falls_in_a_line():
+def test_the_exponent_falls_linearly_after_the_warmup():
     settings = Reconstruction({}, {}, beta=(20.0, 2.0), warmup=0.2)
     assert _beta(0.1, settings) is None
     assert _beta(0.2, settings) == pytest.approx(20.0)
@@ -110,23 +110,23 @@ def test_the_exponent_waits_and_then_falls_in_a_line():
     assert _beta(1.0, settings) == pytest.approx(2.0)
 
 
-def test_every_image_comes_once_before_any_comes_again():
+def test_batches_are_cut_from_permutations():
     torch.manual_seed(0)
-    draws = _draws(12, 4)
+    draws = _random_batches(12, 4)
     for _ in range(3):
         assert sorted(torch.cat([next(draws) for _ in range(3)]).tolist()) == list(range(12))
 
 
 @pytest.mark.slow
-def test_more_images_a_step_than_there_are_is_all_of_them():
+def test_a_batch_has_at_most_all_images():
     weight, x, grid = problem()
     many, all_of_them = (learned(weight, x, grid, batch_size=size) for size in (1000, 256))
     assert torch.equal(many.logits, all_of_them.logits)
 
 
-def test_dropping_mixes_elements():
+def test_qdrop_mixes_elements():
     torch.manual_seed(0)
-    mixed = mix(torch.ones(10_000), torch.zeros(10_000), 0.7)
+    mixed = mix_at_random(torch.ones(10_000), torch.zeros(10_000), 0.7)
     assert set(mixed.tolist()) == {0.0, 1.0}
     assert float(mixed.mean()) == pytest.approx(0.7, abs=0.02)
-    assert torch.equal(mix(torch.ones(5), torch.zeros(5), 1.0), torch.ones(5))
+    assert torch.equal(mix_at_random(torch.ones(5), torch.zeros(5), 1.0), torch.ones(5))

@@ -1,4 +1,4 @@
-"""Losses of an output's error, against Hessians and Fisher information that float64 gives in full."""
+"""Losses of an output's error, compared with full Hessians and Fisher information in float64."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def randn(*shape, seed=0):
 
 
 class Noisy(nn.Module):
-    """The block with noise on its output, which depends on what it is given and on nothing else."""
+    """The block with noise on its output; the noise depends only on the input."""
 
     def __init__(self, block, size):
         super().__init__()
@@ -38,7 +38,7 @@ class Noisy(nn.Module):
 
 
 def small(tail=torch.tanh):
-    """Logits of ``tail`` of a block's six outputs, in float64: small enough for every derivative."""
+    """A model with six block outputs and the logits of ``tail``, in float64: small enough for full derivatives."""
     torch.manual_seed(0)
     model = Sequence(lambda m, x: m.head(tail(m.block(x))), block=nn.Linear(4, OUTPUTS), head=nn.Linear(OUTPUTS, 5))
     return model.double()
@@ -78,7 +78,7 @@ def scaled(x):
 # what is computed
 
 
-def test_the_mean_squared_error_sums_channels_alone():
+def test_the_mean_squared_error_sums_over_channels_only():
     linear, convolution = randn(3, 7, 4), randn(3, 4, 5, 6)
     loss = prepared(MeanSquared(), small(), randn(3, 4))
     assert float(loss(linear, torch.arange(3))) == pytest.approx(float(linear.square().sum()) / 21)
@@ -86,8 +86,8 @@ def test_the_mean_squared_error_sums_channels_alone():
     assert float(loss(convolution, torch.arange(3))) == pytest.approx(float(convolution.square().sum()) / 90)
 
 
-def test_fisher_draws_the_diagonal_of_the_true_fisher_information():
-    """One image 1,000 times, each with a draw of its own."""
+def test_fisher_estimates_the_diagonal_of_the_fisher_information():
+    """One image 1,000 times, each time with its own random labels."""
     model, image = small(), randn(1, 4)
     loss = prepared(Fisher(), model, image.expand(1000, 4), batch=300)
     assert loss.weights.shape == (1000, OUTPUTS)
@@ -96,7 +96,7 @@ def test_fisher_draws_the_diagonal_of_the_true_fisher_information():
     assert torch.allclose(loss.weights.double().mean(0), expected, rtol=0.2)
 
 
-def test_fisher_weighs_each_image_by_its_own_gradient():
+def test_fisher_weights_each_image_by_its_own_gradient():
     model, images, difference = small(), randn(8, 4), randn(2, OUTPUTS, seed=5)
     loss = prepared(Fisher(), model, images, loss="cross_entropy")
     y = model.block(images).detach().requires_grad_()
@@ -120,7 +120,7 @@ def test_perturbation_finds_the_hessian_of_a_diagonal_quadratic(monkeypatch):
     assert torch.allclose(loss.weights[0].double(), scaled(4.0 * curvature), atol=1e-6)
 
 
-def test_perturbation_averages_what_the_true_hessian_makes_of_the_signs():
+def test_perturbation_averages_the_product_of_hessian_and_signs():
     model, images = small(), randn(9, 4)
     loss = prepared(Perturbation(), model, images, batch=2)
     signs = _signs(torch.zeros(9, OUTPUTS, dtype=torch.float64), 0, 0)
@@ -130,8 +130,8 @@ def test_perturbation_averages_what_the_true_hessian_makes_of_the_signs():
     assert torch.allclose(loss.weights[0].double(), scaled(torch.stack(changes).mean(0)), rtol=1e-3)
 
 
-def test_a_vit_does_not_see_a_perturbation_by_ones():
-    """Why the signs are random: every LayerNorm takes the mean over the channels out again."""
+def test_a_vit_is_invariant_to_a_perturbation_by_ones():
+    """The reason for random signs: every LayerNorm removes the mean over the channels."""
     model, _ = sited(toy_vit(), toy_images(1))
     model, images = model.double(), toy_images(2).double()
     ends = []
@@ -150,7 +150,7 @@ def test_a_vit_does_not_see_a_perturbation_by_ones():
     assert ends[0] < 1e-3 * ends[1]  # measured: what the norms' epsilon leaves
 
 
-def test_low_rank_gives_a_planted_fisher_information_back(monkeypatch):
+def test_low_rank_recovers_a_planted_fisher_information(monkeypatch):
     monkeypatch.setattr(
         Classification,
         "divergence",
@@ -171,8 +171,8 @@ def test_low_rank_gives_a_planted_fisher_information_back(monkeypatch):
     assert float(loss(probe.float(), torch.arange(2))) == pytest.approx(0.5 * sum(parts), rel=1e-6)
 
 
-def test_low_rank_finds_the_true_fisher_information_where_it_is_that_of_every_image():
-    """One image, small noise that differs between its copies, a nonlinear tail, and as many directions as F has."""
+def test_low_rank_recovers_the_fisher_information_if_all_images_share_it():
+    """One image, small noise that differs between its copies, a nonlinear tail, and the rank of F."""
     model, image = small(), randn(1, 4)
     noise = randn(12, OUTPUTS, seed=1) * 1e-3
     lowered = Sequence(lambda m, x: m.block(x) + noise, block=copy.deepcopy(model.block))
@@ -183,7 +183,7 @@ def test_low_rank_finds_the_true_fisher_information_where_it_is_that_of_every_im
     assert torch.allclose(found / found.trace(), true / true.trace(), atol=2e-3)
 
 
-def test_halves_of_low_rank_start_equal_and_as_large_as_the_diagonal_one():
+def test_both_halves_of_low_rank_start_at_the_value_of_the_diagonal_half():
     model, images = small(), randn(20, 4)
     loss = prepared(LowRank(), model, images, batch=6)
     difference = (Noisy(model.block, 0.1)(images) - model.block(images)).detach().float()
@@ -192,8 +192,8 @@ def test_halves_of_low_rank_start_equal_and_as_large_as_the_diagonal_one():
     assert float(diagonal) == pytest.approx(float((loss.diagonal * difference.square()).sum(-1).mean()), rel=1e-5)
 
 
-def test_directions_within_the_noise_are_left_out():
-    """ΔᵀG of an F that all images share is symmetric; what asymmetry can make up says nothing of F."""
+def test_directions_within_the_noise_are_omitted():
+    """ΔᵀG is symmetric if all images share F; eigenvalues below the asymmetry are not significant."""
     deltas = torch.eye(3, 8, dtype=torch.float64)
     gradients = torch.zeros(3, 8, dtype=torch.float64)
     gradients[0, 0], gradients[1, 1], gradients[1, 2], gradients[2, 1] = 4.0, 0.1, 0.5, -0.5
@@ -202,7 +202,7 @@ def test_directions_within_the_noise_are_left_out():
     assert not directions(deltas, -gradients).any()
 
 
-def test_a_gradient_at_an_output_to_which_the_model_adds_in_place():
+def test_gradient_at_an_output_that_the_model_changes_in_place():
     def added(m, x):
         y = m.block(x)
         y += x
@@ -221,19 +221,19 @@ def test_a_gradient_at_an_output_to_which_the_model_adds_in_place():
 
 @pytest.mark.parametrize("block", ["blocks.1", "windows"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_batches_do_not_change_what_is_prepared(name, block):
+def test_prepared_buffers_do_not_depend_on_the_batch_size(name, block):
     if block == "windows":  # four of each image
         model = Sequence(lambda m, x: m.head(torch.tanh(m.windows(x.reshape(-1, 12))).reshape(len(x), -1)), **windows())
     else:
         model, _ = sited(toy_vit(), toy_images(1))
     images = toy_images(7)
-    kept = []
+    buffers = []
     for batch in (3, 7):
         loss = prepared(LOSSES[name](), model, images, batch, block)
-        kept.append(dict(loss.named_buffers()))
-    assert len(kept[0]) == {"mse": 0, "low_rank": 2}.get(name, 1)
-    for key, tensor in kept[0].items():
-        other = kept[1][key]
+        buffers.append(dict(loss.named_buffers()))
+    assert len(buffers[0]) == {"mse": 0, "low_rank": 2}.get(name, 1)
+    for key, tensor in buffers[0].items():
+        other = buffers[1][key]
         if key == "directions":  # an eigenvector's sign says nothing
             tensor, other = tensor @ tensor.T, other @ other.T
         assert tensor.device.type == "cpu"
@@ -241,8 +241,8 @@ def test_batches_do_not_change_what_is_prepared(name, block):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_calls_can_be_captured(name):
-    """Traced with tensors that have no values: nothing asks for one, on the host or anywhere."""
+def test_calls_can_be_captured_in_a_cuda_graph(name):
+    """Traced with tensors without values, so that any read of a value fails."""
     model, _ = sited(toy_vit(), toy_images(1))
     loss = prepared(LOSSES[name](), model, toy_images(6), name="blocks.1")
     difference = torch.randn(3, 5, 16).requires_grad_()
@@ -253,7 +253,7 @@ def test_calls_can_be_captured(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_model_stays_as_it_was_and_a_loss_forgets_the_unit_before(name):
+def test_prepare_leaves_the_model_unchanged_and_discards_the_previous_unit(name):
     model, _ = sited(toy_vit(), toy_images(1))
     model.requires_grad_(True)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -272,7 +272,7 @@ def test_the_model_stays_as_it_was_and_a_loss_forgets_the_unit_before(name):
 # what is refused
 
 
-def test_fisher_without_a_gradient_to_take_is_refused():
+def test_fisher_without_a_calibration_loss_is_refused():
     with pytest.raises(
         InputError, match=r"gradients of calibration.loss: expected one of kl, .*, received 'none'"
     ) as refused:
@@ -281,12 +281,12 @@ def test_fisher_without_a_gradient_to_take_is_refused():
 
 
 @pytest.mark.parametrize("made", [Fisher, Perturbation, LowRank])
-def test_outputs_that_do_not_matter_are_refused(made):
+def test_outputs_without_influence_are_refused(made):
     model = Sequence(lambda m, x: m.block(x) * 0.0, block=nn.Linear(4, OUTPUTS))
     with pytest.raises(InputError, match="their weights have the mean 0"):
         prepared(made(), model.double(), randn(3, 4))
 
 
 def test_a_rank_below_one_is_refused():
-    with pytest.raises(InputError, match="a rank of at least 1, got 0"):
+    with pytest.raises(InputError, match="a rank of at least 1, received 0"):
         LowRank(0)

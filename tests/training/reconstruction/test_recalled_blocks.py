@@ -1,4 +1,4 @@
-"""Which blocks a cache gives back: those of the same backend, and none that no file can describe."""
+"""Cached blocks: only blocks of the same backend, and only with serializable quantizers."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ from qplug.testing.run import toy_recipe, toy_registry
 
 
 @pytest.mark.slow
-def test_what_was_learned_by_another_backend_is_not_recalled(tmp_path):
+def test_cached_blocks_of_another_backend_are_not_used(tmp_path):
     registry = with_other(toy_registry(Brecq))
     recipe = toy_recipe(Brecq, registry=registry, bits=3, **QUICK)
     there = recipe.model_copy(update={"backend": "other"})
@@ -24,7 +24,7 @@ def test_what_was_learned_by_another_backend_is_not_recalled(tmp_path):
 
 
 class Unknown(UniformQuantizer):
-    """Of a kind that no plugin offers, so that no file gives it back."""
+    """A quantizer of a kind that no plugin offers, so that it cannot be restored."""
 
     kind = "unknown"
 
@@ -42,7 +42,7 @@ class Ranges(Technique):
 
 
 @pytest.mark.slow
-def test_a_block_with_a_quantizer_that_no_file_gives_back_is_learned_again(tmp_path):
+def test_a_block_with_a_quantizer_without_from_dict_is_not_cached(tmp_path):
     registry = toy_registry(Brecq, Ranges)
     recipe = toy_recipe(Brecq, registry=registry, bits=3, steps=False, **QUICK)
     steps = [*recipe.techniques, Ranges.Config()]

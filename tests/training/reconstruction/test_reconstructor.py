@@ -1,4 +1,4 @@
-"""Reconstruction inside a run, on toys: what it changes, what it refuses, and that a run that was stopped goes on."""
+"""Reconstruction inside a run on toys: results, errors, and resumed runs."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ from qplug.testing.run import toy_recipe, toy_registry
 
 @pytest.mark.slow
 @pytest.mark.parametrize("technique", [Brecq, AdaRound])
-def test_outputs_come_nearer_to_the_float_ones(technique):
+def test_reconstruction_reduces_the_error_of_the_outputs(technique):
     plan = reconstructed(technique, iterations=150).plan
     found = errors(plan)
     assert ("blocks.1" in found) == (technique is Brecq)
@@ -39,7 +39,7 @@ def test_outputs_come_nearer_to_the_float_ones(technique):
 
 
 @pytest.mark.slow
-def test_adaround_leaves_activations_and_brecq_learns_their_steps():
+def test_adaround_keeps_activation_quantizers_and_brecq_learns_their_scales():
     plain, block = reconstructed(AdaRound).plan, reconstructed(Brecq, steps=False).plan
     learned = reconstructed(Brecq, step_rate=0.01).plan
     for site, decision in plain.decisions.items():
@@ -48,7 +48,7 @@ def test_adaround_leaves_activations_and_brecq_learns_their_steps():
         assert decision.quantizer.to_dict() == block.decisions[site].quantizer.to_dict()
 
 
-def test_the_run_folder_holds_what_was_learned(tmp_path):
+def test_the_run_folder_stores_the_learned_weights_and_quantizers(tmp_path):
     result = reconstructed(out=tmp_path / "run")
     from qplug import load_quantized
 
@@ -62,7 +62,7 @@ def test_the_run_folder_holds_what_was_learned(tmp_path):
 
 
 class Stop:
-    """Ends the run when so many blocks are done."""
+    """Ends the run after a number of blocks."""
 
     def __init__(self, blocks):
         self.blocks, self.seen = blocks, []
@@ -77,25 +77,25 @@ class Stop:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_a_run_that_was_stopped_goes_on_to_the_same_result(tmp_path, blocks):
+def test_an_interrupted_run_resumes_with_the_same_result(tmp_path, blocks):
     whole = reconstructed().plan.to_dict()
     cache = Cache(tmp_path / "cache")
     with pytest.raises(KeyboardInterrupt):
         reconstructed(observers=[Stop(blocks)], cache=cache)
-    kept = len(list((tmp_path / "cache" / "reconstruction").rglob("*.safetensors")))
-    assert kept == blocks
+    cached = len(list((tmp_path / "cache" / "reconstruction").rglob("*.safetensors")))
+    assert cached == blocks
     again = reconstructed(cache=cache)
     assert again.plan.to_dict() == whole
     assert again.metrics["cache.seconds_saved"] > 0
     more = len(list((tmp_path / "cache" / "reconstruction").rglob("*.safetensors")))
-    assert more > kept
+    assert more > cached
     other = reconstructed(cache=cache, weight=0.02).plan.to_dict()
     assert other != whole
 
 
 @pytest.mark.slow
-def test_one_process_with_other_batches_of_captures_says_the_same():
-    """The batch size of the data decides how calls are captured, not what is learned."""
+def test_the_capture_batch_size_does_not_change_the_result():
+    """The batch size of the data has no influence on the learned values."""
     registry = toy_registry(Brecq)
     recipe = toy_recipe(Brecq, registry=registry, bits=3, **QUICK)
     plans = []
@@ -108,7 +108,7 @@ def test_one_process_with_other_batches_of_captures_says_the_same():
 
 
 class Answer(Technique):
-    """Answers what the test wants, for the block ``head``."""
+    """Returns the reconstruction of the test for the block ``head``."""
 
     class Config(Config):
         use: Literal["test.answer"] = "test.answer"
@@ -121,7 +121,7 @@ class Answer(Technique):
 
 
 class Liar(Learner):
-    """Says that a weight has become something that its quantizer would change."""
+    """Returns a weight that is not on the grid of its quantizer."""
 
     def __init__(self, start, weight):
         super().__init__()
@@ -138,7 +138,7 @@ class Liar(Learner):
 
 
 class Spoiled(LearnedStepSize):
-    """Becomes something far worse than it was, and had bits that it could not decide."""
+    """Hardens into a much worse quantizer, and has undecided bits."""
 
     def soft_bits(self):
         return torch.tensor([0.0, 0.5, 1.0, 0.9])
@@ -152,17 +152,17 @@ def spoil(block):
     return Reconstruction({"head.input": Spoiled(grid)}, {"step_sizes": Rate(1e-3)}, iterations=1)
 
 
-def test_a_block_that_learning_made_worse_stays_as_it_was_and_the_plan_says_so():
+def test_a_block_with_a_larger_error_stays_unchanged_and_the_plan_says_so():
     spoiling = type("Answer", (Answer,), {"answer": staticmethod(spoil)})
-    start, kept = (reconstructed(t, bits=4).plan.decisions["head.input"] for t in (Answer, spoiling))
-    assert kept.quantizer.to_dict() == start.quantizer.to_dict()
-    before, after = errors([kept])["head"]
+    start, unchanged = (reconstructed(t, bits=4).plan.decisions["head.input"] for t in (Answer, spoiling))
+    assert unchanged.quantizer.to_dict() == start.quantizer.to_dict()
+    before, after = errors([unchanged])["head"]
     assert after > before
-    assert kept.reason.endswith("50.0% of the bits still soft, so the start was kept")
+    assert unchanged.reason.endswith("50.0% of the bits still soft, so the unit stays unchanged")
 
 
 @pytest.mark.slow
-def test_bits_that_no_penalty_decided_are_a_warning_also_of_a_run_that_recalls_them(tmp_path, monkeypatch):
+def test_undecided_bits_are_a_warning_also_from_the_cache(tmp_path, monkeypatch):
     cache = Cache(tmp_path)
     learned = reconstructed(weight=0.0, cache=cache).warnings
     assert re.search(r"in \d of \d .*still soft .*[\d.]+% in \S+, .*raise weight", "".join(learned))
@@ -173,7 +173,7 @@ def test_bits_that_no_penalty_decided_are_a_warning_also_of_a_run_that_recalls_t
     assert not any("still soft" in warning for warning in decided)
 
 
-def test_soft_bits_of_a_block_that_stays_as_it_was_are_a_warning_too():
+def test_undecided_bits_of_an_unchanged_block_are_a_warning():
     spoiling = type("Answer", (Answer,), {"answer": staticmethod(spoil)})
     assert any("50.0% in head" in warning for warning in reconstructed(spoiling, bits=4).warnings)
 
@@ -204,7 +204,7 @@ WRONG = {
         Reconstruction(steps_of(block), RATES, loss="huber")
     ),
     "no rate for what is learned as step_sizes": lambda block: Reconstruction(steps_of(block), {}),
-    "weights that the quantizer which it gave changes": lambda block: Reconstruction(
+    "weights that are not on the grid of its quantizer": lambda block: Reconstruction(
         {"head.weight": liar(block)}, RATES, iterations=1
     ),
     "ZeroDivisionError": lambda block: 1 // 0,
@@ -212,7 +212,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_answers_that_cannot_be_learned_name_technique_block_and_what_was_expected(message):
+def test_invalid_reconstructions_are_refused_with_technique_and_block(message):
     technique = type("Answer", (Answer,), {"answer": staticmethod(WRONG[message])})
     with pytest.raises(PluginError) as refused:
         reconstructed(technique, bits=4)
@@ -221,7 +221,7 @@ def test_answers_that_cannot_be_learned_name_technique_block_and_what_was_expect
     assert "head" in refused.value.where
 
 
-def test_a_block_that_no_technique_takes_stays_as_it_is():
+def test_a_block_without_a_technique_stays_unchanged():
     technique = type(
         "Answer",
         (Answer,),
@@ -239,6 +239,6 @@ def test_a_block_that_no_technique_takes_stays_as_it_is():
 
 
 @pytest.mark.slow
-def test_dropping_learns_something_else():
+def test_qdrop_changes_the_result():
     plain, dropped = (reconstructed(**more).plan.to_dict() for more in ({}, {"keep": 0.5}))
     assert plain != dropped

@@ -1,4 +1,4 @@
-"""What is told of a training."""
+"""The history of a training."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The loss against float64 NumPy, and what it refuses."""
+"""The training loss against float64 NumPy, and refused labels."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def softmax(x):
 
 
 @pytest.mark.parametrize(("weight", "temperature"), [(None, 1.0), (0.3, 2.0), (1.0, 1.0)])
-def test_it_is_that_of_the_formula(weight, temperature):
+def test_the_loss_equals_the_formula(weight, temperature):
     draw = np.random.default_rng(0)
     student, teacher, labels = draw.normal(size=(6, 4)), draw.normal(size=(6, 4)), np.arange(6) % 4
     smooth = np.eye(4)[labels] * 0.9 + 0.1 / 4
@@ -33,7 +33,7 @@ def test_it_is_that_of_the_formula(weight, temperature):
     assert int(right) == (student.argmax(1) == labels).sum()
 
 
-def test_what_is_no_class_is_refused():
+def test_labels_that_are_no_classes_are_refused():
     with pytest.raises(InputError, match=r"label 7, and the model has 4 outputs"):
         CLASSIFICATION.check_labels(torch.tensor([0, 7]), torch.zeros(2, 4), "data.training")
     with pytest.raises(InputError, match=r"label -1, and classes count from 0"):

@@ -1,4 +1,4 @@
-"""Rates, groups, moving averages, and an optimizer's state as tensors and JSON."""
+"""Learning rates, parameter groups, moving averages, and an optimizer's state as tensors and JSON."""
 
 import json
 
@@ -32,7 +32,7 @@ def test_biases_and_scales_do_not_decay_and_bounds_do():
     assert found == [([(3, 2), ()], 0.05), ([(3,)], 0.0), ([(3, 1)], 0.0)]
 
 
-def test_an_unknown_optimizer_is_refused_with_a_near_one():
+def test_an_unknown_optimizer_is_refused_with_a_suggestion():
     with pytest.raises(InputError, match="did you mean 'adamw'"):
         optimizer_of(FineTune(epochs=1, optimizer="adamww"), parameters(), set(), {})
 
@@ -55,7 +55,7 @@ def test_an_average_follows_the_formula_and_can_be_swapped():
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "nadamw", "lion", "adopt", "rmsproptf"])
-def test_an_optimizer_goes_on_from_tensors_and_json(name):
+def test_an_optimizer_resumes_from_tensors_and_json(name):
     def steps(made, given, count):
         for i in range(count):
             made.zero_grad()
@@ -76,8 +76,8 @@ def test_an_optimizer_goes_on_from_tensors_and_json(name):
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-def test_what_no_checkpoint_can_hold_is_named():
+def test_a_state_that_a_checkpoint_cannot_store_is_named():
     made = torch.optim.SGD(list(parameters().values()), lr=0.1)
     made.state[made.param_groups[0]["params"][0]]["queue"] = [1, 2]
-    with pytest.raises(PluginError, match="SGD keeps 'queue' as list"):
+    with pytest.raises(PluginError, match="state 'queue' of SGD is a list"):
         optimizer_state(made)

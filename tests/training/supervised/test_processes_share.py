@@ -1,4 +1,4 @@
-"""Two processes on CPUs, started as a user starts them, go the way of one: the same losses, one run folder."""
+"""Two processes on CPUs give the losses of one process, and one run folder."""
 
 import json
 import os
@@ -37,13 +37,13 @@ def losses(tmp_path: Path, count: int, **sections) -> dict[str, list[float]]:
     done = subprocess.run(call, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Results") == 1  # the main process alone prints
-    told = json.loads((out / "training.json").read_text())
-    assert all(stage[f"{name}.processes"] == count for name, stage in told.items())
-    return {name: [loss for _, loss, _ in stage["curve"]["points"]] for name, stage in told.items()}
+    history = json.loads((out / "training.json").read_text())
+    assert all(stage[f"{name}.processes"] == count for name, stage in history.items())
+    return {name: [loss for _, loss, _ in stage["curve"]["points"]] for name, stage in history.items()}
 
 
 def test_two_processes_have_the_loss_curve_of_one(tmp_path):
-    """An odd batch, augmentation and accumulation: neither who computes a part nor how many there are matters."""
+    """An odd batch, augmentation and accumulation: the number of processes and parts has no influence."""
     settings = {**TRAINING, "augment": {"scale": [0.8, 1.0], "hflip": 0.0}}
     one = losses(tmp_path, 1, finetune=settings)["finetune"]
     two = losses(tmp_path, 2, finetune={**settings, "accumulate": 3})["finetune"]
@@ -51,7 +51,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path):
     assert two == pytest.approx(one, rel=1e-5)
 
 
-def test_two_processes_train_the_quantized_model_as_one_does(tmp_path):
+def test_two_processes_train_the_quantized_model_like_one(tmp_path):
     """At the rate that a recipe has by default.
 
     What is rounded is less patient than a float model: where the order of a sum moves a value by 1e-7 over the edge of

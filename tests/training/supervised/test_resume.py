@@ -1,4 +1,4 @@
-"""A training that was killed goes on to the very weights of one that was not."""
+"""A resumed training gives exactly the weights of an uninterrupted one."""
 
 import os
 import random
@@ -24,7 +24,7 @@ SETTINGS = {
 
 
 class Killed(BaseException):
-    """What no code catches."""
+    """An exception that no code catches."""
 
 
 def outcome(tmp_path, name, cache, **more):
@@ -37,12 +37,12 @@ def outcome(tmp_path, name, cache, **more):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["finetune", "qat"])
 @pytest.mark.parametrize("step", random.Random(0).sample(range(1, 15), 3))
-def test_a_stop_at_any_step_changes_nothing(tmp_path, monkeypatch, stage, step):
+def test_an_interruption_at_any_step_does_not_change_the_result(tmp_path, monkeypatch, stage, step):
     whole, weights, plan = outcome(tmp_path, "whole", None)
     plain = SupervisedTraining._step
 
     def stopped(self, model, parts, number):
-        if self.task.name == stage and number == step:
+        if self.problem.name == stage and number == step:
             raise Killed
         plain(self, model, parts, number)
 
@@ -52,7 +52,7 @@ def test_a_stop_at_any_step_changes_nothing(tmp_path, monkeypatch, stage, step):
         outcome(tmp_path, "stopped", cache, checkpoint_minutes=0.0)
     seen = []
     monkeypatch.setattr(
-        SupervisedTraining, "_step", lambda self, m, p, n: seen.append((self.task.name, n)) or plain(self, m, p, n)
+        SupervisedTraining, "_step", lambda self, m, p, n: seen.append((self.problem.name, n)) or plain(self, m, p, n)
     )
     resumed, same, again = outcome(tmp_path, "resumed", cache)
     assert seen[0] == (stage, step)  # not from the start
@@ -68,8 +68,8 @@ CALL = "import sys; sys.path.insert(0, {tests!r}); from qplug.cli import main; m
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_taken_up_by_the_next(tmp_path):
-    """SIGKILL, in a real process, at whatever step it is."""
+def test_a_training_resumes_after_a_killed_process(tmp_path):
+    """SIGKILL in a real process, at a random step."""
     given = tmp_path / "recipe.yaml"
     recipe(tmp_path, qat={"epochs": 40, "checkpoint_minutes": 0.0})
     call = [sys.executable, "-c", CALL.format(tests=str(ROOT / "tests/support")), "run", str(given)]

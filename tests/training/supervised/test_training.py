@@ -1,4 +1,4 @@
-"""Fine-tuning and quantization-aware training inside a run: what is learned, what is not, and what a reader is told."""
+"""Fine-tuning and quantization-aware training inside a run: learned parameters, metrics and messages."""
 
 import json
 from typing import Literal
@@ -23,10 +23,10 @@ from qplug.quantization.accounting import CONVENTIONS, DEFAULT
 from qplug.quantization.plan import Plan
 from qplug.testing.run import toy_registry
 from qplug.training.supervised.config import Learn
-from qplug.training.supervised.task import Task, quantized_task
+from qplug.training.supervised.problem import TrainingProblem, quantized_problem
 
 
-def test_qat_learns_weights_and_scales_and_the_folder_gives_back_what_was_measured(tmp_path):
+def test_qat_learns_weights_and_scales_and_the_run_folder_reproduces_the_metrics(tmp_path):
     plain = run(recipe(tmp_path))
     settings = {"epochs": 10, "learning_rate": 0.03, "learn": {"zero_points": True}}
     trained = run(recipe(tmp_path, qat=settings), out=tmp_path / "run")
@@ -45,9 +45,9 @@ def test_qat_learns_weights_and_scales_and_the_folder_gives_back_what_was_measur
     rows = dict(results.rows)
     assert rows["QAT"].startswith("10 epochs of 80 images, 50 steps: loss 2.")
     assert not any(name.startswith("qat.") for name in rows)
-    told = json.loads((tmp_path / "run" / "training.json").read_text())["qat"]
-    assert len(told["curve"]["points"]) == 50
-    assert [at for at, _ in told["held_out"]] == list(range(0, 51, 5))
+    history = json.loads((tmp_path / "run" / "training.json").read_text())["qat"]
+    assert len(history["curve"]["points"]) == 50
+    assert [at for at, _ in history["held_out"]] == list(range(0, 51, 5))
     model = load_quantized(tmp_path / "run")
     images = Digits(Digits.Config(source="digits", split="test", images=50)).open(0)
     prepare = Preprocessing((1, 8, 8), (0.305,), (0.376,), "bilinear", 1.0).transform()
@@ -57,7 +57,7 @@ def test_qat_learns_weights_and_scales_and_the_folder_gives_back_what_was_measur
 
 
 @pytest.mark.parametrize("learn", [{"weight_scales": False}, {"activation_scales": False}])
-def test_scales_stand_still_where_nobody_asked(tmp_path, learn):
+def test_scales_are_fixed_without_request(tmp_path, learn):
     plain = run(recipe(tmp_path)).plan
     trained = run(recipe(tmp_path, qat={"learn": learn})).plan
     for name, decision in trained.decisions.items():
@@ -79,7 +79,7 @@ def test_finetuning_comes_before_folding_and_batchnorms_learn_their_statistics(t
 
 def test_batchnorms_that_were_not_folded_keep_their_statistics_in_qat():
     model = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5), vit_digits())
-    task = quantized_task(model, Plan(), backend_of("brevitas", toy_registry()), Learn())
+    task = quantized_problem(model, Plan(), backend_of("brevitas", toy_registry()), Learn())
     task.train()
     assert [module.training for module in task.model[:2]] == [False, True]
     assert task.buffers() == {}
@@ -106,7 +106,7 @@ class Pact(nn.Module):
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_bounds_are_learned_where_asked(tmp_path, asked):
+def test_bounds_are_learned_on_request(tmp_path, asked):
     given = recipe(tmp_path, qat={"learn": {"bounds": asked}})
     steps = (Bounded.Config(), *given.techniques)
     result = run(given.model_copy(update={"techniques": steps}), registry=toy_registry(Bounded), out=tmp_path / "run")
@@ -133,21 +133,21 @@ def test_the_options_of_training_change_it(tmp_path):
 
 
 def test_parts_of_a_batch_give_its_gradient(tmp_path, monkeypatch):
-    """Not with BatchNorm or dropout, which see the parts: QAT, without dropout."""
+    """In QAT without dropout, because BatchNorm and dropout depend on the parts."""
     monkeypatch.setattr(Small, "train", lambda self, mode=True: nn.Module.train(self, False))
     settings = {"optimizer": "sgd", "learning_rate": 0.03}
     whole, parts = (run(recipe(tmp_path, qat={"accumulate": n, **settings})).trainings["qat"] for n in (1, 4))
     assert whole.loss == pytest.approx(parts.loss, rel=1e-5)
 
 
-def test_what_was_trained_on_may_not_measure(tmp_path):
+def test_evaluation_on_training_examples_is_refused(tmp_path):
     given = recipe(tmp_path, qat={})
     data = given.data.model_copy(update={"training": given.data.evaluation})
     with pytest.raises(InputError, match=r"(?s)training and evaluation share 50 examples.*another split"):
         run(given.model_copy(update={"data": data}))
 
 
-def test_a_training_that_diverges_says_what_and_where(tmp_path):
+def test_a_diverged_training_names_the_reason_and_the_place(tmp_path):
     with pytest.raises(QplugError) as caught:
         run(recipe(tmp_path, finetune={"learning_rate": 10.0, "optimizer": "sgd", "epochs": 30}))
     text = str(caught.value)
@@ -156,8 +156,8 @@ def test_a_training_that_diverges_says_what_and_where(tmp_path):
     assert "lower finetune.learning_rate" in text
 
 
-def test_a_value_that_is_not_finite_is_found_where_it_arose(tmp_path, monkeypatch):
-    plain = Task.train
+def test_the_source_of_a_value_that_is_not_finite_is_named(tmp_path, monkeypatch):
+    plain = TrainingProblem.train
 
     def broken(self):
         plain(self)
@@ -165,13 +165,15 @@ def test_a_value_that_is_not_finite_is_found_where_it_arose(tmp_path, monkeypatc
             with torch.no_grad():
                 self.model.hidden.bias[0] = float("nan")
 
-    monkeypatch.setattr(Task, "train", broken)
-    told = r"step 1 of 15 .*the loss is nan; .* that of hidden.*; hidden.bias is not finite itself"
-    with pytest.raises(QplugError, match=told):
+    monkeypatch.setattr(TrainingProblem, "train", broken)
+    message = (
+        r"step 1 of 15 .*the loss is nan; hidden.* is the first module .*; the parameter hidden.bias is not finite"
+    )
+    with pytest.raises(QplugError, match=message):
         run(recipe(tmp_path, qat={}))
 
 
-def test_a_finished_training_is_known_and_one_with_other_values_is_not(tmp_path):
+def test_a_finished_training_is_cached_by_its_settings(tmp_path):
     cache = Cache(tmp_path / "cache")
     first = run(recipe(tmp_path, qat={}), cache=cache)
     again = run(recipe(tmp_path, qat={"checkpoint_minutes": 3.0}), cache=cache)
@@ -183,7 +185,7 @@ def test_a_finished_training_is_known_and_one_with_other_values_is_not(tmp_path)
     assert other.plan.to_dict() != first.plan.to_dict()
 
 
-def test_what_was_trained_by_another_backend_is_not_recalled(tmp_path):
+def test_a_cached_training_of_another_backend_is_not_used(tmp_path):
     registry, cache = with_other(installed()), Cache(tmp_path / "cache")
     here, there = recipe(tmp_path, qat={}), recipe(tmp_path, qat={}).model_copy(update={"backend": "other"})
     alone = run(there, registry=registry).plan.to_dict()
@@ -191,7 +193,7 @@ def test_what_was_trained_by_another_backend_is_not_recalled(tmp_path):
     assert run(there, registry=registry, cache=cache).plan.to_dict() == alone
 
 
-def test_recipes_that_differ_behind_a_fine_tune_share_it(tmp_path):
+def test_recipes_that_differ_after_fine_tuning_share_its_cache_entry(tmp_path):
     cache = Cache(tmp_path / "cache")
     first = run(recipe(tmp_path, finetune={}), cache=cache)
     other = ("techniques=[{use: baseline.percentile, percentile: 99.0}]", "quantize.weights.bits=6")
@@ -206,7 +208,7 @@ def test_recipes_that_differ_behind_a_fine_tune_share_it(tmp_path):
 
 
 class Unused(nn.Module):
-    """A convolution, and a parameter that no output depends on."""
+    """A wrapped module, and a parameter that no output depends on."""
 
     def __init__(self, norm):
         super().__init__()
@@ -217,7 +219,7 @@ class Unused(nn.Module):
 
 
 class Spare(Technique):
-    """Puts it there."""
+    """Inserts ``Unused``."""
 
     class Config(Config):
         use: Literal["toy.spare"] = "toy.spare"
@@ -227,7 +229,7 @@ class Spare(Technique):
         return Rewrite(Unused(module), preserves=True, reason="for nothing")
 
 
-def test_what_training_leaves_alone_is_named(tmp_path):
+def test_parameters_without_gradients_are_named(tmp_path):
     given = recipe(tmp_path, finetune={})
     steps = (Spare.Config(), *given.techniques)
     result = run(given.model_copy(update={"techniques": steps}), registry=toy_registry(Spare))

@@ -1,4 +1,4 @@
-"""What an error of a block's output costs: losses that can be swapped, by name or as a plugin's own object."""
+"""Losses of a block's output error, chosen by name or given as an object of a plugin."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ LOSSES: dict[LossName, type[OutputLoss]] = {
     "perturbation": Perturbation,
     "low_rank": LowRank,
 }
-"""The losses that recipes and techniques can name, each made without arguments."""
+"""The losses that recipes and techniques choose by name; their constructors need no arguments."""
 
 __all__ = ["LOSSES", "Fisher", "LowRank", "MeanSquared", "OutputLoss", "Perturbation", "Unit", "Weighted"]

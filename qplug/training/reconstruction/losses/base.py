@@ -1,4 +1,4 @@
-"""The interface of losses, and those that weigh each output by itself."""
+"""The interface of losses, the mean squared error, and losses that weight each squared error."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from qplug.core.task import CLASSIFICATION, Task
 
 @dataclass(frozen=True)
 class Unit:
-    """What a loss can know of the block or operation whose output it judges, before anything is learned.
+    """The block or operation of a loss, before it is trained.
 
     Attributes:
         name: dotted path of its module.
-        model: the float model, in eval mode; leave it as it is.
-        quantized: the unit alone, quantized as the plan has it now; takes what the float one takes, without gradients.
+        model: the float model, in eval mode; do not change it.
+        quantized: the unit alone, quantized by the present plan; it takes the float unit's arguments, without
+            gradients.
         batches: the calibration images, (B, C, H, W) each, on the model's device.
-        channel_axis: that of the channels of its output: 1 of convolutions' (B, C, H, W), −1 else.
+        channel_axis: the axis of the output's channels: 1 for a convolution's (B, C, H, W), −1 otherwise.
         loss: the recipe's ``calibration.loss``.
-        seed: the recipe's.
-        task: what the model's outputs are.
+        seed: the recipe's seed.
+        task: the task of the model.
     """
 
     name: str
@@ -36,20 +37,20 @@ class Unit:
 
 
 class OutputLoss(nn.Module):
-    """The loss of a unit's output y against the float one: prepared once for a unit, then called in every iteration.
+    """The loss of a unit's output ŷ against the float output y: prepared once for a unit, called in every iteration.
 
-    What it prepares it keeps in buffers, on the CPU; ``to`` moves them. A call waits for nothing on the host and draws
-    nothing, so that it can be captured in a CUDA graph. To keep the penalty of soft bits comparable, a loss is of the
-    size of the mean squared error: weights have mean 1.
+    ``prepare`` stores its results in buffers on the CPU; ``to`` moves them. A call neither synchronizes with the host
+    nor draws random numbers, so that a CUDA graph can capture it. Weights have mean 1: the loss then has the magnitude
+    of the mean squared error, and the penalty of soft bits stays comparable.
     """
 
     channel_axis: int = -1
 
     def prepare(self, unit: Unit) -> None:
-        """Learn what is needed of ``unit``, and forget any unit before it. Overrides call this one.
+        """Compute the buffers for ``unit``, and discard those of an earlier unit. Overrides call this method.
 
         Raises:
-            InputError: the model gives nothing to weigh by.
+            InputError: the weights cannot be computed from the model.
         """
         self.channel_axis = unit.channel_axis
 
@@ -57,27 +58,27 @@ class OutputLoss(nn.Module):
         """The loss of a batch, differentiable: ().
 
         Args:
-            difference: ŷ − y, (B, …) float, on the device that learns.
-            images: (B,) int64, which of the calibration images they are, or which entries of these where an operation
-                sees several of each, as ``Calls`` has them, on the device of the loss's tensors.
+            difference: ŷ − y, (B, …) float, on the device of the block.
+            images: (B,) int64, indices of the calibration images, or of their entries in ``Calls``, on the device of
+                the loss's buffers.
         """
         raise TypeError(f"{type(self).__name__} does not implement forward()")
 
     def average(self, error: Tensor) -> Tensor:
-        """Σ over the channels, mean over everything else: (B, …) → ()."""
+        """Sum over the channels, mean over all other axes: (B, …) → ()."""
         return error.sum(self.channel_axis).mean()
 
 
 class MeanSquared(OutputLoss):
-    """‖ŷ − y‖² over the channels, its mean over images and positions."""
+    """‖ŷ − y‖² over the channels, averaged over images and positions."""
 
     def forward(self, difference: Tensor, images: Tensor) -> Tensor:
-        """As ``OutputLoss``; whichever images they are."""
+        """As ``OutputLoss``; the loss does not depend on ``images``."""
         return self.average(difference.square())
 
 
 class Weighted(OutputLoss):
-    """Σ w·(ŷ − y)² over the channels, its mean over images and positions; ``prepare`` calls ``weigh``."""
+    """Σ w·(ŷ − y)² over the channels, averaged over images and positions; ``prepare`` calls ``weigh``."""
 
     weights: Tensor
 
@@ -86,7 +87,7 @@ class Weighted(OutputLoss):
         self.register_buffer("weights", None)
 
     def weigh(self, weights: Tensor, unit: Unit) -> None:
-        """Keep ``weights``, (entries, …) or (1, …) for all of them, none negative, divided by their mean."""
+        """Store ``weights`` divided by their mean: (entries, …), or (1, …) for all entries; none is negative."""
         self.weights = normalized(weights, unit).cpu()
 
     def forward(self, difference: Tensor, images: Tensor) -> Tensor:
@@ -96,13 +97,13 @@ class Weighted(OutputLoss):
 
 
 def normalized(weights: Tensor, unit: Unit) -> Tensor:
-    """``weights`` over their mean, in float32; raises ``InputError`` where there is no mean to divide by."""
+    """``weights`` divided by their mean, in float32; raises ``InputError`` if the mean is not finite and positive."""
     from qplug.core.errors import InputError
 
     mean = weights.mean(dtype=weights.double().dtype)
     if not (mean.isfinite() and mean > 0):
         raise InputError(
-            f"expected outputs that matter to the model's outputs, but their weights have the mean {float(mean):.3g}",
+            f"expected outputs that affect the model's outputs, but their weights have the mean {float(mean):.3g}",
             where=unit.name,
             fix="reconstruct it by loss: mse",
         )

@@ -12,21 +12,22 @@ from qplug.training.reconstruction.losses.gradients import gradient
 
 
 class Fisher(Weighted):
-    """Σ (dL/dy)²·(ŷ − y)², the diagonal of the Fisher information in the place of the Hessian (BRECQ, Eq. 10).
+    """Σ (dL/dy)²·(ŷ − y)²: the diagonal of the Fisher information replaces the Hessian (BRECQ, Eq. 10).
 
-    L is the recipe's ``calibration.loss`` at the float model, where theirs is the cross-entropy of the labels; with
-    ``kl`` the squares are on average the diagonal of the KL divergence's Hessian itself [ours]. Each image has its own.
+    L is the recipe's ``calibration.loss`` at the float model; BRECQ takes the cross-entropy of the labels. With ``kl``
+    the squares are, on average, the diagonal of the KL divergence's Hessian itself [ours]. Each image has its own
+    weights.
     """
 
     def prepare(self, unit: Unit) -> None:
-        """One forward and one backward over the images; (images, …) float32 is kept."""
+        """One forward and one backward over the images; stores (images, …) float32."""
         super().prepare(unit)
         if unit.loss not in unit.task.losses:
             raise InputError(
                 "loss: fisher takes gradients of calibration.loss: "
                 f"expected one of {', '.join(unit.task.losses)}, received '{unit.loss}'",
                 where=unit.name,
-                fix="set calibration.loss, or reconstruct by another loss",
+                fix="set calibration.loss, or choose another loss for reconstruction",
             )
         squares, first = [], 0
         for batch in unit.batches:
