@@ -57,7 +57,7 @@ def check_file(path: Path, option: str) -> None:
     """
     folder = path.absolute().parent
     if path.is_dir():
-        raise InputError("expected a file, received a folder", where=str(path), fix=f"set {option} to a file")
+        raise InputError("is a folder, not a file", where=str(path), fix=f"set {option} to a file")
     if not folder.is_dir():
         raise InputError("there is no such folder", where=str(folder), fix=f"create it, or change {option}")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -79,7 +79,7 @@ def write_file(path: Path, content: bytes) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise QplugError(
-            f"the file cannot be written: {error.strerror or error}",
+            f"cannot be written: {error.strerror or error}",
             where=str(path),
             fix="free disk space, or set another file",
         ) from error
