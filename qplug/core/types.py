@@ -261,8 +261,8 @@ class Event:
     Attributes:
         stage: the stage's name, as in ``seconds.<stage>`` of the metrics.
         phase: ``start``, ``advance`` or ``end``.
-        done: units done so far (images, sites), with ``advance``.
-        total: units in all, 0 where unknown.
+        done: number of units (images, sites) done so far, with ``advance``.
+        total: number of units, 0 if unknown.
         note: one line to display, or empty.
     """
 

@@ -51,7 +51,7 @@ class Folding:
 
 @torch.no_grad()
 def fold_batchnorms(model: nn.Module, image: Tensor) -> Folding:
-    """Fold, in place, every BatchNorm of ``model`` that alone reads the output of one convolution or linear.
+    """Fold, in place, every BatchNorm of ``model`` that is the only reader of a convolution or linear.
 
     W' = W·γ/√(σ² + ε) and b' = (b − μ)·γ/√(σ² + ε) + β, computed in float64 by torch's own fusion and written back in
     the parameters' dtype (Jacob et al. 2018, section 3.2, Eq. 14). A missing bias is created. The BatchNorm is replaced
@@ -146,9 +146,9 @@ class _Reads:
     def _record_input(self, name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             self.calls[name] += 1
-            before = self._tracer.origin(args[0]) if args else None
-            if before is not None and self._outputs[before] is args[0]:
-                self.operation[name] = before
+            operation = self._tracer.origin(args[0]) if args else None
+            if operation is not None and self._outputs[operation] is args[0]:
+                self.operation[name] = operation
 
         return hook
 

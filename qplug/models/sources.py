@@ -142,7 +142,7 @@ class ZooModel(ModelSource):
 
             if self.checkpoint_path is None and not ZOO[self.name].embedded:
                 raise ValueError(
-                    f"{self.name} has no embedded weights, and checkpoint_path is not set: "
+                    f"{self.name} has no embedded weights, and no checkpoint was given: "
                     f"'qplug zoo train {self.name} --data FOLDER' creates a checkpoint"
                 )
             return self

@@ -29,11 +29,11 @@ class LanguageModel(nn.Module):
     def run(self, tokens: Tensor) -> Any:
         """The output of transformers' model."""
         ids, mask, types = tokens.unbind(1)
-        place = torch.arange(ids.shape[1], device=ids.device) % mask.sum(1, keepdim=True).clamp_min(1)
-        more = {"token_type_ids": types.gather(1, place)} if self.token_types else {}
+        positions = torch.arange(ids.shape[1], device=ids.device) % mask.sum(1, keepdim=True).clamp_min(1)
+        more = {"token_type_ids": types.gather(1, positions)} if self.token_types else {}
         added = torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, MASKED)
         return self.model(
-            input_ids=ids.gather(1, place), attention_mask=added[:, None, None], position_ids=place, **more
+            input_ids=ids.gather(1, positions), attention_mask=added[:, None, None], position_ids=positions, **more
         )
 
 

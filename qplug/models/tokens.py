@@ -23,7 +23,7 @@ class Tokenization:
     """Conversion of a text, or a text and its pair, to (3, L) int64: token ids, attention mask, token types.
 
     Longer inputs are cut at the end: of two texts, the longer one is cut; of a question and its context, the context.
-    Shorter ones are padded at the end, where the mask is 0.
+    Shorter ones are padded at the end; the mask of padding is 0.
 
     Attributes:
         tokenizer: content of ``tokenizer.json``, for the ``tokenizers`` library.
@@ -50,12 +50,12 @@ class Tokenization:
         """(1, 3, L) int64: random tokens, a quarter of them padding, the second half of the second type."""
         import torch
 
-        words = _tokenizer(self).get_vocab_size()
+        vocabulary = _tokenizer(self).get_vocab_size()
         length, generator = self.max_length, torch.Generator().manual_seed(0)
-        place = torch.arange(length)
-        mask = place < max(1, length - length // 4)
-        tokens = torch.randint(words, (length,), generator=generator)
-        return torch.stack([tokens, mask, place >= length // 2]).long().unsqueeze(0)
+        positions = torch.arange(length)
+        mask = positions < max(1, length - length // 4)
+        tokens = torch.randint(vocabulary, (length,), generator=generator)
+        return torch.stack([tokens, mask, positions >= length // 2]).long().unsqueeze(0)
 
 
 class TokenTransform:
