@@ -1,1 +1,1 @@
-"""What every other package builds on: errors, types, seeds, devices and storage. It imports no other package."""
+"""Errors, types, tasks, seeds, devices and storage: the lowest layer, which imports no other package of qplug."""

@@ -14,20 +14,21 @@ from qplug.core.types import Extra
 class Config(BaseModel):
     """Base of every configuration: frozen, and unknown keys are refused."""
 
-    # Built when first used: a recipe names a few of all the configurations that plugins bring.
+    # Validators are built at first use: a recipe needs only a few of the configurations that plugins register.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Component:
-    """Something that a recipe names: a class with a ``Config`` whose tag field is a ``Literal``.
+    """Base of the classes that a recipe names. Each has a ``Config`` whose tag field is a ``Literal``.
 
-    Subclasses set ``Config``; an instance holds the validated configuration as ``self.config``. It is given narrow
-    objects by its callers and reads no environment, no globals and no recipe.
+    Subclasses set ``Config``. An instance holds the validated configuration as ``self.config``. Its methods receive
+    only the values that they need; they read no environment variables, no globals and no recipe.
 
     Attributes:
         tag: the field of ``Config`` that names the class in a recipe: ``use`` or ``source``.
         Config: its configuration, a subclass of ``qplug.Config``.
-        needs: what must be installed beyond qplug. A recipe that names the class without that is refused at its line.
+        needs: packages that it needs beyond those of qplug. A recipe that names it while one is missing is refused at
+            its line.
     """
 
     tag: ClassVar[str]
@@ -78,36 +79,36 @@ class ModelSource(Component):
     tag = "source"
 
     def load(self) -> Any:
-        """Build the model in eval mode, on the CPU, in float32; raises ``InputError`` where it cannot."""
+        """Build the model in eval mode, on the CPU, in float32; raises ``InputError`` if that fails."""
         raise TypeError(f"{type(self).__name__} does not implement load()")
 
     def architecture(self) -> Any:
-        """As ``load``, with weights of any value: a run folder's go in their place, the original ones need not exist.
+        """Build the model as ``load`` does, with arbitrary weights, which the caller replaces by a run folder's.
 
-        By default ``load`` without ``checkpoint_path`` and ``pretrained``, where the configuration has them. A source
-        whose ``load`` reads weights from elsewhere does without them here. Raises as ``load``.
+        The original checkpoint need not exist. By default, this calls ``load`` with ``checkpoint_path`` and
+        ``pretrained`` unset. A source whose ``load`` reads weights from elsewhere overrides it. Raises as ``load``.
         """
         without: dict[str, Any] = {"checkpoint_path": None, "pretrained": False}
         known = {name: value for name, value in without.items() if name in type(self.config).model_fields}
         return type(self)(self.config.model_copy(update=known)).load()
 
     def files(self) -> dict[str, str]:
-        """Text files by name that a run folder keeps, for ``architecture`` to need nothing else; none by default.
+        """Text files, by name, that a run folder stores so that ``architecture`` needs no others; none by default.
 
-        They lie beside the run's own files, so ``config.json`` may be one, and ``plan.json`` not.
+        They lie beside the run's own files: the name ``config.json`` is free, ``plan.json`` is taken.
         """
         return {}
 
     def kept_in(self, folder: Path) -> ModelSource:
-        """The source whose ``architecture`` reads what ``files`` gave from ``folder``; by default this one."""
+        """A source whose ``architecture`` reads the stored ``files`` from ``folder``; by default ``self``."""
         return self
 
     def key(self) -> dict[str, Any]:
-        """JSON values that are others whenever ``load`` could return another model, found without loading one.
+        """JSON values that change whenever ``load`` could return another model, computed without loading a model.
 
-        These are the configuration's, with the content of ``checkpoint_path``, where there is one, in the place of its
-        path. A source whose models depend on more, such as files of its own, adds that. Raises ``InputError`` where
-        what the model depends on cannot be read.
+        By default these are the values of the configuration, with the digest of the file in place of
+        ``checkpoint_path``. A source that reads other files adds their digests. Raises ``InputError`` if a file cannot
+        be read.
         """
         values: dict[str, Any] = self.config.model_dump(mode="json")
         path = values.pop("checkpoint_path", None)
@@ -115,18 +116,19 @@ class ModelSource(Component):
 
 
 class DataSource(Component):
-    """Where images come from, tagged by ``source``; ``open`` returns a ``qplug.core.examples.Examples``."""
+    """A source of examples, tagged by ``source``; ``open`` returns a ``qplug.core.examples.Examples``."""
 
     tag = "source"
 
     def open(self, seed: int) -> Any:
-        """Choose the images by ``seed`` without decoding them; raises ``InputError`` where it cannot."""
+        """Draw the examples by ``seed`` without decoding them; raises ``InputError`` if that fails."""
         raise TypeError(f"{type(self).__name__} does not implement open()")
 
     def key(self, seed: int) -> dict[str, Any]:
-        """JSON values that are others whenever ``open(seed)`` could return other images or labels.
+        """JSON values that change whenever ``open(seed)`` could return other examples or labels.
 
-        By default the content of all of them; a source whose images come with a package may say its version instead.
+        By default this is a digest of every example. A source whose data come with a package may return the package's
+        version instead.
         """
         from qplug.core.storage.hashing import images_digest
 

@@ -1,4 +1,4 @@
-"""Where and how long a run computes: device, backend, stages, timing, memory."""
+"""The device of a run: its parsing, float32 precision, forward times and memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qplug.core.errors import InputError
 
 
 def parse_device(name: str) -> torch.device:
-    """The device of that name, if this machine has it; raises ``InputError``."""
+    """The torch device named ``name``; raises ``InputError`` if this machine does not have it."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -29,10 +29,10 @@ def parse_device(name: str) -> torch.device:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Within it, convolutions on CUDA multiply in float32, as linears do anyway and a CPU does both.
+    """Context in which convolutions on CUDA multiply in float32, as linears on CUDA and every CPU operation do.
 
-    By default cuDNN rounds their operands to the 10 bits of TF32: on MobileNetV1 that alone moves the logits by 6e-3 of
-    their norm, sixty times what a step that preserves the function may.
+    By default, cuDNN rounds their operands to the 10 mantissa bits of TF32. On MobileNetV1 this changes the logits by
+    6e-3 of their norm, sixty times the tolerance for a function-preserving step.
     """
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
@@ -43,7 +43,7 @@ def full_float32() -> Iterator[None]:
 
 
 def forward_seconds(model: nn.Module, images: Tensor, repeats: int = 2) -> float:
-    """Seconds of one forward without gradients: the least of ``repeats`` after one that warms up."""
+    """Seconds of one forward without gradients: the minimum of ``repeats`` runs after one warm-up run."""
     seconds = []
     with torch.no_grad():
         for _ in range(repeats + 1):
@@ -61,19 +61,19 @@ def _synchronize(device: torch.device) -> None:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Let ``peak_memory_mb`` count from here, so that a run does not inherit the peak of one before it."""
+    """Reset the peak that ``peak_memory_mb`` returns, so that it excludes earlier runs of this process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with suppress(OSError):  # Linux has this file; elsewhere the peak stays that of the whole process
+        with suppress(OSError):  # Linux has this file; on other systems the peak covers the whole process
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory since ``forget_peak_memory``, 10^6 bytes to the MB: resident on a CPU, allocated on a GPU."""
+    """Peak memory since ``forget_peak_memory``, in MB of 10^6 bytes: resident on a CPU, allocated on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    with suppress(OSError):  # Linux; its getrusage counts what the process that started this one had resident
+    with suppress(OSError):  # Linux, whose getrusage also counts the resident memory of the parent process
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
@@ -81,7 +81,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def fits(bytes_: int, device: torch.device) -> bool:
-    """Whether so much may be kept on ``device`` beside what computes there: on a CUDA device half of what is free."""
+    """Whether ``bytes_`` may be stored on ``device`` during a run: at most half of the free memory of a CUDA device."""
     import torch
 
     if device.type != "cuda":

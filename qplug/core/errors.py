@@ -1,4 +1,4 @@
-"""Every error that qplug raises on purpose; the command line turns each into one screen of text and an exit code."""
+"""Every error that qplug raises on purpose; the command line prints it and exits with its code."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 
 class QplugError(Exception):
-    """Base of all errors raised on purpose. ``exit_code`` is what the command line ends with.
+    """Base of all errors raised on purpose. ``exit_code`` is the exit code of the command line.
 
     Args:
-        what: what was expected and what came, as one sentence.
-        where: the place: ``file:line:column``, a site, a technique with its plugin and version.
-        fix: what the reader can do about it.
+        what: the expected and the received value, as one sentence.
+        where: the location: ``file:line:column``, a site, or a technique with its plugin and version.
+        fix: how to correct it.
     """
 
     exit_code = 1
@@ -33,14 +33,14 @@ class Terminated(SystemExit):
 
 
 class InputError(QplugError):
-    """What the user gave (a file, a folder, an image, a checkpoint, an option) cannot be used."""
+    """An input of the user (a file, a folder, an image, a checkpoint, an option) cannot be used."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong in a recipe: where it stands, what is wrong, and what to do."""
+    """One problem of a recipe: its location, a description, and a fix."""
 
     where: str
     what: str
@@ -57,7 +57,7 @@ class Problem:
 
 
 class RecipeError(InputError):
-    """A recipe that does not validate, with every problem found in it, in the order of the file."""
+    """A recipe is invalid; holds all its problems in the order of the file."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -65,12 +65,12 @@ class RecipeError(InputError):
 
 
 class PluginError(QplugError):
-    """A plugin broke its contract or raised while running; names technique, distribution and version."""
+    """A plugin violated a hook's contract or raised an error; names technique, distribution and version."""
 
 
 class ParityError(QplugError):
-    """A runtime does not compute from an exported file what was simulated."""
+    """A runtime's outputs of an exported file differ from those of the simulated model."""
 
 
 class EquivalenceError(QplugError):
-    """A step that promised to preserve the function of the model did not."""
+    """A step declared as function-preserving changed the function of the model."""

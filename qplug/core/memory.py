@@ -1,4 +1,4 @@
-"""How this process's memory is managed. Importing this does not import torch."""
+"""Settings of this process's memory allocator. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what tensors free for the next ones, instead of giving it back to the system at once.
+    """Let glibc reuse the memory of freed tensors instead of returning it to the operating system.
 
-    PyTorch allocates and frees tens of megabytes at every operation, and each page that comes back from the system is
-    a fault: 340,000 in one fake-quantized forward of ViT-Ti at batch 32, a third of its time (the float forward lost a
-    quarter). A program may decide this for its process, a library may not: only the command line calls it. Nothing
-    happens where the C library is another one.
+    PyTorch allocates and frees tens of megabytes per operation, and each page requested again causes a page fault.
+    One fake-quantized forward of ViT-Ti at batch 32 had 340,000 of them, a third of its time; the float forward, a
+    quarter. Only the command line calls this: the setting affects the whole process, which a library must not decide.
+    It has no effect with another C library.
     """
     if sys.platform != "linux":
         return

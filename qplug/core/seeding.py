@@ -1,4 +1,4 @@
-"""Seeding: randomness that depends on what is done, never on what was done before."""
+"""Random seeds made of a key, so that draws do not depend on earlier draws."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def seeded(*key: object) -> Iterator[None]:
-    """Within it, torch draws from a seed made of ``key``, on every device; afterwards its generators are as before.
+    """Context in which torch's generators on every device are seeded from ``key``; it restores their states.
 
-    ``torch.manual_seed`` is avoided: where CUDA is not initialized it queues a call with a stack trace each time, and a
-    run that seeds some thousand times then spends minutes on the queue.
+    ``torch.manual_seed`` is avoided. While CUDA is not initialized, each of its calls queues a call with a stack
+    trace. A run that seeds some thousand times then spends minutes on the queue.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Texts that every message shares: lists of names, and suggestions for a misspelt one."""
+"""Parts of messages: lists of names, and suggestions for a misspelt name."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 
 def close(word: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Names close to ``word``, closest first; ignores case, and a technique's name without its plugin finds it too."""
+    """Names close to ``word``, closest first. Case is ignored, and so is the plugin before a technique's name."""
     names = sorted(set(known))
-    found = difflib.get_close_matches(word.lower(), [name.lower() for name in names], n=count, cutoff=0.6)
-    result = [name for low in found for name in names if name.lower() == low]
+    similar = difflib.get_close_matches(word.lower(), [name.lower() for name in names], n=count, cutoff=0.6)
+    result = [name for lowered in similar for name in names if name.lower() == lowered]
     tail = word.rsplit(".", 1)[-1]
     result += [
         n for n in names if "." in n and difflib.SequenceMatcher(None, n.rsplit(".", 1)[-1], tail).ratio() > 0.75
@@ -19,13 +19,13 @@ def close(word: str, known: Iterable[str], count: int = 3) -> list[str]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``did you mean 'x' or 'y'?``, or an empty string where nothing is close."""
+    """``did you mean 'x' or 'y'?``, or an empty string if no name is close."""
     names = close(word, known)
     return f"did you mean {' or '.join(repr(name) for name in names)}?" if names else ""
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
     """``a, b, c and 4 more``: at most ``most`` of the names."""
-    given = list(names)
-    more = f" and {len(given) - most} more" if len(given) > most else ""
-    return ", ".join(given[:most]) + more
+    every = list(names)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more

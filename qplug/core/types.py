@@ -1,4 +1,4 @@
-"""The nouns of qplug: frozen values that hooks receive and return. Importing this module does not import torch."""
+"""Frozen values that hooks receive and return. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class SiteKind(str, Enum):
-    """What a tensor that can be quantized is. Recipes match on these values in ``overrides``.
+    """The kinds of tensors that can be quantized. Recipes match these values in ``overrides``.
 
-    An activation function whose outputs have a kind of their own is one row: the kind, and the word by which the class
-    of its module is known, in lower case.
+    An activation function whose outputs form a kind of their own is one row of two strings. The second one occurs, in
+    lower case, in the class name of its module.
 
     Attributes:
-        activation: that word; empty for every other kind.
+        activation: the second string of the row; empty for every other kind.
     """
 
     activation: str
@@ -46,12 +46,12 @@ class SiteKind(str, Enum):
 
     @property
     def is_weight(self) -> bool:
-        """Whether the tensor is a parameter (known before any image is seen)."""
+        """Whether the tensor is a parameter, whose values need no calibration data."""
         return self in (SiteKind.LINEAR_WEIGHT, SiteKind.CONV_WEIGHT)
 
 
 class Granularity(str, Enum):
-    """How many scales a tensor gets: one, one a channel, or one an attention head."""
+    """The number of scales of a tensor: one, one per channel, or one per attention head."""
 
     PER_TENSOR = "per_tensor"
     PER_CHANNEL = "per_channel"
@@ -59,22 +59,24 @@ class Granularity(str, Enum):
 
 
 MASKED = -3.4028234663852886e38
-"""The lowest float32: the logit of a token that cannot be part of an answer, and what attention adds for padding."""
+"""The lowest float32: the logit of a token that cannot be part of an answer, and attention's mask value at padding."""
 
 OUT_OF_SCOPE = "quantize.scope"
-"""Why the inputs of Softmax and LayerNorm stay in float where a recipe does not ask for them."""
+"""The reason recorded for inputs of Softmax and LayerNorm that a recipe leaves in float."""
 
 ZeroPoint = Literal["integer", "float"]
-"""What may stand for zero on the grid of an asymmetric quantizer."""
+"""The type of an asymmetric quantizer's zero point."""
 
 Role = Literal["weight", "input", "lhs", "rhs"]
 
 LossName = Literal["mse", "fisher", "perturbation", "low_rank"]
-"""What judges a reconstructed block's output; ``qplug.training.reconstruction.losses`` says what each is."""
+"""The loss between a reconstructed block's output and its float output, defined in
+``qplug.training.reconstruction.losses``.
+"""
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a pattern (* ? [..]) is that of ``name``, as recipes match sites and modules."""
+    """Whether ``name`` matches one of the patterns (* ? [..]), as recipes match sites and modules."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -84,15 +86,15 @@ class Site:
 
     Attributes:
         name: unique and stable, ``<module>.<role>``, for example ``blocks.0.attn.qkv.weight``.
-        kind: what the tensor is.
+        kind: kind of the tensor.
         module: dotted path of the operation that reads the tensor.
-        role: which of the operation's tensors it is.
-        shape: the weight's shape, or the activation's for one image, without the batch axis.
+        role: position of the tensor among the operation's operands.
+        shape: shape of the weight, or of the activation for one image, without the batch axis.
         macs: multiply-accumulates for one image of the operation that reads the tensor; 0 for norms and Softmax.
-        channel_axis: the axis of a per-channel scale, counted from the end for activations (so that it holds with a
-            batch axis too) and from the start for weights.
-        head_axis: likewise the axis of a per-head scale, where the tensor has heads.
-        source: dotted path of the norm that produces this tensor, where one does, with nothing but layout between.
+        channel_axis: axis of a per-channel scale. It counts from the end for activations, so that it is also valid
+            with a batch axis, and from the start for weights.
+        head_axis: axis of a per-head scale, counted likewise; ``None`` if the tensor has no heads.
+        source: dotted path of the norm whose output this tensor is, up to changes of layout; ``None`` if there is none.
     """
 
     name: str
@@ -116,10 +118,11 @@ class Site:
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """What the recipe asks of one site: ``bits`` (2 to 16), granularity, and whether zero must map to the integer 0.
+    """The recipe's specification of one site's quantizer.
 
-    Where it need not, ``zero_point`` says what may stand for zero: an ``integer``, or any ``float`` (Q-MLP, Eq. 6).
-    ``number_format`` names a row of ``qplug.quantization.number_formats``.
+    ``bits`` is 2 to 16. A ``symmetric`` quantizer maps zero to the integer 0. An asymmetric one has a zero point of the
+    type ``zero_point``: an ``integer``, or any ``float`` (Q-MLP, Eq. 6). ``number_format`` names a row of
+    ``qplug.quantization.number_formats``.
     """
 
     bits: int
@@ -131,14 +134,14 @@ class QuantSpec:
 
 @dataclass(frozen=True)
 class NormGroup:
-    """A norm and every linear that reads it, where nothing else reads the norm's output.
+    """A norm and the linears that read its output; no other operation reads it.
 
     Attributes:
         norm: dotted path of the norm.
         linears: dotted paths of the linears that read it, in model order.
-        weights: their weights, each ``(out, C)`` float32; do not write to them.
-        weight_specs: what the recipe asks of each weight, in their order; ``None`` where it stays in float.
-        input_spec: what the recipe asks of the norm's output; ``None`` where it stays in float.
+        weights: weights of the linears, each ``(out, C)`` float32; do not write to them.
+        weight_specs: specification of each weight, in their order; ``None`` for a weight that stays in float.
+        input_spec: specification of the norm's output; ``None`` if it stays in float.
     """
 
     norm: str
@@ -148,13 +151,14 @@ class NormGroup:
     input_spec: QuantSpec | None = None
 
     def matches(self, patterns: Iterable[str]) -> bool:
-        """Whether a pattern (* ? [..]) is that of the norm or of one of its linears."""
+        """Whether the path of the norm or of one of its linears matches one of the patterns (* ? [..])."""
         return any(matches(name, patterns) for name in (self.norm, *self.linears))
 
     def balance(self, largest: Tensor, output: float, weight: float) -> Tensor:
         """(C,) eps_j = largest_j^output / max|W_j|^weight, W_j being column j of all the weights (SmoothQuant, Eq. 4).
 
-        1 where that is not positive and finite: a dead channel, or one that no weight reads, is not scaled.
+        eps_j is 1 if the quotient is not positive and finite: a dead channel, or one that no weight reads, is not
+        scaled.
 
         Args:
             largest: (C,) float32, the largest magnitude of each channel of the norm's output.
@@ -169,7 +173,7 @@ class NormGroup:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """Replace a norm's output Y by ``(Y - shift) / scale``, and undo it in the linears that read it.
+    """Replacement of a norm's output Y by ``(Y - shift) / scale``, compensated in the linears that read it.
 
     Attributes:
         shift: (C,) float32, in the units of Y.
@@ -184,7 +188,7 @@ class Smoothing:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A module to put in the place of another, and whether the model's function is promised to be the same."""
+    """A replacement for a module; ``preserves`` declares that the model's function does not change."""
 
     module: nn.Module
     preserves: bool
@@ -193,13 +197,12 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Adapter:
-    """How to make one type of module into modules that sites, statistics and backends know: an attention's matmuls,
-    or a convolution that pads by itself.
+    """Converter of one module type to modules that can be quantized, such as the matmuls of an attention.
 
     Attributes:
-        path: the type, as ``module:Class``; named by path so that nothing is imported before a model needs it.
-        build: takes the original module and returns an equivalent one built from ``nn.Linear``, ``nn.Conv2d`` and
-            ``qplug.models.attention``'s modules, or ``None`` where this variant of the type is not known to it.
+        path: the module type, as ``module:Class``; a path, so that the module is imported only if a model needs it.
+        build: takes the original module and returns an equivalent one, made of ``nn.Linear``, ``nn.Conv2d`` and the
+            modules of ``qplug.models.attention``; ``None`` if it does not support this variant of the type.
     """
 
     path: str
@@ -208,31 +211,31 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Extra:
-    """A package that not every installation has: the module that it brings, and the command that installs it."""
+    """An optional package: the module that it provides, and the command that installs it."""
 
     module: str
     install: str
 
     @property
     def missing(self) -> bool:
-        """Whether it is not installed, found without importing it."""
+        """Whether it is not installed; the check does not import it."""
         return importlib.util.find_spec(self.module) is None
 
 
 @dataclass(frozen=True)
 class BackendOffer:
-    """A backend, and what of a recipe it cannot execute: read when a recipe is validated, without importing it.
+    """A backend and the features that it supports. Recipes are validated against it without importing the backend.
 
     Attributes:
         path: ``module:Class`` of a ``qplug.quantization.backends.Backend``.
-        needs: what must be installed for it.
+        needs: optional packages that it requires.
         bits: the smallest and the largest bit width.
-        granularities: how many scales a tensor may have.
-        asymmetric: whether zero may map to another integer than 0.
-        float_zero_points: whether what zero maps to may lie between integers (``QuantSpec.zero_point``).
-        scope: of ``softmax`` and ``layernorm``, those whose inputs it can quantize.
-        number_formats: names of those that it has; ``None`` where it executes any quantizer.
-        without: hooks of techniques that it cannot serve, such as ``qplug_reconstruct`` where it has no gradients.
+        granularities: the supported granularities.
+        asymmetric: whether the zero point may be another integer than 0.
+        float_zero_points: whether the zero point may be a float (``QuantSpec.zero_point``).
+        scope: which inputs of ``softmax`` and ``layernorm`` it can quantize.
+        number_formats: names of the supported number formats; ``None`` if it executes any quantizer.
+        without: unsupported hooks, such as ``qplug_reconstruct`` for a backend without gradients.
     """
 
     path: str
@@ -246,21 +249,21 @@ class BackendOffer:
     without: tuple[str, ...] = ()
 
     def has(self, bits: int) -> bool:
-        """Whether it can execute a tensor of so many bits."""
+        """Whether it supports this bit width."""
         low, high = self.bits
         return low <= bits <= high
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened in a run, for observers: a stage began, advanced or ended.
+    """An event of a run, for observers: a stage began, advanced or ended.
 
     Attributes:
         stage: the stage's name, as in ``seconds.<stage>`` of the metrics.
         phase: ``start``, ``advance`` or ``end``.
-        done: units done so far (images, sites), with ``advance``.
-        total: units in all, 0 where unknown.
-        note: one line worth showing.
+        done: number of units (images, sites) done so far, with ``advance``.
+        total: number of units, 0 if unknown.
+        note: one line to display, or empty.
     """
 
     stage: str
@@ -272,9 +275,9 @@ class Event:
 
 @dataclass(frozen=True)
 class Metric:
-    """A measurement that a plugin adds: called with float and quantized logits (N, classes) and labels (N,).
+    """A metric that a plugin adds. ``compute`` takes float and quantized logits (N, classes) and labels (N,).
 
-    Where the model answers questions these are (N, 2, L), ``MASKED`` where there is padding, and (N, 2).
+    For question answering, logits are (N, 2, L) with ``MASKED`` at padding, and labels are (N, 2).
     """
 
     name: str
@@ -292,7 +295,7 @@ class Change:
 
 
 class Advance(Protocol):
-    """Told how far a stage is: units done so far, and a few words."""
+    """A callback for the progress of a stage: the number of units done so far, and a short note."""
 
     def __call__(self, done: int, note: str = "") -> None:
-        """``done`` units."""
+        """Report that ``done`` units are done."""

@@ -1,3 +1,3 @@
-"""The version of qplug, which the build reads here."""
+"""The version of qplug, which the build backend reads."""
 
 __version__ = "0.1.0"

@@ -1,1 +1,1 @@
-"""Calibration, evaluation and training data: where it comes from, and how a run streams it."""
+"""Calibration, evaluation and training data: their sources, and streams of prepared batches."""

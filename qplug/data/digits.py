@@ -1,4 +1,4 @@
-"""The embedded data: scikit-learn's 1,797 handwritten digits, in a fixed split that no seed of a recipe moves."""
+"""Data source of scikit-learn's 1,797 handwritten digits, in a split that does not depend on the recipe's seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from qplug.core.component import Config, DataSource
 from qplug.core.storage.hashing import sha256
-from qplug.data.loading import choose
+from qplug.data.loading import IMAGES, choose
 
 if TYPE_CHECKING:
     from numpy import uint8
@@ -23,31 +23,27 @@ SPLIT_SEED = 0
 
 
 class Digits(DataSource):
-    """8×8 grey images of ten digits, two thirds ``train`` and one third ``test``, each digit alike in both.
+    """8×8 grey images of ten digits: a stratified split into two thirds ``train`` and one third ``test``.
 
-    The digits are those of UCI's *Optical Recognition of Handwritten Digits*, as scikit-learn carries them.
+    The digits are those of UCI's *Optical Recognition of Handwritten Digits*, as included in scikit-learn.
     """
 
     class Config(Config):
         """``data.*: {source: digits, split: test}``."""
 
         source: Literal["digits"]
-        split: Split = Field(description="train: 1,198 images; test: 599 images that vit_digits has never seen")
-        images: int | None = Field(
-            default=None,
-            ge=1,
-            description="number of images, drawn by the recipe's seed (to evaluate, by no seed); all if unset",
-        )
+        split: Split = Field(description="train: 1,198 images; test: 599 images that the zoo's models did not train on")
+        images: int | None = Field(default=None, ge=1, description=IMAGES)
 
     def open(self, seed: int) -> DigitImages:
-        """Choose the images; raises ``InputError`` where there are fewer than ``images``."""
+        """Draw the images; raises ``InputError`` if there are fewer than ``images``."""
         pixels, _, _ = arrays(self.config.split)
         return DigitImages(
             self.config.split, choose(len(pixels), self.config.images, seed, f"digits/{self.config.split}")
         )
 
     def key(self, seed: int) -> dict[str, Any]:
-        """The versions of what the images are made with, so that nothing heavy is imported to know them."""
+        """The configuration, the seed, and the versions of scikit-learn and NumPy, which determine the images."""
         versions = {name: version(name) for name in ("scikit-learn", "numpy")}
         return {**self.config.model_dump(mode="json"), "seed": seed, "versions": versions}
 
@@ -56,7 +52,7 @@ class DigitImages:
     """``Examples`` over one split."""
 
     def __init__(self, split: Split, chosen: Sequence[int]) -> None:
-        self._pixels, self._labels, self._origin = arrays(split)
+        self._pixels, self._labels, self._indices = arrays(split)
         self._chosen = chosen
 
     def __len__(self) -> int:
@@ -72,11 +68,11 @@ class DigitImages:
         return int(self._labels[self._chosen[index]])
 
     def key(self, index: int) -> str:
-        """``digits[i]``, with the index that ``sklearn.datasets.load_digits`` has."""
-        return f"digits[{int(self._origin[self._chosen[index]])}]"
+        """``digits[i]``, with the index in ``sklearn.datasets.load_digits``."""
+        return f"digits[{int(self._indices[self._chosen[index]])}]"
 
     def size_hint(self, index: int) -> int:
-        """Always 64: one byte a pixel."""
+        """Always 64: one byte per pixel."""
         return int(self._pixels[self._chosen[index]].nbytes)
 
     def digest(self, index: int) -> str:
@@ -86,19 +82,19 @@ class DigitImages:
 
 @functools.cache
 def arrays(split: Split) -> tuple[NDArray[uint8], NDArray[Any], NDArray[Any]]:
-    """One split as pixels (N, 8, 8) uint8 in 0 … 255, labels (N,) and the indices (N,) in scikit-learn's order."""
+    """One split: pixels (N, 8, 8) uint8 in 0 … 255, labels (N,) and indices (N,) in scikit-learn's order."""
     import numpy as np
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    # RandomState, whose streams NumPy has frozen for good: Generator's may change between versions, and the embedded
-    # checkpoint was trained on exactly this split.
+    # NumPy guarantees the stream of RandomState, but not that of Generator, for all versions; the embedded checkpoints
+    # were trained on exactly this split.
     shuffle = np.random.RandomState(SPLIT_SEED)
     parts = []
     for digit in range(10):
         members = shuffle.permutation(np.flatnonzero(digits.target == digit))
         cut = round(len(members) / 3)
         parts.append(members[:cut] if split == "test" else members[cut:])
-    origin = np.sort(np.concatenate(parts))
-    pixels = np.rint(digits.images[origin] * (255 / 16)).astype(np.uint8)
-    return pixels, digits.target[origin], origin
+    indices = np.sort(np.concatenate(parts))
+    pixels = np.rint(digits.images[indices] * (255 / 16)).astype(np.uint8)
+    return pixels, digits.target[indices], indices

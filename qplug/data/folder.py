@@ -1,4 +1,4 @@
-"""Images on disk, in a folder for each class."""
+"""Data source of images in one folder per class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pydantic import Field
 from qplug.core.component import Config, DataSource
 from qplug.core.errors import InputError
 from qplug.core.storage.hashing import file_digest
-from qplug.data.loading import choose, decode
+from qplug.core.text import listed
+from qplug.data.loading import IMAGES, choose, decode
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,10 +23,10 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", "
 
 
 class Folder(DataSource):
-    """Images in class folders, as ImageNet's are: ``<path>/<class>/…/<image>``.
+    """Images in class folders, with ImageNet's layout ``<path>/<class>/…/<image>``.
 
-    Labels come from ``class_map`` where it is given (timm's convention: a text file with one class a line, the label
-    being the line's index from 0; or ``<class> <label>`` on each line), else from the folders' names in natural order
+    ``class_map`` defines the labels. It is a text file as in timm: one class per line, whose label is the line's index
+    from 0, or ``<class> <label>`` on each line. Without it, the labels follow the natural order of the folders' names
     (``2`` before ``10``).
     """
 
@@ -35,29 +36,25 @@ class Folder(DataSource):
         source: Literal["folder"]
         path: str = Field(min_length=1, description="the folder that holds the class folders")
         class_map: str | None = Field(
-            default=None, min_length=1, description="text file of class folder names, the label being the line's index"
+            default=None, min_length=1, description="text file of class folder names; a label is the line's index"
         )
-        images: int | None = Field(
-            default=None,
-            ge=1,
-            description="number of images, drawn by the recipe's seed (to evaluate, by no seed); all if unset",
-        )
+        images: int | None = Field(default=None, ge=1, description=IMAGES)
 
     def open(self, seed: int) -> FolderImages:
-        """List and choose the images; raises ``InputError`` for a path, class map or number that does not fit."""
+        """List and draw the images; raises ``InputError`` for an invalid path, class map or number."""
         root = Path(self.config.path).expanduser()
         if not root.is_dir():
             raise InputError(
                 "is a file, not a folder" if root.exists() else "the folder does not exist", where=str(root)
             )
-        # Sorted by code points of the path, so that a seed chooses the same images on every file system.
+        # Sorted by code points of the path, so that a seed draws the same images on every file system.
         paths = sorted(_walk(root), key=lambda path: path.relative_to(root).parts)
         classes = {path.relative_to(root).parts[0] for path in paths}
         if not classes:
             raise InputError(
                 f"no class folder in it holds an image ({', '.join(sorted(SUFFIXES))})",
                 where=str(root),
-                fix="lay the images out as <path>/<class>/<image>",
+                fix="store the images as <path>/<class>/<image>",
             )
         if self.config.class_map is None:
             labels = {name: label for label, name in enumerate(sorted(classes, key=_natural))}
@@ -69,7 +66,7 @@ class Folder(DataSource):
 
 
 class FolderImages:
-    """``Examples`` over files; holds paths and labels, never pixels."""
+    """``Examples`` over files; holds paths and labels, no pixels."""
 
     def __init__(self, items: Sequence[tuple[Path, int]]) -> None:
         self._items = items
@@ -82,7 +79,7 @@ class FolderImages:
         return decode(path, str(path)), label
 
     def label(self, index: int) -> int:
-        """That of the class folder."""
+        """The label of the class folder."""
         return self._items[index][1]
 
     def key(self, index: int) -> str:
@@ -99,7 +96,7 @@ class FolderImages:
 
 
 def read_class_map(path: Path) -> dict[str, int]:
-    """Labels by class name, from timm's text format or from lines of ``<class> <label>``; raises ``InputError``."""
+    """Class name → label, from timm's text format or from lines of ``<class> <label>``; raises ``InputError``."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -112,10 +109,10 @@ def read_class_map(path: Path) -> dict[str, int]:
     numbered = [re.fullmatch(r"\s*(\S+)\s+(\d+)\s*", line) for line in lines]
     labels: dict[str, int] = {}
     for index, (line, match) in enumerate(zip(lines, numbered, strict=True)):
-        # One plain line makes all of them plain: a class may be called "tile 2".
+        # Numbers are labels only if every line ends with one: "tile 2" may be the name of a class.
         name, label = (match[1], int(match[2])) if match and all(numbered) else (line.strip(), index)
         if not name or name in labels:
-            what = f"class '{name}' is listed twice" if name else "an empty line would shift the labels behind it"
+            what = f"class '{name}' is listed twice" if name else "an empty line would shift the labels after it"
             raise InputError(what, where=f"{path}:{index + 1}")
         labels[name] = label
     return labels
@@ -125,22 +122,22 @@ def _check_fit(classes: set[str], labels: dict[str, int], root: Path, class_map:
     unknown = sorted(classes - labels.keys())
     if not unknown:
         return
-    shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
     raise InputError(
-        f"the class map does not list {len(unknown)} of the {len(classes)} class folders in {root}: {shown}",
+        f"the class map does not list {len(unknown)} of the {len(classes)} class folders in {root}: "
+        f"{listed(unknown, 5)}",
         where=class_map,
-        fix=f"use this folder's own map; this one has {len(labels)} classes, the first is '{next(iter(labels))}'",
+        fix=f"use the class map of this folder; the given one has {len(labels)} classes, first '{next(iter(labels))}'",
     )
 
 
 def _walk(root: Path) -> list[Path]:
-    found = []
+    paths = []
     for folder, _, names in os.walk(root, followlinks=True):
         if Path(folder) != root:
-            found += [Path(folder, name) for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]
-    return found
+            paths += [Path(folder, name) for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]
+    return paths
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    """A sort key under which ``2`` comes before ``10``."""
+    """A sort key that orders ``2`` before ``10``."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]

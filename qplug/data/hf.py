@@ -1,4 +1,4 @@
-"""Hugging Face data: a folder of parquet files read in place, or a data set by name."""
+"""Data source of Hugging Face image data sets: a folder of parquet files, or a data set by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field
 from qplug.core.component import Config, DataSource
 from qplug.core.errors import InputError
 from qplug.core.storage.hashing import sha256
-from qplug.data.loading import choose, decode
+from qplug.data.loading import IMAGES, choose, decode
 from qplug.data.tables import DATASETS, ParquetRows, files_in, folder_of, named, need_datasets
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class HuggingFace(DataSource):
     """Images of a Hugging Face data set.
 
-    A folder is read in place, one row group at a time: nothing is copied, cached or fetched. Anything else is taken as
-    the name of a data set, which the ``datasets`` library finds in its own cache or fetches.
+    A folder is read in place, one row group at a time, without a copy or cache. Any other path is the name of a data
+    set, which the ``datasets`` library loads from its own cache or downloads.
     """
 
     needs = (DATASETS,)
@@ -37,16 +37,12 @@ class HuggingFace(DataSource):
         image_column: str = Field(default="image", description="the column that holds the images")
         label_column: str = Field(default="label", description="the column that holds the labels, as integers")
         files: str | None = Field(
-            default=None, min_length=1, description="glob over the folder's files, instead of looking for the split"
+            default=None, min_length=1, description="glob over the folder's files, in place of the split's name"
         )
-        images: int | None = Field(
-            default=None,
-            ge=1,
-            description="number of images, drawn by the recipe's seed (to evaluate, by no seed); all if unset",
-        )
+        images: int | None = Field(default=None, ge=1, description=IMAGES)
 
     def open(self, seed: int) -> HuggingFaceImages:
-        """Choose the images; raises ``InputError`` for files, columns or numbers that do not fit."""
+        """Draw the images; raises ``InputError`` for invalid files, columns or numbers."""
         need_datasets("hf")
         folder = folder_of(self.config.path)
         rows = self._named() if folder is None else self._parquet(folder)
@@ -60,10 +56,10 @@ class HuggingFace(DataSource):
             )
         if "int" not in str(getattr(label, "dtype", "")):
             raise InputError(
-                f"column '{self.config.label_column}' must hold integers, not {label}", where=self.config.path
+                f"column '{self.config.label_column}' must hold integers, received {label}", where=self.config.path
             )
         chosen = choose(len(rows), self.config.images, seed, f"{self.config.path}, split {self.config.split}")
-        # In the order of the rows: in the order of the draw, every image would read another row group.
+        # Sorted: in the order of the draw, each image would read another row group.
         return HuggingFaceImages(rows, self.config, sorted(chosen))
 
     def _parquet(self, folder: Path) -> ParquetRows:

@@ -1,4 +1,4 @@
-"""Choosing, decoding and streaming examples. Importing this does not import torch."""
+"""Drawing, decoding and batching of examples. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -8,25 +8,32 @@ from typing import IO, TYPE_CHECKING, Any
 
 from qplug.core.errors import InputError
 from qplug.core.examples import Examples, LabelTransform
+from qplug.core.text import listed
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
 
-def choose(available: int, images: int | None, seed: int, where: str, noun: str = "images") -> Sequence[int]:
-    """Indices of ``images`` out of ``available``, drawn by ``seed`` without replacement; all in order where ``None``.
+IMAGES = "number of images, drawn with the recipe's seed (for evaluation, with a fixed seed); all if unset"
+"""Description of the option ``images`` of the data sources."""
 
-    The draw is a prefix of one permutation, so that 32 images of a seed are among the 64 images of the same seed.
-    Raises ``InputError`` where there are none, or fewer than asked for.
+
+def choose(available: int, images: int | None, seed: int, where: str, noun: str = "images") -> Sequence[int]:
+    """Indices of ``images`` out of ``available``, drawn by ``seed`` without replacement; all in order if ``None``.
+
+    The draw is a prefix of one permutation, so that the 64 images of a seed contain the 32 images of the same seed.
+    Raises ``InputError`` if there are no images, or fewer than ``images``.
     """
     if available == 0:
-        raise InputError(f"there are no {noun}", where=where, fix="point the recipe's data at a place that has some")
+        raise InputError(f"there are no {noun}", where=where, fix="set the recipe's data to a source with examples")
     if images is None:
         return range(available)
     if not 1 <= images <= available:
         raise InputError(
-            f"{noun}: {images} asked for, and there are {available}", where=where, fix=f"ask for 1 … {available}"
+            f"expected 1 … {available} {noun}, received {images}",
+            where=where,
+            fix=f"set {noun} to at most {available}",
         )
     import numpy as np
 
@@ -34,19 +41,21 @@ def choose(available: int, images: int | None, seed: int, where: str, noun: str 
 
 
 def decode(source: Path | IO[bytes], where: str) -> Image.Image:
-    """Decode an image completely; raises ``InputError`` naming ``where`` if it is truncated, corrupt or no image."""
+    """Decode an image completely; raises ``InputError`` naming ``where`` for a truncated, corrupt or other file."""
     from PIL import Image
 
     try:
         with Image.open(source) as image:
             image.load()
             decoded = image.copy()
-    except Exception as error:  # a decoder meets a broken file in any way: OSError, SyntaxError, struct.error, …
+    except Exception as error:  # decoders raise many types for a broken file: OSError, SyntaxError, struct.error, …
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"the image cannot be decoded: {reason}", where=where, fix="replace or remove it") from error
-    if decoded.mode.startswith(("I", "F")):  # PIL would clip these to 8 bits without a word
+    if decoded.mode.startswith(("I", "F")):  # PIL would clip these to 8 bits without a warning
         raise InputError(
-            f"the image has more than 8 bits a channel (PIL mode {decoded.mode})", where=where, fix="convert it"
+            f"the image has more than 8 bits per channel (PIL mode {decoded.mode})",
+            where=where,
+            fix="convert it to 8 bits per channel",
         )
     return decoded
 
@@ -54,53 +63,45 @@ def decode(source: Path | IO[bytes], where: str) -> Image.Image:
 def batches(
     images: Examples, transform: Callable[[Any], torch.Tensor], batch_size: int, device: str | torch.device = "cpu"
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Stream a set in order, one batch in memory at a time; the last batch may be smaller.
+    """Iterate over a data set in order, with one batch in memory at a time; the last batch may be smaller.
 
     Args:
-        images: the set.
+        images: the data set.
         transform: item to the model's input, as ``Preparation.transform`` returns: PIL image to (C, H, W) float32, or
-            text to (3, L) int64. A ``LabelTransform`` has its say on labels too.
+            text to (3, L) int64. A ``LabelTransform`` also converts the labels.
         batch_size: examples in a batch, at least 1.
-        device: where the batches go.
+        device: device of the batches.
 
     Yields:
         Inputs (B, …) and labels (B,) int64, or (B, 2) for the first and last tokens of answers.
     """
     import torch
 
-    place = transform.label if isinstance(transform, LabelTransform) else lambda _, label: label
+    convert = transform.label if isinstance(transform, LabelTransform) else lambda _, label: label
 
-    # No DataLoader: even without workers it draws a seed from torch's global generator, and so changes what follows.
+    # Not a DataLoader: even without workers it draws from torch's global generator, which changes later draws.
     for start in range(0, len(images), batch_size):
         pairs = [images[index] for index in range(start, min(start + batch_size, len(images)))]
         inputs = torch.stack([transform(item) for item, _ in pairs])
-        labels = torch.tensor([place(item, label) for item, label in pairs], dtype=torch.int64)
+        labels = torch.tensor([convert(item, label) for item, label in pairs], dtype=torch.int64)
         yield inputs.to(device), labels.to(device)
 
 
 def check_disjoint(calibration: Examples, evaluation: Examples, name: str = "calibration") -> None:
-    """Refuse sets that share an example, by content: a copy under another name is found too.
+    """Raise ``InputError`` if two data sets share an example. Contents are compared, so renamed copies are found.
 
-    ``name`` is what the first of them is called in the error.
-
-    Only those of equal length in bytes are hashed. Raises ``InputError`` naming the first that are shared.
+    Only examples of equal size in bytes are hashed. ``name`` is the name of the first data set in the error.
     """
     sizes = [[images.size_hint(index) for index in range(len(images))] for images in (calibration, evaluation)]
     both = set(sizes[0]) & set(sizes[1])
-    ours = {calibration.digest(index): index for index, size in enumerate(sizes[0]) if size in both}  # in file order
+    digests = {calibration.digest(index): index for index, size in enumerate(sizes[0]) if size in both}  # in file order
     shared: list[str] = []
-    count = 0
     for index, size in enumerate(sizes[1]):
-        twin = ours.get(evaluation.digest(index)) if size in both else None
-        if twin is None:
-            continue
-        count += 1
-        if len(shared) < 5:
-            names = [calibration.key(twin), evaluation.key(index)]
-            shared.append(" = ".join(dict.fromkeys(names)))
-    if count:
-        listed = "\n  ".join([*shared, *([f"… and {count - len(shared)} more"] if count > len(shared) else [])])
+        copy = digests.get(evaluation.digest(index)) if size in both else None
+        if copy is not None:
+            shared.append(" = ".join(dict.fromkeys([calibration.key(copy), evaluation.key(index)])))
+    if shared:
         raise InputError(
-            f"{name} and evaluation share {count} example{'s' if count > 1 else ''}:\n  {listed}",
-            fix=f"give another split or folder for {name}; results on what it saw mean nothing",
+            f"{name} and evaluation share {len(shared)} example{'s' if len(shared) > 1 else ''}: {listed(shared, 5)}",
+            fix=f"set another split or folder for {name}: evaluation data must be held out",
         )

@@ -1,4 +1,4 @@
-"""Examples that are in memory already: tensors, as a caller's data loader yields them."""
+"""Examples in memory: tensors from a caller's data loader."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from qplug.core.storage.hashing import fingerprint
 
 
 class TensorExamples:
-    """``Examples`` of a model's inputs, prepared by the caller.
+    """``Examples`` of model inputs that the caller has prepared.
 
     Args:
-        batches: inputs (B, …), or pairs of inputs and labels (B,) int64, as a ``DataLoader`` yields them. All are kept.
-        name: of the data, for errors.
+        batches: inputs (B, …), or pairs of inputs and labels (B,) int64, from a ``DataLoader``. All are held in memory.
+        name: name of the data in errors.
 
     Raises:
-        InputError: there is no example, or an item is neither a tensor nor a pair of tensors.
+        InputError: there are no examples, or a batch is neither a tensor nor a pair of tensors.
     """
 
     def __init__(self, batches: Iterable[Any], name: str) -> None:
@@ -35,7 +35,7 @@ class TensorExamples:
             self._items += [item.detach().cpu() for item in inputs]
             self._labels += [0] * len(inputs) if labels is None else [int(label) for label in labels]
         if not self._items:
-            raise InputError("there are no examples", where=name, fix="give a loader that yields some")
+            raise InputError("there are no examples", where=name, fix="give a loader that yields at least one batch")
 
     def __len__(self) -> int:
         return len(self._items)
@@ -44,15 +44,15 @@ class TensorExamples:
         return self._items[index], self._labels[index]
 
     def label(self, index: int) -> Label:
-        """0 where the loader gave none."""
+        """The label; 0 if the loader yielded no labels."""
         return self._labels[index]
 
     def key(self, index: int) -> str:
-        """The name of the data and the index."""
+        """The name of the data with the index."""
         return f"{self._name}/{index}"
 
     def size_hint(self, index: int) -> int:
-        """Bytes of the tensor."""
+        """Size of the tensor in bytes."""
         return int(self._items[index].nbytes)
 
     def digest(self, index: int) -> str:
@@ -62,11 +62,11 @@ class TensorExamples:
 
 @dataclass(frozen=True)
 class AsItIs:
-    """The ``Preparation`` of examples that are inputs already.
+    """The identity as a ``Preparation``, for examples that are model inputs.
 
     Attributes:
-        shape: of an input, without the batch axis.
-        dtype: of an input.
+        shape: shape of an input, without the batch axis.
+        dtype: dtype of an input.
     """
 
     shape: tuple[int, ...]
@@ -74,7 +74,7 @@ class AsItIs:
 
     @classmethod
     def of(cls, examples: TensorExamples) -> AsItIs:
-        """For examples like the first one."""
+        """The preparation with the shape and dtype of the first example."""
         first, _ = examples[0]
         return cls(tuple(first.shape), first.dtype)
 
@@ -83,7 +83,7 @@ class AsItIs:
         return lambda item: item
 
     def example(self) -> Tensor:
-        """(1, …): normal noise, or zeros where inputs are whole numbers."""
+        """(1, …): Gaussian noise for float inputs, zeros for integer inputs."""
         if not self.dtype.is_floating_point:
             return torch.zeros((1, *self.shape), dtype=self.dtype)
         return torch.randn((1, *self.shape), generator=torch.Generator().manual_seed(0)).to(self.dtype)

@@ -1,4 +1,4 @@
-"""How an example becomes a model's input."""
+"""``Preparation``, the protocol of conversions of examples to a model's input."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ if TYPE_CHECKING:
 
 
 class Preparation(Protocol):
-    """How one item of a data set becomes one input of a model, whatever the items are.
+    """Conversion of one item of a data set, of any type, to one input of a model.
 
-    Its ``repr`` is part of what cached results are known by: it must tell all that changes an input, and be the same in
-    every process.
+    Its ``repr`` is part of cache keys. It must contain everything that affects an input, and be equal in every process.
     """
 
     def transform(self) -> Callable[[Any], Tensor]:
         """A function from an item to the model's input, without the batch axis.
 
-        Where labels depend on how the input is made, it is a ``qplug.core.examples.LabelTransform``.
+        If labels depend on the conversion, it returns a ``qplug.core.examples.LabelTransform``.
         """
 
     def example(self) -> Tensor:
-        """One input with the batch axis, on the CPU, the same at every call: the model is traced with it."""
+        """One input with the batch axis, on the CPU, equal at every call, for tracing the model."""

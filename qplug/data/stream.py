@@ -1,4 +1,4 @@
-"""Prepared examples that can be shown any number of times."""
+"""``Stream``: batches of prepared examples that can be iterated several times."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from qplug.data.loading import batches
 if TYPE_CHECKING:
     from qplug.data.preparation import Preparation
 
-KEPT = 2**30
-"""Bytes of prepared examples that are kept; more are decoded anew at every pass."""
+LARGEST_IN_MEMORY = 2**30
+"""Largest size, in bytes, of prepared examples that a stream holds in memory."""
 
 
 class Stream:
-    """Prepared examples that can be iterated any number of times, a batch at a time; ``len`` counts the batches.
+    """Batches of prepared examples, for any number of passes; ``len`` is the number of batches.
 
-    They are decoded once, at the first pass, if all of them take at most ``KEPT`` bytes, and at every pass otherwise.
+    The examples are decoded once and held in memory if they take at most ``LARGEST_IN_MEMORY`` bytes. Larger data sets
+    are decoded at every pass.
     """
 
     def __init__(
@@ -29,23 +30,23 @@ class Stream:
     ) -> None:
         self.examples, self.preprocessing, self.batch_size, self.device = images, preprocessing, batch_size, device
         self._transform = preprocessing.transform()
-        self._fits = len(images) * preprocessing.example().nbytes <= KEPT
-        self._kept: list[Tensor] | None = None
+        self._fits = len(images) * preprocessing.example().nbytes <= LARGEST_IN_MEMORY
+        self._batches: list[Tensor] | None = None
 
     def __len__(self) -> int:
         return -(-len(self.examples) // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        if self._fits and self._kept is None:
-            self._kept = list(self._decoded())
-        return self._decoded() if self._kept is None else iter(self._kept)
+        if self._fits and self._batches is None:
+            self._batches = list(self._decoded())
+        return self._decoded() if self._batches is None else iter(self._batches)
 
     def once(self) -> Iterator[Tensor]:
-        """One pass that keeps nothing."""
+        """One pass that does not hold the examples in memory."""
         return self._decoded()
 
     def first(self, count: int) -> Tensor:
-        """The first ``count`` examples, or all where there are fewer, as one batch."""
+        """The first ``count`` examples, or all if there are fewer, as one batch."""
         inputs, _ = next(batches(self.examples, self._transform, count, self.device))
         return inputs
 

@@ -1,4 +1,4 @@
-"""Rows with named columns: parquet files read in place, JSON lines, CSV, or a Hugging Face data set by its name."""
+"""Tables of rows with named columns: parquet files, JSON lines, CSV, or a Hugging Face data set by name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qplug.core.errors import InputError
+from qplug.core.text import listed
 from qplug.core.types import Extra
 
 LINES = (".jsonl", ".json")
@@ -19,29 +20,29 @@ TABLES = (".csv",)
 
 
 class Rows(Protocol):
-    """Rows by index, each a dict of its columns."""
+    """Rows by index, each a dict by column."""
 
     features: Any
-    """Column → its type; ``None`` where the files do not say."""
+    """Column → its type; ``None`` if the files do not define types."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of rows."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One row."""
+        """The row at ``index``."""
 
 
 DATASETS = Extra("datasets", "pip install 'qplug[hf]'")
 
 
 def need_datasets(source: str) -> None:
-    """Raises ``InputError`` where the package that reads parquet and knows data sets by name is missing."""
+    """Raise ``InputError`` if the package ``datasets`` is missing, which reads parquet and loads data sets by name."""
     if DATASETS.missing:
         raise InputError(f"data source '{source}' needs the package '{DATASETS.module}'", fix=DATASETS.install)
 
 
 def folder_of(path: str) -> Path | None:
-    """The folder that ``path`` is, or ``None`` where it is the name of a data set; raises ``InputError``."""
+    """``path`` as an existing folder, or ``None`` if it is the name of a data set; raises ``InputError``."""
     folder = Path(path).expanduser()
     if folder.exists():
         return folder
@@ -51,12 +52,12 @@ def folder_of(path: str) -> Path | None:
 
 
 def files_in(folder: Path, split: str, pattern: str | None, suffixes: Collection[str] = (".parquet",)) -> list[Path]:
-    """The files of a split: those that ``pattern`` matches, or that have the split's name as a word in their path.
+    """The files of a split: those that match ``pattern``, or whose path contains the split's name as a word.
 
-    Raises ``InputError`` where there are none, or files of several formats.
+    Raises ``InputError`` if there are none, or if they have several formats.
     """
     if not folder.is_dir():
-        raise InputError("is a file, not a folder", where=str(folder), fix="give the folder, and the file as files")
+        raise InputError("is a file, not a folder", where=str(folder), fix="set path to its folder, and files to it")
     every = sorted(path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
     if pattern is not None:
         files = [path for path in every if path.relative_to(folder).match(pattern)]
@@ -67,33 +68,33 @@ def files_in(folder: Path, split: str, pattern: str | None, suffixes: Collection
         wanted = f"has '{split}' in its path"
     kinds = " or ".join(suffix.removeprefix(".") for suffix in suffixes)
     if not files:
-        there = ", ".join(path.relative_to(folder).as_posix() for path in every[:5]) or "none"
+        names = listed((path.relative_to(folder).as_posix() for path in every), 5) or "none"
         raise InputError(
-            f"no {kinds} file in it {wanted}; there are: {there}", where=str(folder), fix="set split or files"
+            f"no {kinds} file in it {wanted}; there are: {names}", where=str(folder), fix="set split or files"
         )
     if len({path.suffix for path in files}) > 1:
-        some = ", ".join(path.relative_to(folder).as_posix() for path in files[:5])
-        raise InputError(f"several formats make one split: {some}", where=str(folder), fix="set files")
+        names = listed((path.relative_to(folder).as_posix() for path in files), 5)
+        raise InputError(f"the files of the split have several formats: {names}", where=str(folder), fix="set files")
     return files
 
 
 def named(path: str, split: str, files: str | None) -> Any:
-    """The data set of that name, from ``datasets``' cache or fetched; raises ``InputError``."""
+    """The data set ``path``, from the cache of ``datasets`` or downloaded; raises ``InputError``."""
     import datasets
 
     try:
         return datasets.load_dataset(path, split=split, data_files=files)
-    except Exception as error:  # the hub, the network and a data set's own files each fail in their own way
+    except Exception as error:  # the hub, the network and a data set's own files raise different types
         raise InputError(
-            f"is no folder, and no data set of this name could be loaded ({type(error).__name__}: "
+            f"the folder does not exist, and no data set of this name could be loaded ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:300]})",
             where=path,
-            fix="give the path of a folder of its files, or fetch the data set once while online",
+            fix="set path to a folder of its files, or load the data set once while online",
         ) from error
 
 
 class ParquetRows:
-    """Rows of parquet files by index, of some columns; keeps the one row group that was read last."""
+    """Some columns of the rows of parquet files; only the last row group is held in memory."""
 
     def __init__(self, files: Sequence[Path], columns: Sequence[str]) -> None:
         import datasets
@@ -103,31 +104,31 @@ class ParquetRows:
             self._files = [parquet.ParquetFile(path, memory_map=True) for path in files]
             self.features = datasets.Features.from_arrow_schema(self._files[0].schema_arrow)
         except (ArrowException, OSError) as error:
-            where = ", ".join(str(path) for path in files)
-            raise InputError(f"not readable as parquet: {str(error).splitlines()[0]}", where=where) from error
+            paths = listed(map(str, files), 5)
+            raise InputError(f"not readable as parquet: {str(error).splitlines()[0]}", where=paths) from error
         self._columns = list(columns)
         self._groups = [(file, group) for file in self._files for group in range(file.metadata.num_row_groups)]
         sizes = [file.metadata.row_group(group).num_rows for file, group in self._groups]
         self._ends = list(itertools.accumulate(sizes))
-        self._held: tuple[int, Any] = (-1, None)
+        self._last_group: tuple[int, Any] = (-1, None)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         group = bisect.bisect_right(self._ends, index)
-        if self._held[0] != group:
+        if self._last_group[0] != group:
             file, number = self._groups[group]
-            self._held = (-1, None)  # let go of the old one first: two would double the memory
-            self._held = (group, file.read_row_group(number, columns=self._columns))
+            self._last_group = (-1, None)  # free the old row group first: two would double the memory
+            self._last_group = (group, file.read_row_group(number, columns=self._columns))
         start = self._ends[group - 1] if group else 0
-        return {name: self._held[1][name][index - start].as_py() for name in self._columns}
+        return {name: self._last_group[1][name][index - start].as_py() for name in self._columns}
 
 
 class PlainRows:
-    """Rows of JSON lines or CSV files, of some columns, held in memory; values of a CSV file are strings.
+    """Some columns of the rows of JSON lines or CSV files, in memory; values of a CSV file are strings.
 
-    Raises ``InputError`` for a file that cannot be read, with the line.
+    Raises ``InputError``, with the line, for a file that cannot be read.
     """
 
     def __init__(self, files: Sequence[Path], columns: Sequence[str]) -> None:
@@ -154,9 +155,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 if line.strip():
                     row = json.loads(line)
                     if not isinstance(row, dict):
-                        raise ValueError(f"expected an object a line, received {type(row).__name__}")
+                        raise ValueError(f"expected one object per line, received {type(row).__name__}")
                     yield row
-        except ValueError as error:  # of JSON or of UTF-8
+        except ValueError as error:  # invalid JSON or UTF-8
             raise InputError(f"not readable as JSON lines: {error}", where=f"{path}:{number}") from error
 
 

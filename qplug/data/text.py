@@ -1,4 +1,4 @@
-"""Texts, pairs of texts and questions, from a folder of files or a Hugging Face data set by name."""
+"""Data source of texts, pairs of texts and questions, from a folder of files or a Hugging Face data set by name."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from qplug.data.tables import LINES, TABLES, ParquetRows, PlainRows, Rows, files
 
 @dataclass(frozen=True)
 class TextItem:
-    """A text, and where there is one the second text beside it; of a question, ``pair`` is the context."""
+    """A text with an optional second text, ``pair``; the pair of a question is its context."""
 
     text: str
     pair: str | None = None
 
 
 class Text(DataSource):
-    """Texts with integer labels, or questions with the place of their answer in a context (SQuAD's layout).
+    """Texts with integer labels, or questions with the position of their answer in a context (SQuAD's layout).
 
-    A folder's files are read in place: parquet, JSON lines (``.jsonl``, ``.json``) or CSV. Anything else is taken as
-    the name of a data set, which the ``datasets`` library finds in its own cache or fetches.
+    The files of a folder are read in place: parquet, JSON lines (``.jsonl``, ``.json``) or CSV. Any other path is the
+    name of a data set, which the ``datasets`` library loads from its own cache or downloads.
     """
 
     class Config(Config):
@@ -47,32 +47,33 @@ class Text(DataSource):
         )
         answer_column: str | None = Field(
             default=None,
-            description="of questions: the column of answers, each {text: […], answer_start: […]}; the first counts",
+            description="for questions: the column of answers, each {text: […], answer_start: […]}; the first is used",
         )
         files: str | None = Field(
-            default=None, min_length=1, description="glob over the folder's files, instead of looking for the split"
+            default=None, min_length=1, description="glob over the folder's files, in place of the split's name"
         )
         examples: int | None = Field(
             default=None,
             ge=1,
-            description="number of examples, drawn by the recipe's seed (to evaluate, by no seed); all if unset",
+            description="number of examples, drawn with the recipe's seed (for evaluation, with a fixed seed); "
+            "all if unset",
         )
 
         @model_validator(mode="after")
         def _one_truth(self) -> Text.Config:
             if self.answer_column is not None and self.label_column is not None:
-                raise ValueError("'label_column' and 'answer_column' both say what is right; give one")
+                raise ValueError("'label_column' and 'answer_column' both define the labels; give one")
             if self.answer_column is not None and self.pair_column is None:
                 raise ValueError("'answer_column' needs 'pair_column', the contexts that hold the answers")
             return self
 
         @property
         def truth_column(self) -> str:
-            """Where labels or answers are."""
+            """The column of labels or answers."""
             return self.answer_column or self.label_column or "label"
 
     def open(self, seed: int) -> Texts:
-        """Choose the examples; raises ``InputError`` for files, columns or numbers that do not fit."""
+        """Draw the examples; raises ``InputError`` for invalid files, columns or numbers."""
         config = self.config
         wanted = [c for c in (config.text_column, config.pair_column, config.truth_column) if c is not None]
         rows = self._rows(wanted)
@@ -113,7 +114,7 @@ class Texts:
         return self._item(row, index), self._label(row, index)
 
     def label(self, index: int) -> Label:
-        """The label column's value, or the answer's characters in the context; (0, 0) where there is no answer."""
+        """The label column's value, or the answer's characters in the context; (0, 0) if there is no answer."""
         return self._label(self._rows[self._chosen[index]], index)
 
     def key(self, index: int) -> str:
@@ -121,7 +122,7 @@ class Texts:
         return f"{self._config.path}:{self._config.split}[{self._chosen[index]}]"
 
     def size_hint(self, index: int) -> int:
-        """Length of both texts in bytes; texts are small enough to be read for it."""
+        """Size of both texts in bytes; the texts are read for it."""
         return len(self._content(index))
 
     def digest(self, index: int) -> str:
@@ -146,13 +147,13 @@ class Texts:
         value = row.get(self._config.truth_column)
         if self._config.answer_column is not None:
             return self._answer(value, row, index)
-        if isinstance(value, str) and value.strip().isdecimal():  # as CSV has it
+        if isinstance(value, str) and value.strip().isdecimal():  # values of CSV files are strings
             value = int(value)
         if not isinstance(value, int) or value < 0:
             raise InputError(
-                f"column '{self._config.truth_column}' must hold an integer from 0 on, not {value!r}",
+                f"column '{self._config.truth_column}' must hold integers of 0 or more, received {value!r}",
                 where=self.key(index),
-                fix="use a labelled split, with the classes counted as the model counts them",
+                fix="use a labelled split whose labels are the model's classes",
             )
         return value
 
@@ -167,10 +168,12 @@ class Texts:
             raise InputError(
                 f"column '{self._config.answer_column}' holds no answers",
                 where=self.key(index),
-                fix="expected is {text: [...], answer_start: [...]}, empty where there is no answer",
+                fix="store answers as {text: [...], answer_start: [...]}, with empty lists for no answer",
             ) from error
         if start < 0 or context[start:end] != texts[0] or not texts[0]:
             raise InputError(
-                f"the answer {texts[0]!r} does not stand at character {start} of its context", where=self.key(index)
+                f"the context does not contain the answer {texts[0]!r} at character {start}",
+                where=self.key(index),
+                fix="correct answer_start",
             )
         return start, end

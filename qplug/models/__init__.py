@@ -1,1 +1,1 @@
-"""Float models: where they come from, and what becomes of them before they are quantized."""
+"""Float models: their sources, and the changes made to them before quantization."""

@@ -1,4 +1,4 @@
-"""Adapters: the table from module type to an equivalent that sites and backends know, and the check that it is one."""
+"""Adapters: a table from module types to equivalent modules that can be quantized, with a check of equivalence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from qplug.core.types import Adapter
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-TOLERANCE = 1e-5
+LARGEST_ADAPTER_ERROR = 1e-5
+"""Largest change of a module's output by its adapter, as a fraction of the output's norm."""
 
 
 def _attention(module: nn.Module) -> nn.Module:
@@ -69,16 +70,16 @@ ADAPTERS = [
 
 
 def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) -> list[str]:
-    """Replace, in place, every module whose exact type an adapter knows; returns the paths that were replaced.
+    """Replace, in place, every module whose exact type has an adapter; returns the paths of the replaced modules.
 
     Args:
         model: the float model in eval mode.
-        adapters: first match wins.
-        image: a batch of one; its forward gives each replacement the input that it is checked on. Of a module that
-            returns a tuple, the first tensor is checked: the others are weights to look at, which may be left out.
+        adapters: the first match is used.
+        image: a batch of one; its forward records the inputs on which replacements are checked. If a module returns a
+            tuple, its first tensor is checked: the others are attention weights, which a replacement may omit.
 
     Raises:
-        EquivalenceError: a replacement's output differs from the original's by more than 1e-5 of its norm.
+        EquivalenceError: the output of a replacement differs from the original's by more than 1e-5 of its norm.
         InputError: the original's output is not finite.
     """
     import torch
@@ -91,16 +92,16 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
         for name, module in model.named_modules()
         if f"{type(module).__module__}:{type(module).__name__}" in table
     }
-    seen: dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {}
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {}
 
-    def remember(name: str) -> Any:
+    def record(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
             copies = tuple(map(_copy, args)), {key: _copy(value) for key, value in kwargs.items()}
-            seen[name] = (*copies, _first(out).clone())
+            calls[name] = (*copies, _first(out).clone())
 
         return hook
 
-    handles = [module.register_forward_hook(remember(name), with_kwargs=True) for name, module in targets.items()]
+    handles = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in targets.items()]
     try:
         with torch.inference_mode():
             model(image)
@@ -111,22 +112,23 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
     for name, module in targets.items():
         adapter = table[f"{type(module).__module__}:{type(module).__name__}"]
         explicit = adapter.build(module)
-        if explicit is None or name not in seen:
+        if explicit is None or name not in calls:
             continue
-        args, kwargs, expected = seen[name]
+        args, kwargs, expected = calls[name]
         if not torch.isfinite(expected).all():
             raise InputError(
                 "the output is NaN or infinite on a random input",
                 where=name,
-                fix="look for weights that do not belong to this model, or for a model that overflows float32",
+                fix="check that the weights belong to this model, and that the model does not overflow float32",
             )
         with torch.inference_mode():
             error = float((_first(explicit(*args, **kwargs)) - expected).norm() / expected.norm().clamp_min(1e-12))
-        if not error <= TOLERANCE:
+        if not error <= LARGEST_ADAPTER_ERROR:
             raise EquivalenceError(
-                f"the adapter for {adapter.path} changes the output by {error:.1e} of its norm, beyond {TOLERANCE:.0e}",
+                f"the adapter for {adapter.path} changes the output by {error:.1e} of its norm, "
+                f"more than {LARGEST_ADAPTER_ERROR:.0e}",
                 where=name,
-                fix="the installed library may compute this module in another way: report it, or remove the adapter",
+                fix="the installed library may compute this module differently: report it, or remove the adapter",
             )
         replace(model, module, explicit)
         replaced.append(name)
@@ -134,7 +136,7 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
 
 
 def _copy(value: Any) -> Any:
-    """Another tensor of the same values, which no operation in place that follows reaches; or what it is."""
+    """A copy of a tensor, unaffected by later in-place operations; any other value as it is."""
     from torch import Tensor
 
     return value.clone() if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""Modules that make attention's operations visible: matmuls and Softmax that backends and statistics can find."""
+"""Attention with its matmuls and Softmax as modules, so that backends and statistics can find them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from timm.layers.attention import resolve_self_attn_mask
 from torch import Tensor, nn
 
 DECODER = frozenset(("cache", "past_key_values", "encoder_hidden_states", "encoder_attention_mask"))
-"""Arguments of transformers' attention that an encoder leaves ``None``."""
+"""Arguments of transformers' attention that are ``None`` in an encoder."""
 
 
 class MatMul(nn.Module):
     """``lhs @ rhs`` of attention: q @ kᵀ, or probabilities @ v; each operand (B, H, N, ·).
 
     Args:
-        transpose_rhs: whether the right operand is given as (B, H, N, D) and multiplied transposed, so that its
-            quantizer sees the same layout as every other operand.
+        transpose_rhs: whether the right operand is (B, H, N, D) and is transposed here, so that its quantizer gets the
+            same layout as those of other operands.
     """
 
     def __init__(self, transpose_rhs: bool = False) -> None:
@@ -26,20 +26,20 @@ class MatMul(nn.Module):
         self.transpose_rhs = transpose_rhs
 
     def forward(self, lhs: Tensor, rhs: Tensor) -> Tensor:
-        """(B, H, N, K) and (B, H, K, M), or (B, H, M, K) where transposed → (B, H, N, M)."""
+        """(B, H, N, K) and (B, H, K, M), or (B, H, M, K) if ``transpose_rhs`` → (B, H, N, M)."""
         return torch.matmul(lhs, rhs.transpose(-2, -1) if self.transpose_rhs else rhs)
 
 
 class MaskedSoftmax(nn.Softmax):
-    """Softmax of scores to which a mask is added within, so that what quantizes scores never sees the mask."""
+    """Softmax that adds a mask to its scores itself, so that the quantizer of the scores does not get the mask."""
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Scores of any shape, and a mask that broadcasts to it, 0 or ``MASKED``."""
+        """Scores of any shape, and a mask of 0 or ``MASKED`` that broadcasts to it."""
         return super().forward(input if mask is None else input + mask)
 
 
 class ExplicitAttention(nn.Module):
-    """timm's ``Attention`` with its two matmuls and its Softmax as modules; it takes over the original's submodules."""
+    """timm's ``Attention`` with its two matmuls and its Softmax as modules; it reuses the original's submodules."""
 
     qkv: nn.Module
     q_norm: nn.Module
@@ -59,7 +59,7 @@ class ExplicitAttention(nn.Module):
             self.add_module(name, child)
         for name in ("num_heads", "head_dim", "attn_dim", "scale"):
             setattr(self, name, getattr(original, name))
-        self.gate = original.gate  # None is no child, so the loop above leaves it out
+        self.gate = original.gate  # the loop above omits it if it is None
         self.matmul_qk = MatMul(transpose_rhs=True)
         self.softmax = nn.Softmax(dim=-1)
         self.matmul_av = MatMul()
@@ -119,7 +119,7 @@ class ExplicitWindowAttention(nn.Module):
         q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         scores = self.matmul_qk(q * self.scale, k) + self.position_bias()
         if mask is not None:
-            mask = mask.repeat(batch // len(mask), 1, 1).unsqueeze(1)  # an image's windows lie side by side
+            mask = mask.repeat(batch // len(mask), 1, 1).unsqueeze(1)  # the windows of an image are adjacent
         weights = self.softmax(scores) if mask is None else self.softmax(scores, mask)
         out = self.matmul_av(self.attn_drop(weights), v)
         result: Tensor = self.proj_drop(self.proj(out.transpose(1, 2).reshape(batch, tokens, -1)))
@@ -127,9 +127,9 @@ class ExplicitWindowAttention(nn.Module):
 
 
 class ExplicitSelfAttention(nn.Module):
-    """transformers' self attention of BERT and DistilBERT, its two matmuls and its Softmax as modules.
+    """transformers' self-attention of BERT and DistilBERT with its two matmuls and its Softmax as modules.
 
-    The linears stay under the names that they have there: query, key, value, and output where it is a part.
+    The linears keep the names of the original: query, key, value, and the output if the original contains it.
     """
 
     def __init__(self, original: Any, linears: Sequence[str]) -> None:
@@ -150,9 +150,11 @@ class ExplicitSelfAttention(nn.Module):
 
         Raises ``ValueError`` for the arguments of a decoder.
         """
-        foreign = [name for name, value in others.items() if name in DECODER and value is not None]
-        if foreign:
-            raise ValueError(f"attention made explicit is an encoder's, and got {', '.join(foreign)}")
+        unsupported = [name for name, value in others.items() if name in DECODER and value is not None]
+        if unsupported:
+            raise ValueError(
+                f"expected the arguments of an encoder's attention, received a decoder's: {', '.join(unsupported)}"
+            )
         project, *rest = (self.get_submodule(name) for name in self._linears)
         shape = (*hidden_states.shape[:-1], -1, self.head_size)
         q, k, v = (linear(hidden_states).view(shape).transpose(1, 2) for linear in (project, *rest[:2]))

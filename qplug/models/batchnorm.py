@@ -1,4 +1,4 @@
-"""Folding BatchNorm into the convolution or linear before it: found by what a forward reads, not by names."""
+"""Folding of BatchNorms into the convolution or linear before them; a traced forward finds the pairs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from qplug.core.text import listed
 from qplug.core.types import Change
 from qplug.models.surgery import replace
 from qplug.models.tracing import Tracer, no_grad_forward
 
 BY = "core.fold_batchnorm"
-"""Who changed the model, in the plan."""
+"""Name of this step in the plan."""
 REASON = "BatchNorm folded into the convolution or linear before it"
 AFTER = {
     "torch.nn.modules.batchnorm:BatchNorm1d": (),
@@ -25,15 +26,15 @@ AFTER = {
     "timm.layers.norm_act:FrozenBatchNormAct2d": ("drop", "act"),
     "torchvision.ops.misc:FrozenBatchNorm2d": (),
 }
-"""Types of BatchNorm that can be folded → the children that each calls, in this order, on what it has normalized."""
+"""Types of BatchNorm that can be folded → the children that each calls, in this order, on the normalized tensor."""
 
 
 @dataclass
 class Folding:
-    """What was folded, and what was not.
+    """The result of folding.
 
     Attributes:
-        changes: one a pair.
+        changes: one per folded BatchNorm.
         left: paths of the BatchNorms that stay in float, each with the reason.
     """
 
@@ -41,29 +42,28 @@ class Folding:
     left: dict[str, str] = field(default_factory=dict)
 
     def note(self) -> list[str]:
-        """A sentence for the readers of results, where a BatchNorm was left."""
+        """A warning that lists the BatchNorms in float; none if all were folded."""
         if not self.left:
             return []
-        some = "; ".join(f"{name} {reason}" for name, reason in list(self.left.items())[:3])
-        more = f"; and {len(self.left) - 3} more" if len(self.left) > 3 else ""
-        return [f"BatchNorms that could not be folded stay in float: {some}{more}"]
+        reasons = listed(f"{name} {reason}" for name, reason in self.left.items())
+        return [f"BatchNorms that could not be folded stay in float: {reasons}"]
 
 
 @torch.no_grad()
 def fold_batchnorms(model: nn.Module, image: Tensor) -> Folding:
-    """Fold, in place, every BatchNorm of ``model`` whose input is the output of one operation that nothing else reads.
+    """Fold, in place, every BatchNorm of ``model`` that is the only reader of a convolution or linear.
 
     W' = W·γ/√(σ² + ε) and b' = (b − μ)·γ/√(σ² + ε) + β, computed in float64 by torch's own fusion and written back in
-    the parameters' dtype (Jacob et al. 2018, section 3.2, Eq. 14). A missing bias is made. Where the BatchNorm was
-    stay the dropout and the activation function that it called, under their names, or an identity.
+    the parameters' dtype (Jacob et al. 2018, section 3.2, Eq. 14). A missing bias is created. The BatchNorm is replaced
+    by the dropout and the activation function that it called, under their names, or by an identity.
 
-    Activation functions that write into their input no longer do so: it is now the output of an operation, and
-    gradients are taken and values kept there.
+    Activation functions are set to ``inplace=False``: their input is now the output of an operation, which gradients
+    and statistics read.
 
     Args:
-        model: float, in eval mode, on the device of ``image``; convolutions of other types than ``nn.Conv2d`` and
-            linears of others than ``nn.Linear`` are left alone, as nobody knows what becomes of their weights.
-        image: (1, C, H, W) float32; one forward tells what reads what.
+        model: float, in eval mode, on the device of ``image``. Only modules whose exact type is ``nn.Conv2d`` or
+            ``nn.Linear`` are folded: a subclass may use its weight differently.
+        image: (1, C, H, W) float32, for the traced forward.
     """
     folding = Folding()
     norms = {name: module for name, module in model.named_modules() if _is_batchnorm(module)}
@@ -87,27 +87,27 @@ def fold_batchnorms(model: nn.Module, image: Tensor) -> Folding:
 
 
 class _Reads:
-    """One traced forward: which operation each BatchNorm reads, how often each is called, and who else reads.
+    """One traced forward: the input and the number of calls of each BatchNorm, and the readers of each operation.
 
     Attributes:
-        operation: BatchNorm → the operation whose output is its input; ``None`` where it is something else.
-        calls: of each BatchNorm and operation.
+        operation: BatchNorm → the convolution or linear whose output is its input; ``None`` for any other input.
+        calls: number of calls of each BatchNorm and operation.
     """
 
     def __init__(self, model: nn.Module, norms: dict[str, nn.Module], image: Tensor) -> None:
         self.operation: dict[str, str | None] = dict.fromkeys(norms)
         self.calls: Counter[str] = Counter()
-        self._tokens: set[str] = set()  # linears whose outputs have more axes than images and features
+        self._tokens: set[str] = set()  # linears whose outputs have more axes than (B, C)
         self._readers: dict[str, list[str]] = defaultdict(list)
         self._outputs: dict[str, Tensor] = {}
-        self._tracer = Tracer(lambda origin, function: self._readers[origin].append(function))
+        self._tracer = Tracer(lambda label, function: self._readers[label].append(function))
         self._hooked = {n for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks}
         handles = []
         for name, module in model.named_modules():
             if type(module) in (nn.Conv2d, nn.Linear):
-                handles.append(module.register_forward_hook(self._made(name)))
+                handles.append(module.register_forward_hook(self._record_output(name)))
             elif name in norms:
-                handles.append(module.register_forward_pre_hook(self._reads(name)))
+                handles.append(module.register_forward_pre_hook(self._record_input(name)))
         try:
             with self._tracer:
                 out = no_grad_forward(model, image)
@@ -118,7 +118,7 @@ class _Reads:
             self._readers[self._tracer.origin(value) or ""].append("the model's output")
 
     def problem(self, norm: str) -> str:
-        """Why ``norm`` cannot be folded, or nothing."""
+        """The reason why ``norm`` cannot be folded; empty if it can."""
         operation = self.operation[norm]
         if operation is None:
             return "does not read the output of an nn.Conv2d or nn.Linear as it is"
@@ -131,9 +131,9 @@ class _Reads:
         if operation in self._tokens:
             return f"normalizes another axis than the outputs of {operation}"
         hooked = [name for name in (norm, operation) if name in self._hooked]
-        return f"is computed with the help of hooks of {hooked[0]}" if hooked else ""
+        return f"depends on forward hooks of {hooked[0]}" if hooked else ""
 
-    def _made(self, name: str) -> Any:
+    def _record_output(self, name: str) -> Any:
         def hook(module: nn.Module, _: Any, out: Tensor) -> None:
             self.calls[name] += 1
             if isinstance(module, nn.Linear) and out.dim() != 2:
@@ -143,12 +143,12 @@ class _Reads:
 
         return hook
 
-    def _reads(self, name: str) -> Any:
+    def _record_input(self, name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             self.calls[name] += 1
-            before = self._tracer.origin(args[0]) if args else None
-            if before is not None and self._outputs[before] is args[0]:
-                self.operation[name] = before
+            operation = self._tracer.origin(args[0]) if args else None
+            if operation is not None and self._outputs[operation] is args[0]:
+                self.operation[name] = operation
 
         return hook
 
@@ -157,8 +157,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple, dict)):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(one)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
 
 
 def _path(module: nn.Module) -> str:
@@ -170,13 +170,13 @@ def _is_batchnorm(module: nn.Module) -> bool:
 
 
 def _unknown(norm: Any) -> str:
-    """What of the BatchNorm itself keeps it from being folded, or nothing."""
+    """The property of the BatchNorm itself that prevents its folding; empty if there is none."""
     if _path(norm) not in AFTER:
-        return f"is a {type(norm).__name__}, of which nobody knows what else it computes"
+        return f"is a {type(norm).__name__}, not a supported type of BatchNorm"
     if norm.training:
         return "is in training mode"
     if norm.running_mean is None or norm.running_var is None:
-        return "has no running statistics: it takes those of the batch"
+        return "has no running statistics and normalizes by those of the batch"
     return ""
 
 
@@ -192,7 +192,7 @@ def _fuse(operation: Any, norm: Any) -> None:
 
 
 def _rest(norm: nn.Module) -> nn.Module:
-    """What the BatchNorm did beside normalizing."""
+    """The dropout and the activation function that the BatchNorm called; an identity if it called none."""
     calls = [(name, getattr(norm, name)) for name in AFTER[_path(norm)]]
     rest = OrderedDict((name, module) for name, module in calls if not isinstance(module, nn.Identity))
     return nn.Sequential(rest).eval() if rest else nn.Identity().eval()

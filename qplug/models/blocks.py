@@ -1,4 +1,4 @@
-"""Which classes of timm, torchvision and transformers are one block each. Importing this does not import torch."""
+"""Classes of timm, torchvision and transformers that are blocks. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -35,4 +35,4 @@ BLOCKS = [
     for module, names in modules.items()
     for name in names
 ]
-"""``module:Class`` of each. An instance of a class that derives from one is a block too."""
+"""``module:Class`` of each block class. Instances of its subclasses are blocks, too."""

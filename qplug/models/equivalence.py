@@ -1,4 +1,4 @@
-"""Checks on real images that a step which promises to preserve the model's function does."""
+"""Check on real images that a function-preserving step does not change the model's outputs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from qplug.core.task import CLASSIFICATION, Task
 from qplug.core.types import Change
 
 LARGEST_CHANGE = 1e-4
+"""Largest change of the outputs by function-preserving steps, as a fraction of their norm."""
 
 
 class EquivalenceCheck:
-    """Compares what a model computes on a few images with what it computed before.
+    """Comparison of a model's outputs on a few examples before and after a step.
 
     Args:
-        model: the float model, which is watched by reference.
-        images: a batch of real ones, or of texts.
-        task: what the outputs are.
+        model: the float model, held by reference.
+        images: a batch of real images, or of tokenized texts.
+        task: the task of the outputs.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, task: Task = CLASSIFICATION) -> None:
@@ -28,20 +29,20 @@ class EquivalenceCheck:
         self.reset()
 
     def reset(self) -> None:
-        """Take what the model computes now as what it must compute from now on."""
+        """Store the model's current outputs as the reference."""
         with torch.no_grad():
             self._expected: Tensor = self._model(self._images)
 
     def error(self) -> float:
-        """‖now − before‖ / ‖before‖ of the outputs, without padding."""
+        """‖y − reference‖ / ‖reference‖ of the outputs y, without padding."""
         with torch.no_grad():
             return self._task.relative_change(self._expected, self._model(self._images))
 
     def check(self, changes: Sequence[Change]) -> None:
-        """Compare, and start again from here.
+        """Compare the outputs with the reference after ``changes``, then store new reference outputs.
 
         Raises:
-            EquivalenceError: every change promised to preserve the function, and the output moved by more than 1e-4.
+            EquivalenceError: all changes preserve the function, and the outputs changed by more than 1e-4.
         """
         if changes and all(change.preserves for change in changes):
             error = self.error()
@@ -49,7 +50,7 @@ class EquivalenceCheck:
                 raise EquivalenceError(
                     f"the outputs moved by {error:.1e} of their norm, and at most {LARGEST_CHANGE:.0e} was promised",
                     where=", ".join(dict.fromkeys(change.technique for change in changes)),
-                    fix="leave out the technique, or narrow what it matches",
+                    fix="remove the technique from the recipe, or let it match fewer modules",
                 )
         if changes:
             self.reset()

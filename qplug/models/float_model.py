@@ -1,4 +1,4 @@
-"""A float model as a run receives it, and how its images are prepared. Importing this does not import torch."""
+"""``FloatModel`` and the preprocessing of its images. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qplug.core.errors import InputError
 from qplug.core.storage.hashing import fingerprint
+from qplug.core.text import listed
 from qplug.data.preparation import Preparation
 
 if TYPE_CHECKING:
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From an image to the model's input, as timm defines it for evaluation.
+    """Conversion of an image to the model's input, as timm defines it for evaluation.
 
     Attributes:
         input_size: (C, H, W) in pixels; C is 3 (RGB) or 1 (grey).
         mean: subtracted from each channel after scaling to [0, 1]; C values.
-        std: divides each channel after that; C values.
-        interpolation: of the resize: ``bicubic``, ``bilinear``, ``nearest``, ``lanczos``, ….
-        crop_pct: share of the resized image that the crop keeps, in (0, 1].
+        std: divisor of each channel after that; C values.
+        interpolation: filter of the resize: ``bicubic``, ``bilinear``, ``nearest``, ``lanczos``, ….
+        crop_pct: side of the crop as a fraction of the resized image's side, in (0, 1].
         crop_mode: ``center``, ``squash`` or ``border``.
     """
 
@@ -54,7 +55,7 @@ class Preprocessing:
 
         def apply(image: Image.Image) -> Tensor:
             if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")  # as PIL asks for, or it warns
+                image = image.convert("RGBA")  # PIL warns about a direct conversion
             tensor: Tensor = prepare(image if image.mode == mode else image.convert(mode))
             return tensor
 
@@ -69,16 +70,16 @@ class Preprocessing:
 
 @dataclass
 class FloatModel:
-    """A float model that is ready to run: in eval mode, on the CPU, in float32, every weight finite.
+    """A float model in eval mode, on the CPU, in float32, with finite weights.
 
     Attributes:
         module: takes a batch, (B, C, H, W) float32 of images or (B, 3, L) int64 of texts (see ``Tokenization``), and
-            returns logits: (B, classes), or where it answers questions (B, 2, L), starts and ends of answers.
-        name: as a person would call it; file names are not part of it.
-        preprocessing: how images, or texts, become its input.
+            returns logits: (B, classes), or (B, 2, L) for the starts and ends of answers to questions.
+        name: readable name, without file names.
+        preprocessing: conversion of images or texts to the model's input.
         fingerprint: SHA-256 of the state dict (see ``fingerprint``).
-        note: what a reader of the results must know about the weights (for example that they are random), or empty.
-        task_name: of ``qplug.core.task.TASKS``: what the outputs are.
+        note: a warning about the weights, for example that they are random; or empty.
+        task_name: name of the task of the outputs, a key of ``qplug.core.task.TASKS``.
     """
 
     module: nn.Module
@@ -90,7 +91,7 @@ class FloatModel:
 
     @property
     def task(self) -> Task:
-        """What the outputs are."""
+        """The task of the outputs."""
         from qplug.core.task import TASKS
 
         return TASKS[self.task_name]
@@ -104,14 +105,13 @@ class FloatModel:
         note: str = "",
         task_name: str = "classification",
     ) -> FloatModel:
-        """Bring a module into the promised state; raises ``InputError`` naming tensors that are NaN or infinite."""
+        """Convert a module to eval mode and float32 on the CPU; raises ``InputError`` for NaN or infinite weights."""
         module = module.cpu().float().eval().requires_grad_(False)
         state = module.state_dict()
         broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
         if broken:
-            more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
             raise InputError(
-                f"the weights of {name} hold NaN or infinite values, in {', '.join(broken[:5])}{more}",
-                fix="use another checkpoint: no quantization of this one can be right",
+                f"the weights of {name} hold NaN or infinite values, in {listed(broken, 5)}",
+                fix="use another checkpoint: these weights cannot be quantized",
             )
         return cls(module, name, preprocessing, fingerprint(state), note, task_name)

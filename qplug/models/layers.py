@@ -1,4 +1,4 @@
-"""timm's variants of convolutions and linears as plain modules, which sites, statistics and backends know."""
+"""Conversions of timm's variants of convolutions and linears to ``nn.Conv2d`` and ``nn.Linear``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 
 class SamePad2d(nn.Module):
-    """Zeros around an image, as TensorFlow's ``SAME`` has them: they depend on its size, and the larger half is last.
+    """Zero padding of an image as TensorFlow's ``SAME``: it depends on the image size, and the larger half is last.
 
-    Along each axis of n pixels max((⌈n/stride⌉ − 1)·stride + (kernel − 1)·dilation + 1 − n, 0) are added.
+    An axis of n pixels is padded by max((⌈n/stride⌉ − 1)·stride + (kernel − 1)·dilation + 1 − n, 0) pixels.
 
     Args:
-        kernel_size, stride, dilation: of the convolution that follows, (height, width) in pixels.
+        kernel_size, stride, dilation: those of the convolution that follows, (height, width) in pixels.
     """
 
     def __init__(self, kernel_size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> None:
@@ -23,7 +23,7 @@ class SamePad2d(nn.Module):
         self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
 
     def extra_repr(self) -> str:
-        """The three sizes."""
+        """Kernel size, stride and dilation, for ``repr``."""
         return f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class SamePad2d(nn.Module):
 
 
 def padded_conv(original: nn.Conv2d) -> nn.Sequential:
-    """``pad`` and ``conv`` in the place of timm's ``Conv2dSame``, with its parameters."""
+    """A replacement of timm's ``Conv2dSame`` by ``pad`` and ``conv``, with its parameters."""
     conv = nn.Conv2d(
         original.in_channels,
         original.out_channels,
@@ -50,14 +50,14 @@ def padded_conv(original: nn.Conv2d) -> nn.Sequential:
 
 
 def linear(original: nn.Linear) -> nn.Linear:
-    """A ``nn.Linear`` in the place of a subclass that computes the same, with its parameters."""
+    """A replacement of an equivalent subclass of ``nn.Linear`` by ``nn.Linear``, with its parameters."""
     plain = nn.Linear(original.in_features, original.out_features, original.bias is not None, device="meta")
     _with_parameters(plain, original)
     return plain
 
 
 def _with_parameters(module: Any, original: Any) -> nn.Module:
-    """``module``, which was made without memory for parameters, with those of ``original``."""
+    """``module``, built on the meta device, with the parameters of ``original``."""
     module.weight, module.bias = original.weight, original.bias
-    made: nn.Module = module
-    return made
+    result: nn.Module = module
+    return result

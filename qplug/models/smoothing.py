@@ -1,4 +1,4 @@
-"""Smoothing folded into a norm and the linears that read it; the model computes the same function."""
+"""Folding of a smoothing into a norm and the linears that read it, without changing the model's function."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from qplug.core.types import NormGroup, Smoothing
 def fold(model: nn.Module, group: NormGroup, smoothing: Smoothing) -> None:
     """gamma' = gamma/scale, beta' = (beta − shift)/scale, W' = W·diag(scale), b' = b + W·shift (MPTQ-ViT, Eq. 4, 5).
 
-    Computed in float64 and written back in the parameters' own dtype, in place. Missing parameters (a norm without
-    affine part, a linear without bias) are made.
+    The parameters are computed in float64 and written back in their own dtype, in place. Missing ones (a norm without
+    affine parameters, a linear without bias) are created.
 
     Raises:
-        PluginError: a shape that is not the norm's, or a scale that is not positive and finite.
+        PluginError: the shape of shift or scale is not the norm's, or the scale is not positive and finite.
     """
     norm: Any = model.get_submodule(group.norm)
     channels = group.weights[0].shape[1]
     shift, scale = smoothing.shift, smoothing.scale
     if shift.shape != (channels,) or scale.shape != (channels,):
-        raise PluginError(f"shift and scale must be ({channels},), got {tuple(shift.shape)} and {tuple(scale.shape)}")
+        raise PluginError(
+            f"expected shift and scale of ({channels},), received {tuple(shift.shape)} and {tuple(scale.shape)}"
+        )
     if not (torch.isfinite(shift).all() and torch.isfinite(scale).all() and (scale > 0).all()):
         raise PluginError("shift and scale must be finite, and scale positive")
     shift, scale = shift.double(), scale.double()

@@ -1,4 +1,4 @@
-"""Where models come from: timm, the embedded zoo, any import path. Importing this module does not import torch."""
+"""Model sources: timm, the embedded zoo, any import path. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -25,45 +25,49 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class PreprocessingConfig(Config):
-    """Values to use in place of those of the model's own configuration."""
+    """Values that replace those of the model's own configuration."""
 
     input_size: tuple[Literal[1, 3], Pixels, Pixels] | None = Field(
         default=None, description="(channels, height, width) in pixels; timm builds the architecture for it"
     )
-    mean: tuple[float, ...] | None = Field(default=None, description="of each channel, pixels in 0 … 1")
-    std: tuple[Positive, ...] | None = Field(default=None, description="of each channel, pixels in 0 … 1")
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None = Field(
-        default=None, description="of the resize"
+    mean: tuple[float, ...] | None = Field(default=None, description="mean of each channel, for pixels in 0 … 1")
+    std: tuple[Positive, ...] | None = Field(
+        default=None, description="standard deviation of each channel, for pixels in 0 … 1"
     )
-    crop_pct: float | None = Field(default=None, gt=0, le=1, description="share of the resized image that is kept")
-    crop_mode: Literal["center", "squash", "border"] | None = Field(default=None, description="how the crop is cut")
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None = Field(
+        default=None, description="filter of the resize"
+    )
+    crop_pct: float | None = Field(
+        default=None, gt=0, le=1, description="side of the crop as a fraction of the resized image's side"
+    )
+    crop_mode: Literal["center", "squash", "border"] | None = Field(default=None, description="timm's mode of the crop")
 
 
 class TimmModel(ModelSource):
-    """A model of timm by its name, with downloaded weights, a checkpoint, or (noted in the results) random ones."""
+    """A model of timm by its name, with downloaded weights, a checkpoint, or random weights (with a warning)."""
 
     class Config(Config):
         """``model: {source: timm, name: deit_tiny_patch16_224, checkpoint_path: …}``."""
 
         source: Literal["timm"]
         name: str = Field(min_length=1, description="timm's name of the architecture, with or without a pretrained tag")
-        pretrained: bool = Field(default=False, description="fetch timm's weights, or take them from its cache")
+        pretrained: bool = Field(default=False, description="load timm's weights from its cache, or download them")
         checkpoint_path: str | None = Field(default=None, min_length=1, description=CHECKPOINT)
         num_classes: int | None = Field(
-            default=None, ge=1, description="outputs, where not the architecture's own number"
+            default=None, ge=1, description="number of outputs; the architecture's default if unset"
         )
         preprocessing: PreprocessingConfig = PreprocessingConfig()
 
         @model_validator(mode="after")
-        def _one_origin(self) -> TimmModel.Config:
+        def _one_weight_source(self) -> TimmModel.Config:
             if self.pretrained and self.checkpoint_path is not None:
-                raise ValueError("'pretrained' and 'checkpoint_path' both say where the weights come from; give one")
+                raise ValueError("'pretrained' and 'checkpoint_path' are both sources of the weights; give one")
             return self
 
     def load(self) -> FloatModel:
-        """Build the model; raises ``InputError`` for an unknown name or weights that are missing or do not fit."""
+        """Build the model; raises ``InputError`` for an unknown name, or for weights that are missing or do not fit."""
         config = self.config
-        own = _known(config.name)
+        own = _timm_config(config.name)
         size = config.preprocessing.input_size
         kwargs: dict[str, Any] = {}
         if config.num_classes is not None:
@@ -86,7 +90,7 @@ class TimmModel(ModelSource):
         return FloatModel.of(module, config.name, preprocessing(module, config.preprocessing), note)
 
     def key(self) -> dict[str, Any]:
-        """With timm's version, which stands for the architecture, its preprocessing and the weights of its hub."""
+        """The base key with timm's version, which identifies architecture, preprocessing and pretrained weights."""
         return super().key() | _timm()
 
     def _create(self, kwargs: dict[str, Any]) -> nn.Module:
@@ -94,10 +98,10 @@ class TimmModel(ModelSource):
 
         name, pretrained = self.config.name, self.config.pretrained
         try:
-            module: nn.Module = seeded(lambda: timm.create_model(name, pretrained=pretrained, **kwargs))
-        except Exception as error:  # the hub, the network and an architecture's assertions each fail in their own way
+            module: nn.Module = seeded_weights(lambda: timm.create_model(name, pretrained=pretrained, **kwargs))
+        except Exception as error:  # the hub, the network and an architecture's assertions raise different types
             if isinstance(error, TypeError) and "'img_size'" in str(error):
-                # a convolutional architecture: it takes images of any size, and no such argument
+                # a convolutional architecture takes images of any size and has no argument img_size
                 return self._create({key: value for key, value in kwargs.items() if key != "img_size"})
             reason = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
             if pretrained:
@@ -110,7 +114,7 @@ class TimmModel(ModelSource):
 
 
 class ZooModel(ModelSource):
-    """A small model that ``qplug zoo train`` trains; the weights of those for digits came with the installation."""
+    """A small model that ``qplug zoo train`` trains; the weights of those for digits are part of the package."""
 
     class Config(Config):
         """``model: {source: zoo, name: vit_digits}``."""
@@ -129,7 +133,7 @@ class ZooModel(ModelSource):
             "or for the 32×32 photographs of CIFAR-10"
         )
         checkpoint_path: str | None = Field(
-            default=None, min_length=1, description=f"{CHECKPOINT}; for digits, in the place of the embedded weights"
+            default=None, min_length=1, description=f"{CHECKPOINT}; for digits, it replaces the embedded weights"
         )
 
         @model_validator(mode="after")
@@ -139,17 +143,17 @@ class ZooModel(ModelSource):
             if self.checkpoint_path is None and not ZOO[self.name].embedded:
                 raise ValueError(
                     f"{self.name} has no embedded weights, and no checkpoint was given: "
-                    f"'qplug zoo train {self.name} --data FOLDER' makes one"
+                    f"'qplug zoo train {self.name} --data FOLDER' creates a checkpoint"
                 )
             return self
 
     def load(self) -> FloatModel:
-        """Build the model; raises ``InputError`` where its checkpoint is missing, damaged or does not fit."""
+        """Build the model; raises ``InputError`` if its checkpoint is missing, damaged or does not fit."""
         from qplug.models.zoo import ZOO, weights
 
         config, note = self.config, ""
         entry = ZOO[config.name]
-        module = seeded(entry.build)
+        module = seeded_weights(entry.build)
         if config.checkpoint_path is not None:
             from qplug.models.checkpoint import load
 
@@ -159,7 +163,7 @@ class ZooModel(ModelSource):
         return FloatModel.of(module, config.name, entry.preprocessing, note)
 
     def key(self) -> dict[str, Any]:
-        """With the embedded weights where they are used, and timm's version for the architecture."""
+        """The base key with the digest of the embedded weights, if used, and timm's version for the architecture."""
         from qplug.models.zoo import checkpoint
 
         own = {} if self.config.checkpoint_path else {"checkpoint": sha256(checkpoint(self.config.name))}
@@ -167,9 +171,9 @@ class ZooModel(ModelSource):
 
 
 class ImportedModel(ModelSource):
-    """What an importable function returns: ``target(**kwargs)``, a ``torch.nn.Module`` from images to logits.
+    """A model that an importable function returns: ``target(**kwargs)`` is a ``torch.nn.Module`` from images to logits.
 
-    A recipe with this source runs the code that it names. The module must be importable: installed, or on PYTHONPATH.
+    A recipe with this source runs the code of the function. Its module must be installed or on PYTHONPATH.
     """
 
     class Config(Config):
@@ -184,19 +188,25 @@ class ImportedModel(ModelSource):
         preprocessing: PreprocessingConfig = PreprocessingConfig()
 
     def load(self) -> FloatModel:
-        """Call the function; raises ``InputError`` where it cannot be imported, fails, or returns something else."""
+        """Call the function; raises ``InputError`` if it cannot be imported, raises, or returns no module."""
         from torch import nn
 
         config = self.config
         make = _resolve(config.target)
         try:
-            module = seeded(lambda: make(**config.kwargs))
+            module = seeded_weights(lambda: make(**config.kwargs))
         except Exception as error:  # the user's own code
             raise InputError(
-                f"{config.target} failed with {config.kwargs}: {type(error).__name__}: {error}", fix="see kwargs"
+                f"{config.target} failed with {config.kwargs}: {type(error).__name__}: {error}",
+                where=config.target,
+                fix="check model.kwargs and the function",
             ) from error
         if not isinstance(module, nn.Module):
-            raise InputError(f"{config.target} returned {type(module).__name__}, not a torch.nn.Module")
+            raise InputError(
+                f"{config.target} returned {type(module).__name__}, not a torch.nn.Module",
+                where=config.target,
+                fix="set model.target to a function that returns the model",
+            )
         note = f"the weights are those that {config.target} returned"
         if config.checkpoint_path is not None:
             from qplug.models.checkpoint import load
@@ -205,12 +215,12 @@ class ImportedModel(ModelSource):
         return FloatModel.of(module, config.target, preprocessing(module, config.preprocessing), note)
 
     def key(self) -> dict[str, Any]:
-        """With the code of the function's top-level package; of files that ``kwargs`` name it knows only the names."""
+        """The base key with the code of the function's top-level package; files named in ``kwargs`` are not read."""
         return super().key() | _timm() | {"code": code_digest(self.config.target.partition(":")[0])}
 
 
 def preprocessing(module: nn.Module, config: PreprocessingConfig) -> Preprocessing:
-    """The model's own configuration under that of the recipe; raises ``InputError`` for what neither says."""
+    """The model's own configuration, updated by the recipe's; raises ``InputError`` if a value is in neither."""
     values: dict[str, Any] = {}
     if getattr(module, "pretrained_cfg", None):
         from timm.data import resolve_model_data_config
@@ -221,13 +231,18 @@ def preprocessing(module: nn.Module, config: PreprocessingConfig) -> Preprocessi
     missing = [name for name in PreprocessingConfig.model_fields if name not in values]
     if missing:
         raise InputError(
-            "the model does not say how its images are prepared",
-            fix=f"under model.preprocessing, set {', '.join(missing)}",
+            "the model has no complete preprocessing configuration",
+            where="model.preprocessing",
+            fix=f"set {', '.join(missing)}",
         )
     channels = values["input_size"][0]
     for name in ("mean", "std"):
         if len(values[name]) != channels:
-            raise InputError(f"preprocessing.{name} has {len(values[name])} values for {channels} channels")
+            raise InputError(
+                f"preprocessing.{name} has {len(values[name])} values for {channels} channels",
+                where=f"model.preprocessing.{name}",
+                fix=f"set {channels} values",
+            )
     return Preprocessing(
         input_size=tuple(values["input_size"]),
         mean=tuple(values["mean"]),
@@ -238,8 +253,8 @@ def preprocessing(module: nn.Module, config: PreprocessingConfig) -> Preprocessi
     )
 
 
-def _known(name: str) -> Any:
-    """timm's own configuration of a name; raises ``InputError`` with the names that are close."""
+def _timm_config(name: str) -> Any:
+    """timm's configuration of the model ``name``; raises ``InputError`` that suggests similar names."""
     import timm
 
     base, _, tag = name.partition(".")
@@ -260,23 +275,23 @@ def _timm() -> dict[str, Any]:
 def _resolve(target: str) -> Callable[..., Any]:
     path, _, attribute = target.partition(":")
     try:
-        found: Any = importlib.import_module(path)
-    except Exception as error:  # the user's own code, or its absence
+        value: Any = importlib.import_module(path)
+    except Exception as error:  # the module is missing, or its code raises
         raise InputError(
             f"{target} cannot be imported: {type(error).__name__}: {error}",
-            fix="install the package, or put the folder of the file on PYTHONPATH",
+            fix="install the package, or add the folder of the file to PYTHONPATH",
         ) from error
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise InputError(f"{path} has no '{part}' (target: {target})", fix=did_you_mean(part, dir(found)))
-        found = getattr(found, part)
-    if not callable(found):
-        raise InputError(f"{target} is {type(found).__name__}, nothing to call")
-    return found  # type: ignore[no-any-return]
+        if not hasattr(value, part):
+            raise InputError(f"{path} has no '{part}' (target: {target})", fix=did_you_mean(part, dir(value)))
+        value = getattr(value, part)
+    if not callable(value):
+        raise InputError(f"{target} is {type(value).__name__}, not callable", fix="set model.target to a function")
+    return value  # type: ignore[no-any-return]
 
 
-def seeded(make: Callable[[], Any]) -> Any:
-    """First weights that are the same in every run, without touching the caller's random numbers."""
+def seeded_weights(make: Callable[[], Any]) -> Any:
+    """Call ``make`` with a fixed seed, so that initial weights are equal in every run; restore the generators."""
     import torch
 
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Modules and their places in a model."""
+"""Replacement of modules in a model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from torch import nn
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever the model holds ``old``: a module may bear several names."""
+    """Replace ``old`` by ``new`` at every path of the model: a shared module has several paths."""
     for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
         put(model, name, new)
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` at the path ``name`` of ``model``, in the place of what is there; parents that lack are made."""
+    """Set ``module`` at the path ``name`` of ``model``; an existing module is replaced, missing parents are created."""
     *parents, leaf = name.split(".")
     for parent in parents:
         if not hasattr(model, parent):

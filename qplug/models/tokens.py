@@ -1,4 +1,4 @@
-"""How texts become the input of a model: three rows of tokens. Importing this does not import torch."""
+"""Tokenization of texts to a model's input. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ TextTask = Literal["sequence_classification", "question_answering"]
 
 @dataclass(frozen=True)
 class Tokenization:
-    """From a text, or a text and its pair, to (3, L) int64: token numbers, attention mask, token types.
+    """Conversion of a text, or a text and its pair, to (3, L) int64: token ids, attention mask, token types.
 
-    Longer texts are cut at the end: of two texts the longer one, and of a question and its context the context. Shorter
-    ones are padded at the end, where the mask is 0.
+    Longer inputs are cut at the end: of two texts, the longer one is cut; of a question and its context, the context.
+    Shorter ones are padded at the end; the mask of padding is 0.
 
     Attributes:
-        tokenizer: ``tokenizer.json``, all that the ``tokenizers`` library needs.
+        tokenizer: content of ``tokenizer.json``, for the ``tokenizers`` library.
         max_length: L, special tokens included.
-        task: what labels are.
-        pad: the padding token, in ``tokenizer``'s vocabulary.
-        digest: SHA-256 of ``tokenizer``, which stands for it in ``repr``.
+        task: the task of the labels.
+        pad: the padding token, in the tokenizer's vocabulary.
+        digest: SHA-256 of ``tokenizer``, which replaces it in ``repr``.
     """
 
     tokenizer: str = field(repr=False)
@@ -43,37 +43,37 @@ class Tokenization:
         object.__setattr__(self, "digest", hashlib.sha256(self.tokenizer.encode()).hexdigest())
 
     def transform(self) -> TokenTransform:
-        """A function from a ``TextItem`` to (3, L) int64, which places labels too."""
+        """A function from a ``TextItem`` to (3, L) int64, which also converts labels."""
         return TokenTransform(self)
 
     def example(self) -> Tensor:
         """(1, 3, L) int64: random tokens, a quarter of them padding, the second half of the second type."""
         import torch
 
-        words = _tokenizer(self).get_vocab_size()
+        vocabulary = _tokenizer(self).get_vocab_size()
         length, generator = self.max_length, torch.Generator().manual_seed(0)
-        place = torch.arange(length)
-        mask = place < max(1, length - length // 4)
-        tokens = torch.randint(words, (length,), generator=generator)
-        return torch.stack([tokens, mask, place >= length // 2]).long().unsqueeze(0)
+        positions = torch.arange(length)
+        mask = positions < max(1, length - length // 4)
+        tokens = torch.randint(vocabulary, (length,), generator=generator)
+        return torch.stack([tokens, mask, positions >= length // 2]).long().unsqueeze(0)
 
 
 class TokenTransform:
     """``qplug.core.examples.LabelTransform`` of a ``Tokenization``.
 
-    A label of a classifier stays as it is. The characters of an answer, (first, the one after the last) in the context,
-    become its first and last token; none, (0, 0), becomes the first token twice, as models for SQuAD 2.0 are trained;
-    an answer that is not whole within L tokens becomes (−1, −1), which no output can match.
+    A class label does not change. The characters of an answer, (index of the first, index after the last) in the
+    context, are converted to its first and last token. No answer, (0, 0), becomes (0, 0): models for SQuAD 2.0 predict
+    the first token for it. An answer that does not fit within L tokens becomes (−1, −1), which no output can match.
     """
 
-    def __init__(self, how: Tokenization) -> None:
-        self._how, self._tokenizer = how, _tokenizer(how)
+    def __init__(self, tokenization: Tokenization) -> None:
+        self._tokenization, self._tokenizer = tokenization, _tokenizer(tokenization)
         self._cut: set[TextItem] = set()
-        self._lost: set[TextItem] = set()
+        self._dropped: set[TextItem] = set()
         self._last: tuple[TextItem | None, Any] = (None, None)
 
     def __call__(self, item: TextItem) -> torch.Tensor:
-        """(3, L) int64; raises ``InputError`` where a question alone is too long."""
+        """(3, L) int64; raises ``InputError`` if a question alone is too long."""
         import torch
 
         encoding = self._encode(item)
@@ -81,10 +81,10 @@ class TokenTransform:
 
     def label(self, item: TextItem, label: Label) -> Label:
         """The class, or the answer's first and last token."""
-        answers = self._how.task == "question_answering"
+        answers = self._tokenization.task == "question_answering"
         if answers is isinstance(label, int):
             raise InputError(
-                f"the model is for {self._how.task}, and the labels are {'classes' if answers else 'answers'}",
+                f"the model is for {self._tokenization.task}, and the labels are {'classes' if answers else 'answers'}",
                 where="data",
                 fix="set answer_column and pair_column" if answers else "set label_column",
             )
@@ -96,27 +96,27 @@ class TokenTransform:
         encoding = self._encode(item)
         start, last = encoding.char_to_token(first, 1), encoding.char_to_token(end - 1, 1)
         if start is None or last is None:
-            self._lost.add(item)
+            self._dropped.add(item)
             return (-1, -1)
         return start, last
 
     def losses(self) -> list[str]:
-        """How many texts were cut, and how many answers were lost by it."""
-        length, notes = self._how.max_length, []
+        """The number of cut texts, and the number of answers that the inputs do not contain."""
+        length, notes = self._tokenization.max_length, []
         if self._cut:
             notes.append(f"{len(self._cut)} texts were cut to max_length, {length} tokens")
-        if self._lost:
-            notes.append(f"{len(self._lost)} answers are not within the first {length} tokens, and count as wrong")
+        if self._dropped:
+            notes.append(f"{len(self._dropped)} answers are not within the first {length} tokens, and count as wrong")
         return notes
 
     def _encode(self, item: TextItem) -> Any:
-        if self._last[0] is item:  # a label follows its text
+        if self._last[0] is item:  # label() is called after the transform of the same item
             return self._last[1]
         try:
             encoding = self._tokenizer.encode(item.text, item.pair)
-        except Exception as error:  # the library has one error for all
+        except Exception as error:  # the library raises plain Exception
             raise InputError(
-                f"the text cannot be cut to {self._how.max_length} tokens: {error}",
+                f"the text cannot be cut to {self._tokenization.max_length} tokens: {error}",
                 where=item.text[:60],
                 fix="raise model.max_length",
             ) from error
@@ -126,12 +126,12 @@ class TokenTransform:
         return encoding
 
 
-def _tokenizer(how: Tokenization) -> Any:
+def _tokenizer(tokenization: Tokenization) -> Any:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(how.tokenizer)
-    tokenizer.enable_truncation(
-        how.max_length, strategy="only_second" if how.task == "question_answering" else "longest_first"
-    )
-    tokenizer.enable_padding(length=how.max_length, pad_token=how.pad, pad_id=tokenizer.token_to_id(how.pad))
+    length, pad = tokenization.max_length, tokenization.pad
+    tokenizer = Tokenizer.from_str(tokenization.tokenizer)
+    strategy = "only_second" if tokenization.task == "question_answering" else "longest_first"
+    tokenizer.enable_truncation(length, strategy=strategy)
+    tokenizer.enable_padding(length=length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
     return tokenizer

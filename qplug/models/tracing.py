@@ -1,4 +1,4 @@
-"""Which operation produced a tensor, followed through views and copies: one traced forward answers for the model."""
+"""``Tracer``, which finds the operation that produced a tensor, also through views and copies; kinds of modules."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LAYOUT = frozenset(
     "reshape view permute transpose contiguous flatten unflatten roll clone dropout pad squeeze unsqueeze movedim "
     "to float type_as view_as reshape_as swapaxes detach expand".split()
 )
-"""Functions whose result holds the values of their first argument, moved at most."""
+"""Functions that return the values of their first argument, at most rearranged."""
 
 
 class Tracer(TorchFunctionMode):
-    """Labels tensors with their origin while active.
+    """Context that labels tensors with their origin.
 
-    ``origin(tensor)`` is the label last given by ``label`` to the tensor that this one is a view or a copy of.
-    ``on_use`` is called with (origin, function name) for every use by a function that is not layout, unless ``quiet``.
+    ``origin(tensor)`` is the last label of the tensor, or of the tensor that it is a view or copy of. Every other
+    function calls ``on_use`` with (origin, function name) for each labelled argument, unless ``quiet`` is positive.
     """
 
     def __init__(self, on_use: Callable[[str, str], None]) -> None:
@@ -32,11 +32,11 @@ class Tracer(TorchFunctionMode):
         self.quiet = 0
 
     def label(self, tensor: Tensor, origin: str) -> None:
-        """Give ``tensor`` an origin. The tensor is kept alive, so that its id stays its own."""
+        """Label ``tensor`` with an origin. The tracer holds a reference, so that its id stays unique."""
         self._labels[id(tensor)] = (tensor, origin)
 
     def origin(self, tensor: Any) -> str | None:
-        """The origin of ``tensor``, or ``None``."""
+        """The origin of ``tensor``, or ``None`` if it has no label."""
         entry = self._labels.get(id(tensor))
         return entry[1] if entry else None
 
@@ -57,14 +57,14 @@ class Tracer(TorchFunctionMode):
 
 
 def _computes(name: str, out: Any) -> bool:
-    """Looking at sizes is no use; an attribute is one where it is a tensor, such as ``x.T``."""
+    """Whether the function computes with values. Sizes do not count; attributes count if they are tensors (``x.T``)."""
     if name == "__get__":
         return isinstance(out, Tensor)
     return name not in ("size", "dim", "__set__", "stride", "is_contiguous")
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:
-    """The values, and those in lists and tuples such as ``torch.cat`` takes."""
+    """The values, with lists and tuples (such as the argument of ``torch.cat``) flattened."""
     for value in values:
         if isinstance(value, (list, tuple)):
             yield from _flat(value)
@@ -73,14 +73,14 @@ def _flat(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _only_moved(name: str, before: Tensor, after: Tensor) -> bool:
-    """Padding adds zeros, which a shift would not preserve; it counts as layout only where it adds nothing."""
+    """Whether the values were only rearranged. Padding adds zeros, which a shift would change, unless its size is 0."""
     return name != "pad" or before.shape == after.shape
 
 
 def kind_after(module: nn.Module) -> SiteKind | None:
-    """The kind of what ``module`` gives to operations, where it has one of its own: norm, Softmax or activation.
+    """The kind of the outputs of a norm, a Softmax or an activation function; ``None`` for any other module.
 
-    An activation function has neither children nor parameters; a block that holds one is none, whatever its name.
+    A module with children or parameters is not an activation function, whatever its name.
     """
     if is_norm(module):
         return SiteKind.POST_LAYERNORM
@@ -93,23 +93,23 @@ def kind_after(module: nn.Module) -> SiteKind | None:
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether ``module`` is an activation function whose outputs have a kind of their own."""
+    """Whether ``module`` is an activation function whose outputs have a ``SiteKind``."""
     kind = kind_after(module)
     return kind is not None and bool(kind.activation)
 
 
 def is_gelu(module: nn.Module) -> bool:
-    """Whether ``module`` is a GELU in one of its spellings (nn.GELU, timm's GELU, GELUTanh, QuickGELU)."""
+    """Whether ``module`` is a GELU or one of its variants (nn.GELU, timm's GELU, GELUTanh, QuickGELU)."""
     return kind_after(module) is SiteKind.POST_GELU
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether ``module`` is a LayerNorm over the last axis, timm's variants included; its ``LayerNorm2d`` is none."""
+    """Whether ``module`` is a LayerNorm over the last axis, timm's variants included, except ``LayerNorm2d``."""
     return isinstance(module, nn.LayerNorm) and "2d" not in type(module).__name__
 
 
 def no_grad_forward(model: nn.Module, image: Tensor) -> Tensor:
-    """One forward of ``model`` on ``image`` without gradients (not in inference mode, whose views lose ids)."""
+    """One forward of ``model`` on ``image`` without gradients (not in inference mode, in which ids of views change)."""
     with torch.no_grad():
         out: Tensor = model(image)
     return out

@@ -15,9 +15,10 @@ from pydantic import Field
 from qplug.core.component import Config, ModelSource
 from qplug.core.errors import InputError
 from qplug.core.storage.hashing import file_digest
+from qplug.core.text import listed
 from qplug.core.types import Extra
 from qplug.models.float_model import FloatModel
-from qplug.models.sources import seeded
+from qplug.models.sources import seeded_weights
 from qplug.models.tokens import TextTask, Tokenization
 
 if TYPE_CHECKING:
@@ -30,15 +31,15 @@ CLASSES = {
     ("distilbert", "question_answering"): "DistilBertForQuestionAnswering",
 }
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-"""What of a model's folder is read beside its weights."""
+"""The files of a model's folder that are read, except its weights."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 class TransformersModel(ModelSource):
-    """BERT or DistilBERT, fine-tuned to classify sequences or to answer questions.
+    """BERT or DistilBERT, fine-tuned for sequence classification or question answering.
 
-    The folder is laid out as ``save_pretrained`` writes it. Weights are read from safetensors alone, and no code of the
-    folder is run. A run folder keeps configuration and tokenizer, so that it needs the folder no more.
+    The folder has the layout of ``save_pretrained``. Weights are only read from safetensors, and no code of the folder
+    is run. A run folder stores configuration and tokenizer, so that it does not need the original folder.
     """
 
     needs = (Extra("transformers", "pip install 'qplug[nlp]'"),)
@@ -49,20 +50,20 @@ class TransformersModel(ModelSource):
         source: Literal["transformers"]
         path: str = Field(min_length=1, description="a folder, or a model's name on the Hugging Face hub")
         revision: str | None = Field(
-            default=None, min_length=1, description="of a model on the hub; its newest if unset"
+            default=None, min_length=1, description="revision of a model on the hub; the newest if unset"
         )
-        task: TextTask = Field(description="what its head does")
+        task: TextTask = Field(description="task of the model's head")
         max_length: int = Field(
-            ge=8, le=4096, description="tokens of an input: longer texts are cut, shorter ones padded"
+            ge=8, le=4096, description="number of tokens of an input: longer texts are cut, shorter ones padded"
         )
 
     def load(self) -> FloatModel:
-        """Read the model; raises ``InputError`` for a folder, an architecture or weights that cannot be used."""
+        """Read the model; raises ``InputError`` for an invalid folder, architecture or checkpoint."""
         folder = self._folder(weights=True)
         model_class, config = self._class(folder)
         with _quiet():
             try:
-                module, found = model_class.from_pretrained(
+                module, loading_info = model_class.from_pretrained(
                     folder,
                     config=config,
                     local_files_only=True,
@@ -72,23 +73,23 @@ class TransformersModel(ModelSource):
                     dtype="float32",
                     output_loading_info=True,
                 )
-            except Exception as error:  # files that are missing, cut short or of other shapes fail in several ways
+            except Exception as error:  # missing, truncated and mismatched files raise different types
                 raise InputError(
                     f"the weights cannot be read: {' '.join(str(error).split())[:300]}",
                     where=self.config.path,
                     fix="give a folder with model.safetensors, as save_pretrained writes it",
                 ) from error
         for problem in ("missing_keys", "mismatched_keys"):
-            if names := [str(name) for name in found[problem]]:
+            if names := [str(name) for name in loading_info[problem]]:
                 raise InputError(
                     f"the weights are not of a {model_class.__name__}: {problem.replace('_', ' ')} "
-                    f"{', '.join(sorted(names)[:4])}{', …' if len(names) > 4 else ''}",
+                    f"{listed(sorted(names), 4)}",
                     where=self.config.path,
-                    fix=f"give a model that was trained for task: {self.config.task}, or set the task that it has",
+                    fix=f"give a model that was trained for task: {self.config.task}, or set task to that of the model",
                 )
-        unused = sorted(found["unexpected_keys"])
+        unused = sorted(loading_info["unexpected_keys"])
         note = (
-            f"{len(unused)} tensors of the checkpoint are no part of the model, such as {unused[0]}" if unused else ""
+            f"{len(unused)} tensors of the checkpoint are not part of the model, such as {unused[0]}" if unused else ""
         )
         return self._float_model(module, folder, note)
 
@@ -97,10 +98,10 @@ class TransformersModel(ModelSource):
         folder = self._folder(weights=False)
         model_class, config = self._class(folder)
         config._attn_implementation = "eager"
-        return self._float_model(seeded(lambda: model_class(config)), folder)
+        return self._float_model(seeded_weights(lambda: model_class(config)), folder)
 
     def key(self) -> dict[str, Any]:
-        """With the content of every file in the place of the path, and the versions of what reads them."""
+        """Task and ``max_length``, digests of the files in place of the path, and versions of the reading packages."""
         values: dict[str, Any] = {
             "source": "transformers",
             "task": self.config.task,
@@ -131,35 +132,35 @@ class TransformersModel(ModelSource):
         longest = config.max_position_embeddings
         if self.config.max_length > longest:
             raise InputError(
-                f"the model has places for {longest} tokens, and max_length is {self.config.max_length}",
+                f"the model has positions for {longest} tokens, and max_length is {self.config.max_length}",
                 where=self.config.path,
                 fix=f"set max_length to at most {longest}",
             )
         tokenizer = _tokenizer(folder)
         if tokenizer.pad_token is None:
             raise InputError("the tokenizer has no padding token", where=self.config.path)
-        words = len(tokenizer)
-        if words > config.vocab_size:
+        vocabulary = len(tokenizer)
+        if vocabulary > config.vocab_size:
             raise InputError(
-                f"the tokenizer has {words} tokens, and the model {config.vocab_size} embeddings",
+                f"the tokenizer has {vocabulary} tokens, and the model {config.vocab_size} embeddings",
                 where=self.config.path,
-                fix="put the tokenizer that the model was trained with into the folder",
+                fix="copy the tokenizer that the model was trained with to the folder",
             )
         answers = self.config.task == "question_answering"
         wrapped = (QuestionAnswerer if answers else SequenceClassifier)(module, token_types=config.model_type == "bert")
-        how = Tokenization(
+        tokenization = Tokenization(
             tokenizer.backend_tokenizer.to_str(), self.config.max_length, self.config.task, tokenizer.pad_token
         )
         task_name = "question_answering" if answers else "classification"
-        return FloatModel.of(wrapped, Path(self.config.path).name, how, note, task_name)
+        return FloatModel.of(wrapped, Path(self.config.path).name, tokenization, note, task_name)
 
     def _class(self, folder: Path) -> tuple[Any, Any]:
-        """transformers' class for the task, and the configuration, with its feed-forward in one piece."""
+        """transformers' class for the task, and the configuration, without chunking of the feed-forward."""
         import transformers
 
         try:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # no file, no JSON, no architecture that is known
+        except Exception as error:  # a missing file, invalid JSON and an unknown architecture raise different types
             raise InputError(
                 f"config.json cannot be read: {' '.join(str(error).split())[:300]}", where=self.config.path
             ) from error
@@ -167,15 +168,15 @@ class TransformersModel(ModelSource):
         if name is None or getattr(config, "is_decoder", False):
             kind = f"{config.model_type}{' as a decoder' if name else ''}"
             raise InputError(
-                f"the model is a {kind}, and this source knows the encoders bert and distilbert",
+                f"the model is a {kind}, and this source supports the encoders bert and distilbert",
                 where=self.config.path,
                 fix="for another architecture, write a model source: qplug.ModelSource",
             )
-        config.chunk_size_feed_forward = 0  # pieces save memory in training, and would call every linear several times
+        config.chunk_size_feed_forward = 0  # chunks save memory in training, but call every linear several times
         return getattr(transformers, name), config
 
     def _folder(self, weights: bool) -> Path:
-        """The folder, or that of the hub's snapshot, which is fetched where the cache lacks it."""
+        """The local folder, or the folder of the hub's snapshot, which is downloaded unless it is cached."""
         for extra in self.needs:
             if extra.missing:
                 raise InputError(f"model source 'transformers' needs the package '{extra.module}'", fix=extra.install)
@@ -193,9 +194,9 @@ def _fetched(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except Exception as error:  # the name, the hub and the network each fail in their own way
+    except Exception as error:  # the name, the hub and the network raise different types
         raise InputError(
-            f"is no folder, and no model of this name could be fetched ({type(error).__name__}: "
+            f"the folder does not exist, and no model of this name could be fetched ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:300]})",
             where=name,
             fix="give the path of a folder with config.json, tokenizer.json and model.safetensors",
@@ -203,13 +204,13 @@ def _fetched(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path
 
 
 def _tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer, of the kind that ``tokenizers`` computes; raises ``InputError``."""
+    """The folder's tokenizer, which must be one of the ``tokenizers`` library; raises ``InputError``."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer.backend_tokenizer.to_str()
-    except Exception as error:  # no file, no JSON, a tokenizer of another kind
+    except Exception as error:  # a missing file, invalid JSON and another kind of tokenizer raise different types
         raise InputError(
             f"the tokenizer cannot be read: {' '.join(str(error).split())[:300]}",
             where=str(folder),
@@ -220,7 +221,7 @@ def _tokenizer(folder: Path) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within it, transformers draws no bars and reports no keys: what matters of them is an error or a note."""
+    """Context without transformers' progress bars and reports of keys; ``load`` turns the latter into errors."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

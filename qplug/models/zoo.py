@@ -1,4 +1,4 @@
-"""The zoo: small models that ``qplug zoo train`` trains. The weights of those for digits travel in the wheel."""
+"""The zoo: small models that ``qplug zoo train`` trains. The wheel contains the weights of those for digits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model: its architecture, its preprocessing, what ``qplug zoo train`` trains it on, and how long.
-
-    ``embedded`` says whether its checkpoint came with the installation.
-    """
+    """A model of the zoo: its architecture, its preprocessing, its training data and its number of epochs."""
 
     build: Callable[[], nn.Module]
     preprocessing: Preprocessing
@@ -27,15 +24,15 @@ class Entry:
 
     @property
     def embedded(self) -> bool:
-        """Those for digits are: their data are embedded too."""
+        """Whether the package contains its checkpoint, as it does for the models for digits."""
         return self.data == "digits"
 
 
 def vit_digits() -> nn.Module:
     """timm's plain ``VisionTransformer`` for 8×8 grey digits: 17 tokens, 64 channels, 4 blocks, 169,162 parameters.
 
-    Its embedded checkpoint has 98.16 % top-1 on the 599 digits that training never saw. It was made by
-    ``qplug zoo train vit_digits --out …`` (seed 0, 300 epochs), in 162 seconds on one core.
+    Its embedded checkpoint has 98.16 % top-1 on the 599 held-out digits. The command
+    ``qplug zoo train vit_digits --out …`` (seed 0, 300 epochs) trained it in 162 seconds on one core.
     """
     from timm.models import VisionTransformer
 
@@ -48,7 +45,7 @@ def vit_digits() -> nn.Module:
 def mixer_digits() -> nn.Module:
     """timm's MLP-Mixer for 8×8 grey digits: 16 tokens, 64 channels, 4 blocks, 105,738 parameters.
 
-    Its embedded checkpoint has 98.33 % top-1, made and measured as that of ``vit_digits``.
+    Its embedded checkpoint has 98.33 % top-1, trained and evaluated like ``vit_digits``.
     """
     from timm.models.mlp_mixer import MlpMixer
 
@@ -61,16 +58,16 @@ def mixer_digits() -> nn.Module:
 def resmlp_digits() -> nn.Module:
     """timm's ResMLP, with its Affine norms, for 8×8 grey digits: 16 tokens, 64 channels, 4 blocks, 103,050 parameters.
 
-    Its embedded checkpoint has 99.00 % top-1, made and measured as that of ``vit_digits``.
+    Its embedded checkpoint has 99.00 % top-1, trained and evaluated like ``vit_digits``.
     """
     return _resmlp(img_size=8, patch_size=2, in_chans=1, mlp_ratio=3.0)
 
 
 def convmixer_digits() -> nn.Module:
-    """timm's ConvMixer, with ReLU as ConvMixer-768/32 has it, for 8×8 grey digits: 4×4 positions, 96 channels, 4 blocks
+    """timm's ConvMixer with the ReLU of ConvMixer-768/32, for 8×8 grey digits: 4×4 positions, 96 channels, 4 blocks
     of 5×5 and 1×1 convolutions, 50,410 parameters.
 
-    Its embedded checkpoint has 99.17 % top-1, made and measured as that of ``vit_digits``.
+    Its embedded checkpoint has 99.17 % top-1, trained and evaluated like ``vit_digits``.
     """
     from timm.models.convmixer import ConvMixer
     from torch.nn import ReLU
@@ -102,7 +99,7 @@ def resmlp_cifar10() -> nn.Module:
 
 
 def _resmlp(**sizes: Any) -> nn.Module:
-    """LayerScale starts at 0.1: the architecture's own 1e-4 is for more blocks [ours]."""
+    """A ResMLP whose LayerScale starts at 0.1, as the architecture's 1e-4 is meant for more blocks [ours]."""
     from functools import partial
 
     from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
@@ -115,7 +112,7 @@ def _resmlp(**sizes: Any) -> nn.Module:
 
 
 def convmixer_cifar10() -> nn.Module:
-    """timm's ConvMixer, with ReLU as ConvMixer-768/32 has it, for CIFAR-10: 8×8 positions, 64 channels, 4 blocks of 5×5
+    """timm's ConvMixer with the ReLU of ConvMixer-768/32, for CIFAR-10: 8×8 positions, 64 channels, 4 blocks of 5×5
     and 1×1 convolutions, 28,234 parameters.
 
     Trained as ``mixer_cifar10``: 77.71 % top-1, in 13 minutes of one core.

@@ -122,7 +122,7 @@ def test_matplotlib_waits_for_a_picture(monkeypatch, capsys):
         (["vit_digits", "--calibration", "."], ["--evaluation was not given"]),
         (["vit_digits", "--class-map", "map.txt"], ["--calibration and --evaluation were not given"]),
         (["vit_digits", "--calibration", "none", "--evaluation", "none"], ["none: the folder does not exist"]),
-        (["vit_digits", "--evaluation-images", "600"], ["600 asked for, and there are 599"]),
+        (["vit_digits", "--evaluation-images", "600"], ["expected 1 … 599 images, received 600"]),
         (["vit_digits", "--bits", "8,x"], ["--bits: expected bits such as 8,6,4, received '8,x'"]),
         (["vit_digits", "--bits", "8,1"], ["--bits: ", "greater than or equal to 2, received 1"]),
         (["vit_digits", "--bits", "17"], ["--bits: ", "less than or equal to 16, received 17"]),

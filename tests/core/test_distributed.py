@@ -1,4 +1,4 @@
-"""What launchers say."""
+"""Ranks and device names from the variables of launchers."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from qplug.core.distributed import COUNT, LOCAL, RANK, Processes, launched
 
 
 @pytest.fixture(autouse=True)
-def _nothing_said(monkeypatch):
+def _no_launcher(monkeypatch):
     for name in (*COUNT, *RANK, *LOCAL, "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
 
@@ -21,15 +21,15 @@ def test_without_a_launcher_there_is_one_process():
 
 
 @pytest.mark.parametrize("place", range(4))
-def test_each_of_several_knows_its_place_and_its_gpu(monkeypatch, place):
+def test_each_process_has_a_rank_and_a_gpu(monkeypatch, place):
     for names, value in ((RANK, "5"), (COUNT, "8"), (LOCAL, "1")):
         monkeypatch.setenv(names[place], value)
-    found = launched()
-    assert (found.index, found.count, found.local, found.is_main) == (5, 8, 1, False)
-    assert [found.device(name) for name in ("cuda", "cuda:3", "cpu")] == ["cuda:1", "cuda:3", "cpu"]
+    processes = launched()
+    assert (processes.index, processes.count, processes.local, processes.is_main) == (5, 8, 1, False)
+    assert [processes.device(name) for name in ("cuda", "cuda:3", "cpu")] == ["cuda:1", "cuda:3", "cpu"]
 
 
-def test_one_process_where_several_were_meant_says_so(monkeypatch):
+def test_one_process_of_a_launcher_for_several_has_a_note(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # as 'accelerate launch --cpu --num_processes 2' does
     assert "started one" in launched().note
 
@@ -50,7 +50,7 @@ def test_a_wrong_input_is_reported_once(monkeypatch, capsys, rank, lines):
     assert "broke" in capsys.readouterr().err
 
 
-def test_what_is_no_number_is_refused(monkeypatch):
+def test_a_variable_that_is_not_an_integer_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(InputError, match="WORLD_SIZE=two"):
+    with pytest.raises(InputError, match="WORLD_SIZE, received 'two'"):
         launched()

@@ -1,11 +1,11 @@
-"""Seeding by what is done."""
+"""Seeds made of a key."""
 
 import torch
 
 from qplug.core.seeding import seeded
 
 
-def test_the_same_key_gives_the_same_draw_and_the_generator_is_left_as_it_was():
+def test_the_same_key_gives_the_same_draw_and_the_state_of_the_generator_is_restored():
     before = torch.get_rng_state()
     with seeded(0, "a"):
         first = torch.rand(4)
@@ -16,7 +16,7 @@ def test_the_same_key_gives_the_same_draw_and_the_generator_is_left_as_it_was():
         assert not torch.equal(torch.rand(4), first)
 
 
-def test_seeding_queues_nothing_for_a_gpu_that_is_not_there():
+def test_seeding_queues_no_call_without_a_gpu():
     if torch.cuda.is_initialized():
         return
     queued = len(torch.cuda._queued_calls)

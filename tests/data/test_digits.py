@@ -1,4 +1,4 @@
-"""The embedded digits: a split that nothing moves."""
+"""The embedded digits: a fixed split, and images drawn by the seed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def source(split: str, images: int | None = None) -> Digits:
 
 
 def test_split_is_disjoint_complete_and_stratified() -> None:
-    (_, train, ours), (_, test, theirs) = arrays("train"), arrays("test")
-    assert sorted([*ours, *theirs]) == list(range(1797))
-    assert (len(ours), len(theirs)) == (1198, 599)
-    share = np.bincount(test) / (np.bincount(train) + np.bincount(test))
-    assert np.all(np.abs(share - 1 / 3) < 0.005)
+    (_, train, train_indices), (_, test, test_indices) = arrays("train"), arrays("test")
+    assert sorted([*train_indices, *test_indices]) == list(range(1797))
+    assert (len(train_indices), len(test_indices)) == (1198, 599)
+    fraction = np.bincount(test) / (np.bincount(train) + np.bincount(test))
+    assert np.all(np.abs(fraction - 1 / 3) < 0.005)
     check_disjoint(source("train").open(0), source("test").open(0))
 
 
@@ -29,7 +29,7 @@ def test_split_is_the_one_that_the_checkpoint_was_trained_on() -> None:
     assert arrays("train")[2][:8].tolist() == [0, 1, 2, 4, 6, 8, 9, 10]
 
 
-def test_seed_moves_the_choice_and_not_the_split() -> None:
+def test_the_seed_changes_the_draw_and_not_the_split() -> None:
     chosen = [source("train", 32).open(seed) for seed in (0, 0, 1)]
     keys = [[images.key(i) for i in range(32)] for images in chosen]
     assert keys[0] == keys[1] != keys[2]
@@ -50,5 +50,5 @@ def test_image_is_grey_in_eight_bits_with_a_digest_of_its_pixels() -> None:
 def test_zero_images_and_too_many_are_refused() -> None:
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         source("train", 0)
-    with pytest.raises(InputError, match="1199 asked for, and there are 1198"):
+    with pytest.raises(InputError, match="expected 1 … 1198 images, received 1199"):
         source("train", 1199).open(0)

@@ -1,4 +1,4 @@
-"""Image folders: labels from the class map and never from the folders' order, and errors that name the file."""
+"""Image folders: labels from the class map instead of the folders' order, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -80,15 +80,15 @@ def test_missing_empty_and_flat_folders_are_refused(photos: Path, tmp_path: Path
         open_folder(photos / "cat")
 
 
-def test_seed_chooses_and_too_many_are_refused(photos: Path) -> None:
+def test_the_draw_depends_on_the_seed_and_too_many_are_refused(photos: Path) -> None:
     first, again, other = (open_folder(photos, seed, images=4) for seed in (0, 0, 1))
     keys = [[images.key(i) for i in range(4)] for images in (first, again, other)]
     assert keys[0] == keys[1] != keys[2]
-    with pytest.raises(InputError, match="10 asked for, and there are 9"):
+    with pytest.raises(InputError, match="expected 1 … 9 images, received 10"):
         open_folder(photos, images=10)
 
 
-def test_truncated_image_is_named_when_it_is_read(photos: Path) -> None:
+def test_a_truncated_image_is_named_when_it_is_decoded(photos: Path) -> None:
     path = photos / "dog" / "1.PNG"
     path.write_bytes(path.read_bytes()[:40])
     images = open_folder(photos)

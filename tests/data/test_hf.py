@@ -50,7 +50,7 @@ def test_rows_of_all_files_of_a_split_in_order(folder: Path) -> None:
     assert images.key(14) == f"{folder}:test[14]"
 
 
-def test_files_may_be_named_by_a_pattern(folder: Path) -> None:
+def test_files_may_be_selected_by_a_pattern(folder: Path) -> None:
     assert len(source(folder, files="test-00001*")) == 5
     with pytest.raises(
         InputError, match=r"no parquet file in it matches x\*; there are: data/test-00000-of-00002.parquet"
@@ -58,7 +58,7 @@ def test_files_may_be_named_by_a_pattern(folder: Path) -> None:
         source(folder, files="x*")
 
 
-def test_splits_do_not_overlap_and_seeds_choose(folder: Path) -> None:
+def test_splits_do_not_overlap_and_the_draw_depends_on_the_seed(folder: Path) -> None:
     check_disjoint(source(folder, split="train"), source(folder))
     with pytest.raises(InputError, match="share 3 examples"):
         check_disjoint(source(folder, images=3), source(folder))
@@ -66,14 +66,14 @@ def test_splits_do_not_overlap_and_seeds_choose(folder: Path) -> None:
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_what_does_not_fit_is_refused(folder: Path) -> None:
+def test_invalid_splits_columns_and_numbers_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="no parquet file in it has 'validation' in its path"):
         source(folder, split="validation")
     with pytest.raises(InputError, match="no column 'img'; the columns are image, label"):
         source(folder, image_column="img")
     with pytest.raises(InputError, match="must hold integers"):
         source(folder, label_column="image")
-    with pytest.raises(InputError, match="16 asked for, and there are 15"):
+    with pytest.raises(InputError, match="expected 1 … 15 images, received 16"):
         source(folder, images=16)
     with pytest.raises(InputError, match="does not exist"):
         source(folder / "nowhere")

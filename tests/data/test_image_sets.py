@@ -1,4 +1,4 @@
-"""What every set shares: choosing, streaming, decoding, and the refusal of overlap."""
+"""Drawing, batching and decoding of every data set, and the refusal of overlap."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder(path: Path, **values: object):
     return Folder(Folder.Config(source="folder", path=str(path), **values)).open(0)
 
 
-def test_choice_is_the_same_on_every_machine() -> None:
+def test_the_draw_is_the_same_on_every_machine() -> None:
     assert choose(1000, 5, 0, "") == [459, 206, 222, 162, 711]
     assert choose(1000, 32, 3, "") == choose(1000, 64, 3, "")[:32]
     assert choose(1000, 32, 0, "") != choose(1000, 32, 1, "")
@@ -33,8 +33,8 @@ def test_choice_is_the_same_on_every_machine() -> None:
 
 
 @pytest.mark.parametrize(("available", "images"), [(0, None), (0, 1), (3, 4), (3, 0)])
-def test_numbers_that_cannot_be_had_are_refused(available: int, images: int | None) -> None:
-    with pytest.raises(InputError, match=r"no images|asked for, and there are 3") as error:
+def test_invalid_numbers_of_images_are_refused(available: int, images: int | None) -> None:
+    with pytest.raises(InputError, match=r"no images|expected 1 … 3 images, received") as error:
         choose(available, images, 0, "photos")
     assert error.value.where == "photos"
 
@@ -42,16 +42,16 @@ def test_numbers_that_cannot_be_had_are_refused(available: int, images: int | No
 def test_batches_hold_every_image_once_in_order() -> None:
     images = digits("test", 10)
     transform = ZOO["vit_digits"].preprocessing.transform()
-    got = list(batches(images, transform, 4))
-    assert [tuple(pixels.shape) for pixels, _ in got] == [(4, 1, 8, 8), (4, 1, 8, 8), (2, 1, 8, 8)]
-    assert torch.cat([labels for _, labels in got]).tolist() == [images[i][1] for i in range(10)]
-    assert got[0][0].dtype == torch.float32
-    assert got[0][1].dtype == torch.int64
-    torch.testing.assert_close(got[2][0][1], transform(images[9][0]), rtol=0, atol=0)
+    pairs = list(batches(images, transform, 4))
+    assert [tuple(pixels.shape) for pixels, _ in pairs] == [(4, 1, 8, 8), (4, 1, 8, 8), (2, 1, 8, 8)]
+    assert torch.cat([labels for _, labels in pairs]).tolist() == [images[i][1] for i in range(10)]
+    assert pairs[0][0].dtype == torch.float32
+    assert pairs[0][1].dtype == torch.int64
+    torch.testing.assert_close(pairs[2][0][1], transform(images[9][0]), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("source", ["digits", "folder", "toy"])
-def test_a_label_is_that_of_the_image_and_is_known_without_decoding(tmp_path: Path, source: str) -> None:
+def test_a_label_is_read_without_decoding_the_image(tmp_path: Path, source: str) -> None:
     for name in ("10", "2"):
         (tmp_path / name).mkdir()
         Image.new("L", (4, 4)).save(tmp_path / name / "a.png")
@@ -62,24 +62,24 @@ def test_a_label_is_that_of_the_image_and_is_known_without_decoding(tmp_path: Pa
     assert [images.label(index) for index in range(len(images))] == labels
 
 
-def test_batches_decode_no_further_than_they_are_read_and_draw_no_random_numbers() -> None:
-    images, seen = digits("test"), []
+def test_batches_are_decoded_one_at_a_time_and_draw_no_random_numbers() -> None:
+    images, decoded = digits("test"), []
 
     def transform(image: Image.Image) -> torch.Tensor:
-        seen.append(image)
+        decoded.append(image)
         return torch.zeros(1, 8, 8)
 
     state = torch.random.get_rng_state()
     next(batches(images, transform, 16))
-    assert len(seen) == 16
+    assert len(decoded) == 16
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_overlap_is_refused_by_content_under_any_name(tmp_path: Path) -> None:
-    for place, names in {"a/x": ("1.png", "2.png"), "b/x": ("3.png", "4.png")}.items():
-        (tmp_path / place).mkdir(parents=True)
+def test_renamed_copies_are_refused_as_overlap(tmp_path: Path) -> None:
+    for path, names in {"a/x": ("1.png", "2.png"), "b/x": ("3.png", "4.png")}.items():
+        (tmp_path / path).mkdir(parents=True)
         for name in names:
-            Image.new("RGB", (8, 8), (int(name[0]), 0, 0)).save(tmp_path / place / name)
+            Image.new("RGB", (8, 8), (int(name[0]), 0, 0)).save(tmp_path / path / name)
     a, b = folder(tmp_path / "a"), folder(tmp_path / "b")
     check_disjoint(a, b)
     (tmp_path / "b/x/copy.png").write_bytes((tmp_path / "a/x/2.png").read_bytes())
@@ -89,11 +89,12 @@ def test_overlap_is_refused_by_content_under_any_name(tmp_path: Path) -> None:
     assert str(tmp_path / "b/x/copy.png") in str(error.value)
 
 
-def test_overlap_names_few_of_many() -> None:
+def test_the_error_lists_five_shared_examples_and_counts_the_others() -> None:
     with pytest.raises(InputError, match="share 40 examples") as error:
         check_disjoint(digits("train", 40), digits("train"))
     assert len(str(error.value).splitlines()) < 10
-    assert "… and 35 more" in str(error.value)
+    assert str(error.value).count("digits[") == 5
+    assert " and 35 more" in str(error.value)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif"])
@@ -112,7 +113,7 @@ def test_image_of_sixteen_bits_is_refused_rather_than_clipped(tmp_path: Path) ->
         decode(tmp_path / "deep.png", "deep.png")
 
 
-def test_a_transform_may_have_its_say_on_labels() -> None:
+def test_a_transform_may_convert_labels() -> None:
     class Places:
         def __call__(self, item: Image.Image) -> torch.Tensor:
             return torch.zeros(1)

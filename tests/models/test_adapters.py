@@ -1,4 +1,4 @@
-"""Adapters compute what the original does, in every variant, and a wrong one is refused."""
+"""Adapters are equivalent to the original module in every variant, and a wrong one is refused."""
 
 import copy
 
@@ -17,12 +17,12 @@ from qplug.models.layers import SamePad2d, padded_conv
 from qplug.testing import toy_images, toy_vit
 
 
-def close(one, other):
-    return float((one - other).norm() / other.norm()) < 1e-5
+def close(output, expected):
+    return float((output - expected).norm() / expected.norm()) < 1e-5
 
 
 def randomized(module):
-    """Biases, norms and tables too, which timm starts at 0 or 1."""
+    """The module with random parameters, also for biases, norms and tables, which timm initializes to 0 or 1."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
@@ -72,7 +72,7 @@ def test_window_attention_with_and_without_mask(fused):
         assert not close(explicit(x, mask=mask), original(x))
 
 
-def test_weights_are_taken_over_under_their_names():
+def test_weights_keep_their_names():
     original = Attention(24, num_heads=3, qk_norm=True, norm_layer=nn.LayerNorm)
     assert ExplicitAttention(original).state_dict().keys() == original.state_dict().keys()
     window = WindowAttention(24, num_heads=3, window_size=4)
@@ -95,7 +95,7 @@ def test_a_whole_model_is_replaced_in_place_and_computes_the_same():
         assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_a_wrong_adapter_is_refused_by_its_name_and_place():
+def test_a_wrong_adapter_is_refused_with_its_name_and_module():
     def build(module):
         explicit = ExplicitAttention(module).eval()
         explicit.scale = explicit.scale * 1.1
@@ -116,7 +116,7 @@ def test_an_adapter_that_returns_nan_is_refused():
         make_explicit(toy_vit(), [Adapter("timm.layers.attention:Attention", build)], toy_images(1))
 
 
-def test_the_first_adapter_of_a_type_wins_and_none_leaves_the_module():
+def test_the_first_adapter_of_a_type_is_used_and_none_leaves_the_module():
     refuse = Adapter("timm.layers.attention:Attention", lambda module: None)
     model = toy_vit()
     assert make_explicit(model, [refuse, *ADAPTERS], toy_images(1)) == []
@@ -124,12 +124,12 @@ def test_the_first_adapter_of_a_type_wins_and_none_leaves_the_module():
 
 
 def test_a_subclass_may_compute_something_else_and_is_left_alone():
-    class Mine(Attention):
+    class Doubled(Attention):
         def forward(self, x, attn_mask=None, is_causal=False):
             return super().forward(x) * 2
 
     model = toy_vit()
-    model.blocks[1].attn = Mine(16, num_heads=2).eval()
+    model.blocks[1].attn = Doubled(16, num_heads=2).eval()
     assert make_explicit(model, ADAPTERS, toy_images(1)) == ["blocks.0.attn"]
 
 
@@ -166,6 +166,6 @@ def test_a_mobilenet_is_made_of_plain_convolutions_and_linears():
     assert {type(m) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))} == {nn.Conv2d, nn.Linear}
 
 
-def test_what_comes_in_place_behind_a_module_does_not_disturb_its_check():
+def test_an_in_place_operation_behind_a_module_does_not_affect_its_check():
     model = nn.Sequential(Conv2dSame(3, 4, 3, stride=2), nn.ReLU(inplace=True)).eval()
     assert make_explicit(model, ADAPTERS, toy_images(1)) == ["0"]

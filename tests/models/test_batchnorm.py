@@ -1,4 +1,4 @@
-"""BatchNorms are folded where nothing else reads what they read, and named with the reason where they stay."""
+"""BatchNorms are folded if they alone read their input; all others are listed with the reason."""
 
 import copy
 import re
@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from qplug.models.adapters import ADAPTERS, make_explicit
-from qplug.models.batchnorm import BY, fold_batchnorms
+from qplug.models.batchnorm import BY, Folding, fold_batchnorms
 from qplug.models.blocks import BLOCKS
 from qplug.models.equivalence import LARGEST_CHANGE
 from qplug.quantization.sites import find_sites
@@ -22,8 +22,8 @@ IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 OTHERS = torch.randn(3, 3, 45, 38, generator=torch.Generator().manual_seed(1))
 
 
-def distance(one, other):
-    return float((one - other).norm() / other.norm())
+def distance(output, expected):
+    return float((output - expected).norm() / expected.norm())
 
 
 def batchnorms(model):
@@ -32,7 +32,7 @@ def batchnorms(model):
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def prepared(request):
-    """A model as it was, as it is prepared for its sites, and what was folded."""
+    """A family's name, its original model, the model prepared for its sites, and the folding."""
     model = family(request.param)
     before = copy.deepcopy(model)
     make_explicit(model, ADAPTERS, IMAGE)
@@ -47,16 +47,16 @@ def test_every_family_computes_the_same_without_a_batchnorm(prepared):
     assert len(folding.changes) == len(batchnorms(before))
     assert {(change.technique, change.preserves) for change in folding.changes} == {(BY, True)}
     assert distance(model(IMAGE), before(IMAGE)) < LARGEST_CHANGE / 10
-    assert distance(model(OTHERS), before(OTHERS)) < LARGEST_CHANGE / 10  # sizes at which SAME pads otherwise
+    assert distance(model(OTHERS), before(OTHERS)) < LARGEST_CHANGE / 10  # sizes with another SAME padding
 
 
 def test_every_mac_of_every_family_has_sites(prepared):
     _, _, model, _ = prepared
-    found = find_sites(model, IMAGE)
-    assert found.uncovered_macs == {}
-    assert sum(site.macs for site in found.sites if site.kind.is_weight) == found.total_macs > 0
+    site_map = find_sites(model, IMAGE)
+    assert site_map.uncovered_macs == {}
+    assert sum(site.macs for site in site_map.sites if site.kind.is_weight) == site_map.total_macs > 0
     operations = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    assert {site.module for site in found.sites if site.kind.is_weight} == set(operations)
+    assert {site.module for site in site_map.sites if site.kind.is_weight} == set(operations)
     assert {type(model.get_submodule(name)) for name in operations} == {nn.Conv2d, nn.Linear}
 
 
@@ -73,7 +73,7 @@ CUTS = {
 }
 
 
-def test_every_family_is_cut_into_its_blocks_and_what_stands_alone(prepared):
+def test_every_family_is_split_into_blocks_and_single_operations(prepared):
     name, _, model, _ = prepared
     operations = dict.fromkeys(site.module for site in find_sites(model, IMAGE).sites)
     first, pattern, last = CUTS[name]
@@ -82,7 +82,7 @@ def test_every_family_is_cut_into_its_blocks_and_what_stands_alone(prepared):
     assert find_blocks(model, operations, IMAGE, BLOCKS) == [*first, *inner, *last]
 
 
-# pairs are found by what is computed
+# pairs are found by the traced forward
 
 
 def conv(**more):
@@ -94,14 +94,14 @@ def norm(**more):
 
 
 def folded(function, image=IMAGE, **modules):
-    """(the model, what was folded) of ``function(self, x)``, after the check that it computes the same."""
+    """The model of ``function(self, x)`` and its folding, after the check that its output did not change."""
     torch.manual_seed(0)
     model = lively(Sequence(function, **modules))
     before = copy.deepcopy(model)
     folding = fold_batchnorms(model, image)
     now, then = model(image), before(image)
-    for one, other in zip(*[x if isinstance(x, tuple) else (x,) for x in (now, then)], strict=True):
-        assert distance(one, other) < 1e-6
+    for output, expected in zip(*[x if isinstance(x, tuple) else (x,) for x in (now, then)], strict=True):
+        assert distance(output, expected) < 1e-6
     return model, folding
 
 
@@ -125,7 +125,7 @@ def test_the_bias_and_weight_are_those_of_the_equation():
     assert not c.bias.requires_grad
 
 
-def test_a_linear_takes_one_too():
+def test_a_batchnorm_is_folded_into_a_linear():
     image = torch.randn(1, 6)
     model, folding = folded(lambda m, x: m.norm(m.fc(x)), image, fc=nn.Linear(6, 4), norm=nn.BatchNorm1d(4))
     assert [change.where for change in folding.changes] == ["norm → fc"]
@@ -160,7 +160,7 @@ def test_a_module_with_two_names_is_replaced_under_both():
     assert type(model.b) is nn.Identity
 
 
-class Mine(nn.BatchNorm2d):
+class Doubled(nn.BatchNorm2d):
     def forward(self, x):
         return super().forward(x) * 2
 
@@ -171,27 +171,27 @@ class Weighted(nn.Conv2d):
 
 
 LEFT = {
-    "an addition reads it too": (
+    "an addition reads the convolution": (
         lambda m, x: (lambda y: m.norm(y) + y)(m.conv(x)),
         {},
         "is not alone in reading conv: batch_norm, add",
     ),
-    "the output is it too": (
+    "the convolution is an output of the model": (
         lambda m, x: (lambda y: (m.norm(y), y.flatten(1)))(m.conv(x)),
         {},
         "is not alone in reading conv: batch_norm, the model's output",
     ),
-    "a view of it is read": (
+    "a view of the convolution is read": (
         lambda m, x: (lambda y: m.norm(y) + y.view(y.shape).mean())(m.conv(x)),
         {},
         "is not alone in reading conv: batch_norm, mean",
     ),
-    "it is changed in place before": (
+    "an in-place operation before": (
         lambda m, x: m.norm(m.conv(x).add_(1)),
         {},
         "is not alone in reading conv: add_, batch_norm",
     ),
-    "it is moved before": (
+    "a transpose before": (
         lambda m, x: m.norm(m.conv(x).transpose(2, 3)),
         {},
         "does not read the output of an nn.Conv2d or nn.Linear as it is",
@@ -201,12 +201,12 @@ LEFT = {
         {"norm": nn.BatchNorm2d(3)},
         "does not read the output of an nn.Conv2d or nn.Linear as it is",
     ),
-    "two read it": (
+    "two BatchNorms read the convolution": (
         lambda m, x: (lambda y: m.norm(y) + m.other(y))(m.conv(x)),
         {"other": nn.BatchNorm2d(4)},
         "is not alone in reading conv: batch_norm, batch_norm",
     ),
-    "it is called twice": (
+    "the BatchNorm is called twice": (
         lambda m, x: m.norm(m.conv(x)) + m.norm(m.second(x)),
         {"second": nn.Conv2d(3, 4, 3)},
         "is called 2 times",
@@ -219,28 +219,28 @@ LEFT = {
     "statistics of the batch": (
         lambda m, x: m.norm(m.conv(x)),
         {"norm": nn.BatchNorm2d(4, track_running_stats=False)},
-        "has no running statistics: it takes those of the batch",
+        "has no running statistics and normalizes by those of the batch",
     ),
     "another type": (
         lambda m, x: m.norm(m.conv(x)),
-        {"norm": Mine(4)},
-        "is a Mine, of which nobody knows what else it computes",
+        {"norm": Doubled(4)},
+        "is a Doubled, not a supported type of BatchNorm",
     ),
     "a convolution of another type": (
         lambda m, x: m.norm(m.conv(x)),
         {"conv": Weighted(3, 4, 3)},
         "does not read the output of an nn.Conv2d or nn.Linear as it is",
     ),
-    "a weight that a hook makes": (
+    "a weight computed by a hook": (
         lambda m, x: m.norm(m.conv(x)),
         {"conv": nn.utils.spectral_norm(nn.Conv2d(3, 4, 3))},
-        "is computed with the help of hooks of conv",
+        "depends on forward hooks of conv",
     ),
 }
 
 
 @pytest.mark.parametrize("case", LEFT)
-def test_what_cannot_be_folded_stays_and_is_named(case):
+def test_other_batchnorms_stay_and_are_listed(case):
     function, more, reason = LEFT[case]
     model, folding = folded(function, **{"conv": conv(), "norm": norm(), **more})
     assert folding.changes == []
@@ -250,19 +250,25 @@ def test_what_cannot_be_folded_stays_and_is_named(case):
     assert note.startswith(f"BatchNorms that could not be folded stay in float: norm {reason}")
 
 
+def test_the_note_lists_three_batchnorms_and_counts_the_others():
+    folding = Folding(left=dict.fromkeys("abcde", "is in training mode"))
+    (note,) = folding.note()
+    assert note.endswith("a is in training mode, b is in training mode, c is in training mode and 2 more")
+
+
 @pytest.mark.parametrize(("shape", "kind"), [((1, 4, 4), nn.BatchNorm1d), ((1, 4, 4, 4), nn.BatchNorm2d)])
 def test_a_batchnorm_over_the_tokens_of_a_linear_stays(shape, kind):
     _, folding = folded(lambda m, x: m.norm(m.fc(x)), torch.randn(shape), fc=nn.Linear(4, 4), norm=kind(4))
     assert folding.left == {"norm": "normalizes another axis than the outputs of fc"}
 
 
-def test_one_in_training_mode_stays_and_one_that_is_not_called_is_not_mentioned():
+def test_a_batchnorm_in_training_mode_stays_and_an_unused_one_is_not_listed():
     model = lively(Sequence(lambda m, x: m.norm(m.conv(x)), conv=conv(), norm=norm(), aside=norm()))
     model.norm.train()
     assert fold_batchnorms(model, IMAGE).left == {"norm": "is in training mode"}
 
 
-def test_a_model_without_any_is_left_alone_but_for_operations_in_place():
+def test_a_model_without_batchnorms_only_loses_its_in_place_operations():
     model = Sequence(lambda m, x: m.act(m.conv(x)), conv=conv(), act=nn.ReLU(inplace=True))
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))

@@ -1,4 +1,4 @@
-"""Checkpoints: strict, safe, and refused in one screen that says what is wrong."""
+"""Checkpoints: strict and safe loading, and short errors that name the problem."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def test_another_architecture_is_counted_and_named(tmp_path: Path, state: dict) 
     assert len(str(error.value).splitlines()) < 12
 
 
-def test_another_number_of_classes_says_so(tmp_path: Path) -> None:
+def test_another_number_of_classes_is_suggested(tmp_path: Path) -> None:
     save_file(timm.create_model("test_vit", num_classes=7).state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(InputError, match="set num_classes: 7"):
         load(timm.create_model("test_vit"), tmp_path / "w.safetensors", "test_vit")
 
 
-def test_refused_checkpoint_leaves_the_model_as_it_was(tmp_path: Path, state: dict) -> None:
+def test_a_refused_checkpoint_does_not_change_the_model(tmp_path: Path, state: dict) -> None:
     model = timm.create_model("test_vit")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     save_file({key: value for key, value in state.items() if key != "norm.bias"}, tmp_path / "w.safetensors")

@@ -1,4 +1,4 @@
-"""Model sources: what they build, and the errors for everything that a user can get wrong."""
+"""Model sources: the models that they build, their keys, and the errors for invalid inputs."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_weights_that_cannot_be_fetched_suggest_a_checkpoint(monkeypatch: pytest
         from_timm(pretrained=True)
 
 
-def test_two_origins_of_weights_are_refused() -> None:
+def test_two_sources_of_weights_are_refused() -> None:
     with pytest.raises(ValidationError, match="give one"):
         TimmModel.Config(source="timm", name="test_vit", pretrained=True, checkpoint_path="x.safetensors")
 
@@ -97,7 +97,7 @@ def test_checkpoint_of_another_size_is_resampled_only_on_request(checkpoint: Pat
     assert model.module.pos_embed.shape[1] > state["pos_embed"].shape[1]
 
 
-def test_preprocessing_is_the_models_own_under_the_recipes() -> None:
+def test_the_recipe_overrides_the_models_own_preprocessing() -> None:
     own = from_timm().preprocessing
     changed = from_timm(preprocessing={"crop_pct": 0.5, "interpolation": "bilinear"}).preprocessing
     assert (changed.crop_pct, changed.interpolation) == (0.5, "bilinear")
@@ -121,11 +121,11 @@ def test_import_calls_the_function_with_its_arguments(tmp_path: Path, monkeypatc
         "number = 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    how = {"input_size": (3, 2, 2), "mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "bilinear", "crop_pct": 1.0}
-    model = imported("my_models:make", kwargs={"classes": 4}, preprocessing=how)
+    values = {"mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "bilinear", "crop_pct": 1.0}
+    model = imported("my_models:make", kwargs={"classes": 4}, preprocessing={"input_size": (3, 2, 2), **values})
     assert tuple(model.module(torch.zeros(1, 3, 2, 2)).shape) == (1, 4)
     assert "my_models:make" in model.note
-    with pytest.raises(InputError, match=r"does not say how .*\n.*set input_size, mean, std, interpolation, crop_pct"):
+    with pytest.raises(InputError, match=r"no complete pre.*\n.*set input_size, mean, std, interpolation, crop_pct"):
         imported("my_models:make", kwargs={"classes": 4})
     with pytest.raises(InputError, match=r"failed with \{\}: TypeError"):
         imported("my_models:make")
@@ -133,16 +133,16 @@ def test_import_calls_the_function_with_its_arguments(tmp_path: Path, monkeypatc
         imported("my_models:mak")
     with pytest.raises(InputError, match="returned int"):
         imported("my_models:nothing")
-    with pytest.raises(InputError, match="nothing to call"):
+    with pytest.raises(InputError, match="is int, not callable"):
         imported("my_models:number")
     with pytest.raises(InputError, match="cannot be imported: ModuleNotFoundError"):
         imported("no_such_module:make")
 
 
 def key(source: type[TimmModel | ZooModel | ImportedModel | ToyModel], /, **values: Any) -> dict[str, Any]:
-    found = source(source.Config(**values)).key()
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    return found
+    values = source(source.Config(**values)).key()
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    return values
 
 
 def test_a_key_holds_the_configuration_and_the_checkpoints_content(checkpoint: Path) -> None:
@@ -170,10 +170,10 @@ def test_a_key_changes_with_timm_and_with_embedded_weights(monkeypatch: pytest.M
     first = keys()
     assert first == keys()
     monkeypatch.setattr(zoo, "checkpoint", lambda name: name.encode())
-    assert [one == other for one, other in zip(first, keys(), strict=True)] == [True, False]
+    assert [before == after for before, after in zip(first, keys(), strict=True)] == [True, False]
     monkeypatch.undo()
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.0")
-    assert [one == other for one, other in zip(first, keys(), strict=True)] == [False, False]
+    assert [before == after for before, after in zip(first, keys(), strict=True)] == [False, False]
 
 
 def test_the_key_of_an_import_changes_with_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_the_key_of_an_import_changes_with_the_code(tmp_path: Path, monkeypatch:
         key(ImportedModel, source="import", target="no_such_models:make")
 
 
-def test_keys_are_found_without_torch() -> None:
+def test_keys_are_computed_without_torch() -> None:
     code = (
         "import sys\n"
         "from qplug.models.sources import ImportedModel, TimmModel, ZooModel\n"
@@ -211,18 +211,18 @@ def test_real_weights_reach_their_accuracy(shared: Path, name: str) -> None:
     path = str(shared / "weights" / f"{name}.safetensors")
     if name == "mobilenetv1_025":
         kwargs = {"variant": "mobilenetv1_100", "channel_multiplier": 0.25, "pad_type": "same", "bn_eps": 1e-3}
-        how = {"interpolation": "bilinear"}
+        values = {"interpolation": "bilinear"}
         target = "timm.models.efficientnet:_gen_mobilenet_v1"
-        model = imported(target, kwargs=kwargs, checkpoint_path=path, preprocessing=how)
+        model = imported(target, kwargs=kwargs, checkpoint_path=path, preprocessing=values)
     else:
         model = from_timm(name, checkpoint_path=path)
     root = shared / "data/imagenet_sample"
     config = Folder.Config(source="folder", path=str(root / "dev"), class_map=str(root / "class_map.txt"), images=100)
     images = Folder(config).open(0)
     with torch.inference_mode():
-        right = [
+        correct = [
             (model.module(pixels).argmax(1) == labels).float().sum()
             for pixels, labels in batches(images, model.preprocessing.transform(), 25)
         ]
     measured = {"vit_tiny_patch16_224": 85, "deit_tiny_patch16_224": 77, "mobilenetv1_025": 49}
-    assert float(sum(right)) >= measured[name] - 1
+    assert float(sum(correct)) >= measured[name] - 1

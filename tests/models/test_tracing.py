@@ -1,4 +1,4 @@
-"""What a tensor comes from: followed through layout, lost at arithmetic, and every use noticed."""
+"""Origins of tensors: preserved by changes of layout, dropped by arithmetic, with a callback for every use."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from qplug.models.tracing import Tracer
 
 
 def trace(function):
-    """The origin of what ``function`` makes of a labelled (2, 4, 6) tensor, and the uses on the way."""
+    """The origin of ``function``'s output for a labelled (2, 4, 6) tensor, and the recorded uses."""
     uses = []
     tracer = Tracer(lambda origin, name: uses.append((origin, name)))
     x = torch.randn(2, 4, 6)
@@ -33,7 +33,7 @@ MOVES = {
 
 
 @pytest.mark.parametrize("move", MOVES)
-def test_layout_keeps_the_origin_and_is_no_use(move):
+def test_a_change_of_layout_preserves_the_origin_and_is_not_a_use(move):
     assert trace(MOVES[move]) == ("norm:n", [])
 
 
@@ -58,21 +58,21 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_whatever_computes_is_a_use(use):
+def test_every_computation_is_a_use(use):
     origin, uses = trace(USES[use])
     assert origin is None
-    assert {who for who, _ in uses} == {"norm:n"}
+    assert {label for label, _ in uses} == {"norm:n"}
 
 
-def test_sizes_are_no_use():
-    def look(x):
+def test_reading_sizes_is_not_a_use():
+    def read_sizes(x):
         assert (x.shape[0], x.size(1), x.dim(), x.device.type, x.dtype) == (2, 4, 3, "cpu", torch.float32)
         return x
 
-    assert trace(look) == ("norm:n", [])
+    assert trace(read_sizes) == ("norm:n", [])
 
 
-def test_nothing_is_noticed_while_quiet():
+def test_no_use_is_recorded_while_quiet():
     uses = []
     tracer = Tracer(lambda *use: uses.append(use))
     x = torch.randn(2, 3)

@@ -1,4 +1,4 @@
-"""BERT and DistilBERT: what transformers computes, padding without influence, and errors that teach."""
+"""BERT and DistilBERT: the same outputs as transformers, no influence of padding, and errors for invalid inputs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def batch(model: FloatModel) -> torch.Tensor:
 
 
 def originals(folder: Path, tokens: torch.Tensor) -> Any:
-    """What transformers itself computes of the same tokens."""
+    """The output of transformers' own model for the same tokens."""
     import transformers
 
     task = "QuestionAnswering" if "question" in folder.name else "SequenceClassification"
@@ -67,7 +67,7 @@ def test_logits_are_those_of_transformers(small_language: Path, kind: str, task:
 
 @pytest.mark.parametrize(("kind", "task"), BOTH)
 def test_padding_has_no_influence(small_language: Path, kind: str, task: str) -> None:
-    """Neither on logits nor on what statistics see: they are those of each text alone, without any padding."""
+    """Logits and statistics equal those of each text alone without padding."""
     folder = small_language / f"{kind}-{task}"
     model = source(folder, task, 24).load()
     tokens = batch(model)
@@ -79,18 +79,18 @@ def test_padding_has_no_influence(small_language: Path, kind: str, task: str) ->
             expected = model.module(text)
             torch.testing.assert_close(together[i : i + 1, ..., : expected.shape[-1]], expected, rtol=1e-5, atol=1e-6)
     make_explicit(model.module, ADAPTERS, model.preprocessing.example())
-    found = find_sites(model.module, model.preprocessing.example())
-    sites = [s for s in found.sites if s.role in ("input", "lhs") and s.kind is not SiteKind.POST_SOFTMAX]
+    site_map = find_sites(model.module, model.preprocessing.example())
+    sites = [s for s in site_map.sites if s.role in ("input", "lhs") and s.kind is not SiteKind.POST_SOFTMAX]
     padded = Calibration(model.module, sites, len(ITEMS), seed=0)
     padded.collect([tokens])
-    sites = [s for s in sites if s.kind is not SiteKind.SOFTMAX_INPUT]  # its columns are tokens, as many as there are
+    sites = [s for s in sites if s.kind is not SiteKind.SOFTMAX_INPUT]  # its channels are tokens: their number differs
     for i, text in enumerate(alone):
         single = Calibration(model.module, sites, 1, seed=0)
         single.collect([text])
         for site in sites:
-            ours, theirs = padded.stats(site), single.stats(site)
-            torch.testing.assert_close(ours.image_min[i], theirs.image_min[0], rtol=1e-4, atol=1e-6)
-            torch.testing.assert_close(ours.image_max[i], theirs.image_max[0], rtol=1e-4, atol=1e-6)
+            actual, expected = padded.stats(site), single.stats(site)
+            torch.testing.assert_close(actual.image_min[i], expected.image_min[0], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(actual.image_max[i], expected.image_max[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "task"), BOTH)
@@ -104,9 +104,9 @@ def test_every_mac_has_a_site(small_language: Path, kind: str, task: str) -> Non
     assert all(name.endswith("attention.self" if kind == "bert" else "attention") for name in replaced)
     with torch.no_grad():
         torch.testing.assert_close(model.module(image), before, rtol=0, atol=0)
-    found = find_sites(model.module, image)
-    assert found.uncovered_macs == {}
-    kinds = [site.kind for site in found.sites]
+    site_map = find_sites(model.module, image)
+    assert site_map.uncovered_macs == {}
+    kinds = [site.kind for site in site_map.sites]
     for kind_, count in ((SiteKind.QUERY, 2), (SiteKind.KEY, 2), (SiteKind.POST_SOFTMAX, 2), (SiteKind.VALUE, 2)):
         assert kinds.count(kind_) == count
     assert kinds.count(SiteKind.POST_GELU) == 2
@@ -114,18 +114,18 @@ def test_every_mac_has_a_site(small_language: Path, kind: str, task: str) -> Non
     assert kinds.count(SiteKind.LAYERNORM_INPUT) == 5
     linears = 2 * 6 + {"sequence_classification": 2, "question_answering": 1}[task]
     assert kinds.count(SiteKind.LINEAR_WEIGHT) == linears
-    # Norms come after the residual, and feed the next one too; only a head that reads every token has its norm alone.
+    # Norms follow the residual addition and also feed the next one; only a head that reads every token is alone.
     groups = {"question_answering": [("model.qa_outputs",)], "sequence_classification": []}[task]
-    assert list(found.groups.values()) == groups
+    assert list(site_map.groups.values()) == groups
 
 
 def test_the_softmaxs_input_does_not_hold_the_mask(small_language: Path) -> None:
     model = source(small_language / "bert-sequence_classification").load()
     make_explicit(model.module, ADAPTERS, model.preprocessing.example())
-    found = find_sites(model.module, model.preprocessing.example())
-    calibration = Calibration(model.module, found.sites, len(ITEMS), seed=0)
+    sites = find_sites(model.module, model.preprocessing.example()).sites
+    calibration = Calibration(model.module, sites, len(ITEMS), seed=0)
     calibration.collect([batch(model)])
-    for site in found.sites:
+    for site in sites:
         if site.kind is SiteKind.SOFTMAX_INPUT:
             assert float(calibration.stats(site).min) > -100
 
@@ -138,7 +138,7 @@ def test_attention_of_a_decoder_is_left_alone_and_refused(small_language: Path, 
     adapter = next(a for a in ADAPTERS if a.path.endswith(":BertSelfAttention"))
     assert adapter.build(BertSelfAttention(config)) is None
     explicit = adapter.build(BertSelfAttention(transformers.BertConfig(hidden_size=8, num_attention_heads=2)).eval())
-    with pytest.raises(ValueError, match="an encoder's, and got encoder_hidden_states"):
+    with pytest.raises(ValueError, match="encoder's attention, received a decoder's: encoder_hidden_states"):
         explicit(torch.zeros(1, 2, 8), encoder_hidden_states=torch.zeros(1, 2, 8), cache=None)
     folder = shutil.copytree(small_language / "bert-sequence_classification", tmp_path / "decoder")
     config = json.loads((folder / "config.json").read_text())
@@ -147,7 +147,7 @@ def test_attention_of_a_decoder_is_left_alone_and_refused(small_language: Path, 
         source(folder).load()
 
 
-def test_key_is_the_content_wherever_it_lies(small_language: Path, tmp_path: Path) -> None:
+def test_the_key_depends_on_the_content_and_not_on_the_path(small_language: Path, tmp_path: Path) -> None:
     folder = small_language / "bert-sequence_classification"
     copy = shutil.copytree(folder, tmp_path / "copy")
     assert source(folder).key() == source(copy).key()
@@ -157,22 +157,22 @@ def test_key_is_the_content_wherever_it_lies(small_language: Path, tmp_path: Pat
 
 
 def test_files_give_back_architecture_and_tokenizer(small_language: Path, tmp_path: Path) -> None:
-    origin = source(small_language / "distilbert-question_answering", "question_answering")
-    files = origin.files()
+    original = source(small_language / "distilbert-question_answering", "question_answering")
+    files = original.files()
     assert {"config.json", "tokenizer.json"} <= set(files)
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    loaded, again = origin.load(), origin.kept_in(tmp_path).architecture()
+    loaded, again = original.load(), original.kept_in(tmp_path).architecture()
     assert repr(again.module) == repr(loaded.module)
     assert again.preprocessing == loaded.preprocessing
     assert again.fingerprint != loaded.fingerprint
 
 
-def test_what_cannot_be_used_is_named(small_language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_models_are_refused(small_language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = small_language / "bert-sequence_classification"
     with pytest.raises(InputError, match=r"not of a BertForQuestionAnswering: missing keys qa_outputs.bias"):
         source(folder, "question_answering").load()
-    with pytest.raises(InputError, match="places for 64 tokens, and max_length is 65"):
+    with pytest.raises(InputError, match="positions for 64 tokens, and max_length is 65"):
         source(folder, length=65).load()
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
@@ -182,7 +182,7 @@ def test_what_cannot_be_used_is_named(small_language: Path, tmp_path: Path, monk
     with pytest.raises(InputError, match="the weights cannot be read"):
         source(copy).load()
     (copy / "config.json").write_text('{"model_type": "roberta"}')
-    with pytest.raises(InputError, match="the model is a roberta, and this source knows the encoders bert and distil"):
+    with pytest.raises(InputError, match="a roberta, and this source supports the encoders bert and distilbert"):
         source(copy).load()
     (copy / "config.json").unlink()
     with pytest.raises(InputError, match=r"config.json cannot be read"):
@@ -206,12 +206,12 @@ def test_a_name_is_fetched_from_the_hub_without_code_or_pickles(
 ) -> None:
     import huggingface_hub
 
-    asked: list[tuple[str, Any, list[str]]] = []
+    calls: list[tuple[str, Any, list[str]]] = []
 
     def snapshot(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         if name == "someone/nothing":
             raise OSError("no such model")
-        asked.append((name, revision, allow_patterns))
+        calls.append((name, revision, allow_patterns))
         return str(small_language / "bert-sequence_classification")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
@@ -219,8 +219,8 @@ def test_a_name_is_fetched_from_the_hub_without_code_or_pickles(
         source("someone/bert").load().fingerprint
         == source(small_language / "bert-sequence_classification").load().fingerprint
     )
-    assert {name for name, _, _ in asked} == {"someone/bert"}
-    wanted = {pattern for _, _, patterns in asked for pattern in patterns}
+    assert {name for name, _, _ in calls} == {"someone/bert"}
+    wanted = {pattern for _, _, patterns in calls for pattern in patterns}
     assert "*.safetensors" in wanted
     assert not any(pattern.endswith((".bin", ".py", ".pt", "*")) for pattern in wanted)
     with pytest.raises(InputError, match=r"no model of this name could be fetched \(OSError: no such model\)"):

@@ -1,4 +1,4 @@
-"""The embedded models: small, accurate on what they never saw, and made by a command that anyone can run."""
+"""The models of the zoo: their size, their accuracy on held-out images, and their training."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ EMBEDDED = {  # name → parameters, and top-1 on the held-out third, as measure
 
 
 TRAINED = {"mixer_cifar10": 154_058, "resmlp_cifar10": 154_442, "convmixer_cifar10": 28_234}
-"""Those without embedded weights, with their parameters."""
+"""The models without embedded weights, with their numbers of parameters."""
 
 
-def test_every_model_can_be_named_in_a_recipe_and_the_other_way_round() -> None:
+def test_the_zoo_and_the_recipe_have_the_same_models() -> None:
     named = get_args(ZooModel.Config.model_fields["name"].annotation)
     assert set(named) == set(ZOO) == {*EMBEDDED, *TRAINED}
     assert {name for name, entry in ZOO.items() if entry.embedded} == set(EMBEDDED)
@@ -52,11 +52,11 @@ def test_embedded_model_is_small_and_accurate_on_the_held_out_third(name: str) -
     model = ZooModel(ZooModel.Config(source="zoo", name=name)).load()
     images = Digits(Digits.Config(source="digits", split="test")).open(0)
     with torch.inference_mode():
-        right = [
+        correct = [
             (model.module(pixels).argmax(1) == labels)
             for pixels, labels in batches(images, model.preprocessing.transform(), 128)
         ]
-    accuracy = float(torch.cat(right).float().mean())
+    accuracy = float(torch.cat(correct).float().mean())
     assert accuracy >= 0.96
     assert accuracy == pytest.approx(measured, abs=0.005)
     assert len((WEIGHTS / f"{name}.safetensors").read_bytes()) <= 7e5
@@ -66,13 +66,13 @@ def test_embedded_model_is_small_and_accurate_on_the_held_out_third(name: str) -
 
 
 @pytest.mark.slow
-def test_training_is_seeded_writes_a_whole_file_and_leaves_the_generators_alone(tmp_path: Path) -> None:
-    state, seen = torch.random.get_rng_state(), []
-    accuracy = train("vit_digits", tmp_path / "a.safetensors", epochs=1, progress=lambda *at: seen.append(at))
+def test_training_is_seeded_writes_a_complete_file_and_restores_the_generators(tmp_path: Path) -> None:
+    state, steps = torch.random.get_rng_state(), []
+    accuracy = train("vit_digits", tmp_path / "a.safetensors", epochs=1, progress=lambda *at: steps.append(at))
     train("vit_digits", tmp_path / "b.safetensors", epochs=1)
     train("vit_digits", tmp_path / "c.safetensors", epochs=1, seed=1)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert seen == [(1, 1)]
+    assert steps == [(1, 1)]
     assert 0.1 < accuracy < 0.9
     a, b, c = ((tmp_path / f"{name}.safetensors").read_bytes() for name in "abc")
     assert a == b != c
@@ -80,7 +80,7 @@ def test_training_is_seeded_writes_a_whole_file_and_leaves_the_generators_alone(
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
-def test_checkpoint_says_how_it_was_made(name: str) -> None:
+def test_the_checkpoint_records_its_training(name: str) -> None:
     with safe_open(str(WEIGHTS / f"{name}.safetensors"), "pt") as file:
         training = json.loads(file.metadata()["training"])
     assert (training["model"], training["seed"], training["epochs"]) == (name, 0, 300)
@@ -125,7 +125,7 @@ def test_augmentation_keeps_shape_and_range(augment: Callable[[Tensor], Tensor],
 
 def test_photographs_move_by_whole_pixels_and_half_of_them_are_mirrored() -> None:
     torch.manual_seed(0)
-    images = torch.arange(32.0).view(1, 1, 1, 32).expand(400, 3, 32, 32)  # each pixel says its column
+    images = torch.arange(32.0).view(1, 1, 1, 32).expand(400, 3, 32, 32)  # each pixel is its column
     middle = shift_and_flip(images)[:, 0, 16, 15:17]
     mirrored = middle[:, 0] > middle[:, 1]
     assert 150 < int(mirrored.sum()) < 250
@@ -134,7 +134,7 @@ def test_photographs_move_by_whole_pixels_and_half_of_them_are_mirrored() -> Non
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_model_without_embedded_weights_asks_for_a_checkpoint(name: str) -> None:
+def test_a_model_without_embedded_weights_needs_a_checkpoint(name: str) -> None:
     assert sum(p.numel() for p in ZOO[name].build().parameters()) == TRAINED[name]
     assert f"{TRAINED[name]:,} parameters" in " ".join((ZOO[name].build.__doc__ or "").split())
     with pytest.raises(ValidationError, match=f"qplug zoo train {name} --data FOLDER"):
@@ -151,18 +151,18 @@ def test_training_on_a_folder_gives_a_checkpoint_that_a_recipe_loads(tmp_path: P
         parquet.write_table(pyarrow.table(columns), tmp_path / f"{split}.parquet")
     images, labels = tensors(ZOO["convmixer_cifar10"], "train", tmp_path)
     assert (images.shape, labels.tolist()) == ((96, 3, 32, 32), [i % 10 for i in range(96)])
-    made = tmp_path / "made.safetensors"
-    accuracy = train("convmixer_cifar10", made, data=tmp_path, epochs=2)
+    path = tmp_path / "trained.safetensors"
+    accuracy = train("convmixer_cifar10", path, data=tmp_path, epochs=2)
     assert 0 <= accuracy <= 1
-    source = ZooModel(ZooModel.Config(source="zoo", name="convmixer_cifar10", checkpoint_path=str(made)))
+    source = ZooModel(ZooModel.Config(source="zoo", name="convmixer_cifar10", checkpoint_path=str(path)))
     loaded = source.load()
     assert loaded.note == ""
-    assert torch.equal(loaded.module.state_dict()["head.weight"], load_file(made)["head.weight"])
-    assert not torch.equal(source.architecture().module.state_dict()["head.weight"], load_file(made)["head.weight"])
-    assert source.key()["checkpoint"] == hashlib.sha256(made.read_bytes()).hexdigest()
+    assert torch.equal(loaded.module.state_dict()["head.weight"], load_file(path)["head.weight"])
+    assert not torch.equal(source.architecture().module.state_dict()["head.weight"], load_file(path)["head.weight"])
+    assert source.key()["checkpoint"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_own_weights_take_the_place_of_embedded_ones(tmp_path: Path) -> None:
+def test_a_checkpoint_replaces_embedded_weights(tmp_path: Path) -> None:
     train("vit_digits", tmp_path / "a.safetensors", epochs=1)
     own = ZooModel(ZooModel.Config(source="zoo", name="vit_digits", checkpoint_path=str(tmp_path / "a.safetensors")))
     embedded = ZooModel(ZooModel.Config(source="zoo", name="vit_digits"))
@@ -170,7 +170,7 @@ def test_own_weights_take_the_place_of_embedded_ones(tmp_path: Path) -> None:
     assert own.key() != embedded.key()
 
 
-def test_data_are_asked_for_where_they_are_needed_and_only_there(tmp_path: Path) -> None:
+def test_a_data_folder_is_required_for_cifar10_only(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="mixer_cifar10 is trained on cifar10, which is not embedded"):
         train("mixer_cifar10", tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="no folder is read"):
@@ -181,7 +181,7 @@ def test_data_are_asked_for_where_they_are_needed_and_only_there(tmp_path: Path)
 
 
 def coloured(label: int, seed: int) -> bytes:
-    """A 32×32 PNG, of the label's brightness and some noise."""
+    """A 32×32 PNG whose brightness depends on the label, with noise."""
     noise = np.random.default_rng(seed).integers(0, 20, (32, 32, 3))
     stream = io.BytesIO()
     Image.fromarray((noise + 20 * label).astype(np.uint8)).save(stream, "PNG")
@@ -190,6 +190,6 @@ def coloured(label: int, seed: int) -> bytes:
 
 def test_preprocessing_is_exact_on_the_models_own_images() -> None:
     image, _ = Digits(Digits.Config(source="digits", split="test")).open(0)[0]
-    how = ZOO["vit_digits"].preprocessing
-    expected = (torch.tensor(list(image.tobytes())).view(1, 8, 8) / 255 - how.mean[0]) / how.std[0]
-    torch.testing.assert_close(how.transform()(image), expected)
+    preprocessing = ZOO["vit_digits"].preprocessing
+    expected = (torch.tensor(list(image.tobytes())).view(1, 8, 8) / 255 - preprocessing.mean[0]) / preprocessing.std[0]
+    torch.testing.assert_close(preprocessing.transform()(image), expected)

@@ -31,7 +31,7 @@ def batches(seed, count=8):
     return [torch.randn(4, 3, 32, 32) for _ in range(count // 4)]
 
 
-def test_the_model_that_round_trips_is_quantized_and_the_given_one_is_not(registry):
+def test_the_model_that_comes_back_is_quantized_and_the_given_one_is_not(registry):
     model, inputs = vit().eval(), batches(0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     result = qplug.quantize(model, inputs, recipe(registry), evaluation=loader(12, 1), registry=registry)

@@ -1,4 +1,4 @@
-"""The baselines' ranges against float64 oracles, and each better than the one before at what it is for."""
+"""Ranges of the baselines against float64 oracles, and the gain of each over a simpler one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_min_max_holds_every_value(bits, symmetric, shift):
     assert (choice.quantizer.scale.numel(), choice.quantizer.bits) == (1, bits)
 
 
-def test_min_max_gives_each_channel_of_a_weight_its_own_scale():
+def test_min_max_gives_each_channel_of_a_weight_one_scale():
     weight = randn(6, 8) * torch.logspace(-2, 2, 6).unsqueeze(1)
     choice = choose(make(MinMax), weight_site(weight, randn(9, 8)), QuantSpec(4, PER_CHANNEL))
     expected = oracle(weight, *grid(weight.amin(1, keepdim=True), weight.amax(1, keepdim=True), 4, True))
@@ -91,7 +91,7 @@ def test_percentile_is_the_quantile_of_the_values(share):
 
 
 @pytest.mark.parametrize("technique", [Ema, Percentile])
-def test_moving_averages_and_percentiles_leave_weights_at_their_extremes_and_several_scales_to_others(technique):
+def test_moving_averages_and_percentiles_use_min_max_for_weights_and_leave_several_scales(technique):
     weight, spec = randn(6, 8), QuantSpec(4, PER_CHANNEL)
     pair = weight_site(weight, randn(9, 8))
     same = choose(make(MinMax), pair, spec).quantizer.to_dict()
@@ -106,7 +106,7 @@ def squared_error(x, factor, bits, symmetric) -> float:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [3, 4, 8])
-def test_mse_finds_what_a_dense_search_in_float64_finds(bits, symmetric):
+def test_mse_agrees_with_a_dense_search_in_float64(bits, symmetric):
     x = outliers()
     quantizer = choose(make(Mse), activation(x), QuantSpec(bits, symmetric=symmetric)).quantizer
     least = min(squared_error(x, factor, bits, symmetric) for factor in np.geomspace(0.02, 1.2, 600))
@@ -115,7 +115,7 @@ def test_mse_finds_what_a_dense_search_in_float64_finds(bits, symmetric):
     assert got <= 1.02 * least  # measured: at most 1.004 of the dense search's
 
 
-def test_mse_searches_every_channel_of_a_weight_on_its_own():
+def test_mse_searches_every_channel_of_a_weight_separately():
     weight = randn(6, 400) * torch.logspace(-2, 2, 6).unsqueeze(1)
     weight[2, ::100] *= 30.0
     quantizer = choose(make(Mse), weight_site(weight, randn(9, 400)), QuantSpec(4, PER_CHANNEL)).quantizer
@@ -131,7 +131,7 @@ def output_error(x, weight, importance, factor, bits) -> float:
     return float((np.square(moved) * importance.double().numpy()).sum())
 
 
-def test_hessian_finds_what_a_dense_search_in_float64_finds():
+def test_hessian_agrees_with_a_dense_search_in_float64():
     x, weight = outliers(), randn(12, 40, seed=1)
     importance = randn(200, 12, seed=2).square()
     pair = activation(x, weight, importance)
@@ -142,7 +142,7 @@ def test_hessian_finds_what_a_dense_search_in_float64_finds():
     assert float((moved.square() * importance).sum()) <= 1.03 * least  # measured: 1.002
 
 
-def test_hessian_of_a_weight_finds_what_a_dense_search_in_float64_finds_for_each_channel():
+def test_hessian_of_a_weight_agrees_with_a_dense_search_in_float64_for_each_channel():
     weight, x = randn(5, 40), outliers().flatten(0, 1)
     importance = randn(200, 5, seed=2).square()
     quantizer = choose(make(Hessian), weight_site(weight, x, importance), QuantSpec(3, PER_CHANNEL)).quantizer
@@ -156,7 +156,7 @@ def test_hessian_of_a_weight_finds_what_a_dense_search_in_float64_finds_for_each
         assert float(error[channel]) <= 1.05 * moved.sum(1).min()
 
 
-def test_hessian_asks_for_gradients_and_does_without_them():
+def test_hessian_declares_gradients_and_works_without_them():
     assert make(Hessian).gradients
     x, weight = outliers(), randn(12, 40, seed=1)
     spec, ones = QuantSpec(4), torch.ones(200, 12)

@@ -1,4 +1,4 @@
-"""Binary coding against float64 oracles and its own promises."""
+"""Binary coding against float64 oracles, and properties of its alternation."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_the_uniform_fit_is_never_above_the_whole_range_or_its_own_start(w, bits
 
 
 @pytest.mark.parametrize(("draw", "most"), [(randn, 0.4), (heavy, 0.12)])
-def test_what_alternating_gains_at_4_bits(draw, most):
+def test_the_gain_of_alternation_at_4_bits(draw, most):
     w = draw(16, 512)
     ends = [error(w, fit_binary(w, 4, refine)[0], signs(4)).sum() for refine in (True, False)]
     assert ends[0] < most * ends[1]  # measured: 0.33 and 0.08
@@ -163,7 +163,7 @@ def test_what_alternating_gains_at_4_bits(draw, most):
     ],
     ids=["zeros", "constant", "one weight", "two values"],
 )
-def test_what_makes_least_squares_singular_is_coded_exactly(w, bits):
+def test_rows_with_singular_least_squares_are_coded_exactly(w, bits):
     for with_offset in (False, True):
         alphas, offset = fit_binary(w, bits, offset=with_offset)
         assert alphas.isfinite().all()
@@ -222,7 +222,7 @@ def test_rounding_to_a_grid_loses_what_cutting_at_its_levels_loses(w, bits):
     assert torch.allclose(rows.grid_error(step, middle, bits), cut, rtol=1e-6, atol=1e-12 * float(w.square().sum()))
 
 
-def test_the_start_of_an_alternation_stays_as_it_is():
+def test_the_start_of_an_alternation_is_not_modified():
     w = heavy(2, 30).double()
     start, codes = greedy(w, 3)
     before = start.clone()

@@ -1,4 +1,4 @@
-"""Squared errors of greedy, alternated and uniform codes of DeiT-Ti's weights, in a table, each beside its own kind."""
+"""A table of squared errors of greedy, alternated and uniform codes of DeiT-Ti's weights."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Mr.BiQ-Uniform."""
 
 def errors(w, bits):
     """Kind → (rows,) squared error."""
-    rows, found = SortedRows(w), {}
+    rows, by_kind = SortedRows(w), {}
     for kind, (form, fit) in KINDS.items():
         scales = torch.cat([part for part in fit(w, bits) if part is not None], 1)
-        found[kind] = rows.split(*Format(bits, form.uniform, form.offset).ordered(scales))[2]
-    return found
+        by_kind[kind] = rows.split(*Format(bits, form.uniform, form.offset).ordered(scales))[2]
+    return by_kind
 
 
 @pytest.mark.real
@@ -43,12 +43,12 @@ def test_alternated_codes_lose_least_of_their_kind(shared):
             for name in layers:
                 tensor = weights.get_tensor(f"{name}.weight")
                 w = in_groups(tensor, len(tensor), None).double()
-                found, slack = errors(w, bits), 1e-12 * w.square().sum(1)
+                by_kind, slack = errors(w, bits), 1e-12 * w.square().sum(1)
                 pairs = [("alternated", other) for other in ("greedy", "uniform")]
                 pairs += [("alternated, offset", other) for other in ("uniform, offset", "alternated")]
                 for least, other in pairs:
-                    assert (found[least] <= found[other] + slack).all(), (name, bits, least, other)
-                shares = {kind: float(error.sum()) for kind, error in found.items()}
+                    assert (by_kind[least] <= by_kind[other] + slack).all(), (name, bits, least, other)
+                shares = {kind: float(error.sum()) for kind, error in by_kind.items()}
                 totals = {kind: totals[kind] + shares[kind] for kind in KINDS}
                 square += float(w.square().sum())
                 if name in SHOWN:

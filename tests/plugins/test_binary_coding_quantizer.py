@@ -1,4 +1,4 @@
-"""The quantizer of binary coding, and the technique that makes it."""
+"""The quantizer of binary coding, and the technique that creates it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_quantizer_keeps_its_contract(parameters, shape, bits):
     st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=5),
     st.one_of(st.none(), st.floats(-1e3, 1e3, width=32)),
 )
-def test_every_sum_stays_what_it_is(alphas, offset):
+def test_every_sum_is_quantized_to_itself(alphas, offset):
     """Also where sums coincide, are neighbouring floats, or come from alphas in any order and of any sign."""
     offset = None if offset is None else torch.tensor([[offset]])
     quantizer = BinaryCodingQuantizer(torch.tensor([alphas]), offset)
@@ -73,7 +73,7 @@ def test_storage_counts_codes_scales_and_offsets():
     assert coded(weight, offset=True).quantizer.storage_bits((8, 24)) == 8 * 24 * 3 + 32 * 8 * 4
 
 
-def test_it_says_what_it_is():
+def test_the_description():
     weight = randn(8, 24)
     assert coded(weight).quantizer.describe() == "binary coding 3 bit ×8"
     assert coded(weight, offset=True).quantizer.describe() == "binary coding 3 bit with offset ×8"
@@ -81,7 +81,7 @@ def test_it_says_what_it_is():
     assert coded(weight, group_size=12).quantizer.describe() == "binary coding 3 bit by 12 ×16"
 
 
-def test_a_plan_finds_it_by_its_kind():
+def test_a_plan_restores_the_quantizer_by_its_kind():
     from qplug.hooks.registry import installed
     from qplug.quantization.plan import quantizer_of
 
@@ -93,7 +93,7 @@ def test_a_plan_finds_it_by_its_kind():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((torch.ones(3),), "must be"),
+        ((torch.ones(3),), "expected alphas"),
         ((torch.ones(3, 2), torch.ones(3)), "offset"),
         ((torch.ones(3, 9),), "at most 8 bits"),
         ((torch.ones(3, 1),), "2 to 8 bits"),
@@ -101,15 +101,15 @@ def test_a_plan_finds_it_by_its_kind():
         ((torch.ones(3, 2), None, None, True), "twice the next"),
     ],
 )
-def test_what_it_refuses(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         BinaryCodingQuantizer(*arguments)
 
 
 def test_a_weight_of_other_rows_is_refused():
-    with pytest.raises(InputError, match="has 4 rows, this binary coding has scales for 3"):
+    with pytest.raises(InputError, match=r"expected a weight with 3 rows of scales, received .* with 4 rows"):
         BinaryCodingQuantizer(torch.ones(3, 2))(randn(4, 5))
-    with pytest.raises(InputError, match="has 8 rows, this binary coding has scales for 3"):
+    with pytest.raises(InputError, match=r"expected a weight with 3 rows of scales, received .* with 8 rows"):
         BinaryCodingQuantizer(torch.ones(3, 2), None, 4)(randn(4, 8))
 
 

@@ -1,4 +1,4 @@
-"""AdaRound and BRECQ: where learned rounding starts, where it may go, and that outputs gain by it."""
+"""AdaRound and BRECQ: initial values of learned rounding, its limits, and its gain."""
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def block(weight, quantizers):
     return Block("l", decisions, {"l.weight": weight} if "weight" in quantizers else {})
 
 
-def test_what_is_learned_of_a_block():
+def test_the_learned_parameters_of_a_block():
     weight, steps = weight_of(0), UniformQuantizer(torch.tensor(0.1), None, 8, True)
     whole = block(weight, {"weight": grid(weight), "input": steps})
     adaround = make(AdaRound).qplug_reconstruct(block=whole)
@@ -106,13 +106,13 @@ def test_what_is_learned_of_a_block():
 
 @pytest.mark.slow
 def test_on_the_digits_at_2_bits_blocks_gain_more_than_operations_and_both_over_the_nearest():
-    found = {}
+    sqnr = {}
     for name, settings in {
         "nearest": ["techniques.0.iterations=1", "techniques.0.rounding_rate=1e-9", "techniques.0.steps=false"],
         "adaround": ["techniques.0.use=brecq.adaround", "techniques.0.iterations=100"],
         "brecq": ["techniques.0.iterations=100", "techniques.0.steps=false"],
     }.items():
-        found[name] = run(load_recipe(RECIPE, settings)).metrics["quantized.logit_sqnr_db"]
-    print({name: round(value, 1) for name, value in found.items()})
-    assert found["nearest"] + 4.0 < found["adaround"]  # measured: 10.3, 18.3 and 19.3 dB, with seed 1 10.3, 18.1, 19.5
-    assert found["adaround"] + 0.5 < found["brecq"]
+        sqnr[name] = run(load_recipe(RECIPE, settings)).metrics["quantized.logit_sqnr_db"]
+    print({name: round(value, 1) for name, value in sqnr.items()})
+    assert sqnr["nearest"] + 4.0 < sqnr["adaround"]  # measured: 10.3, 18.3 and 19.3 dB, with seed 1 10.3, 18.1, 19.5
+    assert sqnr["adaround"] + 0.5 < sqnr["brecq"]

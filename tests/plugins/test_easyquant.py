@@ -1,4 +1,4 @@
-"""EasyQuant: the printed candidates of the multiplying scale, Eq. 4 in float64, and what it gains."""
+"""EasyQuant: the printed candidates of the scale, Eq. 4 in float64, and the gain."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def cosines(weight, x, outputs, bits: int, largest: float) -> tuple[list[float],
     half = 2 ** (bits - 1)
     start = (half - 1) / largest
     scales = [start * (0.5 + i * 1.5 / 100) for i in range(100)]
-    found = []
+    values = []
     for scale in scales:
         moved = x @ (np.clip(np.round(weight * scale), -half, half - 1) / scale).T
-        found.append(float((moved * outputs).sum() / np.linalg.norm(moved) / np.linalg.norm(outputs)))
-    return scales, found
+        values.append(float((moved * outputs).sum() / np.linalg.norm(moved) / np.linalg.norm(outputs)))
+    return scales, values
 
 
 @pytest.mark.parametrize("bits", [3, 4, 7, 8])
@@ -39,23 +39,23 @@ def test_one_scale_is_the_best_of_the_100_printed_candidates_in_float64(bits):
     weight, x = data()
     step = float(choose(make(Cosine), weight_site(weight, x.flatten(0, 1)), QuantSpec(bits)).quantizer.scale)
     wide, rows = weight.double().numpy(), x.flatten(0, 1).double().numpy()
-    scales, found = cosines(wide, rows, rows @ wide.T, bits, float(weight.abs().max()))
+    scales, values = cosines(wide, rows, rows @ wide.T, bits, float(weight.abs().max()))
     place = int(np.abs(np.array(scales) * step - 1).argmin())
     assert scales[place] * step == pytest.approx(1, rel=1e-6)
-    assert found[place] == pytest.approx(max(found), abs=2e-7)  # cosines are that close in float32
+    assert values[place] == pytest.approx(max(values), abs=2e-7)  # cosines are that close in float32
 
 
 @pytest.mark.parametrize("bits", [3, 4])
-def test_each_channel_takes_the_best_candidate_for_its_own_output(bits):
+def test_each_channel_takes_the_best_candidate_for_its_output(bits):
     weight, x = data()
     site = weight_site(weight, x.flatten(0, 1))
     steps = choose(make(Cosine), site, QuantSpec(bits, PER_CHANNEL)).quantizer.scale.flatten().tolist()
     rows = x.flatten(0, 1).double().numpy()
     for row, step in zip(weight.double().numpy(), steps, strict=True):
-        scales, found = cosines(row[None], rows, rows @ row[None].T, bits, float(np.abs(row).max()))
+        scales, values = cosines(row[None], rows, rows @ row[None].T, bits, float(np.abs(row).max()))
         place = int(np.abs(np.array(scales) * step - 1).argmin())
         assert scales[place] * step == pytest.approx(1, rel=1e-6)
-        assert found[place] == pytest.approx(max(found), abs=2e-7)
+        assert values[place] == pytest.approx(max(values), abs=2e-7)
     assert len(set(steps)) > 1
 
 

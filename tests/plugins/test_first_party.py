@@ -1,4 +1,4 @@
-"""Every installed technique keeps the contract that third parties test theirs by."""
+"""The contract suite for third-party techniques, applied to every installed technique."""
 
 import pytest
 

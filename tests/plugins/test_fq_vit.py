@@ -1,4 +1,4 @@
-"""FQ-ViT: factors that are powers of two, probabilities likewise, and an exponential in integers."""
+"""FQ-ViT: power-of-two factors and probabilities, and the integer exponential."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def norm_input(seed: int = 0) -> torch.Tensor:
 def test_scales_are_one_scale_times_powers_of_two_and_the_best_of_each_channel():
     x = norm_input()
     pair = activation(x, kind=SiteKind.LAYERNORM_INPUT)
-    found = choose(make(PowerOfTwoFactor), pair, SPEC).quantizer
+    chosen = choose(make(PowerOfTwoFactor), pair, SPEC).quantizer
     whole = UniformQuantizer.from_range(pair[1].min, pair[1].max, SPEC)
-    factors = torch.log2(whole.scale / found.scale)
+    factors = torch.log2(whole.scale / chosen.scale)
     assert torch.equal(factors, factors.round())
     assert set(factors.tolist()) <= {0.0, 1.0, 2.0, 3.0}
     assert len(set(factors.tolist())) > 1
-    assert torch.equal(found.zero_point, whole.zero_point)
+    assert torch.equal(chosen.zero_point, whole.zero_point)
     rows = x.flatten(0, 1).double().numpy()
     for channel, alpha in enumerate(factors.tolist()):  # the oracle tries every factor
         errors = []
@@ -64,7 +64,7 @@ def test_a_range_that_the_sample_missed_is_not_clipped():
     assert quantizer.scale[0] == quantizer.scale[2] / 8
 
 
-def test_it_takes_only_what_layernorm_reads():
+def test_it_takes_inputs_of_layernorm_only():
     assert choose(make(PowerOfTwoFactor), activation(norm_input()), SPEC) is None
     pair = activation(norm_input(), kind=SiteKind.LAYERNORM_INPUT)
     assert choose(make(PowerOfTwoFactor), pair, QuantSpec(8, Granularity.PER_CHANNEL)) is None
@@ -75,8 +75,8 @@ def test_probabilities_become_powers_of_two():
     pair = activation(x, kind=SiteKind.POST_SOFTMAX)
     values = choose(make(LogIntSoftmax), pair, QuantSpec(4)).quantizer(pair[1].sample)
     assert values.max() == 1.0 or values.max() == 0.5
-    kept = values[values > 0]
-    assert torch.equal(kept.log2(), kept.log2().round())
+    positive = values[values > 0]
+    assert torch.equal(positive.log2(), positive.log2().round())
     assert choose(make(LogIntSoftmax), activation(x), QuantSpec(4)) is None
 
 
@@ -91,7 +91,7 @@ def test_the_integer_exponential_against_the_exact_one(step):
 
 
 @pytest.mark.parametrize(("step", "near", "far"), [(1 / 256, 0.01, 0.03), (0.0625, 0.03, 0.08), (0.1, 0.04, 0.11)])
-def test_the_polynomial_is_as_exact_as_the_docstring_says(step, near, far):
+def test_the_polynomial_is_as_exact_as_documented(step, near, far):
     depth = torch.arange(0, round(10 / step) + 1, dtype=torch.float64) * step
     pairs = IntegerSoftmax(-1, step)(torch.stack([torch.zeros_like(depth), -depth], -1))
     lost = (pairs[:, 1] / pairs[:, 0] / torch.exp(-depth) - 1.0).abs()
@@ -100,13 +100,13 @@ def test_the_polynomial_is_as_exact_as_the_docstring_says(step, near, far):
 
 
 @pytest.mark.parametrize("build", [toy_vit, toy_swin])
-def test_the_toys_hardly_move(build):
+def test_the_outputs_of_the_toys_hardly_change(build):
     """Of the one with windows some are masked."""
     images, model = toy_images(8), build()
     make_explicit(model, ADAPTERS, images[:1])
     before, technique = model(images), make(LogIntSoftmax, integer_exp=True)
-    found = [(name, technique.qplug_rewrite_module(name=name, module=m)) for name, m in model.named_modules()]
-    replaced = {name: rewrite.module for name, rewrite in found if rewrite is not None}
+    rewrites = [(name, technique.qplug_rewrite_module(name=name, module=m)) for name, m in model.named_modules()]
+    replaced = {name: rewrite.module for name, rewrite in rewrites if rewrite is not None}
     assert len(replaced) == sum(isinstance(module, nn.Softmax) for module in model.modules()) > 1
     for name, module in replaced.items():
         model.get_submodule(name.rpartition(".")[0]).softmax = module
@@ -122,7 +122,7 @@ def test_the_integer_exponential_has_softmaxs_gradient():
     assert torch.equal(ours, exact)
 
 
-def test_softmax_is_replaced_only_where_asked():
+def test_softmax_is_replaced_only_if_configured():
     softmax = nn.Softmax(dim=-1)
     assert make(LogIntSoftmax).qplug_rewrite_module(name="s", module=softmax) is None
     technique = make(LogIntSoftmax, integer_exp=True, step=0.125)

@@ -1,4 +1,4 @@
-"""Greedy MP against Eq. 10 by brute force, its targets, and what the paper leaves open."""
+"""Greedy MP against Eq. 10 by brute force, its targets, and choices that the paper leaves open."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_a_site_that_loses_nothing_goes_first():
     assert observed(sites, sqnr)[:6] == [1] * 6
 
 
-def test_weights_and_activations_have_targets_of_their_own():
+def test_weights_and_activations_have_separate_targets():
     sites = [site(i, 64, weight) for i in range(3) for weight in (True, False)]
     technique = make(GreedyMp, weights=3.0, activations=6.0)
     bits = technique.qplug_allocate_bits(table=linear(sites))
@@ -189,14 +189,14 @@ def test_weights_and_activations_have_targets_of_their_own():
     assert {bits[s.name] for s in sites if not s.kind.is_weight} == {6}
 
 
-def test_the_table_is_asked_for_no_more_than_the_reductions_need():
+def test_the_table_computes_no_more_than_the_reductions_need():
     sites = [site(i, 64) for i in range(5)]
-    asked = []
+    calls = []
     specs = {s.name: QuantSpec(8) for s in sites}
-    of = SqnrTable(sites, specs, lambda s, b: asked.append((s.name, b)) or 6.0 * b, {}.__getitem__, uncounted)
+    of = SqnrTable(sites, specs, lambda s, b: calls.append((s.name, b)) or 6.0 * b, {}.__getitem__, uncounted)
     allocate(7.0, of)
-    assert len(asked) == len(set(asked)) == 10  # each at 7 bits, and once more after each of five reductions
-    assert {b for _, b in asked} == {7, 6}
+    assert len(calls) == len(set(calls)) == 10  # each at 7 bits, and once more after each of five reductions
+    assert {b for _, b in calls} == {7, 6}
 
 
 def test_nothing_to_allocate_is_no_error():

@@ -1,4 +1,4 @@
-"""HAWQ-V3: the programme against every choice there is, traces against exact ones, limits against a run's figures."""
+"""HAWQ-V3: the programme against an exhaustive search, traces against exact ones, limits against a run's figures."""
 
 from __future__ import annotations
 
@@ -345,9 +345,9 @@ def test_a_run_keeps_the_limit_as_its_own_metrics_count_it(accounting, limit):
     few, many = (
         toy_run(HawqV3, probes=1, accounting=accounting, **{limit: share}).metrics[key] for share in ("0%", "100%")
     )
-    asked = (few + many) / 2
-    run = toy_run(HawqV3, probes=1, accounting=accounting, **{limit: asked})
-    assert few < run.metrics[key] <= asked * (1 + 1e-9)
+    target = (few + many) / 2
+    run = toy_run(HawqV3, probes=1, accounting=accounting, **{limit: target})
+    assert few < run.metrics[key] <= target * (1 + 1e-9)
     layers = [d for d in run.plan if d.site.role == "weight"]
     assert {d.quantizer.bits for d in layers} == {4, 8}
     assert {d.bits_by for d in layers} == {"hawq.hawq_v3"}

@@ -1,4 +1,4 @@
-"""Liu et al.'s allocation: modules share their bits, and of all that fit the least Omega is taken."""
+"""Liu et al.'s allocation: modules share their bits, and the least Omega within the average is chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ModelOpt's algorithms as techniques: what its own code finds is what the plan has, on both backends."""
+"""ModelOpt's algorithms as techniques: the plan equals ModelOpt's own result, on both backends."""
 
 import copy
 import re
@@ -54,16 +54,16 @@ def images():
     from qplug.data.stream import Stream
     from qplug.hooks.registry import component
 
-    registry, asked = toy_registry(), recipe("modelopt.max")
-    source = component(registry.models, asked.model).load()
-    return list(Stream(component(registry.datasets, asked.data.calibration).open(0), source.preprocessing, 32))
+    registry, parsed = toy_registry(), recipe("modelopt.max")
+    source = component(registry.models, parsed.model).load()
+    return list(Stream(component(registry.datasets, parsed.data.calibration).open(0), source.preprocessing, 32))
 
 
 def theirs(config):
     """ModelOpt's own model."""
-    model, shown = copy.deepcopy(calibrated_toy()[0]), images()
+    model, inputs = copy.deepcopy(calibrated_toy()[0]), images()
     with quiet():
-        return mtq.quantize(model, copy.deepcopy(config), lambda m: [m(batch) for batch in shown])
+        return mtq.quantize(model, copy.deepcopy(config), lambda m: [m(batch) for batch in inputs])
 
 
 def layers(model):
@@ -99,10 +99,10 @@ def test_max_leaves_what_modelopts_integers_cannot_express():
 
 def says_what_modelopts_own_does(folder, own):
     """The run's model and ModelOpt's own, which rounds to the same integers here."""
-    model, shown = qplug.load_quantized(folder, registry=toy_registry()), toy_images(8)
+    model, inputs = qplug.load_quantized(folder, registry=toy_registry()), toy_images(8)
     with torch.no_grad():
-        assert moved(model(shown), own(shown)) < 1e-5  # measured: 7e-8, where a tie may fall to the other side
-        assert moved(own(shown), calibrated_toy()[0](shown)) > 0.1
+        assert moved(model(inputs), own(inputs)) < 1e-5  # measured: 7e-8, where a tie may fall to the other side
+        assert moved(own(inputs), calibrated_toy()[0](inputs)) > 0.1
 
 
 @pytest.mark.parametrize("backend", ["brevitas", "modelopt"])
@@ -186,14 +186,14 @@ def test_candidates_are_scored_with_the_scales_that_the_recipe_asks(monkeypatch)
         assert count == (1 if name.endswith("fc1") else len(model.get_submodule(name).weight))
 
 
-def test_what_was_kept_for_the_search_goes_where_another_technique_chose(monkeypatch):
-    AutoQuantize, kept = installed().techniques["modelopt.auto_quantize"], []
+def test_model_and_images_are_released_if_another_technique_allocates(monkeypatch):
+    AutoQuantize, instances = installed().techniques["modelopt.auto_quantize"], []
     own = AutoQuantize.__init__
-    monkeypatch.setattr(AutoQuantize, "__init__", lambda one, config: (own(one, config), kept.append(one))[0])
+    monkeypatch.setattr(AutoQuantize, "__init__", lambda one, config: (own(one, config), instances.append(one))[0])
     first = {"use": "mptq_vit.greedy_mp", "weights": 7.5, "activations": 7.5}
     result = ran(first, "modelopt.auto_quantize", "modelopt.max")
     assert result.metrics["bits.by"] == "mptq_vit.greedy_mp"
-    assert [one.seen for one in kept] == [None]
+    assert [technique._calibration for technique in instances] == [None]
 
 
 def test_budgets_that_no_candidate_meets_are_refused_with_the_values():
@@ -207,8 +207,8 @@ def test_budgets_that_no_candidate_meets_are_refused_with_the_values():
 def test_modelopt_says_nothing_on_the_screen(capsys):
     ran("modelopt.smooth_quant", "modelopt.max")
     ran({"use": "modelopt.auto_quantize", "candidates": [4, 8]}, "modelopt.max")
-    said = capsys.readouterr()
-    assert (said.out, said.err) == ("", "")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
 
 
 def test_layers_that_modelopt_gives_up_are_noted_and_its_other_warnings_are_not():
@@ -221,24 +221,24 @@ def test_layers_that_modelopt_gives_up_are_noted_and_its_other_warnings_are_not(
             return self.used(x)
 
     notes, config = [], copy.deepcopy(mtq.INT8_SMOOTHQUANT_CFG)
-    found = quantize(Spare(), config["quant_cfg"], config["algorithm"], [torch.randn(3, 4)], notes)
-    assert {name for name, one in found.items() if one.scale is not None} == {"used"}
+    layers = quantize(Spare(), config["quant_cfg"], config["algorithm"], [torch.randn(3, 4)], notes)
+    assert {name for name, layer in layers.items() if layer.scale is not None} == {"used"}
     assert notes == ["spare is not calibrated, skip smoothing"]
 
 
 def test_what_modelopt_gave_up_is_a_warning_of_the_run(monkeypatch):
-    own, said = mtq.quantize, "awq_lite: Disabling for head, quantizing with max calibration."
+    own, text = mtq.quantize, "awq_lite: Disabling for head, quantizing with max calibration."
 
     def giving_up(*arguments):
-        warnings.warn(said, stacklevel=1)
+        warnings.warn(text, stacklevel=1)
         warnings.warn("no preset", stacklevel=1)
         return own(*arguments)
 
     monkeypatch.setattr(mtq, "quantize", giving_up)
     result = ran("modelopt.awq_lite", "modelopt.max")
     assert [text for text in result.warnings if "stay in float" not in text] == [
-        f"modelopt.awq_lite: {said}",
-        f"modelopt.max: {said}",
+        f"modelopt.awq_lite: {text}",
+        f"modelopt.max: {text}",
     ]
 
 

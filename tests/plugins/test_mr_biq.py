@@ -1,4 +1,4 @@
-"""Mr.BiQ's learner, and the blocks that it learns."""
+"""Mr.BiQ's learner, and its reconstruction of blocks."""
 
 from __future__ import annotations
 
@@ -185,20 +185,20 @@ def block():
 
 
 def test_a_block_learns_its_coded_weights_and_uniform_activations():
-    found = make(Reconstruct, learn="scales", iterations=7, batch_size=12).qplug_reconstruct(block=block())
-    assert {name: type(made).__name__ for name, made in found.learners.items()} == {
+    result = make(Reconstruct, learn="scales", iterations=7, batch_size=12).qplug_reconstruct(block=block())
+    assert {name: type(made).__name__ for name, made in result.learners.items()} == {
         "layer.weight": "SoftBinaryCoding",
         "layer.input": "LearnedStepSize",
         "soft.lhs": "LearnedStepSize",
     }
-    assert set(found.learners["layer.weight"].learned()) == {"scales"}
-    assert (found.iterations, found.batch_size, found.weight, found.beta) == (7, 12, 0.01, (20.0, 2.0))
-    assert (found.warmup, found.keep) == (0.2, 1.0)
-    found = make(Reconstruct).qplug_reconstruct(block=block())
-    rates = {name: (rate.start, rate.cosine) for name, rate in found.rates.items()}
+    assert set(result.learners["layer.weight"].learned()) == {"scales"}
+    assert (result.iterations, result.batch_size, result.weight, result.beta) == (7, 12, 0.01, (20.0, 2.0))
+    assert (result.warmup, result.keep) == (0.2, 1.0)
+    result = make(Reconstruct).qplug_reconstruct(block=block())
+    rates = {name: (rate.start, rate.cosine) for name, rate in result.rates.items()}
     assert rates == {"scales": (3.5e-4, True), "codes": (1e-3, False), "step_sizes": (4e-5, True)}
-    found = make(Reconstruct, iterations=1000, steps_rate=0.01).qplug_reconstruct(block=block())
-    assert {name: rate.start for name, rate in found.rates.items()} == {
+    result = make(Reconstruct, iterations=1000, steps_rate=0.01).qplug_reconstruct(block=block())
+    assert {name: rate.start for name, rate in result.rates.items()} == {
         "scales": 3.5e-4,
         "codes": pytest.approx(1e-3 * 20**1.25),
         "step_sizes": 0.01,

@@ -1,4 +1,4 @@
-"""O-2SF: groups of channels, each with a scale of its own."""
+"""O-2SF: groups of channels with one scale each."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_more_groups_lose_less_and_one_group_is_the_uniform_quantizer(bits):
     assert errors[3] < 0.7 * errors[1]  # measured: 0.55 of it at 4 bits, 0.43 at 6
 
 
-def test_what_it_leaves_to_others():
+def test_sites_left_to_the_next_technique():
     x, weight = outliers()
     site, stats = layernorm_site(x, weight)
     assert choose(make(O2sf), (replace(site, kind=SiteKind.LINEAR_INPUT), stats), QuantSpec(4)) is None

@@ -1,4 +1,4 @@
-"""OPT-m: section 4.3's numbers, the two splits, what each search minimizes, and never worse than uniform."""
+"""OPT-m: section 4.3's numbers, both splits, the minima of the searches, and the fallback to uniform."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def oracle(x: np.ndarray, s0: float, m0: int, m1: int, bits: int, split: str) ->
             out.append(max(q, -small) * s0)
             continue
         shift, most = (m0, small) if q < bound else (m1, large)
-        kept = (q >> shift) + ((q >> (shift - 1)) & 1 if shift else 0)
-        out.append(min(kept, most) * 2**shift * s0)
+        rounded = (q >> shift) + ((q >> (shift - 1)) & 1 if shift else 0)
+        out.append(min(rounded, most) * 2**shift * s0)
     return np.array(out)
 
 
@@ -110,7 +110,7 @@ def test_a_carry_out_of_a_slice_saturates():
     assert quantizer(torch.tensor([-3.0, -4.0, -1e6])).tolist() == [-3.0, -3.0, -3.0]
 
 
-def found(choice) -> tuple[float, int, int]:
+def parsed(choice) -> tuple[float, int, int]:
     """(s0, m0, m1) of a choice."""
     assert isinstance(choice.quantizer, RegionQuantizer), choice.reason
     _, second, third = choice.quantizer.regions
@@ -125,7 +125,7 @@ def test_m1_is_equation_7(bits, spread):
     x_up = float(np.quantile(x.double().numpy(), 0.9995))
     exact = math.log2((x_up / (2 ** (bits - 1) - 1)) / (x_low / (2 ** (bits - 2) - 1)))
     assert abs(exact - round(exact)) < 0.49  # else the test would hang on rounding
-    _, m0, m1 = found(choose(make(OptM, fallback=False, x_up="paper"), activation(x, kind=POST_GELU), QuantSpec(bits)))
+    _, m0, m1 = parsed(choose(make(OptM, fallback=False, x_up="paper"), activation(x, kind=POST_GELU), QuantSpec(bits)))
     assert m1 == round(exact)
     assert 0 <= m0 < m1
 
@@ -143,7 +143,7 @@ def test_m0_and_then_s0_minimize_the_hessian_guided_metric(split):
     weight = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
     importance = torch.randn(16, 5, generator=torch.Generator().manual_seed(2)).square()
     pair = activation(x, weight, importance, POST_GELU)
-    s0, m0, m1 = found(choose(make(OptM, split=split, fallback=False), pair, QuantSpec(4)))
+    s0, m0, m1 = parsed(choose(make(OptM, split=split, fallback=False), pair, QuantSpec(4)))
     start = -float(x.flatten(1).amin(1).mean()) / 3
     by_m0 = [error(pair[1], start, m, m1, 4, split, importance) for m in range(m1)]
     assert by_m0[m0] <= min(by_m0) * 1.01  # Eq. 8, at Eq. 7's s0
@@ -154,11 +154,11 @@ def test_m0_and_then_s0_minimize_the_hessian_guided_metric(split):
 
 def test_the_printed_grid_divides_1_2_times_the_largest_value():
     x = gelu_data()
-    s0, *_ = found(choose(make(OptM, s0_grid="paper", fallback=False), activation(x, kind=POST_GELU), QuantSpec(4)))
+    s0, *_ = parsed(choose(make(OptM, s0_grid="paper", fallback=False), activation(x, kind=POST_GELU), QuantSpec(4)))
     place = s0 / (1.2 * float(x.abs().max()) / 2**3) * 100
     assert place == pytest.approx(round(place), abs=1e-3)
     assert 1 <= round(place) <= 100
-    around, *_ = found(choose(make(OptM, fallback=False), activation(x, kind=POST_GELU), QuantSpec(4)))
+    around, *_ = parsed(choose(make(OptM, fallback=False), activation(x, kind=POST_GELU), QuantSpec(4)))
     start = -float(x.flatten(1).amin(1).mean()) / 3
     assert 0.5 * start * 0.999 <= around <= 1.5 * start * 1.001
 
@@ -199,7 +199,7 @@ def test_the_fallback_is_taken_where_the_uniform_quantizer_loses_less_and_says_s
     strict, free = (choose(make(OptM, fallback=f, x_up="paper"), pair, QuantSpec(8)) for f in (False, True))
     assert isinstance(strict.quantizer, RegionQuantizer)
     assert isinstance(free.quantizer, UniformQuantizer)
-    assert "loses more than uniform" in free.reason
+    assert "has a larger error than uniform" in free.reason
     errors = [float(pair[1].output_error(c.quantizer(pair[1].sample), Granularity.PER_TENSOR)) for c in (strict, free)]
     assert errors[1] < 0.5 * errors[0]  # measured: 0.41
 

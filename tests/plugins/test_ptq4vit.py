@@ -1,4 +1,4 @@
-"""PTQ4ViT: both twin grids against float64, the paper's candidates, fused weights, and what alternating gains."""
+"""PTQ4ViT: both twin grids against float64, the paper's candidates, fused weights, and the gain of alternation."""
 
 from __future__ import annotations
 
@@ -286,9 +286,9 @@ def test_one_scale_a_channel_or_for_all_where_no_pattern_matches():
     assert choose(make(Search, fused=[{"match": "*", "groups": 3}]), inputs, QuantSpec(4)).quantizer.scale.dim() == 0
 
 
-def test_output_channels_that_do_not_part_into_the_groups_are_refused():
+def test_groups_that_do_not_divide_the_output_channels_are_refused():
     technique = make(Search, fused=[{"match": "lay*", "groups": 5}])
-    with pytest.raises(InputError, match="12 output channels do not part into 5 groups") as caught:
+    with pytest.raises(InputError, match="12 output channels cannot be divided into 5 equal groups") as caught:
         choose(technique, weight_site(*weighted()), QuantSpec(4))
     assert "'lay*' matches layer" in caught.value.fix
 
@@ -311,10 +311,10 @@ def toy():
 
 def decided(toy, rounds: int, *, objective: str = "hessian"):
     """Site → quantizer."""
-    _, found, calibration = toy
-    specs = resolve(SECTION, found.sites)
+    _, site_map, calibration = toy
+    specs = resolve(SECTION, site_map.sites)
     made = steps(make(Twin), make(Search, rounds=rounds, objective=objective))
-    sites = [site for site in found.sites if site.kind not in (SiteKind.SOFTMAX_INPUT, SiteKind.LAYERNORM_INPUT)]
+    sites = [site for site in site_map.sites if site.kind not in (SiteKind.SOFTMAX_INPUT, SiteKind.LAYERNORM_INPUT)]
     assigner = QuantizerAssigner(made, calibration, specs, sites, ResultCache(None, Clock(made), {}))
     decisions = assigner.decide("recipe", {}, lambda done: None)
     return {name: decision.quantizer for name, decision in decisions.items()}
@@ -322,10 +322,10 @@ def decided(toy, rounds: int, *, objective: str = "hessian"):
 
 def operation_errors(toy, quantizers, distance=None) -> dict[str, float]:
     """What each operation loses with both operands quantized."""
-    _, found, calibration = toy
+    _, site_map, calibration = toy
     errors = {}
-    for site in found.sites:
-        other = next((o for o in found.sites if o.module == site.module and o is not site), None)
+    for site in site_map.sites:
+        other = next((o for o in site_map.sites if o.module == site.module and o is not site), None)
         if site.role in ("weight", "lhs") and other is not None:
             beside = calibration.stats(other)
             stats = calibration.stats(site).with_quantized_operand(beside, quantizers[other.name].infer(beside.sample))
@@ -353,7 +353,7 @@ def test_heads_are_searched_alone_and_qkv_in_three_groups(toy):
 
 def test_by_the_cosine_outputs_point_closer_to_the_float_ones(toy):
     by_error, by_cosine = (decided(toy, 3, objective=objective) for objective in ("hessian", "cosine"))
-    distances = [operation_errors(toy, found, "cosine_distance") for found in (by_error, by_cosine)]
+    distances = [operation_errors(toy, quantizers, "cosine_distance") for quantizers in (by_error, by_cosine)]
     names = [name for name in distances[0] if "matmul_av" not in name and "fc2" not in name]  # whose inputs are twin
     assert np.mean([distances[1][name] / distances[0][name] for name in names]) < 0.8  # measured: 0.72
 

@@ -1,4 +1,4 @@
-"""Q-MLP's rewrites: equations 2 to 4 in float64, what is replaced and what is not, functions preserved."""
+"""Q-MLP's rewrites: equations 2 to 4 in float64, the replaced modules, and preserved functions."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ X = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(1)) * 3 + 1
 def test_layer_norm_is_equation_3(start):
     before = affine()
     state = copy.deepcopy(before.state_dict())
-    found = make(Norm, start=start, eps=1e-3).qplug_rewrite_norm(name="norm1", module=before)
+    rewrite = make(Norm, start=start, eps=1e-3).qplug_rewrite_norm(name="norm1", module=before)
     x = X.double().numpy()
     gain, offset = (1.0, 0.0) if start == "fresh" else (before.alpha.numpy(), before.beta.numpy())
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-3) * gain + offset
-    np.testing.assert_allclose(found.module(X), expected, rtol=1e-5, atol=1e-6)
-    assert (found.preserves, found.reason) == (False, "Affine → LayerNorm")
-    assert not any(parameter.requires_grad for parameter in found.module.parameters())
+    np.testing.assert_allclose(rewrite.module(X), expected, rtol=1e-5, atol=1e-6)
+    assert (rewrite.preserves, rewrite.reason) == (False, "Affine → LayerNorm")
+    assert not any(parameter.requires_grad for parameter in rewrite.module.parameters())
     assert state.keys() == before.state_dict().keys()
-    assert all(torch.equal(before.state_dict()[name], kept) for name, kept in state.items())
+    assert all(torch.equal(before.state_dict()[name], value) for name, value in state.items())
 
 
 def test_batch_norm_is_the_affine_until_training_moves_it():
     before = affine()
-    found = make(Norm, to="batch_norm", start="affine", eps=1e-3).qplug_rewrite_norm(name="norm1", module=before)
-    torch.testing.assert_close(found.module(X), before(X))
-    assert found.preserves
-    trained = copy.deepcopy(found.module).train()
+    rewrite = make(Norm, to="batch_norm", start="affine", eps=1e-3).qplug_rewrite_norm(name="norm1", module=before)
+    torch.testing.assert_close(rewrite.module(X), before(X))
+    assert rewrite.preserves
+    trained = copy.deepcopy(rewrite.module).train()
     tokens = X.flatten(0, 1).double().numpy()
     normal = (X.double().numpy() - tokens.mean(0)) / np.sqrt(tokens.var(0) + 1e-3)
     expected = normal * before.alpha.numpy() * np.sqrt(1.001) + before.beta.numpy()
@@ -106,12 +106,12 @@ def test_relu_and_gelu_are_bounded_and_nothing_else():
 
     pact, relu6 = make(BoundedActivation, alpha=4.0), make(BoundedActivation, to="relu6")
     for module, name in ((nn.ReLU(), "ReLU"), (nn.GELU(), "GELU"), (QuickGELU(), "GELU")):
-        found = pact.qplug_rewrite_activation(name="act", module=module)
-        assert (float(found.module.alpha), found.preserves) == (4.0, False)
-        assert found.reason == f"{name} → PACT, α = 4"
-        found = relu6.qplug_rewrite_activation(name="act", module=module)
-        assert found.module(torch.tensor([-1.0, 3.0, 9.0])).tolist() == [0.0, 3.0, 6.0]
-        assert found.reason == f"{name} → ReLU6"
+        rewrite = pact.qplug_rewrite_activation(name="act", module=module)
+        assert (float(rewrite.module.alpha), rewrite.preserves) == (4.0, False)
+        assert rewrite.reason == f"{name} → PACT, α = 4"
+        rewrite = relu6.qplug_rewrite_activation(name="act", module=module)
+        assert rewrite.module(torch.tensor([-1.0, 3.0, 9.0])).tolist() == [0.0, 3.0, 6.0]
+        assert rewrite.reason == f"{name} → ReLU6"
     for module in (nn.ReLU6(), nn.SiLU(), nn.Sigmoid(), Pact(1.0)):
         assert pact.qplug_rewrite_activation(name="act", module=module) is None
     assert make(BoundedActivation, match=("x",)).qplug_rewrite_activation(name="act", module=nn.ReLU()) is None
@@ -139,7 +139,7 @@ def test_token_mixers_start_as_copies_and_the_function_stays(build, sizes, mixer
 
 
 @pytest.mark.parametrize(("channels", "groups", "sizes"), [(8, 4, [2, 2, 2, 2]), (10, 4, [3, 3, 2, 2])])
-def test_each_group_of_channels_has_a_mixer_of_its_own(channels, groups, sizes):
+def test_each_group_of_channels_has_one_mixer(channels, groups, sizes):
     mixers = MultipleTokenMixers(nn.Linear(5, 5).requires_grad_(False), groups)
     x = torch.randn(2, channels, 5)
     before = mixers(x)
@@ -166,10 +166,10 @@ def test_all_of_them_together_leave_a_model_that_computes():
 def test_bounds_hold_on_every_input():
     model = zoo("convmixer_digits")
     rewrite_modules(model, steps(make(BoundedActivation, alpha=0.5)), None)
-    seen = []
+    bounds = []
     for module in model.modules():
         if isinstance(module, Pact):
-            module.register_forward_hook(lambda _, __, out: seen.append((float(out.min()), float(out.max()))))
+            module.register_forward_hook(lambda _, __, out: bounds.append((float(out.min()), float(out.max()))))
     model(torch.randn(4, 1, 8, 8) * 100)
-    assert len(seen) == 9
-    assert all(low >= 0 and high <= 0.5 for low, high in seen)
+    assert len(bounds) == 9
+    assert all(low >= 0 and high <= 0.5 for low, high in bounds)

@@ -1,4 +1,4 @@
-"""RepQ-ViT: the re-parametrization in float64 and code by code, log √2, the percentile search, and a whole toy run."""
+"""RepQ-ViT: the re-parametrization in float64, log √2, the percentile search, and a toy run."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def after_norm(y, weight):
 
 def best_range(x, bits):
     """(s, z) of the percentiles with the least squared error of x (n,), in float64, as the released code searches."""
-    found = []
+    results = []
     for share in SHARES:
         low, high = np.quantile(x, [1 - share, share])
         s = (high - low) / (2**bits - 1)
         z = np.round(-low / s)
-        found.append((np.square(oracle(x, s, z, 0, 2**bits - 1) - x).sum(), s, z))
-    return min(found)[1:]
+        results.append((np.square(oracle(x, s, z, 0, 2**bits - 1) - x).sum(), s, z))
+    return min(results)[1:]
 
 
 def folded(y, weight, spec=A4, **parameters):
@@ -86,7 +86,7 @@ def test_the_papers_equations_in_float64():
 
 
 @pytest.mark.parametrize("spec", [A4, QuantSpec(6, symmetric=False), SYMMETRIC])
-def test_every_channel_keeps_the_codes_of_its_own_quantizer(spec):
+def test_every_channel_keeps_the_codes_of_its_per_channel_quantizer(spec):
     y, weight = planted(offset=3.0)
     technique, _, (_, stats), (site, now) = folded(y, weight, spec)
     own = search(stats, Granularity.PER_CHANNEL, (99.9, 99.99, 99.999), lambda low, high: of_channels(low, high, spec))
@@ -130,7 +130,7 @@ def test_a_symmetric_quantizer_gets_scales_alone():
     assert (stats.channel_absmax.max() / stats.channel_absmax.min()) > 50
 
 
-def test_what_it_leaves_to_others():
+def test_sites_left_to_the_next_technique():
     y, weight = planted()
     technique, smoothing, _, (site, now) = folded(y, weight)
     again = now.smoothed(Smoothing(torch.zeros(8), torch.full((8,), 2.0)))
@@ -207,7 +207,7 @@ def test_log_sqrt2_beats_a_uniform_quantizer_and_its_search_by_output_the_percen
     assert errors[2] <= errors[1]  # measured: 0.99
 
 
-def test_log_sqrt2_takes_what_softmax_makes_with_one_scale():
+def test_log_sqrt2_takes_post_softmax_sites_with_one_scale():
     site, stats = softmax_site()
     assert choose(make(LogSqrt2), (replace(site, kind=SiteKind.POST_GELU), stats), A4) is None
     assert choose(make(LogSqrt2), (site, stats), QuantSpec(4, Granularity.PER_HEAD)) is None
@@ -229,7 +229,7 @@ def test_the_percentile_search_in_float64(bits):
     assert (float(quantizer.scale), float(quantizer.zero_point)) == (pytest.approx(s, rel=1e-5), z)
 
 
-def test_each_scale_chooses_its_own_percentile():
+def test_each_scale_chooses_a_percentile_separately():
     """A row with few far values keeps clear of them at 4 bits; one without has nothing to clip."""
     weight = randn(2, 20000)
     weight[0, :4] = torch.tensor([30.0, -30.0, 30.0, -30.0])

@@ -1,4 +1,4 @@
-"""SmoothQuant: Eq. 4 in float64, what shares an eps, the function preserved, and what it gains."""
+"""SmoothQuant: Eq. 4 in float64, shared scales, the preserved function, and the gain."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_the_function_of_the_real_models_is_preserved(shared, name):
     assert error < 1e-4  # measured: 1.5e-6 (ViT-Ti), 2.0e-6 (DeiT-Ti)
 
 
-def test_a_shift_is_not_asked_for():
+def test_there_is_no_shift():
     smoothing = make(SmoothQuant).qplug_smooth(group=alone(torch.ones(4, 3)), stats=activation(randn(2, 5, 3))[1])
     assert isinstance(smoothing, Smoothing)
     assert torch.equal(smoothing.shift, torch.zeros(3))

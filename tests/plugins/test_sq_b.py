@@ -1,4 +1,4 @@
-"""SQ-b: Eq. 4 and 5 in float64, what shares an eps, what is left alone, and the function preserved."""
+"""SQ-b: Eq. 4 and 5 in float64, shared scales, sites without a smoothing, and the preserved function."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_the_function_is_preserved(build, norms, parameters):
     assert changed.norm() > 0.1
 
 
-def test_the_reduction_of_a_swin_gets_the_bias_that_it_lacked():
+def test_the_reduction_of_a_swin_gets_a_bias():
     model = toy_swin()
     assert model.layers[1].downsample.reduction.bias is None
     smoothed(model, toy_images(6), make(SqB))

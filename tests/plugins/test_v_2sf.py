@@ -1,4 +1,4 @@
-"""V-2SF: the figures that MPTQ-ViT's section 4.3 prints of it, and the two kinds it takes."""
+"""V-2SF: the figures of MPTQ-ViT's section 4.3, and the kinds of its sites."""
 
 from __future__ import annotations
 
@@ -87,6 +87,6 @@ def test_it_takes_its_kinds_alone():
     assert choose(make(V2sf), softmax, QuantSpec(4, Granularity.PER_HEAD)) is None
 
 
-def test_a_gelu_that_gives_nothing_above_zero_is_left_to_the_next_technique():
+def test_a_gelu_without_positive_outputs_is_left_to_the_next_technique():
     for x in (gelu_data().clamp(max=0.0), gelu_data().clamp(max=-1e-3)):
         assert choose(make(V2sf), activation(x, kind=SiteKind.POST_GELU), QuantSpec(4)) is None

@@ -1,4 +1,4 @@
-"""The baselines: every way to estimate a range that the papers compare against, and uniform bits. All run last."""
+"""Baselines: the range estimators that the papers compare with, and uniform bits. All run last."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ from qplug import Technique, hookimpl
 
 @hookimpl
 def qplug_techniques() -> Iterable[type[Technique]]:
-    """The baselines."""
+    """Five range estimators and uniform bits."""
     return [MinMax, Ema, Percentile, Mse, Hessian, UniformBits]

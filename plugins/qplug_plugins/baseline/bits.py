@@ -1,4 +1,4 @@
-"""Uniform bits: single precision at the averages that a mixed-precision recipe is compared with."""
+"""Uniform bit widths, for comparison with mixed precision of the same average."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ if TYPE_CHECKING:
 
 
 class UniformBits(Technique):
-    """The same bits for every weight, and the same for every activation, whatever the recipe's ``quantize`` says."""
+    """One bit width for all weights and one for all activations, in place of those of the recipe's ``quantize``."""
 
     paper = "single precision (SP) in MPTQ-ViT, Tables 1 to 3"
     allocates = ("weights", "activations")
 
     class Config(qplug.Config):
-        """The bits."""
+        """The bit widths."""
 
-        use: Literal["baseline.uniform_bits"] = Field(
-            "baseline.uniform_bits", description="which technique this step is"
-        )
+        use: Literal["baseline.uniform_bits"] = Field("baseline.uniform_bits", description="name of the technique")
         weights: int = Field(description="bits of every weight", ge=2, le=16)
         activations: int = Field(description="bits of every activation", ge=2, le=16)
 
     @hookimpl(trylast=True)
     def qplug_allocate_bits(self, table: SqnrTable) -> Mapping[str, int]:
-        """Give every site its bits."""
+        """Assign the bit widths to all sites."""
         return {s.name: self.config.weights if s.kind.is_weight else self.config.activations for s in table.sites}

@@ -1,4 +1,4 @@
-"""Hessian-guided ranges, as in PTQ4ViT, with a loss whose gradient does not vanish."""
+"""Hessian-guided ranges as in PTQ4ViT, with a loss whose gradient is not zero."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 class Hessian(Technique):
     """The range that minimizes Σ (dL/dO)²·(Ô − O)² over the sampled outputs O of the operation that reads the tensor.
 
-    Deviations from PTQ4ViT: L is the recipe's ``calibration.loss``, by default a probe whose squared gradient estimates
-    the Hessian of the KL divergence (the released code takes the gradient of KL(float ‖ float), which is zero) [ours];
-    candidates are a geometric grid refined once instead of 100 evenly spaced ones [ours]; the other operand stays in
-    float, so nothing alternates and every site is independent [ours].
+    Deviations from PTQ4ViT: L is the recipe's ``calibration.loss``. By default, it is a probe whose squared gradient
+    estimates the Hessian of the KL divergence; the released code takes the gradient of KL(float ‖ float), which is zero
+    [ours]. Candidates are a geometric grid that is refined once, instead of 100 evenly spaced ones [ours]. The other
+    operand stays in float, so sites are independent and there is no alternation [ours].
     """
 
     paper = "Yuan et al. 2022, PTQ4ViT, section 3.3, Eq. 7–8"
@@ -28,7 +28,7 @@ class Hessian(Technique):
     class Config(qplug.Config):
         """The search."""
 
-        use: Literal["baseline.hessian"] = Field("baseline.hessian", description="which technique this step is")
+        use: Literal["baseline.hessian"] = Field("baseline.hessian", description="name of the technique")
         candidates: int = Field(24, ge=2, le=1000, description="coarse candidates, geometrically spaced")
         refine: int = Field(8, ge=0, le=1000, description="fine candidates around the best coarse one")
         low: float = Field(0.02, gt=0.0, le=1.0, description="smallest factor of the min-max range, without unit")

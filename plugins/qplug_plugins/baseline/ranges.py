@@ -1,4 +1,4 @@
-"""Ranges from extremes, moving averages, percentiles, and least squares."""
+"""Range estimators: minimum and maximum, moving averages, percentiles, and least squares."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from qplug import Granularity, QuantizerChoice, QuantSpec, Site, Technique, hook
 if TYPE_CHECKING:
     from qplug import SiteStats
 
-USE = "which technique this step is"
+USE = "name of the technique"
 
 
 class MinMax(Technique):
-    """The range that holds every calibration value."""
+    """The range from the smallest to the largest calibration value."""
 
     paper = "Jacob et al. 2018, Quantization and Training of Neural Networks for Integer-Arithmetic-Only Inference"
 
@@ -34,11 +34,11 @@ class MinMax(Technique):
 
 
 class Ema(Technique):
-    """An exponential moving average of each image's extremes; weights keep their extremes.
+    """An exponential moving average of the minimum and maximum of each image; weights use min-max ranges.
 
     The average runs over images, not over batches as in Jacob et al., so that the result does not depend on the batch
-    size [ours]. Extremes by image are kept for the whole tensor alone: sites with several scales are left to others.
-    After a smoothing they are those over all images.
+    size [ours]. Per-image extremes are only recorded for whole tensors, so sites with several scales are left to the
+    next technique. After a smoothing, the extremes are those over all images.
     """
 
     paper = "Jacob et al. 2018, section 3.1"
@@ -47,7 +47,7 @@ class Ema(Technique):
         """The momentum."""
 
         use: Literal["baseline.ema"] = Field("baseline.ema", description=USE)
-        momentum: float = Field(0.9, ge=0.0, lt=1.0, description="weight of the past, without unit")
+        momentum: float = Field(0.9, ge=0.0, lt=1.0, description="weight of the previous average, without unit")
 
     @hookimpl(trylast=True)
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
@@ -66,9 +66,9 @@ class Ema(Technique):
 
 
 class Percentile(Technique):
-    """The range between two percentiles of the sampled values; weights keep their extremes.
+    """The range between two percentiles of the sampled values; weights use min-max ranges.
 
-    Takes activations with one scale; sites with several are left to others.
+    It quantizes activations with one scale; sites with several scales are left to the next technique.
     """
 
     paper = "Wu et al. 2020, Integer Quantization for Deep Learning Inference, section 5.2; Q-MLP uses 99 %"
@@ -77,7 +77,7 @@ class Percentile(Technique):
         """The percentile."""
 
         use: Literal["baseline.percentile"] = Field("baseline.percentile", description=USE)
-        percentile: float = Field(99.0, gt=50.0, le=100.0, description="share of values inside the range, percent")
+        percentile: float = Field(99.0, gt=50.0, le=100.0, description="percentage of the values inside the range")
 
     @hookimpl(trylast=True)
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:

@@ -11,5 +11,5 @@ from qplug import Technique, hookimpl
 
 @hookimpl
 def qplug_techniques() -> Iterable[type[Technique]]:
-    """AdaRound one operation at a time, and BRECQ one block at a time."""
+    """AdaRound, which reconstructs single operations, and BRECQ, which reconstructs blocks."""
     return [AdaRound, Brecq]

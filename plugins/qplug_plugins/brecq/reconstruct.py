@@ -1,4 +1,4 @@
-"""AdaRound and BRECQ: which neighbour each weight takes, learned from outputs on a few unlabelled images."""
+"""AdaRound and BRECQ: rounding of weights learned from outputs on a few unlabelled images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 
 class _Settings(Schedule):
-    """What both take."""
+    """Settings of both techniques."""
 
     rounding_rate: float | None = Field(
         None,
         gt=0.0,
         le=1.0,
-        description="Adam's rate of the soft bits; null: 1e-3, for fewer iterations × (20,000/iterations)^1.25",
+        description="Adam's learning rate of the soft bits; null: 1e-3, multiplied by (20,000/iterations)^1.25 "
+        "for fewer than 20,000 iterations",
     )
 
 
@@ -38,11 +39,11 @@ def roundings(block: Block, learn_scale: bool = False) -> dict[str, Learner]:
 
 
 class AdaRound(Technique):
-    """Each operation learns which neighbour each of its weights takes.
+    """Learned rounding of weights, up or down, operation by operation.
 
-    Activations keep the quantizers that they have, and the operation sees its input as the quantized operations before
-    give it (the paper's asymmetric reconstruction, Eq. 25, without its activation function) [ours]. Weights with other
-    than uniform quantizers stay.
+    Quantizers of activations do not change. The input of an operation comes from the quantized operations before it:
+    the paper's asymmetric reconstruction, Eq. 25, without its activation function [ours]. Weights whose quantizer is
+    not uniform do not change.
     """
 
     paper = "Nagel et al. 2020, Up or Down? Adaptive Rounding for Post-Training Quantization, Eq. 21–25"
@@ -50,7 +51,7 @@ class AdaRound(Technique):
     class Config(_Settings):
         """The schedule."""
 
-        use: Literal["brecq.adaround"] = Field("brecq.adaround", description="which technique this step is")
+        use: Literal["brecq.adaround"] = Field("brecq.adaround", description="name of the technique")
 
     @hookimpl
     def qplug_reconstruct(self, block: Block) -> Reconstruction | None:
@@ -65,37 +66,37 @@ class AdaRound(Technique):
 
 
 class Brecq(Technique):
-    """Each block learns which neighbours its weights take, and the steps of its activations.
+    """Learned rounding of weights and learned step sizes of activations, block by block.
 
-    Deviations from BRECQ's released code: weights and steps are learned together instead of one after the other [ours];
-    the error of the output is the plain square unless ``loss`` asks for another: ``fisher`` is Eq. 10, with the
-    gradients of the recipe's ``calibration.loss`` [ours]. ``keep: 0.5`` is QDrop. ``scales: true`` learns the weights'
-    scales too, the BRECQ-B that Mr.BiQ compares with; its rate is not printed [ours]. Scales and steps are learned as
-    logarithms, at rates relative to them [ours]. Weights with other than uniform quantizers stay as they are, and
-    so do activations whose quantizer cannot be scaled.
+    Deviations from BRECQ's released code: weights and step sizes are learned together instead of one after the other
+    [ours]. The error of the output is the squared error by default; ``loss: fisher`` is Eq. 10, with the gradients of
+    the recipe's ``calibration.loss`` [ours]. ``keep: 0.5`` is QDrop. ``scales: true`` also learns the scales of
+    weights: the BRECQ-B that Mr.BiQ compares with, whose learning rate is not printed [ours]. Scales and step sizes are
+    learned as logarithms, at relative rates [ours]. Weights whose quantizer is not uniform do not change, and neither
+    do activations whose quantizer cannot be scaled.
     """
 
     paper = "Li et al. 2021, BRECQ, Algorithm 1, Eq. 10; Wei et al. 2022, QDrop, Eq. 8; BRECQ-B: Mr.BiQ, Table A4"
 
     class Config(_Settings):
-        """The schedule and what is learned."""
+        """The schedule and the learned parameters."""
 
-        use: Literal["brecq.brecq"] = Field("brecq.brecq", description="which technique this step is")
-        steps: bool = Field(True, description="learn the steps of activations")
+        use: Literal["brecq.brecq"] = Field("brecq.brecq", description="name of the technique")
+        steps: bool = Field(True, description="learn the step sizes of activations")
         step_rate: float | None = Field(
             None,
             gt=0.0,
             le=1.0,
-            description="Adam's rate of steps, a share of them; null: 4e-5, for fewer iterations as rounding_rate",
+            description="Adam's relative learning rate of step sizes; null: 4e-5, scaled as rounding_rate",
         )
-        scales: bool = Field(False, description="learn the weights' scales too (BRECQ-B)")
+        scales: bool = Field(False, description="also learn the scales of weights (BRECQ-B)")
         scale_rate: float | None = Field(
             None,
             gt=0.0,
             le=1.0,
-            description="Adam's rate of scales, a share of them; null: 4e-5, for fewer iterations as rounding_rate",
+            description="Adam's relative learning rate of scales; null: 4e-5, scaled as rounding_rate",
         )
-        keep: float = Field(1.0, gt=0.0, le=1.0, description="share of activations that are quantized (QDrop: 0.5)")
+        keep: float = Field(1.0, gt=0.0, le=1.0, description="fraction of activations that are quantized (QDrop: 0.5)")
 
     @hookimpl
     def qplug_reconstruct(self, block: Block) -> Reconstruction | None:

@@ -1,4 +1,4 @@
-"""Rounding that is learned: each weight goes to one of its two neighbours on the grid."""
+"""Learner of rounding: each weight is rounded up or down on the grid of its quantizer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ EDGE = 1e-4
 class LearnedRounding(Learner):
     """ŵ = s·(clip(⌊w/s⌋ + h(V) + z, l, h) − z), AdaRound's Eq. 22, with h the rectified sigmoid of Eq. 23.
 
-    It starts where h(V) = w/s − ⌊w/s⌋, so that ŵ = w inside the range. Where that is 0 or 1 the sigmoid's edge would
-    pass no gradient; it is kept ``EDGE`` away from both [ours].
+    V starts at h(V) = w/s − ⌊w/s⌋, so that ŵ = w inside the range. At 0 and 1 the sigmoid is clipped and has no
+    gradient, so h(V) starts at least ``EDGE`` away from both [ours].
 
     Args:
         weight: float32, any shape.
-        start: the grid, whose bits, scale and zero point stay; symmetric or not.
-        learn_scale: BRECQ-B (Mr.BiQ's comparison, Table A4, appendix C): the scale is learned too, by gradients that
-            pass straight through ⌊w/s⌋.
+        start: the uniform quantizer whose bits, scale and zero point are used, symmetric or not.
+        learn_scale: BRECQ-B (Mr.BiQ's comparison, Table A4, appendix C): the scale is learned, too, with
+            straight-through gradients of ⌊w/s⌋.
     """
 
     weight: Tensor
@@ -31,20 +31,20 @@ class LearnedRounding(Learner):
         super().__init__()
         self.bits, self.start = start.bits, start
         self.register_buffer("weight", weight.detach())
-        place = self.weight / start.scale
-        self.logits = nn.Parameter(soft_bit_logits((place - place.floor()).clamp(EDGE, 1.0 - EDGE)))
+        position = self.weight / start.scale
+        self.logits = nn.Parameter(soft_bit_logits((position - position.floor()).clamp(EDGE, 1.0 - EDGE)))
         self.log_factor = nn.Parameter(torch.zeros_like(start.scale)) if learn_scale else None
-        self.register_buffer("floor", None if learn_scale else place.floor())
+        self.register_buffer("floor", None if learn_scale else position.floor())
 
     def learned(self) -> Mapping[str, Sequence[nn.Parameter]]:
-        """``codes``, and ``scales`` where the scale is learned too."""
+        """``codes``, and ``scales`` if the scale is learned."""
         learned: dict[str, list[nn.Parameter]] = {"codes": [self.logits]}
         if self.log_factor is not None:
             learned["scales"] = [self.log_factor]
         return learned
 
     def forward(self, x: Tensor) -> Tensor:
-        """The soft weight, whatever ``x`` is."""
+        """The soft weight; ``x`` is not used."""
         return self._values(self.soft_bits())
 
     def soft_bits(self) -> Tensor:
@@ -53,7 +53,7 @@ class LearnedRounding(Learner):
 
     @torch.no_grad()
     def harden(self) -> tuple[UniformQuantizer, Tensor]:
-        """The grid, and each weight at the neighbour that its bit is nearer to."""
+        """The quantizer, and the weight rounded up for soft bits of at least ½, down for others."""
         grid = self.start if self.log_factor is None else self.start.scaled(self.log_factor.exp())
         return grid, grid.infer(self._values((self.soft_bits() >= 0.5).to(self.logits.dtype)))
 
@@ -61,7 +61,7 @@ class LearnedRounding(Learner):
         zero, scale, floor = self.start.zero_point, self.start.scale, self.floor
         if self.log_factor is not None:
             scale = scale * self.log_factor.exp()
-            place = self.weight / scale
-            floor = place + (place.floor() - place).detach()
+            position = self.weight / scale
+            floor = position + (position.floor() - position).detach()
         assert isinstance(floor, Tensor)
         return (torch.clamp(floor + bits + zero, self.start.low, self.start.high) - zero) * scale

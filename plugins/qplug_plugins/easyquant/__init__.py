@@ -1,4 +1,4 @@
-"""EasyQuant (Wu, Tang, Zhao, Zhang, Fu and Zhang 2020, arXiv:2006.16669): scales by the cosine of outputs."""
+"""EasyQuant (Wu, Tang, Zhao, Zhang, Fu and Zhang 2020, arXiv:2006.16669): scales by cosine similarity of outputs."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from qplug import Technique, hookimpl
 
 @hookimpl
 def qplug_techniques() -> Iterable[type[Technique]]:
-    """The paper's one technique."""
+    """The search of scales."""
     return [Cosine]

@@ -1,4 +1,4 @@
-"""EasyQuant: the scales whose quantized output points where the float output does."""
+"""EasyQuant: scales that maximize the cosine similarity of quantized and float output."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class Cosine(Technique):
-    """Scales of weights and activations in turn, each the one of n that maximizes cos(Ô, O) (Eq. 4).
+    """Alternating search of the scales of weights and activations; each maximizes cos(Ô, O) among n candidates (Eq. 4).
 
-    The paper's scale S multiplies: x̂ = round(x·S)/S (Eq. 1). It starts from the largest magnitude, and candidates are
-    S·(alpha + i·(beta − alpha)/n), i = 0 … n − 1, so ranges from twice to half the largest magnitude are tried, narrow
-    ones in finer steps. Weights by channel choose each by its own channel's output.
+    The paper's scale S is a factor: x̂ = round(x·S)/S (Eq. 1). Its initial value follows from the largest magnitude.
+    Candidates are S·(alpha + i·(beta − alpha)/n), i = 0 … n − 1. These are ranges from twice to half the largest
+    magnitude, with finer steps for narrow ones. Per-channel scales of weights use the output of their channel.
 
-    Deviations: the paper averages the cosine over images, here it is that of all sampled outputs together [ours].
-    Algorithm 1 goes through the whole network in each round, on activations of the network quantized so far; here an
-    operation alternates alone, on the float model's activations [ours]. The first weight is searched beside an input
-    that was searched beside the float weight, not beside a max-based one [ours]. Rounds end where nothing changes.
+    Deviations: the paper averages the cosine over images; here it is computed over all sampled outputs together [ours].
+    Algorithm 1 iterates over the whole network in each round, on activations of the partly quantized network. Here each
+    operation alternates separately, on the float model's activations [ours]. The first search of the weight uses an
+    input scale searched with the float weight instead of a max-based one [ours]. Rounds end when no scale changes.
     """
 
     paper = "Wu et al. 2020, EasyQuant, section 3.2, Eq. 1–4, Algorithm 1"
@@ -32,15 +32,15 @@ class Cosine(Technique):
     class Config(qplug.Config):
         """The search."""
 
-        use: Literal["easyquant.cosine"] = Field("easyquant.cosine", description="which technique this step is")
+        use: Literal["easyquant.cosine"] = Field("easyquant.cosine", description="name of the technique")
         alpha: float = Field(0.5, gt=0.0, le=1.0, description="smallest factor of the max-based scale, without unit")
-        beta: float = Field(2.0, ge=1.0, le=100.0, description="where factors end, itself not tried, without unit")
+        beta: float = Field(2.0, ge=1.0, le=100.0, description="upper end of the factors, excluded, without unit")
         candidates: int = Field(100, ge=2, le=1000, description="candidates, evenly spaced")
-        rounds: int = Field(1, ge=0, le=100, description="times that weight and activation are searched in turn")
+        rounds: int = Field(1, ge=0, le=100, description="rounds of the alternating search")
 
     @hookimpl
     def qplug_alternation_rounds(self, operands: Sequence[Site]) -> int:
-        """As often as configured."""
+        """The configured number of rounds."""
         return int(self.config.rounds)
 
     @hookimpl

@@ -1,4 +1,4 @@
-"""FQ-ViT (Lin et al. 2022, arXiv:2111.13824): fully quantized transformers by two tricks for LayerNorm and Softmax."""
+"""FQ-ViT (Lin et al. 2022, arXiv:2111.13824): fully quantized transformers, LayerNorm and Softmax included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Softmax with integers: I-BERT's polynomial for the exponential. Imported when a technique replaces a Softmax."""
+"""Integer Softmax with I-BERT's polynomial for the exponential. Imported when a technique replaces a Softmax."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ DEEPEST = 30
 
 
 class IntegerSoftmax(nn.Softmax):
-    """Softmax over ``dim`` of integers x/step: exp(x) = 2^−q·exp(p), x = −q·ln 2 + p, all in whole numbers.
+    """Softmax over ``dim`` of integers x/step: exp(x) = 2^−q·exp(p), x = −q·ln 2 + p, in integer arithmetic.
 
-    ln 2 is rounded to the nearest whole number; the authors round it up, which at a step of 0.0625 makes e^−10 twice as
-    large as it is [ours]. Whole numbers are held in float64, which is exact here. The gradient is that of the exact
-    Softmax, so that importance can be measured through it.
+    ln 2 is rounded to the nearest integer; the authors round it up, which doubles e^−10 at a step of 0.0625 [ours].
+    Integers are stored in float64, which is exact here. The gradient is that of the exact Softmax, so that importance
+    can be computed through it.
     """
 
     def __init__(self, dim: int, step: float) -> None:
@@ -26,7 +26,7 @@ class IntegerSoftmax(nn.Softmax):
         self.axis, self.step = dim, step
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x: any shape, floating point; mask: broadcasts to it and is added, as attention on windows or texts asks."""
+        """x: any shape, floating point; mask: broadcasts to x and is added, as in attention over windows or texts."""
         x = x if mask is None else x + mask
         exact = torch.softmax(x, self.axis)
         values = self._values(x.detach()).to(x.dtype)
@@ -44,5 +44,5 @@ class IntegerSoftmax(nn.Softmax):
         return exponential / exponential.sum(self.axis, keepdim=True)
 
     def extra_repr(self) -> str:
-        """Shown by print, and part of what a cached result is known by."""
+        """Axis and step, for ``repr``, which is part of cache keys."""
         return f"dim={self.axis}, step={self.step}"

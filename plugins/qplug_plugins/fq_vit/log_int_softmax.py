@@ -1,4 +1,4 @@
-"""Log-int-softmax: attention probabilities as powers of two, from an exponential in integers."""
+"""Log-int-softmax: attention probabilities as powers of two, with an integer exponential."""
 
 from __future__ import annotations
 
@@ -18,28 +18,26 @@ if TYPE_CHECKING:
 class LogIntSoftmax(Technique):
     """x̂ = 2^−code with code = clamp(round(−log2(x)), 0, 2^b − 1), and 0 for the last code (see ``LogQuantizer``).
 
-    With ``integer_exp``, Softmax itself computes with integers of a fixed step, by I-BERT's second-order polynomial for
-    the exponential, as the paper does. Deviations: the step is a parameter, where the authors take the scale of the
-    quantized Softmax input, which is not known before calibration [ours]; the authors round the sum over the
-    exponential to an integer before they take its logarithm, here the quantizer takes that of the quotient [ours].
-    At the default step the exponential is within 3 % down to e^−3 and within 8 % down to e^−10, and the logits of
-    ``qplug.testing.toy_vit`` move by 0.2 % of their norm; so the function is not preserved, and the run warns of it.
+    With ``integer_exp``, Softmax computes with integers of a fixed step, with I-BERT's second-order polynomial for the
+    exponential, as in the paper. Deviations: the step is a parameter; the authors use the scale of the quantized
+    Softmax input, which is unknown before calibration [ours]. The authors round the sum over the exponential to an
+    integer and take its logarithm; here the quantizer takes the logarithm of the quotient [ours]. At the default step,
+    the error of the exponential is at most 3 % down to e^−3 and 8 % down to e^−10. The logits of
+    ``qplug.testing.toy_vit`` change by 0.2 % of their norm. The function is thus not preserved, and the run warns.
     """
 
     paper = "Lin et al. 2022, FQ-ViT, section 3.3, Eq. 10–16; Kim et al. 2021, I-BERT, section 3.4"
 
     class Config(qplug.Config):
-        """How Softmax is computed."""
+        """The computation of Softmax."""
 
-        use: Literal["fq_vit.log_int_softmax"] = Field(
-            "fq_vit.log_int_softmax", description="which technique this step is"
-        )
-        integer_exp: bool = Field(False, description="replace Softmax by one that computes with integers")
+        use: Literal["fq_vit.log_int_softmax"] = Field("fq_vit.log_int_softmax", description="name of the technique")
+        integer_exp: bool = Field(False, description="replace Softmax by an integer Softmax")
         step: float = Field(0.0625, gt=0.0, le=0.5, description="step of the integers, in units of Softmax's input")
 
     @hookimpl
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
-        """Take post-Softmax sites, whatever their granularity: the scale is 1."""
+        """Take post-Softmax sites of any granularity: the scale is 1."""
         from qplug import LogQuantizer
 
         if site.kind is not SiteKind.POST_SOFTMAX:
@@ -48,7 +46,7 @@ class LogIntSoftmax(Technique):
 
     @hookimpl
     def qplug_rewrite_module(self, name: str, module: nn.Module) -> Rewrite | None:
-        """Replace every Softmax, masked ones too, where asked."""
+        """Replace every Softmax, masked ones included, if ``integer_exp`` is set."""
         dim = getattr(module, "dim", None)
         if type(module).__name__ not in ("Softmax", "MaskedSoftmax") or not isinstance(dim, int):
             return None

@@ -1,4 +1,4 @@
-"""HAWQ-V3 (Yao et al. 2021, arXiv:2011.10680): a width for each layer by Hessian traces and an integer programme."""
+"""HAWQ-V3 (Yao et al. 2021, arXiv:2011.10680): bit widths per layer by Hessian traces and an integer programme."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from qplug import Technique, hookimpl
 
 @hookimpl
 def qplug_techniques() -> Iterable[type[Technique]]:
-    """The allocation."""
+    """The bit allocation."""
     return [HawqV3]

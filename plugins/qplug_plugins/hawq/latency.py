@@ -1,4 +1,4 @@
-"""Latency tables: layer → bits → milliseconds, from a file or from the recipe itself."""
+"""Latency tables: layer → bits → milliseconds, from a file or from the recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from qplug import InputError
 
 FLOAT_BITS = 32
-"""Under which width a table has a layer that stays in float."""
+"""The bit width of a layer in float in a table."""
 
 Bits = Annotated[int, Field(ge=2, le=FLOAT_BITS)]
 Milliseconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -19,24 +19,24 @@ Table = dict[str, dict[Bits, Milliseconds]]
 
 
 def read(value: object) -> object:
-    """A table that is checked: ``value`` where it is one, or the contents of the JSON or YAML file that it names.
+    """The validated table: ``value`` itself, or the content of the JSON or YAML file with this path.
 
     Raises:
-        ValueError: the file cannot be read, or something in it is no layer → bits → milliseconds; names file and place.
+        ValueError: the file cannot be read, or an entry is not layer → bits → milliseconds; names file and entry.
     """
     if value is None:
         return None
-    where, given = "", value
+    prefix, table = "", value
     if isinstance(value, str):
-        where, given = f"{value}: ", _load(value)
+        prefix, table = f"{value}: ", _load(value)
     try:
-        return TypeAdapter(Table).validate_python(given)
+        return TypeAdapter(Table).validate_python(table)
     except ValidationError as error:
         first = error.errors()[0]
-        place = " → ".join(str(part) for part in first["loc"] if part != "[key]")
+        entry = " → ".join(str(part) for part in first["loc"] if part != "[key]")
         raise ValueError(
-            f"{where}expected layer → bits → milliseconds, {first['msg'][:1].lower()}{first['msg'][1:]}, "
-            f"received {str(first['input'])[:60]!r}" + (f" at {place}" if place else "")
+            f"{prefix}expected layer → bits → milliseconds, {first['msg'][:1].lower()}{first['msg'][1:]}, "
+            f"received {str(first['input'])[:60]!r}" + (f" at {entry}" if entry else "")
         ) from None
 
 
@@ -46,7 +46,7 @@ def _load(path: str) -> object:
 
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
-        return YAML(typ="safe", pure=True).load(text)  # JSON is YAML
+        return YAML(typ="safe", pure=True).load(text)  # YAML includes JSON
     except OSError as error:
         raise ValueError(f"{path}: the file cannot be read: {error.strerror}") from None
     except (YAMLError, UnicodeDecodeError) as error:
@@ -58,11 +58,11 @@ def total(table: Mapping[str, Mapping[int, float]], bits: Mapping[str, int], mod
 
     Args:
         table: layer → bits → milliseconds.
-        bits: layer → its bits, of every quantized layer; what else is in the table stays in float.
+        bits: layer → its bits, for every quantized layer; other layers of the table stay in float.
         modules: names of all modules of the model.
 
     Raises:
-        InputError: a layer that the model does not have, or one without an entry at its bits.
+        InputError: the model does not have a layer, or a layer has no entry at its bits.
     """
     milliseconds = 0.0
     for layer, row in table.items():
@@ -70,7 +70,7 @@ def total(table: Mapping[str, Mapping[int, float]], bits: Mapping[str, int], mod
             raise InputError(
                 f"the model has no layer '{layer}'",
                 where="hawq.hawq_v3, latencies",
-                fix="qplug inspect MODEL lists the layers; take the entry out, or correct its name",
+                fix="qplug inspect MODEL lists the layers; remove the entry, or correct its name",
             )
         width = bits.get(layer, FLOAT_BITS)
         if width not in row:
@@ -78,18 +78,18 @@ def total(table: Mapping[str, Mapping[int, float]], bits: Mapping[str, int], mod
                 f"expected the latency of '{layer}' at {width} bits{' (float)' if width == FLOAT_BITS else ''}, "
                 f"received it at {', '.join(map(str, sorted(row))) or 'none'}",
                 where="hawq.hawq_v3, latencies",
-                fix="measure it too; every candidate needs one",
+                fix="measure the latency of every candidate",
             )
         milliseconds += row[width]
     return milliseconds
 
 
 def check_complete(table: Mapping[str, Mapping[int, float]], layers: Collection[str]) -> None:
-    """Raises ``InputError`` where a layer whose bits are to be chosen is not in the table."""
+    """Raise ``InputError`` if a layer whose bits are allocated is missing in the table."""
     missing = [layer for layer in layers if layer not in table]
     if missing:
         raise InputError(
             f"{len(missing)} of {len(layers)} layers have no latency: {', '.join(missing[:3])}",
             where="hawq.hawq_v3, latencies",
-            fix="measure them too, or fix their bits by an override",
+            fix="measure their latencies, or fix their bits by an override",
         )

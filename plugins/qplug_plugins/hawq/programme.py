@@ -1,4 +1,4 @@
-"""The integer programme: what an error costs, what bits take, and how much of it there may be."""
+"""The integer programme: costs of errors, amounts that bits need, and limits of these amounts."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ from dataclasses import dataclass
 from qplug import Limit, choose_bits
 
 Totals = Mapping[str, float]
-"""What is limited → how much of it the whole model takes, in the limit's own unit."""
+"""Name of a limit → the amount of the whole model, in the unit of the limit."""
 
 REST = ""
-"""A group for all that has no choice, so that limits, and errors about them, are those of the whole model."""
+"""The group of all layers without a choice, so that limits, also in errors, are those of the whole model."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """At most ``value``, in the unit of what is limited; with ``share``, that part of the way from all layers at their
-    fewest bits (0) to all at their most (1), as the authors' code has it."""
+    """An upper bound of ``value``, in the unit of the limit.
+
+    With ``share``, it is a fraction between all layers at their fewest bits (0) and all at their most (1), as in the
+    authors' code.
+    """
 
     value: float
     share: bool
 
     @classmethod
     def parse(cls, text: float | str) -> Bound:
-        """From a number, or from a percentage as ``50%``."""
+        """The bound given as a number, or as a percentage such as ``50%``."""
         return cls(float(text.rstrip("%")) / 100, True) if isinstance(text, str) else cls(text, False)
 
     def between(self, least: float, most: float) -> float:
-        """The bound itself, where the model takes from ``least`` to ``most``."""
+        """The bound in the unit of the limit, for a model whose amount is between ``least`` and ``most``."""
         return least + self.value * (most - least) if self.share else self.value
 
 
@@ -38,29 +41,29 @@ def solve(
     totals: Callable[[Mapping[str, int]], Totals],
     bounds: Mapping[str, Bound],
 ) -> dict[str, int]:
-    """min Σ Ω_i(b_i) so that what the model takes at these bits is within every bound (HAWQ-V3, section 3.4).
+    """min Σ Ω_i(b_i) such that the model's amounts at these bits are within every bound (HAWQ-V3, section 3.4).
 
-    What a model takes is a sum over its layers, so that what one layer adds is found by changing it alone.
+    Amounts are sums over layers, so the share of a layer follows from changing the bits of this layer only.
 
     Args:
         costs: layer → bits → Ω.
         candidates: bits.
-        totals: layer → bits → what the whole model takes.
-        bounds: of what ``totals`` names; at least one.
+        totals: layer → bits → the amounts of the whole model.
+        bounds: bounds of amounts, at least one, by the names in ``totals``.
 
     Returns:
         layer → bits.
 
     Raises:
-        InputError: there is no choice within a bound, or within all of them; says the least that is possible.
+        InputError: no choice is within a bound, or within all of them; names the least possible amount.
     """
     fewest, most = min(candidates), max(candidates)
     least = dict.fromkeys(costs, fewest)
     base, top = totals(least), totals(dict.fromkeys(costs, most))
-    found = {layer: {b: totals({**least, layer: b}) for b in candidates if b != fewest} for layer in costs}
+    amounts = {layer: {b: totals({**least, layer: b}) for b in candidates if b != fewest} for layer in costs}
 
     def limit(name: str, bound: Bound) -> Limit:
-        loads = {layer: {b: total[name] - base[name] for b, total in row.items()} for layer, row in found.items()}
+        loads = {layer: {b: total[name] - base[name] for b, total in row.items()} for layer, row in amounts.items()}
 
         def load(group: str, bits: int) -> float:
             return base[name] if group == REST else loads[group].get(bits, 0.0)

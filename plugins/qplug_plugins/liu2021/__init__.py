@@ -11,5 +11,5 @@ from qplug import Technique, hookimpl
 
 @hookimpl
 def qplug_techniques() -> Iterable[type[Technique]]:
-    """The Pareto allocation."""
+    """The bit allocation."""
     return [Pareto]

@@ -1,4 +1,4 @@
-"""Bits by module: the least sum of nuclear norm times quantization error within an average."""
+"""Bits per module: the least sum of nuclear norm times quantization error within an average bit width."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 class Pareto(Technique):
-    """All operators of one attention, or of one MLP, share their bits: those of least Omega within the average asked.
+    """One bit width for all operations of an attention or MLP: the widths of least Omega within the given average.
 
-    Omega = Σ over modules Σ over their tensors ‖Y‖_*·‖Ŷ − Y‖², with the nuclear norm of what passes through a module
-    and the error of quantizing it. Of all configurations within the averages the one of least Omega is a point of the
-    Pareto frontier of (size, Omega); it is found exactly, as an integer programme, first for weights and then for
-    activations. Liu et al.'s text is not at hand, so these are [ours]: Y is each quantized tensor, where they weigh a
-    module's output features (attention maps for MSA); the norm of an activation is that of its sampled rows, for
-    attention the mean over sampled images, summed over heads; what belongs to no attention or MLP is a module of its
-    own; the average counts elements.
+    Omega = Σ over modules Σ over their tensors ‖Y‖_*·‖Ŷ − Y‖², with the nuclear norm and the quantization error of a
+    module's tensors Y. The configuration of least Omega within the averages is a point of the Pareto frontier of
+    (size, Omega). An integer programme finds it exactly, first for weights and then for activations. Liu et al.'s text
+    is not available, so these are [ours]: Y is each quantized tensor, while they weight a module's output features
+    (attention maps for MSA). The norm of an activation is that of its sampled rows; in attention, it is the mean over
+    sampled images, summed over heads. An operation outside of attention and MLP is a module by itself. The average
+    counts elements.
     """
 
     paper = "Liu et al. 2021, section 3.3, as described in MPTQ-ViT, section 2.4"
@@ -32,7 +32,7 @@ class Pareto(Technique):
     class Config(qplug.Config):
         """The targets."""
 
-        use: Literal["liu2021.pareto"] = Field("liu2021.pareto", description="which technique this step is")
+        use: Literal["liu2021.pareto"] = Field("liu2021.pareto", description="name of the technique")
         weights: float = Field(description="average bits of weights, at most", ge=2.0, le=16.0)
         activations: float = Field(description="average bits of activations, at most", ge=2.0, le=16.0)
         candidates: tuple[int, ...] = Field((4, 5, 6, 7, 8), description="bits that a module may get", min_length=1)
@@ -40,7 +40,7 @@ class Pareto(Technique):
         @model_validator(mode="after")
         def _reachable(self) -> Pareto.Config:
             if not all(2 <= bits <= 16 for bits in self.candidates):
-                raise ValueError(f"candidate bits go from 2 to 16, received {list(self.candidates)}")
+                raise ValueError(f"expected candidates of 2 to 16 bits, received {list(self.candidates)}")
             if min(self.weights, self.activations) < min(self.candidates):
                 raise ValueError(f"an average below {min(self.candidates)}, the fewest candidates, cannot be reached")
             return self
@@ -70,14 +70,16 @@ class Pareto(Technique):
 
 
 def module_of(site: Site) -> str:
-    """The attention or MLP that an operation belongs to, which is its parent, or the operation itself."""
+    """The parent of an operation if it is an attention or MLP; otherwise the operation itself."""
     parent, _, leaf = site.module.rpartition(".")
     is_part = parent.rpartition(".")[2] in ("attn", "mlp") or leaf.startswith(("fc", "qkv", "matmul"))
     return parent if parent and is_part else site.module
 
 
 def nuclear_norm(table: SqnrTable, site: Site) -> float:
-    """The sum of the singular values of a tensor's sampled rows; of attention's by head, the mean over images."""
+    """The sum of the singular values of a tensor's sampled rows; summed over heads and averaged over images if it has
+    heads.
+    """
     import torch
 
     sample = table.stats(site).sample.double()

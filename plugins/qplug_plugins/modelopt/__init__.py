@@ -1,6 +1,6 @@
-"""NVIDIA ModelOpt's own algorithms, beside which qplug's can be compared: its code finds ranges, scales and bits.
+"""NVIDIA ModelOpt's algorithms for ranges, scales and bits, for comparison with qplug's.
 
-What they find becomes an ordinary plan, which any backend executes.
+Their results become an ordinary plan, which any backend executes.
 """
 
 from __future__ import annotations
@@ -22,5 +22,5 @@ def qplug_techniques() -> Iterable[type[Technique]]:
 
 @hookimpl
 def qplug_quantizers() -> Mapping[str, str]:
-    """``modelopt.scaled``."""
+    """The quantizer that holds a ``pre_quant_scale``."""
     return {"modelopt.scaled": "qplug_plugins.modelopt.quantizer:ScaledQuantizer"}

@@ -1,4 +1,4 @@
-"""ModelOpt's ``auto_quantize``: a width for every layer, by its own search."""
+"""ModelOpt's ``auto_quantize``: a search of the bit width of every layer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class AutoQuantize(Technique):
-    """Bits of weight and input together, layer by layer, by ``mtq.auto_quantize``.
+    """One bit width for weight and input of each layer, by ``mtq.auto_quantize``.
 
-    ModelOpt scores every candidate of every layer by the gradients of a loss, here the cross-entropy against the float
-    model's own top-1, or by the KL divergence of the logits, and chooses by a linear program under which the weights
-    have ``bits`` bits on average. Layers that must stay in float are none of its choices here, as a recipe says which
-    do. It chooses for linears and convolutions whose bits no override fixes; the operands of matmuls keep the recipe's.
+    ModelOpt scores every candidate of every layer by the gradients of a loss, or by the KL divergence of the logits.
+    The loss is the cross-entropy against the float model's own top-1. A linear program chooses the candidates, with
+    ``bits`` as the average bit width of weights. Float is not a candidate, since the recipe lists the layers in float.
+    Linears and convolutions take part unless an override fixes their bits; operands of matmuls keep the recipe's bits.
     """
 
     paper = "NVIDIA ModelOpt, mtq.auto_quantize"
@@ -29,14 +29,12 @@ class AutoQuantize(Technique):
     allocates = ("candidates",)
 
     class Config(qplug.Config):
-        """The budget and the choices."""
+        """The budget and the candidates."""
 
-        use: Literal["modelopt.auto_quantize"] = Field(
-            "modelopt.auto_quantize", description="which technique this step is"
-        )
-        bits: float = Field(6.0, ge=2.0, le=16.0, description="bits of a weight on average, in bits")
-        candidates: tuple[int, ...] = Field((4, 6, 8), min_length=2, description="bits that a layer may have, in bits")
-        method: Literal["gradient", "kl_div"] = Field("gradient", description="what scores a candidate")
+        use: Literal["modelopt.auto_quantize"] = Field("modelopt.auto_quantize", description="name of the technique")
+        bits: float = Field(6.0, ge=2.0, le=16.0, description="average bits of weights")
+        candidates: tuple[int, ...] = Field((4, 6, 8), min_length=2, description="bits that a layer may have")
+        method: Literal["gradient", "kl_div"] = Field("gradient", description="score of a candidate")
 
         @model_validator(mode="after")
         def _possible(self) -> AutoQuantize.Config:
@@ -48,22 +46,22 @@ class AutoQuantize(Technique):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.seen: tuple[nn.Module, Iterable[Tensor]] | None = None
+        self._calibration: tuple[nn.Module, Iterable[Tensor]] | None = None
 
     @hookimpl
     def qplug_calibrate(self, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]) -> None:
-        """Keep the model and the images until the bits are asked for."""
-        self.seen = (model, images)
+        """Store the model and the images for ``qplug_allocate_bits``."""
+        self._calibration = (model, images)
 
     @hookimpl
     def qplug_allocate_bits(self, table: SqnrTable) -> Mapping[str, int] | None:
-        """Let ModelOpt search, once."""
+        """Let ModelOpt search the bits, in the first call only."""
         free = {site.name: site for site in table.sites if expressible(site.role, table.specs[site.name])}
         layers = [site.module for site in free.values() if site.role == "weight"]
         layers = [layer for layer in layers if f"{layer}.input" in free]
-        if self.seen is None or not layers:
+        if self._calibration is None or not layers:
             return None
-        (model, images), self.seen = self.seen, None
+        (model, images), self._calibration = self._calibration, None
         chosen = _search(
             model, images, {layer: table.specs[f"{layer}.weight"] for layer in layers}, self.config, self.notes
         )
@@ -71,15 +69,15 @@ class AutoQuantize(Technique):
 
     @hookimpl
     def qplug_observe(self, event: Event) -> None:
-        """Let go of the model and the images where another technique chose the bits."""
+        """Release the model and the images if another technique allocated the bits."""
         if (event.stage, event.phase) == ("bits", "end"):
-            self.seen = None
+            self._calibration = None
 
 
 def _search(
     model: nn.Module, images: Iterable[Tensor], layers: dict[str, QuantSpec], config: Any, notes: list[str]
 ) -> dict[str, int]:
-    """Layer → bits; ``layers`` holds what the recipe asks of the weight of each."""
+    """Layer → bits; ``layers`` holds the specification of each layer's weight."""
     import torch
     from torch.nn import functional as F
 
@@ -87,7 +85,7 @@ def _search(
         return F.cross_entropy(logits.flatten(0, -2), logits.detach().argmax(-1).flatten())
 
     count = sum(1 for _ in images)
-    known = [name for name, one in model.named_modules() if isinstance(one, (torch.nn.Linear, torch.nn.Conv2d))]
+    known = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))]
     others = [name for name in known if name not in layers]
     alike: dict[Granularity, list[str]] = {}
     for layer, spec in layers.items():
@@ -119,16 +117,16 @@ def _search(
         )
     if not state["best"]["is_satisfied"]:
         raise InputError(
-            f"ModelOpt finds no bits from {widths} whose average is {config.bits:g}",
+            f"ModelOpt found no allocation of {widths} bits whose average is {config.bits:g}",
             where="modelopt.auto_quantize",
             fix="raise bits, or add a smaller candidate",
         )
-    found: dict[str, Any] = {layer: model.get_submodule(layer) for layer in layers}
-    return {layer: int(one.weight_quantizer.num_bits) for layer, one in found.items()}
+    modules: dict[str, Any] = {layer: model.get_submodule(layer) for layer in layers}
+    return {layer: int(module.weight_quantizer.num_bits) for layer, module in modules.items()}
 
 
 def _format(bits: int, granularity: Granularity) -> dict[str, Any]:
-    """ModelOpt's integers of ``bits`` bits for a layer's weight, with scales as the recipe asks, and its input."""
+    """ModelOpt's integers of ``bits`` bits for the weight, with the recipe's granularity, and the input of a layer."""
     weight = {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": bits, "axis": axis_of(granularity)}}
-    given = {"quantizer_name": "*input_quantizer", "cfg": {"num_bits": bits, "axis": None}}
-    return {"quant_cfg": [{"quantizer_name": "*", "enable": False}, weight, given], "algorithm": "max"}
+    input_ = {"quantizer_name": "*input_quantizer", "cfg": {"num_bits": bits, "axis": None}}
+    return {"quant_cfg": [{"quantizer_name": "*", "enable": False}, weight, input_], "algorithm": "max"}

@@ -1,4 +1,4 @@
-"""Calling ModelOpt on a model, and reading what its quantizers hold; it is imported where it is called."""
+"""Calls of ModelOpt, and the ranges and scales of its quantizers. ModelOpt is imported at the first call."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 MODELOPT = Extra("modelopt", "pip install 'qplug[modelopt]'")
 SLOTS = {"weight": "weight_quantizer", "input": "input_quantizer"}
-"""Role of a site → where ModelOpt's layers hold its quantizer."""
+"""Role of a site → attribute of ModelOpt's layers that holds its quantizer."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What ModelOpt found for one layer.
+class LayerScales:
+    """ModelOpt's ranges and scale of one layer.
 
     Attributes:
-        amax: role → largest magnitude: () or, one a channel of a weight, (O, 1, …) float32.
-        scale: (C,) float32, what the input is multiplied by, and the weight divided by, before both are quantized.
+        amax: role → largest magnitude, float32: (), or (O, 1, …) for the channels of a weight.
+        scale: (C,) float32, the factor of the input and the divisor of the weight, before both are quantized.
     """
 
     amax: dict[str, Tensor]
@@ -36,33 +36,33 @@ class Found:
 
 
 Entries = list[dict[str, Any]]
-"""ModelOpt's ``quant_cfg``: patterns over its quantizers and what becomes of them; the last that matches wins."""
+"""ModelOpt's ``quant_cfg``: patterns of quantizers and their settings; the last match is used."""
 
 
 def entries(specs: Mapping[str, QuantSpec], bits: int | None = None, roles: Iterable[str] = tuple(SLOTS)) -> Entries:
-    """ModelOpt's ``quant_cfg`` for these sites: all that its symmetric integers can express, and nothing else.
+    """ModelOpt's ``quant_cfg`` for the sites that its symmetric integers can express.
 
     Args:
-        specs: what the recipe asks, by site name.
-        bits: for all of them, in the place of the recipe's.
-        roles: of the sites.
+        specs: specifications by site name.
+        bits: bits of all sites, in place of the recipe's.
+        roles: roles of the sites to include.
     """
-    made: Entries = [{"quantizer_name": "*", "enable": False}]
+    quant_cfg: Entries = [{"quantizer_name": "*", "enable": False}]
     for name, spec in specs.items():
         module, _, role = name.rpartition(".")
         if role in roles and expressible(role, spec):
             cfg = {"num_bits": bits or spec.bits, "axis": axis_of(spec.granularity)}
-            made.append({"quantizer_name": f"{module}.{SLOTS[role]}", "cfg": cfg})
-    return made
+            quant_cfg.append({"quantizer_name": f"{module}.{SLOTS[role]}", "cfg": cfg})
+    return quant_cfg
 
 
 def axis_of(granularity: Granularity) -> int | None:
-    """ModelOpt's ``axis``: that of a weight's output channels, or ``None`` for one scale."""
+    """ModelOpt's ``axis``: 0, the output channels of a weight, or ``None`` for one scale."""
     return 0 if granularity is Granularity.PER_CHANNEL else None
 
 
 def expressible(role: str, spec: QuantSpec) -> bool:
-    """Whether ModelOpt's integers have it: symmetric, and one scale a tensor, or for weights a channel."""
+    """Whether ModelOpt supports the specification: symmetric, with one scale per tensor, or per channel of a weight."""
     known = (Granularity.PER_TENSOR, Granularity.PER_CHANNEL) if role == "weight" else (Granularity.PER_TENSOR,)
     return role in SLOTS and spec.symmetric and spec.granularity in known
 
@@ -73,35 +73,35 @@ def quantize(
     algorithm: str | dict[str, Any],
     images: Iterable[Tensor],
     notes: list[str],
-) -> dict[str, Found]:
-    """``mtq.quantize`` on ``model``, in place: layer → what was found. Layers that it does not know are left out.
+) -> dict[str, LayerScales]:
+    """Call ``mtq.quantize`` on ``model``, in place; returns layer → its scales, for the layers that ModelOpt supports.
 
-    What ModelOpt says of a layer, such as that it gave it up, goes to ``notes``.
+    ModelOpt's warnings about layers, for example that it skipped one, are appended to ``notes``.
     """
     if len(quant_cfg) < 2:
         return {}
     with quiet(layers_of(model), notes):
         import modelopt.torch.quantization as mtq
 
-        def show(shown: nn.Module) -> None:
+        def forward_loop(prepared: nn.Module) -> None:
             for batch in images:
-                shown(batch)
+                prepared(batch)
 
-        mtq.quantize(model, {"quant_cfg": quant_cfg, "algorithm": algorithm}, show)
-    found = {name: _read(module) for name, module in model.named_modules() if hasattr(module, "input_quantizer")}
-    return {name: one for name, one in found.items() if one.amax or one.scale is not None}
+        mtq.quantize(model, {"quant_cfg": quant_cfg, "algorithm": algorithm}, forward_loop)
+    layers = {name: _read(module) for name, module in model.named_modules() if hasattr(module, "input_quantizer")}
+    return {name: scales for name, scales in layers.items() if scales.amax or scales.scale is not None}
 
 
-def _read(layer: Any) -> Found:
+def _read(layer: Any) -> LayerScales:
     quantizers = {role: getattr(layer, slot, None) for role, slot in SLOTS.items()}
-    held = {role: one.amax for role, one in quantizers.items() if one is not None and one.is_enabled}
+    ranges = {role: q.amax for role, q in quantizers.items() if q is not None and q.is_enabled}
     scale = layer.input_quantizer.pre_quant_scale
-    amax = {role: value.detach().float().clone() for role, value in held.items() if value is not None}
-    return Found(amax, None if scale is None else scale.detach().float().flatten().clone())
+    amax = {role: value.detach().float().clone() for role, value in ranges.items() if value is not None}
+    return LayerScales(amax, None if scale is None else scale.detach().float().flatten().clone())
 
 
 def uniform(amax: Tensor, bits: int) -> UniformQuantizer:
-    """The signed symmetric integers that ModelOpt has for ``amax``, which is the largest of them."""
+    """ModelOpt's signed symmetric integer quantizer, whose largest integer represents ``amax``."""
     import torch
 
     from qplug import UniformQuantizer
@@ -111,23 +111,23 @@ def uniform(amax: Tensor, bits: int) -> UniformQuantizer:
 
 
 def layers_of(model: nn.Module) -> list[str]:
-    """The names of its modules, by which ModelOpt's warnings call them."""
+    """The names of the model's modules, as they occur in ModelOpt's warnings."""
     return [name for name, _ in model.named_modules() if name]
 
 
 @contextmanager
 def quiet(layers: Iterable[str] = (), notes: list[str] | None = None) -> Iterator[None]:
-    """ModelOpt prints progress and warns of formats that are not its presets; neither is news to who reads a plan.
+    """Context that suppresses ModelOpt's progress and its warnings about formats other than its presets.
 
     Args:
-        layers: names of modules; a warning that names one is news.
-        notes: where such go, each once.
+        layers: names of modules; warnings that contain one of them are not suppressed.
+        notes: list to which these warnings are appended, each once.
     """
-    nowhere, known = io.StringIO(), set(layers)
+    sink, known = io.StringIO(), set(layers)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
             yield
-    said = dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught)
+    texts = dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught)
     if notes is not None:
-        notes += [text for text in said if known & {word.strip(".,:;'\"") for word in text.split()}]
+        notes += [text for text in texts if known & {word.strip(".,:;'\"") for word in text.split()}]

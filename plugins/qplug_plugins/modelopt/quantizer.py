@@ -11,9 +11,9 @@ from qplug import Quantizer, UniformQuantizer
 
 
 class ScaledQuantizer(Quantizer):
-    """x̂ = Q(x·p)/p, Q uniform and p one factor a channel of the last axis.
+    """x̂ = Q(x·p)/p, with Q uniform and one factor p per channel of the last axis.
 
-    ModelOpt multiplies an input by p and a weight by 1/p for good; the product of the two is the same.
+    ModelOpt multiplies the input by p and the weight by 1/p without undoing it; the product of both is the same.
 
     Args:
         base: Q.
@@ -29,7 +29,7 @@ class ScaledQuantizer(Quantizer):
         self.register_buffer("factor", factor.detach().to(torch.float32))
 
     def scaled(self, factor: Tensor | float) -> ScaledQuantizer:
-        """The same codes of a range ``factor`` times as wide."""
+        """The quantizer of a range ``factor`` times as wide."""
         return ScaledQuantizer(self.base.scaled(factor), self.factor)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,21 +44,21 @@ class ScaledQuantizer(Quantizer):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """The codes of the base."""
+        """The codes of the base quantizer."""
         return self.base.encode(x * self.factor)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """The base's values of these codes, divided by p."""
+        """The base quantizer's values of these codes, divided by p."""
         return self.base.decode(codes).div_(self.factor)
 
     def to_dict(self) -> dict[str, Any]:
-        """The base and the factors as JSON values; a float32 survives exactly."""
+        """The base quantizer and the factors as JSON values; float32 values are exact."""
         return {"kind": self.kind, "bits": self.bits, "base": self.base.to_dict(), "factor": self.factor.tolist()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ScaledQuantizer:
-        """The quantizer that ``to_dict`` described."""
+        """The quantizer from the output of ``to_dict``."""
         return cls(UniformQuantizer.from_dict(data["base"]), torch.tensor(data["factor"], dtype=torch.float32))
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""ModelOpt's default calibration: the largest magnitude that its calibrators see."""
+"""ModelOpt's default calibration: ranges by the largest magnitude."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from qplug_plugins.modelopt.library import MODELOPT, Found, entries, expressible, quantize, uniform
+from qplug_plugins.modelopt.library import MODELOPT, LayerScales, entries, expressible, quantize, uniform
 
 import qplug
 from qplug import QuantizerChoice, QuantSpec, Site, Technique, hookimpl
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 
 
 class Max(Technique):
-    """amax = max|x| over the calibration images, found by ``mtq.quantize`` with the algorithm ``max``.
+    """amax = max|x| over the calibration images, by ``mtq.quantize`` with the algorithm ``max``.
 
-    With 8 bits this is ModelOpt's ``INT8_DEFAULT_CFG``. It takes weights and inputs of the layers that ModelOpt knows
-    (linears, convolutions, LayerNorms), where the recipe asks for symmetric integers with one scale a tensor, or a
-    channel of a weight; attention's matmuls and the rest are left to the next technique. s = amax/(2^(b−1) − 1), signed
-    for every tensor, as ModelOpt has it.
+    With 8 bits, this is ModelOpt's ``INT8_DEFAULT_CFG``. It quantizes weights and inputs of the layers that ModelOpt
+    supports (linears, convolutions, LayerNorms), to symmetric integers with one scale per tensor, or per channel of a
+    weight. Attention's matmuls and all other sites are left to the next technique. As in ModelOpt,
+    s = amax/(2^(b−1) − 1), with signed integers for every tensor.
     """
 
     paper = "NVIDIA ModelOpt, INT8_DEFAULT_CFG"
     needs = (MODELOPT,)
 
     class Config(qplug.Config):
-        """There is nothing to choose."""
+        """No parameters."""
 
-        use: Literal["modelopt.max"] = Field("modelopt.max", description="which technique this step is")
+        use: Literal["modelopt.max"] = Field("modelopt.max", description="name of the technique")
 
     @hookimpl
     def qplug_calibrate(self, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]) -> None:
-        """Let ModelOpt calibrate."""
-        self.found: dict[str, Found] = quantize(model, entries(specs), "max", images, self.notes)
+        """Let ModelOpt calibrate the model."""
+        self.scales: dict[str, LayerScales] = quantize(model, entries(specs), "max", images, self.notes)
 
     @hookimpl
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec) -> QuantizerChoice | None:
-        """Take what ModelOpt calibrated."""
-        amax = self.found[site.module].amax.get(site.role) if site.module in self.found else None
+        """Take the sites that ModelOpt calibrated."""
+        amax = self.scales[site.module].amax.get(site.role) if site.module in self.scales else None
         if amax is None or not expressible(site.role, spec):
             return None
         if spec.granularity is qplug.Granularity.PER_TENSOR:

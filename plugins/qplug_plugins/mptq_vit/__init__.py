@@ -13,5 +13,5 @@ from qplug import Technique, hookimpl
 
 @hookimpl
 def qplug_techniques() -> Iterable[type[Technique]]:
-    """The paper's three techniques."""
+    """SQ-b, OPT-m and Greedy MP."""
     return [SqB, OptM, GreedyMp]

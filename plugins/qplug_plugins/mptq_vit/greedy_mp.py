@@ -1,4 +1,4 @@
-"""Greedy MP: bits by site, taken one at a time from where they are missed least."""
+"""Greedy MP: mixed precision by greedy removal of single bits."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ START = 8
 
 
 class GreedyMp(Technique):
-    """Start at 8 bits; take one bit from the site with the largest alpha until the average is reached.
+    """Start at 8 bits and repeatedly remove one bit from the site of largest alpha, until the average is reached.
 
-    alpha_l = SQNR_{b−1}(X_l)·log(numel(X_l)) (Eq. 10), first for weights, then for activations. SQNR is measured on the
-    float model, so the two stages do not touch each other and exchanging them, as the paper allows, changes nothing.
-    Where SQNR is negative the printed product would prefer small layers, so there it is divided by the logarithm
-    instead [ours]. Ties go to the site that the model computes first. Unstated, so options: the average counts elements
-    (or layers), and no site goes below ``min_bits``. Sites whose bits an override of the recipe fixes are not touched
-    and not counted. numel counts one image. OPT-m takes part by estimating the ranges behind the SQNR of post-GELU
-    sites (uniform at 2 bits, where it has no magnitude bit).
+    alpha_l = SQNR_{b−1}(X_l)·log(numel(X_l)) (Eq. 10), first for weights, then for activations. The SQNR is measured on
+    the float model, so the two stages are independent, and their order, which the paper leaves open, has no effect. For
+    a negative SQNR, the printed product would prefer small layers, so the SQNR is divided by the logarithm instead
+    [ours]. In a tie, the site that the model computes first is chosen. The paper does not state two choices, which are
+    options: the average counts elements (or layers), and no site has fewer than ``min_bits``. Sites whose bits an
+    override fixes are neither changed nor counted. numel counts one image. OPT-m provides the ranges for the SQNR of
+    post-GELU sites (uniform at 2 bits, where OPT-m has no magnitude bit).
     """
 
     paper = "Tai and Wu 2024, MPTQ-ViT, section 3.3, Eq. 9, 10; supplement B for metric: sqnr"
@@ -36,12 +36,12 @@ class GreedyMp(Technique):
     class Config(qplug.Config):
         """The targets."""
 
-        use: Literal["mptq_vit.greedy_mp"] = Field("mptq_vit.greedy_mp", description="which technique this step is")
+        use: Literal["mptq_vit.greedy_mp"] = Field("mptq_vit.greedy_mp", description="name of the technique")
         weights: float = Field(description="average bits of weights to reach", ge=2.0, le=8.0)
         activations: float = Field(description="average bits of activations to reach", ge=2.0, le=8.0)
-        average: Literal["elements", "layers"] = Field("elements", description="what the average counts")
+        average: Literal["elements", "layers"] = Field("elements", description="unit that the average counts")
         metric: Literal["product", "sqnr"] = Field("product", description="Eq. 10, or supplement B's SQNR alone")
-        min_bits: int = Field(2, ge=2, le=8, description="bits that no site goes below")
+        min_bits: int = Field(2, ge=2, le=8, description="fewest bits of a site")
 
         @model_validator(mode="after")
         def _reachable(self) -> GreedyMp.Config:
@@ -56,7 +56,7 @@ class GreedyMp(Technique):
         return weights | self._reduce(table.activations, table, self.config.activations)
 
     def _reduce(self, sites: Sequence[Site], table: SqnrTable, target: float) -> dict[str, int]:
-        """A heap of one entry a site: (−alpha of its next step, model order)."""
+        """Site → bits, by a heap with one entry per site: (−alpha of its next step, model order)."""
         bits = [START] * len(sites)
         size = [site.numel if self.config.average == "elements" else 1 for site in sites]
         excess, slack = sum(size) * (START - target), 1e-9 * sum(size)

@@ -1,4 +1,4 @@
-"""OPT-m: region-wise scales for post-GELU activations, with ratios that the data decide."""
+"""OPT-m: region-wise scales for post-GELU activations, with ratios searched on the data."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 def regions(s0: float, m0: int, m1: int, bits: int, split: str) -> RegionQuantizer:
     """The three regions of section 3.2 at ``bits`` bits, s1 = s0·2^m0 and s2 = s0·2^m1 (Eq. 6).
 
-    Region and sign indices take two bits of regions 1 (negative) and 2 (small positive), and one of region 3. Regions 2
-    and 3 meet at 2^(m0 + b − 2), where region 2's codes end. The paper prints 2^(m0 + 3) at 6 bits, half of that, which
-    contradicts the bits kept, [m0 + 3 : m0]; ``split="paper"`` keeps the print. Section 4.3's numbers are a test.
+    Region and sign indices need two bits in regions 1 (negative) and 2 (small positive), and one in region 3. Regions 2
+    and 3 meet at 2^(m0 + b − 2), where region 2's codes end. At 6 bits, the paper prints half of this, 2^(m0 + 3),
+    which contradicts its stored bits, [m0 + 3 : m0]; ``split="paper"`` follows the print. The numbers of section 4.3
+    are a test.
     """
     from qplug import Region, RegionQuantizer
 
@@ -35,16 +36,18 @@ def regions(s0: float, m0: int, m1: int, bits: int, split: str) -> RegionQuantiz
 class OptM(Technique):
     """Optimal scaling factor ratio search for post-GELU activations.
 
-    x_low is the average over images of the minimum and x_up the 99.95 % percentile; m1 follows from both (Eq. 7), then
-    m0 in {0 … m1 − 1} (Eq. 8) and last s0, both by the Hessian-guided metric. Deviations: the printed candidates of s0
-    divide [0, 1.2·max|X|/2^(b−1)], which contains 0 and follows the positive maximum although s0 scales the negative
-    region; here they lie around Eq. 7's s0, and ``s0_grid: paper`` keeps the print without its 0 [ours]. Where m1 ≤ 0
-    leaves no candidate for m0, or b = 2 no magnitude bit, the site gets a uniform quantizer, and the plan says so. So
-    it does where a uniform one loses less on the sample, ``fallback: false`` keeps the paper's quantizer there too
-    [ours]. x_up is the percentile of the sampled tokens, not of all values; ViT-Ti's few massive activations lie far
-    above it, so m1 is also tried with the maximum, and ``x_up: paper`` does not [ours]. As printed, region 3 also holds
-    code 0, which values just above the bound take where m1 > m0 + b − 1; the search over m0 avoids it where it costs. A
-    value whose rounding carries out of region 2 takes that region's last code [ours].
+    x_low is the average over images of the minimum, and x_up the 99.95 % percentile. m1 follows from both (Eq. 7). The
+    Hessian-guided metric then chooses m0 in {0 … m1 − 1} (Eq. 8) and s0.
+
+    Deviations: the printed candidates of s0 divide [0, 1.2·max|X|/2^(b−1)]. This interval contains 0 and depends on the
+    positive maximum, although s0 scales the negative region. Here the candidates lie around Eq. 7's s0;
+    ``s0_grid: paper`` uses the printed ones without 0 [ours]. If m1 ≤ 0 leaves no candidate of m0, or b = 2 no
+    magnitude bit, the site gets a uniform quantizer, and the plan records it. The same applies if a uniform quantizer
+    has a smaller error on the sample, unless ``fallback: false`` [ours]. x_up is the percentile of the sampled tokens,
+    not of all values. ViT-Ti's few massive activations are far above it, so m1 is also searched with the maximum,
+    unless ``x_up: paper`` [ours]. As printed, region 3 contains code 0, to which values just above the bound are
+    rounded if m1 > m0 + b − 1; the search over m0 avoids this if it increases the error. A value that rounding moves
+    out of region 2 gets that region's last code [ours].
     """
 
     paper = "Tai and Wu 2024, MPTQ-ViT, section 3.2, Eq. 6–8"
@@ -53,9 +56,9 @@ class OptM(Technique):
     class Config(qplug.Config):
         """The split and the search."""
 
-        use: Literal["mptq_vit.opt_m"] = Field("mptq_vit.opt_m", description="which technique this step is")
+        use: Literal["mptq_vit.opt_m"] = Field("mptq_vit.opt_m", description="name of the technique")
         split: Literal["consistent", "paper"] = Field(
-            "consistent", description="where region 3 begins: 2^(m0+b−2), or 2^(m0+b−3) as printed"
+            "consistent", description="lower bound of region 3: 2^(m0+b−2), or 2^(m0+b−3) as printed"
         )
         s0_grid: Literal["eq7", "paper"] = Field(
             "eq7", description="candidates of s0: around Eq. 7's value, or as printed"
@@ -63,9 +66,9 @@ class OptM(Technique):
         candidates: int = Field(100, ge=2, le=1000, description="candidates of s0")
         percentile: float = Field(99.95, gt=50.0, le=100.0, description="x_up, percent of the values below it")
         x_up: Literal["search", "paper"] = Field(
-            "search", description="the percentile alone, or the percentile and the maximum, whichever loses less"
+            "search", description="paper: the percentile; search: the percentile or the maximum, by the smaller error"
         )
-        fallback: bool = Field(True, description="take a uniform quantizer where that loses less on the sample")
+        fallback: bool = Field(True, description="use a uniform quantizer if its error on the sample is smaller")
 
     @hookimpl
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
@@ -82,27 +85,27 @@ class OptM(Technique):
         start = x_low / small
         widest = [x_up] if self.config.x_up == "paper" else [x_up, float(stats.max)]
         ratios = dict.fromkeys(round(math.log2(x / large / start)) for x in widest)
-        found = [self._search(start, m1, spec, stats) for m1 in ratios if m1 > 0]
-        if not found:
+        results = [self._search(start, m1, spec, stats) for m1 in ratios if m1 > 0]
+        if not results:
             return QuantizerChoice(uniform, f"OPT-m found m1 = {max(ratios)}, which leaves no m0: uniform")
-        error, s0, m0, m1 = min(found)
+        error, s0, m0, m1 = min(results)
         if self.config.fallback and error > uniform_error:
-            return QuantizerChoice(uniform, f"OPT-m with m0 = {m0}, m1 = {m1} loses more than uniform: uniform")
+            return QuantizerChoice(uniform, f"OPT-m with m0 = {m0}, m1 = {m1} has a larger error than uniform: uniform")
         return QuantizerChoice(
             regions(s0, m0, m1, spec.bits, self.config.split), f"s0 = {s0:.4g}, m0 = {m0}, m1 = {m1}"
         )
 
     def _search(self, s0: float, m1: int, spec: QuantSpec, stats: SiteStats) -> tuple[float, float, int, int]:
-        """Eq. 8's m0 at Eq. 7's s0, then s0: the least error and where it was found."""
+        """Search m0 (Eq. 8) at Eq. 7's s0, then s0; returns the least error, s0, m0 and m1."""
         from qplug import grid_search
 
-        def made(s: float, m: int) -> RegionQuantizer:
+        def quantizer(s: float, m: int) -> RegionQuantizer:
             return regions(s, m, m1, spec.bits, self.config.split)
 
-        m0 = int(grid_search(stats, lambda m: made(s0, int(m)), range(m1))[0])
+        m0 = int(grid_search(stats, lambda m: quantizer(s0, int(m)), range(m1))[0])
         grid = self._grid(s0, spec, stats)
-        place, error = grid_search(stats, lambda i: made(grid[int(i)], m0), range(len(grid)))
-        return float(error), grid[int(place)], m0, m1
+        index, error = grid_search(stats, lambda i: quantizer(grid[int(i)], m0), range(len(grid)))
+        return float(error), grid[int(index)], m0, m1
 
     def _grid(self, s0: float, spec: QuantSpec, stats: SiteStats) -> list[float]:
         n = self.config.candidates
@@ -113,7 +116,7 @@ class OptM(Technique):
 
 
 def _uniform(spec: QuantSpec, stats: SiteStats) -> tuple[qplug.Quantizer, float]:
-    """The uniform quantizer that the same metric chooses, and its error."""
+    """The uniform quantizer chosen by the same metric, and its error."""
     from qplug import line_search, make_quantizer
 
     base = make_quantizer(spec, stats.min, stats.max)

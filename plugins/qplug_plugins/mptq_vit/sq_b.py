@@ -14,21 +14,22 @@ if TYPE_CHECKING:
 
 
 class SqB(Technique):
-    """Shift and scale every channel of a norm's output so that it suits a symmetric quantizer.
+    """Shift and scale every channel of a norm's output for a symmetric quantizer.
 
     For channel j of the norm's output Y and the linears W that read it: mu_j = mean(Y_j) and
     eps_j = (max|Y_j| / max|W_j|)^0.5. The core then sets gamma' = gamma/eps, beta' = (beta − mu)/eps, W' = W·diag(eps),
     b' = b + W·mu (Eq. 4 and 5). Eq. 1 prints the maxima without bars; a norm's output has both signs, so they are
-    maxima of absolute values, as in SmoothQuant. Whether Y is taken before or after subtracting mu is not said: after
-    it, by default, since that is the range that will be quantized [ours]. A linear that several read shares one eps.
+    maxima of absolute values, as in SmoothQuant. The paper does not state whether Y is taken before or after the
+    subtraction of mu. The default is after it, since this range is quantized [ours]. Linears that read the same norm
+    share one eps.
     """
 
     paper = "Tai and Wu 2024, MPTQ-ViT, section 3.1, Eq. 1, 4, 5"
 
     class Config(qplug.Config):
-        """Which norms, and how far."""
+        """The norms, the range and the exponent."""
 
-        use: Literal["mptq_vit.sq_b"] = Field("mptq_vit.sq_b", description="which technique this step is")
+        use: Literal["mptq_vit.sq_b"] = Field("mptq_vit.sq_b", description="name of the technique")
         match: tuple[str, ...] = Field(("*",), description="patterns of the norms or linears to smooth", min_length=1)
         range: Literal["after_shift", "before_shift"] = Field(
             "after_shift", description="whether max|Y| is taken after or before subtracting the mean"
@@ -37,7 +38,7 @@ class SqB(Technique):
 
     @hookimpl
     def qplug_smooth(self, group: NormGroup, stats: SiteStats) -> Smoothing | None:
-        """Smooth the norm where it or one of its linears matches."""
+        """Smooth the norm if it or one of its linears matches."""
         import torch
 
         if not group.matches(self.config.match):

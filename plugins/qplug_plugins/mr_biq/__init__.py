@@ -1,4 +1,4 @@
-"""Mr.BiQ (Jeon et al. 2022): weights as sums of a few scaled signs, learned block by block."""
+"""Mr.BiQ (Jeon et al. 2022): weights as sums of scaled signs, learned block by block."""
 
 from __future__ import annotations
 

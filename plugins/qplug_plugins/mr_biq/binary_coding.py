@@ -1,4 +1,4 @@
-"""Binary-coded weights: the start of Mr.BiQ, and a post-training technique of its own."""
+"""Binary-coded weights: a post-training technique, and the initialization of Mr.BiQ."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 class BinaryCoding(Technique):
     """w ≈ Σ alpha_i·b_i with b_i in {−1, +1}: q bits, and q scales for each output channel.
 
-    Greedy residual coding, then alternately alpha = least squares given the codes and codes = the nearest of the 2^q
-    sums, until the squared error of the weight no longer improves. The alternation is started from the best uniform
-    grid too, and each row keeps the better end [ours]. ``uniform`` is Mr.BiQ-Uniform, alpha_i = 2·alpha_{i+1} with an
-    offset; its start, a search over shares of the range, is not printed [ours]. ``offset`` gives non-uniform codes one
-    too [ours]: without it their sums lie symmetrically around 0, so that on lopsided rows they can lose more than the
-    grid that ``uniform`` finds, which has one; with it, refined, they never do.
+    Greedy residual coding is followed by an alternation: alpha = least squares for the codes, and codes = the nearest
+    of the 2^q sums, until the squared error of the weight no longer improves. A second alternation starts from the best
+    uniform grid, and each row uses the better result [ours]. ``uniform`` is Mr.BiQ-Uniform, alpha_i = 2·alpha_{i+1}
+    with an offset; its initialization, a search over fractions of the range, is not printed [ours]. ``offset`` adds an
+    offset to non-uniform codes [ours]. Without it, their sums are symmetric around 0, so rows of asymmetric weights can
+    have a larger error than with ``uniform``. With it and ``refine``, they never have.
 
-    The format alone says which values there are: ``symmetric`` of the recipe changes nothing (without ``uniform`` and
-    ``offset`` they are symmetric around 0, with ``uniform`` they are not, as in the paper). The main text of the paper
-    is not to be had; what is not in its appendix follows secondary sources.
+    The recipe's ``symmetric`` has no effect. Values are symmetric around 0 without ``uniform`` and ``offset``, and
+    asymmetric with ``uniform``, as in the paper. The main text of the paper is not available; details that are not in
+    its appendix follow secondary sources.
     """
 
     paper = (
@@ -35,19 +35,19 @@ class BinaryCoding(Technique):
     class Config(qplug.Config):
         """The format of the codes."""
 
-        use: Literal["mr_biq.binary_coding"] = Field("mr_biq.binary_coding", description="which technique this step is")
+        use: Literal["mr_biq.binary_coding"] = Field("mr_biq.binary_coding", description="name of the technique")
         uniform: bool = Field(False, description="whether each alpha is twice the next, with an offset")
         offset: bool = Field(
-            False, description="whether a value of each row is added to its sums; with uniform there always is one"
+            False, description="whether each row has an offset that is added to its sums; always with uniform"
         )
         group_size: int | None = Field(
-            None, ge=1, description="weights that share scales, along the inputs of a channel; null: a whole row"
+            None, ge=1, description="number of weights that share scales, along a channel's inputs; null: a whole row"
         )
-        refine: bool = Field(True, description="whether to alternate; else the greedy (or searched) start stays")
+        refine: bool = Field(True, description="whether to alternate after the greedy (or searched) initialization")
 
     @hookimpl
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
-        """Take weights, with scales for each channel or for the whole of one, as the recipe says."""
+        """Take weights, with scales per channel or per tensor, by the recipe's granularity."""
         from qplug_plugins.mr_biq.coding import powers
         from qplug_plugins.mr_biq.fitting import fit_binary, fit_grid, in_groups
         from qplug_plugins.mr_biq.quantizer import BinaryCodingQuantizer, check_bits
@@ -57,7 +57,9 @@ class BinaryCoding(Technique):
         check_bits(spec.bits)
         config, size = self.config, self.config.group_size
         channels = len(stats.sample) if spec.granularity is Granularity.PER_CHANNEL else 1
-        w = in_groups(stats.sample, channels, size).cpu().double()  # the same on every device
+        w = (
+            in_groups(stats.sample, channels, size).cpu().double()
+        )  # on the CPU, so that results are equal on every device
         if config.uniform:
             step, offset = fit_grid(w, spec.bits, refine=config.refine)
             alphas = step.float() * powers(spec.bits).float()

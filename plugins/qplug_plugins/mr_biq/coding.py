@@ -14,12 +14,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Format:
-    """What the scales of a row make of a code: its level.
+    """The map from the codes of a row to levels, given its scales.
 
     Attributes:
         bits: q, at least 1.
-        uniform: alpha_i = 2·alpha_{i+1} (Mr.BiQ-Uniform), so that the last alpha is the only one; else q of them.
-        offset: whether one more scale is added to every level.
+        uniform: alpha_i = 2·alpha_{i+1} (Mr.BiQ-Uniform): a row has only its last alpha; otherwise q of them.
+        offset: whether a row has one more scale, which is added to every level.
     """
 
     bits: int
@@ -33,9 +33,9 @@ class Format:
         return torch.cat([columns, torch.ones(len(b), 1, dtype=b.dtype)], 1) if self.offset else columns
 
     def ordered(self, scales: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(rows, p) → (rows, 2^q) levels from least to most, and the code of each, ``None`` where it is its place.
+        """(rows, p) → (rows, 2^q) ascending levels and their codes; ``None`` if codes equal the indices of levels.
 
-        The levels of signs lie symmetrically, so that half of them need to be sorted.
+        Levels of signs are symmetric, so only half of them are sorted.
         """
         alphas = scales[:, :-1] if self.offset else scales
         if self.uniform:
@@ -64,8 +64,8 @@ def powers(bits: int) -> Tensor:
 def sums(alphas: Tensor) -> Tensor:
     """(rows, q) → (rows, 2^q) Σ alpha_i·b_i of every code.
 
-    Summed from the first to the last alpha, without a matrix product, so that the same alphas give the same bits at
-    every batch size and on every device, and the sums of a code and of its complement are each other's negative.
+    The sum runs from the first to the last alpha, without a matrix product. Equal alphas thus give bit-identical sums
+    at every batch size and on every device. The sum of a code is the negative of its complement's.
     """
     values = torch.cat([-alphas[:, :1], alphas[:, :1]], 1)
     for j in range(1, alphas.shape[1]):
@@ -75,9 +75,9 @@ def sums(alphas: Tensor) -> Tensor:
 
 
 def nearest(w: Tensor, levels: Tensor) -> Tensor:
-    """(rows, n), (rows, 2^q), one dtype → (rows, n) int64, the code of the nearest level; a tie takes the lower one.
+    """(rows, n), (rows, 2^q), one dtype → (rows, n) int64, the code of the nearest level; the lower one in a tie.
 
-    A value that is a level gets a code of exactly that level, also where levels coincide or are neighbouring floats.
+    A value that equals a level gets a code of this level, even if levels are equal or neighbouring floats.
     """
     ordered, codes = levels.sort(dim=1, stable=True)
     return codes.gather(1, torch.searchsorted(between(ordered), w.contiguous()))
@@ -91,8 +91,8 @@ def greedy(w: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         bits: q.
 
     Returns:
-        alphas (rows, q) in w's dtype, none negative, and codes (rows, n) int64: those of the residuals, which from
-        3 bits on need not be those of the nearest sums.
+        alphas (rows, q) in w's dtype, none negative, and codes (rows, n) int64 of the residuals. From 3 bits on, these
+        may differ from the codes of the nearest sums.
     """
     rest, alphas, codes = w, [], torch.zeros(w.shape, dtype=torch.int64, device=w.device)
     for _ in range(bits):

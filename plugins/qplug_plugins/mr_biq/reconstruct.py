@@ -13,20 +13,21 @@ if TYPE_CHECKING:
 
 
 class Reconstruct(Technique):
-    """Learn alphas, codes and activation steps of a block together, so that its output comes near the float one's.
+    """Learn alphas, codes and activation step sizes of a block together, to reproduce the block's float output.
 
-    Takes blocks with weights that ``mr_biq.binary_coding`` coded, and in them every activation whose quantizer can be
-    scaled. The loss is ‖y − ŷ‖² of the block's output + λ·Σ(1 − |2·b̃ − 1|^β) over the soft bits [ours, after
-    secondary sources: the paper's Eq. 9 is not to be had]. What a soft bit is where several must turn together is not
-    to be had either: ``turn`` [ours], see ``SoftBinaryCoding``. Where they turn together, Σ has one term a weight
-    instead of one a bit, and the same λ weighs less. An offset, which only codings of ours have, is learned at the
-    alphas' rate. Learning rates, Adam, the cosine for all but the codes, λ and the batch of 32 are those of the paper's
-    appendix A; where there are fewer than 20,000 iterations the rates of codes and steps grow [ours]. The paper takes
-    12 images a batch for transformers, 2 for ViT-L, and λ = 0.7 for MobileNetV2 and MnasNet. Iterations and β's
-    schedule are not printed; they follow secondary sources. Step sizes are learned as logarithms
-    (``qplug.LearnedStepSize``), so the paper's rate, in units of the step, becomes a share of it, which is less for
-    any step below 1 [ours]. ``learn`` is the ablation of learning scales or codes alone; activation steps are learned
-    with either. ``keep`` is QDrop's, which the paper does not have.
+    It takes blocks with weights of ``mr_biq.binary_coding``, and their activations whose quantizers can be scaled. The
+    loss is ‖y − ŷ‖² of the block's output + λ·Σ(1 − |2·b̃ − 1|^β) over the soft bits [ours, after secondary sources: the
+    paper's Eq. 9 is not available]. The paper's soft bits for several bits that must change together are not available
+    either: ``turn`` [ours], see ``SoftBinaryCoding``. With ``turn: together``, Σ has one term per weight instead of one
+    per bit, so the same λ has less weight. An offset, which only our codings have, is learned at the alphas' rate.
+
+    Learning rates, Adam, the cosine schedule for all but the codes, λ and the batch size of 32 are from the paper's
+    appendix A. With fewer than 20,000 iterations, the rates of codes and step sizes increase [ours]. The paper uses
+    batches of 12 images for transformers and 2 for ViT-L, and λ = 0.7 for MobileNetV2 and MnasNet. Its number of
+    iterations and its schedule of β are not printed; both follow secondary sources. Step sizes are learned as
+    logarithms (``qplug.LearnedStepSize``). The paper's rate, in units of the step, is thus used as a relative rate,
+    which is smaller for any step below 1 [ours]. ``learn`` is the ablation of learning only scales or only codes;
+    activation step sizes are learned with both. ``keep`` is from QDrop and is not in the paper.
     """
 
     paper = (
@@ -36,10 +37,10 @@ class Reconstruct(Technique):
     class Config(Schedule):
         """The schedule."""
 
-        use: Literal["mr_biq.reconstruct"] = Field("mr_biq.reconstruct", description="which technique this step is")
-        learn: Literal["both", "scales", "codes"] = Field("both", description="what of the weights is learned")
+        use: Literal["mr_biq.reconstruct"] = Field("mr_biq.reconstruct", description="name of the technique")
+        learn: Literal["both", "scales", "codes"] = Field("both", description="learned parameters of weights")
         turn: Literal["together", "alone"] = Field(
-            "together", description="whether the bits in which a weight's two nearest sums differ turn together"
+            "together", description="whether the bits in which a weight's two nearest sums differ change together"
         )
         scales_rate: float = Field(
             3.5e-4, gt=0.0, le=1.0, description="learning rate of alphas and offsets, in units of the weight; cosine"
@@ -48,22 +49,22 @@ class Reconstruct(Technique):
             None,
             gt=0.0,
             le=1.0,
-            description="learning rate of the codes' logits, constant; null: 1e-3, for fewer iterations × "
-            "(20,000/iterations)^1.25",
+            description="learning rate of the codes' logits, constant; null: 1e-3, multiplied by "
+            "(20,000/iterations)^1.25 for fewer than 20,000 iterations",
         )
         steps_rate: float | None = Field(
             None,
             gt=0.0,
             le=1.0,
-            description="rate of activation steps, a share of them, cosine; null: 4e-5, for fewer as codes_rate",
+            description="relative learning rate of activation step sizes, cosine; null: 4e-5, scaled as codes_rate",
         )
         keep: float = Field(
-            1.0, gt=0.0, le=1.0, description="share of activations that are quantized in a step (QDrop); 1: all of them"
+            1.0, gt=0.0, le=1.0, description="fraction of activations that are quantized per iteration (QDrop); 1: all"
         )
 
     @hookimpl
     def qplug_reconstruct(self, block: Block) -> Reconstruction | None:
-        """Take blocks that have a binary-coded weight."""
+        """Take blocks with a binary-coded weight."""
         from qplug_plugins.mr_biq.learner import SoftBinaryCoding
         from qplug_plugins.mr_biq.quantizer import BinaryCodingQuantizer
 

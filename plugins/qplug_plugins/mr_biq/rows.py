@@ -1,4 +1,4 @@
-"""Rows sorted once, so that a round of alternation costs O(2^q·log n) a row instead of O(n)."""
+"""Sorted rows, with which a round of alternation costs O(2^q·log n) per row instead of O(n)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from torch.nn.functional import pad
 
 
 def between(ordered: Tensor) -> Tensor:
-    """(rows, L) ascending → (rows, L − 1): up to where each level is taken; never as far as the next level."""
+    """(rows, L) ascending levels → (rows, L − 1): the largest value rounded to each level, below the next level."""
     low, high = ordered[:, :-1], ordered[:, 1:]
     middle = (low + high) * 0.5
     return torch.where(middle >= high, low, middle)
 
 
 def sums_by_code(w: Tensor, codes: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(rows, n) float and codes below ``count`` → (rows, count) how many values each code has, and their sum."""
+    """(rows, n) float and codes below ``count`` → (rows, count) the number of values of each code, and their sum."""
     empty = w.new_zeros(len(w), count)
     return empty.scatter_add(1, codes, torch.ones_like(w)), empty.scatter_add(1, codes, w)
 
 
 class SortedRows:
-    """Any levels cut a sorted row into runs, whose sums are differences of prefix sums.
+    """Rows as sorted values with prefix sums: levels divide a row into runs whose sums are differences of these.
 
     Args:
         w: (rows, n) float.
@@ -33,7 +33,7 @@ class SortedRows:
         self.square = self.w.square().sum(1)
 
     def take(self, rows: Tensor) -> SortedRows:
-        """These rows (int64, or bool for each) alone."""
+        """A subset of the rows, by index (int64) or by mask (bool)."""
         part = object.__new__(SortedRows)
         part.w, part.prefix, part.square = self.w[rows], self.prefix[rows], self.square[rows]
         return part
@@ -42,8 +42,8 @@ class SortedRows:
         """Counts and sums of the values by their nearest level, (rows, 2^q) each, and the squared error, (rows,).
 
         Args:
-            ordered: (rows, 2^q) float64, levels from least to most.
-            codes: (rows, 2^q) int64, in which column each is counted; its place by default.
+            ordered: (rows, 2^q) float64, ascending levels.
+            codes: (rows, 2^q) int64, column of the output for each level; its index by default.
         """
         inner = torch.searchsorted(self.w, between(ordered), right=True)
         cuts = pad(pad(inner, (1, 0)), (0, 1), value=self.w.shape[1])
@@ -55,9 +55,9 @@ class SortedRows:
         return empty.scatter(1, codes, counts), empty.scatter(1, codes, totals), error
 
     def grid_error(self, step: Tensor, middle: Tensor, bits: int) -> Tensor:
-        """(rows,) the squared error of the nearest of middle + step·(odd integers of q bits), (rows, 1) float64 each.
+        """(rows,) squared error of rounding to middle + step·(odd integers of q bits); both are (rows, 1) float64.
 
-        Rounding each value costs less than cutting the row at every level where there are few values.
+        For rows with few values, rounding each value is faster than dividing the row at every level.
         """
         top = (1 << bits) - 1
         if self.w.shape[1] > 4 * top:

@@ -1,4 +1,4 @@
-"""NoisyQuant (Liu et al. 2023, arXiv:2211.16056): a fixed noisy bias before quantization, taken away after it."""
+"""NoisyQuant (Liu et al. 2023, arXiv:2211.16056): a fixed noisy bias, subtracted after quantization."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The noisy bias: for the inputs of linears."""
+"""The noisy bias for the inputs of linears."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ KINDS = {kind.value: kind for kind in (SiteKind.LINEAR_INPUT, SiteKind.POST_LAYE
 
 
 class NoisyBias(Technique):
-    """N = m + n·u for every input channel of a linear, u uniform on [−s, s], drawn once and then fixed.
+    """N = m + n·u for every input channel of a linear, with u uniform on [−s, s], drawn once and then fixed.
 
-    The scale s of the base quantizer is found first, by the error of the linear's output; then m in [−s, s], then n in
-    [0, 2], on even grids and by the same error, as in the authors' code. There the grids have 400 and 2,000 points and
-    the error is plain; here fewer points suffice, since the minimum is flat, and outputs are weighed by importance
-    [ours]. The text calls the noise uniform and the code draws from a normal distribution; it is uniform here. m = n =
-    0 is among the candidates, so the noise never loses to the base quantizer on the sample; where it wins nothing, the
-    base quantizer stays.
+    The scale s of the base quantizer is searched first, by the error of the linear's output; then m in [−s, s] and n in
+    [0, 2], on even grids and by the same error, as in the authors' code. Their grids have 400 and 2,000 points, and
+    their error is unweighted. Here fewer points suffice, since the minimum is flat, and outputs are weighted by
+    importance [ours]. The paper's text states uniform noise, and its code draws from a normal distribution; here the
+    noise is uniform. m = n = 0 is a candidate, so the error on the sample is at most that of the base quantizer. If no
+    noise is better, the base quantizer is used.
     """
 
     paper = "Liu et al. 2023, NoisyQuant, sections 3.2 and 3.3, Eq. 4–7, and its released code"
@@ -34,9 +34,7 @@ class NoisyBias(Technique):
     class Config(qplug.Config):
         """The search."""
 
-        use: Literal["noisyquant.noisy_bias"] = Field(
-            "noisyquant.noisy_bias", description="which technique this step is"
-        )
+        use: Literal["noisyquant.noisy_bias"] = Field("noisyquant.noisy_bias", description="name of the technique")
         kinds: tuple[Literal["linear_input", "post_layernorm", "post_gelu"], ...] = Field(
             ("linear_input", "post_layernorm", "post_gelu"), description="kinds of activations to take", min_length=1
         )
@@ -57,13 +55,13 @@ class NoisyBias(Technique):
         start = UniformQuantizer.from_range(stats.min, stats.max, spec)
         factor, least = line_search(stats, start.scaled)
         base = start.scaled(factor)
-        unit = (torch.rand(stats.channel_max.shape) * 2.0 - 1.0).to(stats.channel_max)  # the same on every device
+        unit = (torch.rand(stats.channel_max.shape) * 2.0 - 1.0).to(stats.channel_max)  # equal on every device
         best, noise = float(least), torch.zeros_like(unit)
 
         def better(candidate: Tensor) -> bool:
             nonlocal best, noise
-            moved = NoisyQuantizer(base, candidate).infer(stats.sample)
-            error = float(stats.output_error(moved, Granularity.PER_TENSOR))
+            quantized = NoisyQuantizer(base, candidate).infer(stats.sample)
+            error = float(stats.output_error(quantized, Granularity.PER_TENSOR))
             if error < best:
                 best, noise = error, candidate
                 return True
@@ -76,7 +74,7 @@ class NoisyBias(Technique):
             if better(mean + n * base.scale * unit):
                 width = n
         if not bool(noise.any()):
-            return QuantizerChoice(base, "no noise loses less than none: uniform")
+            return QuantizerChoice(base, "no noise reduces the error: uniform")
         gain = 1.0 - best / float(least)
         return QuantizerChoice(
             NoisyQuantizer(base, noise),

@@ -1,4 +1,4 @@
-"""A uniform quantizer with a fixed noise for each channel. Imported when a technique makes one."""
+"""A uniform quantizer with fixed noise per channel. Imported when a technique creates one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from qplug import Quantizer, UniformQuantizer
 
 
 class NoisyQuantizer(Quantizer):
-    """x̂ = Q(x + N) − N, Q uniform and N one value a channel, last axis (NoisyQuant, Eq. 6 and 7).
+    """x̂ = Q(x + N) − N, with Q uniform and one value of N per channel of the last axis (NoisyQuant, Eq. 6 and 7).
 
-    On hardware N is added to the activation, and W·N taken from the layer's bias. 0 does not stay 0, which a linear's
-    input never needs: nothing pads it.
+    On hardware, N is added to the activation, and W·N is subtracted from the layer's bias. 0 is quantized to another
+    value, which is harmless, since inputs of linears have no zero padding.
 
     Args:
         base: Q, with one scale.
@@ -40,12 +40,12 @@ class NoisyQuantizer(Quantizer):
         return self.base.infer(x + self.noise).sub_(self.noise)
 
     def to_dict(self) -> dict[str, Any]:
-        """The base and the noise as JSON values; a float32 survives exactly."""
+        """The base quantizer and the noise as JSON values; float32 values are exact."""
         return {"kind": self.kind, "bits": self.bits, "base": self.base.to_dict(), "noise": self.noise.tolist()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> NoisyQuantizer:
-        """The quantizer that ``to_dict`` described."""
+        """The quantizer from the output of ``to_dict``."""
         return cls(UniformQuantizer.from_dict(data["base"]), torch.tensor(data["noise"], dtype=torch.float32))
 
     def describe(self) -> str:

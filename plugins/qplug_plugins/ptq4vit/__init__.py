@@ -12,11 +12,11 @@ from qplug import Technique, hookimpl
 
 @hookimpl
 def qplug_techniques() -> Iterable[type[Technique]]:
-    """The paper's two techniques."""
+    """Twin uniform quantization and the alternating search."""
     return [Twin, Search]
 
 
 @hookimpl
 def qplug_quantizers() -> Mapping[str, str]:
-    """``twin``."""
+    """The twin uniform quantizer."""
     return {"twin": "qplug_plugins.ptq4vit.quantizer:TwinQuantizer"}

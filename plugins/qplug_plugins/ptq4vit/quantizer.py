@@ -1,4 +1,4 @@
-"""The twin uniform quantizer whose two steps are in any ratio, as PTQ4ViT's released code has it after GELU."""
+"""The twin uniform quantizer with two steps of any ratio, as in PTQ4ViT's released code after GELU."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from qplug import Quantizer
 
 
 class TwinQuantizer(Quantizer):
-    """x̂ = s·clamp(round(x/s), −2^(b−1), 2^(b−1) − 1), with a step s for negative values and another for the rest.
+    """x̂ = s·clamp(round(x/s), −2^(b−1), 2^(b−1) − 1), with one step s for negative values and one for all others.
 
-    The two sides share the code 0, so b bits hold both (PTQ4ViT, section 3.2).
+    Both sides share the code 0, so b bits suffice (PTQ4ViT, section 3.2).
 
     Args:
         negative: () float32, positive: the step of negative values.
@@ -32,7 +32,7 @@ class TwinQuantizer(Quantizer):
             self.register_buffer(name, torch.as_tensor(step, dtype=torch.float32).detach().clone())
 
     def scaled(self, factor: Tensor | float) -> TwinQuantizer:
-        """Both steps ``factor`` times as long."""
+        """The quantizer with both steps multiplied by ``factor``."""
         return TwinQuantizer(self.negative * factor, self.positive * factor, self.bits)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class TwinQuantizer(Quantizer):
 
     @torch.no_grad()
     def infer(self, x: Tensor) -> Tensor:
-        """The values alone."""
+        """The quantized values, without gradients."""
         step = torch.where(x < 0, self.negative, self.positive).to(x.dtype)
         return torch.div(x, step).round_().clamp_(self.low, self.high).mul_(step)
 
@@ -57,9 +57,9 @@ class TwinQuantizer(Quantizer):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TwinQuantizer:
-        """The quantizer that ``to_dict`` described."""
+        """The quantizer from the output of ``to_dict``."""
         return cls(data["negative"], data["positive"], data["bits"])
 
     def describe(self) -> str:
-        """For example ``twin int4 ×9.4``: how much coarser the positive side is."""
+        """For example ``twin int4 ×9.4``: the positive step is 9.4 times the negative one."""
         return f"twin int{self.bits} ×{float(self.positive / self.negative):.3g}"

@@ -1,4 +1,4 @@
-"""The alternating search of scales for everything that is not twin."""
+"""The alternating search of scales for all sites without a twin quantizer."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 
 class Fused(qplug.Config):
-    """A fused weight: one matrix that stands for several."""
+    """A fused weight: one matrix that consists of several."""
 
     match: str = Field(min_length=1, description="pattern (* ? [..]) over module paths")
-    groups: int = Field(ge=2, le=64, description="groups of output channels, all of one size, each with its own scale")
+    groups: int = Field(ge=2, le=64, description="groups of output channels, of equal size, with one scale each")
 
 
 class Search(Technique):
-    """Scales from evenly spaced candidates by the Hessian-guided metric, weight and activation in turn (section 3.3).
+    """Alternating search of the scales of weight and activation by the Hessian-guided metric (section 3.3).
 
-    Candidates are alpha + i·(beta − alpha)/n, i = 0 … n − 1, of max|x|/(2^(b−1) − 0.5); each minimizes
-    Σ (dL/dO)²·(Ô − O)² beside the other operand as it is quantized (Eq. 7–8). L is the recipe's ``calibration.loss``:
-    ``kl_zero`` is that of the released code, ``none`` makes it the plain squared error. ``objective: cosine`` takes the
+    Candidates are alpha + i·(beta − alpha)/n, i = 0 … n − 1, times max|x|/(2^(b−1) − 0.5). The scale minimizes
+    Σ (dL/dO)²·(Ô − O)², with the other operand quantized (Eq. 7–8). L is the recipe's ``calibration.loss``: ``kl_zero``
+    is the loss of the released code, and ``none`` gives the unweighted squared error. ``objective: cosine`` uses the
     cosine distance of the output instead.
 
-    A weight with one scale whose module matches ``fused`` gets one scale for each group; timm's q, k and v, which the
-    released code knows by name too, are such a weight. Scales by channel and by head are searched for each alone.
+    A per-tensor weight whose module matches ``fused`` gets one scale per group. timm's fused q, k and v are such a
+    weight; the released code also matches them by name. Per-channel and per-head scales are searched separately.
 
-    Deviations: the released code starts from max-based scales, so that the first weight is searched beside a coarse
-    input; here the first input is searched beside the float weight [ours]. Rounds end where nothing changes any more.
-    Errors are those of sampled outputs, on the float model's activations.
+    Deviations: the released code starts from max-based scales, so its first search of the weight uses a coarse input;
+    here the first search of the input uses the float weight [ours]. Rounds end when no scale changes. Errors are those
+    of sampled outputs, on the float model's activations.
     """
 
     paper = "Yuan et al. 2022, PTQ4ViT, section 3.3, Eq. 7–8, Algorithm 1"
@@ -44,19 +44,19 @@ class Search(Technique):
     class Config(qplug.Config):
         """The search."""
 
-        use: Literal["ptq4vit.search"] = Field("ptq4vit.search", description="which technique this step is")
-        objective: Literal["hessian", "cosine"] = Field("hessian", description="what a candidate must lose least of")
+        use: Literal["ptq4vit.search"] = Field("ptq4vit.search", description="name of the technique")
+        objective: Literal["hessian", "cosine"] = Field("hessian", description="error that a candidate minimizes")
         alpha: float = Field(0.01, gt=0.0, le=1.0, description="smallest factor of max/(qmax − 0.5), without unit")
-        beta: float = Field(1.2, ge=1.0, le=4.0, description="where factors end, itself not tried, without unit")
+        beta: float = Field(1.2, ge=1.0, le=4.0, description="upper end of the factors, excluded, without unit")
         candidates: int = Field(100, ge=2, le=1000, description="candidates, evenly spaced")
-        rounds: int = Field(3, ge=0, le=100, description="times that weight and activation are searched in turn")
+        rounds: int = Field(3, ge=0, le=100, description="rounds of the alternating search")
         fused: tuple[Fused, ...] = Field(
-            (Fused(match="*qkv", groups=3),), description="weights that stand for several, which get a scale each"
+            (Fused(match="*qkv", groups=3),), description="weights that consist of several, with one scale each"
         )
 
     @hookimpl
     def qplug_alternation_rounds(self, operands: Sequence[Site]) -> int:
-        """As often as configured."""
+        """The configured number of rounds."""
         return int(self.config.rounds)
 
     @hookimpl
@@ -90,7 +90,7 @@ class Search(Technique):
             return None
         if site.shape[0] % fused.groups:
             raise InputError(
-                f"{site.shape[0]} output channels do not part into {fused.groups} groups",
+                f"{site.shape[0]} output channels cannot be divided into {fused.groups} equal groups",
                 where=site.name,
                 fix=f"change 'fused' of ptq4vit.search, whose pattern {fused.match!r} matches {site.module}",
             )

@@ -1,4 +1,4 @@
-"""Twin uniform quantizers: two ranges with a step each, for what Softmax and GELU give."""
+"""Twin uniform quantizers: two ranges with one step each, for the outputs of Softmax and GELU."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ if TYPE_CHECKING:
     from qplug import Quantizer, RegionQuantizer, SiteStats
 
 GELU_LEAST = 0.16997124254703522
-"""−min GELU, which the released code has as a constant."""
+"""−min GELU, a constant of the released code."""
 WIDEST = 1.2
 """beta of the search: the widest positive side after GELU, relative to the largest value."""
 
 
 def after_softmax(split: float, bits: int, boundary: str = "nearest") -> RegionQuantizer:
-    """Fine values 0 … n times split/n and coarse ones 0 … n times 1/n, where n = 2^(b−1) − 1 and ``split`` = 2^−i.
+    """Fine values 0 … n times split/n and coarse values 0 … n times 1/n, with n = 2^(b−1) − 1 and ``split`` = 2^−i.
 
-    Either range has b − 1 bits, and a bit tells which. The steps are a power of two apart, so integers of the finer one
-    hold both exactly. ``boundary="paper"`` goes over to the coarse range at the split, to half a fine step; a value
-    just above it may then become 0. ``"nearest"`` goes over halfway to the next coarse value.
+    Each range has b − 1 bits, and one bit selects the range. The ratio of the steps is a power of two, so integers of
+    the finer step represent both ranges exactly. With ``boundary="paper"``, the coarse range begins at the split, up to
+    half a fine step; values just above it may be rounded to 0. With ``"nearest"``, it begins halfway to the next coarse
+    value.
     """
     from qplug import Region, RegionQuantizer
 
@@ -37,7 +38,7 @@ def after_softmax(split: float, bits: int, boundary: str = "nearest") -> RegionQ
 
 
 def after_gelu(shift: int, bits: int) -> RegionQuantizer:
-    """Negative values with step 0.17/2^(b−1), which holds them all, the others with a step 2^``shift`` as large."""
+    """Negative values with the step 0.17/2^(b−1), which clips none; others with a step 2^``shift`` times as large."""
     from qplug import Region, RegionQuantizer
 
     half = 1 << (bits - 1)
@@ -47,18 +48,18 @@ def after_gelu(shift: int, bits: int) -> RegionQuantizer:
 class Twin(Technique):
     """Twin uniform quantization of post-Softmax and post-GELU activations (section 3.2).
 
-    After Softmax the split of the two ranges is one of 2^0 … 2^−19. The steps are those of the released code, which
-    divides by 2^(b−1) − 1, so that 1 is a value of the grid; the paper prints 2^(b−1). Where the ranges meet, the
-    paper lets values between the split and half a coarse step become 0, and the code adds the split to every coarse
-    value. ``boundary: nearest`` rounds to the nearest value of both ranges [ours], ``paper`` keeps the print.
+    After Softmax, the split of the two ranges is one of 2^0 … 2^−19. The steps are those of the released code, which
+    divides by 2^(b−1) − 1, so that 1 is a value of the grid; the paper prints 2^(b−1). In the paper, values between the
+    split and half a coarse step are rounded to 0, and the code adds the split to every coarse value.
+    ``boundary: nearest`` rounds to the nearest value of both ranges [ours]; ``paper`` follows the print.
 
-    After GELU the negative step is fixed and the positive one searched. ``ratio: power_of_two`` is the paper's
-    constraint: any 2^m, m ≥ 0, up to the first that holds 1.2 times the largest value [ours: no range of m is given].
-    ``ratio: free`` is the released code's: ``candidates`` steps, evenly spaced from 0.01 to 1.2 times
+    After GELU, the negative step is fixed, and the positive step is searched. ``ratio: power_of_two`` is the paper's
+    constraint: any 2^m, m ≥ 0, up to the first whose range contains 1.2 times the largest value [ours: no range of m is
+    given]. ``ratio: free`` is from the released code: ``candidates`` steps, evenly spaced from 0.01 to 1.2 times
     max/(2^(b−1) − 0.5).
 
-    Candidates are compared by the Hessian-guided output error, where operands alternate beside the quantized other
-    operand. The released code compares splits beside the float value, in every round anew, with the same result.
+    Candidates are compared by the Hessian-guided output error; in an alternation, the other operand is quantized. The
+    released code compares splits with the other operand in float, again in every round, with the same result.
     """
 
     paper = "Yuan et al. 2022, PTQ4ViT, section 3.2, twin uniform quantization"
@@ -67,17 +68,17 @@ class Twin(Technique):
     class Config(qplug.Config):
         """The kinds and the ratio."""
 
-        use: Literal["ptq4vit.twin"] = Field("ptq4vit.twin", description="which technique this step is")
+        use: Literal["ptq4vit.twin"] = Field("ptq4vit.twin", description="name of the technique")
         kinds: tuple[Literal["post_softmax", "post_gelu"], ...] = Field(
             ("post_softmax", "post_gelu"), description="kinds of activations to take", min_length=1
         )
         splits: int = Field(20, ge=1, le=20, description="candidates 2^−i of the split after Softmax")
         boundary: Literal["nearest", "paper"] = Field(
             "nearest",
-            description="where the coarse range after Softmax begins: halfway to its next value, or as printed",
+            description="start of the coarse range after Softmax: halfway to its next value, or as printed",
         )
         ratio: Literal["power_of_two", "free"] = Field(
-            "power_of_two", description="the positive step over the negative one after GELU"
+            "power_of_two", description="ratio of the positive to the negative step after GELU"
         )
         candidates: int = Field(100, ge=2, le=1000, description="candidates of a free positive step")
 

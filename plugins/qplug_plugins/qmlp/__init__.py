@@ -1,7 +1,7 @@
 """Q-MLP: norms and activations that restrict ranges, and token mixers that are less sensitive.
 
-Its other two techniques need no code of their own: percentile and moving-average ranges are ``baseline.percentile`` and
-``baseline.ema``, and asymmetric activations beside symmetric weights are a recipe's ``symmetric`` and ``zero_point``.
+Its other two techniques are elsewhere. Percentile and moving-average ranges are ``baseline.percentile`` and
+``baseline.ema``. Asymmetric activations with symmetric weights are the recipe's ``symmetric`` and ``zero_point``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ReLU and GELU → PACT or ReLU6: activations that are bounded on both sides."""
+"""Replacement of ReLU and GELU by PACT or ReLU6, which are bounded on both sides."""
 
 from __future__ import annotations
 
@@ -16,23 +16,21 @@ if TYPE_CHECKING:
 class BoundedActivation(Technique):
     """Replace ReLU and GELU by PACT, y = 0.5·(|x| − |x − α| + α) with a learnable α (Eq. 4), or by ReLU6, α = 6 fixed.
 
-    Both are another function above α, and below 0 in the place of GELU: training has to fit the model again, and learns
-    PACT's α with it. The paper does not print the first α: 6 by default, so that both bounds start at the same place; a
-    bound that clips nothing has no gradient, so choose one within the range. Nor does it print the penalty on α² that
-    Choi et al. train with: none is added here, unless ``qat.weight_decay`` is given, which decays α too [ours]. Other
-    activations, and those bounded already, are left.
+    Both change the function above α, and for GELU also below 0, so the model must be trained again, together with
+    PACT's α. The paper does not print the initial α. It is 6 by default, the bound of ReLU6. A bound that clips no
+    value has no gradient, so choose one within the range. The paper does not print Choi et al.'s penalty on α² either.
+    Here there is none, unless ``qat.weight_decay`` is set, which also decays α [ours]. Other activations, including
+    bounded ones, do not change.
     """
 
     paper = "Zhao et al. 2023, Q-MLP, 'Activation layer design', Eq. 4, Table 3; Choi et al. 2018, PACT"
 
     class Config(qplug.Config):
-        """Which bound, and where."""
+        """The bound and the modules."""
 
-        use: Literal["qmlp.bounded_activation"] = Field(
-            "qmlp.bounded_activation", description="which technique this step is"
-        )
-        to: Literal["pact", "relu6"] = Field("pact", description="what takes the place of ReLU and GELU")
-        alpha: float = Field(6.0, gt=0, le=1e4, description="PACT's first upper bound, in the activation's units")
+        use: Literal["qmlp.bounded_activation"] = Field("qmlp.bounded_activation", description="name of the technique")
+        to: Literal["pact", "relu6"] = Field("pact", description="replacement of ReLU and GELU")
+        alpha: float = Field(6.0, gt=0, le=1e4, description="PACT's initial upper bound, in the activation's units")
         match: tuple[str, ...] = Field(("*",), description="patterns of the activations to replace", min_length=1)
 
     @hookimpl

@@ -1,4 +1,4 @@
-"""The modules that Q-MLP puts in the place of others. Importing this imports torch."""
+"""Q-MLP's replacement modules. Importing this module imports torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from qplug import InputError
 
 
 class Pact(nn.Module):
-    """y = 0.5·(|x| − |x − α| + α), x clipped to [0, α] (Q-MLP, Eq. 4); the gradient of α is 1 where x is above it.
+    """y = 0.5·(|x| − |x − α| + α), x clipped to [0, α] (Q-MLP, Eq. 4); the gradient of α is 1 for x above α.
 
     Args:
-        alpha: the first upper bound, positive, in the units of x.
+        alpha: the initial upper bound, positive, in the units of x.
     """
 
     def __init__(self, alpha: float) -> None:
@@ -23,37 +23,37 @@ class Pact(nn.Module):
         self.alpha = nn.Parameter(torch.tensor(alpha))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x of any shape. As a minimum: float32 would cancel in the printed form."""
+        """x of any shape. It is computed as a minimum, since the printed form has cancellation errors in float32."""
         return torch.minimum(torch.relu(x), self.alpha)
 
     def extra_repr(self) -> str:
-        """The bound."""
+        """The bound, for ``repr``."""
         return f"alpha={float(self.alpha.detach()):g}"
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
-    """BatchNorm over the last axis of (…, C), where timm's MLP models have their channels (Q-MLP, Eq. 3)."""
+    """BatchNorm over the last axis of (…, C), the channel axis of timm's MLP models (Q-MLP, Eq. 3)."""
 
     @classmethod
     def like(cls, gain: Tensor, offset: Tensor, eps: float) -> TokenBatchNorm:
-        """The one that in eval mode computes gain·x + offset, (C,) each, until its running statistics move."""
+        """A BatchNorm that initially computes gain·x + offset in eval mode; both are (C,)."""
         norm = cls(len(gain), eps=eps, device=gain.device, dtype=gain.dtype)
         norm.weight.data, norm.bias.data = gain * math.sqrt(1.0 + eps), offset
         return norm.requires_grad_(False)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(…, C) → the same."""
+        """(…, C) → (…, C)."""
         return super().forward(input.flatten(0, -2)).view_as(input)
 
 
 class MultipleTokenMixers(nn.Module):
-    """Token mixers side by side, each for a group of neighbouring channels (Q-MLP, Fig. 1).
+    """Parallel token mixers, one for each group of consecutive channels (Q-MLP, Fig. 1).
 
-    Groups differ in size by one channel where the number of channels is no multiple of theirs.
+    If the number of channels is not a multiple of ``groups``, group sizes differ by one channel.
 
     Args:
-        mixer: (…, C, N) → (…, C, N), over tokens, alike for every channel; each group gets a copy.
-        groups: how many.
+        mixer: (…, C, N) → (…, C, N), over tokens, equal for every channel; each group gets a copy.
+        groups: number of groups.
     """
 
     def __init__(self, mixer: nn.Module, groups: int) -> None:
@@ -61,12 +61,12 @@ class MultipleTokenMixers(nn.Module):
         self.mixers = nn.ModuleList(copy.deepcopy(mixer) for _ in range(groups))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, C, N) → the same; raises ``InputError`` where there are fewer channels than groups."""
+        """(…, C, N) → (…, C, N); raises ``InputError`` if there are fewer channels than groups."""
         if x.shape[-2] < len(self.mixers):
             raise InputError(
                 f"{x.shape[-2]} channels cannot be divided into {len(self.mixers)} groups",
                 where="qmlp.token_mixers",
-                fix="give fewer groups, or match only modules whose input is (…, channels, tokens)",
+                fix="set fewer groups, or match only modules whose input is (…, channels, tokens)",
             )
         parts = x.tensor_split(len(self.mixers), dim=-2)
         return torch.cat([mixer(part) for mixer, part in zip(self.mixers, parts, strict=True)], dim=-2)

@@ -1,4 +1,4 @@
-"""Affine → LayerNorm or BatchNorm: a norm that restricts the range, in the place of one that only rescales."""
+"""Replacement of Affine, which only rescales, by LayerNorm or BatchNorm, which restrict the range."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from qplug import Rewrite, Technique, hookimpl, matches
 class Norm(Technique):
     """Replace Aff(x) = Diag(α)·x + β (Eq. 2) by y = (x − E[x])/√(Var[x] + ε)·γ + β (Eq. 3), over the channels.
 
-    LayerNorm takes mean and variance of each token, BatchNorm those of a batch in training and running ones in eval
-    mode. Both are another function, which training has to fit; both start from γ = 1 and β = 0, as the paper's do,
-    which it trains anew. ``start: affine`` takes over the trained Affine's α and β: BatchNorm then begins with
-    γ = α·√(1 + ε) and running statistics of 0 and 1, so that in eval mode it is the Affine until training moves it, and
-    LayerNorm keeps an outlier that sits in α [ours].
+    LayerNorm uses mean and variance of each token; BatchNorm, those of a batch in training and running ones in eval
+    mode. Both change the function, so the model must be trained again. Both start at γ = 1 and β = 0, as in the paper,
+    which trains from scratch. ``start: affine`` uses α and β of the trained Affine [ours]. BatchNorm then starts with
+    γ = α·√(1 + ε) and running statistics of 0 and 1, so that it equals the Affine in eval mode before training.
+    LayerNorm then retains an outlier of α.
     """
 
     paper = "Zhao et al. 2023, Q-MLP, 'Norm-layer design', Eq. 2 and 3, Table 2"
 
     class Config(qplug.Config):
-        """Which norm, and where."""
+        """The norm and the modules."""
 
-        use: Literal["qmlp.norm"] = Field("qmlp.norm", description="which technique this step is")
-        to: Literal["layer_norm", "batch_norm"] = Field("layer_norm", description="what takes the place of an Affine")
+        use: Literal["qmlp.norm"] = Field("qmlp.norm", description="name of the technique")
+        to: Literal["layer_norm", "batch_norm"] = Field("layer_norm", description="replacement of an Affine")
         start: Literal["affine", "fresh"] = Field(
-            "fresh", description="gain and offset to begin with: the Affine's own, or 1 and 0"
+            "fresh", description="initial gain and offset: those of the Affine, or 1 and 0"
         )
         eps: float = Field(1e-6, gt=0, le=1.0, description="ε, added to the variance, in the square of x's units")
         match: tuple[str, ...] = Field(("*",), description="patterns of the norms to replace", min_length=1)
 
     @hookimpl
     def qplug_rewrite_norm(self, name: str, module: Any) -> Rewrite | None:
-        """Take every ``Affine`` (timm's, and that of ResMLP's authors) that matches."""
+        """Take every matching ``Affine``, of timm or of ResMLP's authors."""
         if type(module).__name__ != "Affine" or not matches(name, self.config.match):
             return None
         import torch

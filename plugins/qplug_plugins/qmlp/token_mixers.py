@@ -1,4 +1,4 @@
-"""Multiple token-mixing MLPs: channels in groups, each with a token mixer of its own."""
+"""Multiple token-mixing MLPs: one token mixer per group of channels."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ if TYPE_CHECKING:
 
 
 class TokenMixers(Technique):
-    """Give each of g groups of channels a token mixer of its own, in the place of one for all (Fig. 1).
+    """Replace the token mixer of all channels by g token mixers for g groups of channels (Fig. 1).
 
-    Parameters of a token mixer are used again for every channel, which makes them sensitive; with groups each is used
-    g times less. MACs stay as they are, and the model grows by g − 1 token mixers a block. The paper does not print g;
-    4 gives the sizes of its Table 5 and no other number does [ours]. It trains anew, where here every group starts as a
-    copy of the trained mixer, so that the function is the same until training moves them apart [ours].
+    All channels share the parameters of a token mixer, which makes them sensitive; with g groups, each parameter is
+    used g times less. MACs do not change, and the model grows by g − 1 token mixers per block. The paper does not print
+    g; only 4 gives the sizes of its Table 5 [ours]. The paper trains from scratch. Here every group starts with a copy
+    of the trained mixer, so the function is the same before training [ours].
 
-    A group's first linear reads a part of what the norm before it gives: its input is a ``linear_input``, where that of
-    a mixer for all channels is a ``post_layernorm``.
+    The first linear of a group reads a part of the norm's output. Its input is thus a ``linear_input``, while the input
+    of a mixer for all channels is a ``post_layernorm``.
     """
 
     paper = "Zhao et al. 2023, Q-MLP, 'Multiple token-mixing MLPs', Fig. 1, Table 5"
 
     class Config(qplug.Config):
-        """How many groups, and of what."""
+        """The number of groups and the modules."""
 
-        use: Literal["qmlp.token_mixers"] = Field("qmlp.token_mixers", description="which technique this step is")
-        groups: int = Field(4, ge=2, le=1024, description="groups of channels, each with a mixer of its own")
+        use: Literal["qmlp.token_mixers"] = Field("qmlp.token_mixers", description="name of the technique")
+        groups: int = Field(4, ge=2, le=1024, description="number of groups of channels, with one mixer each")
         match: tuple[str, ...] = Field(
             ("*.mlp_tokens", "*.linear_tokens"),
-            description="patterns of the token mixers, modules from (…, channels, tokens) to the same; "
+            description="patterns of the token mixers, modules from (…, channels, tokens) to the same shape; "
             "the default is timm's MLP-Mixer and ResMLP",
             min_length=1,
         )
 
     @hookimpl
     def qplug_rewrite_module(self, name: str, module: nn.Module) -> Rewrite | None:
-        """Take every module that matches."""
+        """Take every matching module."""
         if not matches(name, self.config.match):
             return None
         from qplug_plugins.qmlp.modules import MultipleTokenMixers

@@ -13,5 +13,5 @@ from qplug import Technique, hookimpl
 
 @hookimpl
 def qplug_techniques() -> Iterable[type[Technique]]:
-    """The paper's two techniques, and the ranges that its code takes everywhere."""
+    """The paper's two techniques, and the range search that its code uses for all other tensors."""
     return [Reparameterize, LogSqrt2, Percentile]

@@ -1,4 +1,4 @@
-"""The log √2 quantizer for what Softmax makes."""
+"""The log √2 quantizer for the outputs of Softmax."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class LogSqrt2(Technique):
-    """Codes are steps of √2 below a scale: x̂ = s·2^(−code/2), code = round(−2·log2(x/s)), and the last code is 0.
+    """Logarithmic quantizer of base √2: x̂ = s·2^(−code/2), code = round(−2·log2(x/s)), and 0 for the last code.
 
-    For inference the paper changes the base to 2 with a factor that depends on the code's parity; the values are the
-    same. The released code searches s among three percentiles by the squared error of the tensor, here of its capped
-    sample [ours] (``search: percentile``); ``search: output`` searches it by the error of the matmul that reads the
-    tensor [ours], where every output counts alike unless another technique asks for gradients.
+    For inference, the paper changes the base to 2, with a factor that depends on the code's parity; the values are the
+    same. The released code searches s among three percentiles by the squared error of the tensor
+    (``search: percentile``); here the error is that of its capped sample [ours]. ``search: output`` uses the error of
+    the matmul that reads the tensor [ours]. All outputs have equal weight unless another technique needs gradients.
     """
 
     paper = "Li et al. 2023, RepQ-ViT (arXiv:2212.08254), section 3.3, and its released code"
@@ -30,8 +30,8 @@ class LogSqrt2(Technique):
     class Config(qplug.Config):
         """The search of the scale."""
 
-        use: Literal["repq_vit.log_sqrt2"] = Field("repq_vit.log_sqrt2", description="which technique this step is")
-        search: Literal["percentile", "output"] = Field("percentile", description="what chooses the scale")
+        use: Literal["repq_vit.log_sqrt2"] = Field("repq_vit.log_sqrt2", description="name of the technique")
+        search: Literal["percentile", "output"] = Field("percentile", description="method that chooses the scale")
         percentiles: Percentiles = CANDIDATES
 
     @hookimpl
@@ -42,12 +42,12 @@ class LogSqrt2(Technique):
         if site.kind is not SiteKind.POST_SOFTMAX or spec.granularity is not Granularity.PER_TENSOR:
             return None
 
-        def made(_: Tensor, high: Tensor) -> LogQuantizer:
+        def log_quantizer(_: Tensor, high: Tensor) -> LogQuantizer:
             return LogQuantizer(high, 2, spec.bits)
 
         if self.config.search == "percentile":
-            quantizer = search(stats, spec.granularity, self.config.percentiles, made)
+            quantizer = search(stats, spec.granularity, self.config.percentiles, log_quantizer)
         else:
-            factor, _ = line_search(stats, lambda f: made(f, stats.max * f), high=1.0)
-            quantizer = made(factor, stats.max * factor)
+            factor, _ = line_search(stats, lambda f: log_quantizer(f, stats.max * f), high=1.0)
+            quantizer = log_quantizer(factor, stats.max * factor)
         return QuantizerChoice(quantizer, f"log √2 from {float(quantizer.scale):.3g}")

@@ -1,4 +1,4 @@
-"""The range search of RepQ-ViT's code: a few percentiles, and the one that loses least of the tensor itself."""
+"""The range search of RepQ-ViT's code: the percentile of least squared error of the tensor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Percentiles = Annotated[
     Field(min_length=1, description="candidates: percent of the sampled values below the upper end of the range"),
 ]
 CANDIDATES = (99.9, 99.99, 99.999)
-"""Those of the released code."""
+"""The percentiles of the released code."""
 
 
 def search(
@@ -30,13 +30,13 @@ def search(
     percentiles: Sequence[float],
     make: Callable[[Tensor, Tensor], Q],
 ) -> Q:
-    """The quantizer of the percentiles that lose least, Σ(x̂ − x)² of the sample, for each scale on its own.
+    """The quantizer of the percentiles of least Σ(x̂ − x)² on the sample, chosen separately for each scale.
 
     Args:
-        stats: the site; its sample is capped, so a far percentile is about the sample's extreme.
-        granularity: which scales choose on their own.
+        stats: the site's statistics; the sample is capped, so the highest percentiles are close to its extremes.
+        granularity: the granularity of the scales.
         percentiles: p, percent; the range is from the (100 − p)-th to the p-th percentile.
-        make: (low, high) in the shape of the scales → the quantizer of that range.
+        make: (low, high) in the shape of the scales → the quantizer of this range.
     """
     import torch
 
@@ -49,12 +49,12 @@ def search(
 
 
 class Percentile(Technique):
-    """Every tensor that is left, weights too, in the range between two percentiles that loses least.
+    """The range between two percentiles of least squared error, for all remaining tensors, weights included.
 
-    Of the ranges between the (100 − p)-th and the p-th percentile, p = 99.9, 99.99 and 99.999, each scale takes the one
-    with the least Σ(x̂ − x)². Deviations from the released code: percentiles are those of the capped sample instead of
-    all calibration values [ours]; ranges are widened to hold 0, so that 0 maps to 0 [ours]; statistics are those of the
-    float model, while the code calibrates each layer behind the quantized ones before it [ours].
+    Of the ranges between the (100 − p)-th and the p-th percentile, p = 99.9, 99.99 and 99.999, each scale uses the one
+    of least Σ(x̂ − x)². Deviations from the released code: percentiles are those of the capped sample instead of all
+    calibration values [ours]. Ranges are extended to contain 0, so that 0 maps to 0 [ours]. Statistics are those of the
+    float model; the code calibrates each layer on the outputs of the quantized layers before it [ours].
     """
 
     paper = "Li et al. 2023, RepQ-ViT (arXiv:2212.08254), released code"
@@ -62,7 +62,7 @@ class Percentile(Technique):
     class Config(qplug.Config):
         """The candidates."""
 
-        use: Literal["repq_vit.percentile"] = Field("repq_vit.percentile", description="which technique this step is")
+        use: Literal["repq_vit.percentile"] = Field("repq_vit.percentile", description="name of the technique")
         percentiles: Percentiles = CANDIDATES
 
     @hookimpl

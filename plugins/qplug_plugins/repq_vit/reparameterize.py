@@ -1,4 +1,4 @@
-"""Scale re-parametrization: what LayerNorm gives to linears, quantized per channel at the price of per tensor."""
+"""Scale re-parametrization: per-channel quantization of LayerNorm outputs at the cost of per-tensor quantization."""
 
 from __future__ import annotations
 
@@ -19,41 +19,38 @@ if TYPE_CHECKING:
 class Reparameterize(Technique):
     """Fold the scales and zero points of a per-channel quantizer into the norm and the linears that read it.
 
-    The norm's output Y gets a scale s_j and a zero point z_j for each channel, by the percentile search of the released
-    code. With s̃ = mean(s), z̃ = mean(z), r1 = s/s̃ and r2 = z − z̃, the core sets gamma' = gamma/r1,
+    The percentile search of the released code gives a scale s_j and a zero point z_j for each channel of the norm's
+    output Y. With s̃ = mean(s), z̃ = mean(z), r1 = s/s̃ and r2 = z − z̃, the core sets gamma' = gamma/r1,
     beta' = (beta + s·r2)/r1, W' = W·diag(r1), b' = b − W·(s·r2): a smoothing with shift −s·r2 and scale r1. Then
-    Y'/s̃ + z̃ = Y/s + z, so that one scale s̃ and one zero point z̃ give every channel the codes of its own quantizer. The
-    site gets that quantizer, at other bits one of the same range; weights are fitted after it, as in the paper.
+    Y'/s̃ + z̃ = Y/s + z, so one scale s̃ and one zero point z̃ give the same codes as the per-channel quantizers. The site
+    gets this quantizer, or one of the same range at other bits. Weights are calibrated after it, as in the paper.
 
-    s̃ and z̃ are remembered. A search on the statistics of Y' would find them again, since percentiles and squared errors
-    move with each channel, but only on the same sample: separate linears for q, k and v sample tokens of their own. A
-    site that was smoothed again afterwards, and one whose norm has other readers, is left to the next technique.
+    The technique stores s̃ and z̃. A search on the statistics of Y' would return the same values, since percentiles and
+    squared errors transform with each channel, but only on the same sample: separate linears for q, k and v have
+    separate samples. A site that is smoothed again, or whose norm has other readers, is left to the next technique.
 
-    Zero points need ``symmetric: false``, for all activations or by ``overrides: [{match: post_layernorm, …}]``. Where
-    the recipe asks a symmetric quantizer, only scales are folded, and the plan shows no zero point [ours]. z̃ is rounded
-    and kept within the codes, where the released code's need not be an integer; no code depends on which one it is
-    [ours]. Percentiles are those of the capped sample [ours]. A channel that never varies is shifted to 0, and not
-    scaled [ours].
+    Zero points need ``symmetric: false``, for all activations or by ``overrides: [{match: post_layernorm, …}]``. For a
+    symmetric quantizer, only scales are folded, and the plan contains no zero point [ours]. z̃ is rounded and clamped to
+    the range of codes, while the released code's may be a float; codes do not depend on this choice [ours]. Percentiles
+    are those of the capped sample [ours]. A constant channel is shifted to 0 and not scaled [ours].
     """
 
     paper = "Li et al. 2023, RepQ-ViT (arXiv:2212.08254), section 3.2, and its released code"
 
     class Config(qplug.Config):
-        """Which norms, and the candidates."""
+        """The norms and the candidates."""
 
-        use: Literal["repq_vit.reparameterize"] = Field(
-            "repq_vit.reparameterize", description="which technique this step is"
-        )
+        use: Literal["repq_vit.reparameterize"] = Field("repq_vit.reparameterize", description="name of the technique")
         match: tuple[str, ...] = Field(("*",), description="patterns of the norms or linears to take", min_length=1)
         percentiles: Percentiles = CANDIDATES
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self._made: dict[str, tuple[UniformQuantizer, Tensor]] = {}
+        self._quantizers: dict[str, tuple[UniformQuantizer, Tensor]] = {}
 
     @hookimpl
     def qplug_smooth(self, group: NormGroup, stats: SiteStats) -> Smoothing | None:
-        """Fold where the norm or one of its linears matches, and its output is to be quantized with one scale."""
+        """Fold if the norm or one of its linears matches, and its output has a quantizer with one scale."""
         import torch
 
         from qplug import UniformQuantizer
@@ -76,19 +73,19 @@ class Reparameterize(Technique):
             torch.where(varies, channels.scale / tensor.scale, torch.ones_like(channels.scale)),
             f"s̃ = {float(scale):.3g}" + ("" if zero is None else f", z̃ = {int(zero)}"),
         )
-        self._made[group.norm] = tensor, _extremes(stats.smoothed(smoothing))
+        self._quantizers[group.norm] = tensor, _extremes(stats.smoothed(smoothing))
         return smoothing
 
     @hookimpl
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice | None:
-        """Take the sites of the norms that were folded."""
+        """Take the sites of the folded norms."""
         import torch
 
         from qplug import UniformQuantizer
 
-        if site.source not in self._made:
+        if site.source not in self._quantizers:
             return None
-        tensor, extremes = self._made[site.source]
+        tensor, extremes = self._quantizers[site.source]
         if not torch.allclose(extremes, _extremes(stats)):
             return None
         coarser = tensor.high / ((1 << (spec.bits - tensor.signed)) - 1)
@@ -99,7 +96,7 @@ class Reparameterize(Technique):
 
 
 def of_channels(low: Tensor, high: Tensor, spec: QuantSpec) -> UniformQuantizer:
-    """As ``UniformQuantizer.from_range``, but an asymmetric range need not hold 0, and a symmetric one is signed."""
+    """As ``UniformQuantizer.from_range``, but an asymmetric range may exclude 0, and a symmetric one is signed."""
     import torch
 
     from qplug import UniformQuantizer

@@ -1,4 +1,4 @@
-"""Smoothings from language models, which MPTQ-ViT compares with: SmoothQuant and Outlier Suppression+."""
+"""Smoothings for language models that MPTQ-ViT compares with: SmoothQuant and Outlier Suppression+."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SmoothQuant: range moved from activations into weights, channel by channel."""
+"""SmoothQuant: channel scales that move the range of activations to weights."""
 
 from __future__ import annotations
 
@@ -17,24 +17,22 @@ class SmoothQuant(Technique):
     """Scale every channel of a norm's output, without a shift.
 
     For channel j of the norm's output Y and the linears W that read it, eps_j = max|Y_j|^alpha / max|W_j|^(1 − alpha);
-    the core then sets gamma' = gamma/eps, beta' = beta/eps, W' = W·diag(eps). Several linears that read one norm share
-    one eps. Alpha 0.5 is what MPTQ-ViT's Eq. 1 takes. MPTQ-ViT's SQ-b is this after subtracting the mean.
+    the core then sets gamma' = gamma/eps, beta' = beta/eps, W' = W·diag(eps). All linears that read a norm share one
+    eps. MPTQ-ViT's Eq. 1 uses alpha = 0.5. MPTQ-ViT's SQ-b is SmoothQuant after the subtraction of the mean.
     """
 
     paper = "Xiao et al. 2023, SmoothQuant, section 4, Eq. 3 and 4; MPTQ-ViT, section 2.2, Eq. 1"
 
     class Config(qplug.Config):
-        """Which norms, and how far."""
+        """The norms and the exponent."""
 
-        use: Literal["smoothing.smooth_quant"] = Field(
-            "smoothing.smooth_quant", description="which technique this step is"
-        )
+        use: Literal["smoothing.smooth_quant"] = Field("smoothing.smooth_quant", description="name of the technique")
         match: tuple[str, ...] = Field(("*",), description="patterns of the norms or linears to smooth", min_length=1)
-        alpha: float = Field(0.5, ge=0.0, le=1.0, description="share of the range that weights take over, without unit")
+        alpha: float = Field(0.5, ge=0.0, le=1.0, description="exponent of max|Y| in the scale, without unit")
 
     @hookimpl
     def qplug_smooth(self, group: NormGroup, stats: SiteStats) -> Smoothing | None:
-        """Smooth the norm where it or one of its linears matches."""
+        """Smooth the norm if it or one of its linears matches."""
         import torch
 
         if not group.matches(self.config.match):

@@ -18,11 +18,12 @@ KINDS = {"post_softmax": SiteKind.POST_SOFTMAX, "post_gelu": SiteKind.POST_GELU}
 
 
 def two_scaled(step: float, shift: int, bits: int, signed: bool) -> RegionQuantizer:
-    """Small magnitudes at ``step``, large ones at ``step``·2^``shift``; a bit tells which, another small values' sign.
+    """Small magnitudes at ``step``, large ones at ``step``·2^``shift``. One bit selects the scale.
 
-    MPTQ-ViT's section 4.3 shows the format at 4 bits: post-GELU values below zero and small ones share seven bins
-    (−3 … 3), large ones seven (1 … 7) eight times as wide. Post-Softmax values need no sign, so small ones have b − 1
-    bits too.
+    Small values need another bit for their sign.
+    MPTQ-ViT's section 4.3 describes the format at 4 bits. Negative and small positive post-GELU values have seven bins
+    (−3 … 3), and large ones seven (1 … 7) that are eight times as wide. Post-Softmax values have no sign, so small ones
+    have b − 1 bits, too.
     """
     from qplug import Region, RegionQuantizer
 
@@ -33,12 +34,12 @@ def two_scaled(step: float, shift: int, bits: int, signed: bool) -> RegionQuanti
 
 
 class V2sf(Technique):
-    """Two scaling factors, split by magnitude, the large one a power of two times the small one.
+    """Two scaling factors for small and large magnitudes, whose ratio is a power of two.
 
-    TSPTQ-ViT's text is not at hand; MPTQ-ViT prints the ratio at 4 bits, 8. ``ratio: paper`` takes 2^(b−1) at every
-    width, which is that at 4 bits but far too much for post-GELU values at 8; so the default, ``search``, tries every
-    power of two that leaves no hole between the small codes and the large ones, by the Hessian-guided metric [ours].
-    The small factor is found by the same metric.
+    TSPTQ-ViT's text is not available; MPTQ-ViT prints the ratio at 4 bits, 8. ``ratio: paper`` is 2^(b−1) for every bit
+    width. This is 8 at 4 bits, but too large for post-GELU values at 8 bits. The default, ``search``, uses the
+    Hessian-guided metric to choose among all powers of two without a gap between small and large codes [ours]. The same
+    metric chooses the small factor.
     """
 
     paper = "Tai, Lin and Wu 2023, TSPTQ-ViT, as described in MPTQ-ViT, sections 2.3 and 4.3"
@@ -47,12 +48,12 @@ class V2sf(Technique):
     class Config(qplug.Config):
         """The kinds and the ratio."""
 
-        use: Literal["tsptq_vit.v_2sf"] = Field("tsptq_vit.v_2sf", description="which technique this step is")
+        use: Literal["tsptq_vit.v_2sf"] = Field("tsptq_vit.v_2sf", description="name of the technique")
         kinds: tuple[Literal["post_softmax", "post_gelu"], ...] = Field(
             ("post_softmax", "post_gelu"), description="kinds of activations to take", min_length=1
         )
         ratio: Literal["search", "paper"] = Field(
-            "search", description="the large factor over the small one: 2^(b−1), or the power of two that loses least"
+            "search", description="ratio of the large to the small factor: 2^(b−1), or the power of two of least error"
         )
 
     @hookimpl

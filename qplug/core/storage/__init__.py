@@ -1,1 +1,1 @@
-"""Files: atomic writes, digests, the cache, packed bits and run folders."""
+"""Atomic writes, digests, the cache of results, packed bits and run folders."""

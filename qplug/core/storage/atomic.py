@@ -1,4 +1,4 @@
-"""Files that are complete or absent, whatever happens while they are written, and what killed writers leave behind."""
+"""Atomic writes of files, and removal of the partial files that killed processes leave behind."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PARTIAL = re.compile(r"\..+\.partial-(?P<pid>\d+)-(?P<host>[0-9a-f]{8})\w+")
 
 
 def partial_prefix(name: str) -> str:
-    """How the name of what is being written begins; letters that make it unique must follow."""
+    """Prefix of the name of a partial file or folder; the caller appends characters that make it unique."""
     return f".{name}.partial-{os.getpid()}-{_host()}"
 
 
 def sweep(parent: Path) -> None:
-    """Remove what is partial in ``parent``, file or folder, and whose process, on this machine, is no more."""
+    """Remove the partial files and folders in ``parent`` whose process ran on this machine and has ended."""
     import psutil
 
     for entry in parent.iterdir():
@@ -41,31 +41,31 @@ def sweep(parent: Path) -> None:
 
 
 def _host() -> str:
-    """This machine's name in 8 digits: on a shared disk, the process numbers of another machine mean nothing here."""
+    """Hash of this machine's name, 8 digits: on a shared disk, a process id is only valid for its own machine."""
     return f"{zlib.crc32(platform.node().encode()):08x}"
 
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as safetensors can write them: on the CPU, contiguous, and each with storage of its own."""
+    """Copies that safetensors can write: on the CPU, contiguous, and without shared storage."""
     return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
 
 
 def check_file(path: Path, option: str) -> None:
-    """Refuse, before any work is done, a file that cannot be written; raises ``InputError`` naming ``option``.
+    """Check, before a run starts, that ``path`` can be written; raises ``InputError`` naming ``option``.
 
-    A file that exists will be replaced.
+    An existing file will be replaced.
     """
     folder = path.absolute().parent
     if path.is_dir():
-        raise InputError("is a folder, and a file is to be written", where=str(path), fix=f"name a file with {option}")
+        raise InputError("is a folder, not a file", where=str(path), fix=f"set {option} to a file")
     if not folder.is_dir():
-        raise InputError("there is no such folder", where=str(folder), fix=f"make it, or name another with {option}")
+        raise InputError("there is no such folder", where=str(folder), fix=f"create it, or change {option}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError("cannot be written to", where=str(folder), fix=f"name a file elsewhere with {option}")
+        raise InputError("the folder cannot be written to", where=str(folder), fix=f"set {option} to another folder")
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write beside ``path`` and rename; raises ``QplugError`` where that fails, and then leaves nothing behind."""
+    """Write a partial file beside ``path`` and rename it; raises ``QplugError`` on failure and removes the file."""
     partial = ""
     try:
         handle, partial = tempfile.mkstemp(prefix=partial_prefix(path.name), dir=path.absolute().parent)
@@ -75,11 +75,13 @@ def write_file(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)  # mkstemp's file is closed to everyone else
+        os.chmod(partial, 0o666 & ~umask)  # only the owner can read the file that mkstemp creates
         os.replace(partial, path)
     except OSError as error:
         raise QplugError(
-            f"cannot be written: {error.strerror or error}", where=str(path), fix="make room, or name another file"
+            f"cannot be written: {error.strerror or error}",
+            where=str(path),
+            fix="free disk space, or set another file",
         ) from error
     finally:
         with suppress(OSError):

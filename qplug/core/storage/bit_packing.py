@@ -1,4 +1,4 @@
-"""Integers of any width packed into bytes, without a bit between them."""
+"""Packing of integers of 1 to 16 bits into bytes, without padding between them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
         bits: 1 to 16.
 
     Returns:
-        (⌈n·bits/8⌉,) uint8 on the device of ``codes``; bits that are left in the last byte are 0.
+        (⌈n·bits/8⌉,) uint8 on the device of ``codes``; unused bits of the last byte are 0.
 
     Raises:
-        ValueError: other bits, codes that are no integers, or that ``bits`` bits do not hold.
+        ValueError: ``bits`` is out of range, or the codes are not integers or not in range.
     """
     _check_bits(bits)
     if codes.is_floating_point() or codes.dtype == torch.bool:
-        raise ValueError(f"integers were expected as codes, received {codes.dtype}")
+        raise ValueError(f"expected integer codes, received {codes.dtype}")
     flat = codes.reshape(-1).to(torch.int32)
     if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < 1 << bits:
-        raise ValueError(f"codes of {bits} bits are 0 … {(1 << bits) - 1}, received {flat.min()} … {flat.max()}")
+        raise ValueError(
+            f"expected codes of {bits} bits in 0 … {(1 << bits) - 1}, received {flat.min()} … {flat.max()}"
+        )
     stream = flat.new_zeros(packed_bytes(flat.numel(), bits) * BYTE, dtype=torch.uint8)
     _split(flat, stream[: flat.numel() * bits].view(-1, bits))
     packed = flat.new_empty(len(stream) // BYTE, dtype=torch.uint8)
@@ -43,25 +45,25 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
-    """What ``pack_bits`` packed.
+    """Unpack the codes that ``pack_bits`` packed.
 
     Args:
         packed: (⌈n·bits/8⌉,) uint8, n being the number of elements of ``shape``.
         bits: 1 to 16.
-        shape: of the codes.
+        shape: shape of the codes.
 
     Returns:
         Codes in 0 … 2^bits − 1, ``shape`` int32, on the device of ``packed``.
 
     Raises:
-        ValueError: other bits, or a tensor of another type or length.
+        ValueError: ``bits`` is out of range, or the tensor has another dtype or length.
     """
     _check_bits(bits)
     count = prod(shape)
     wanted = packed_bytes(count, bits)
     if packed.dtype != torch.uint8 or packed.shape != (wanted,):
         raise ValueError(
-            f"{count} codes of {bits} bits are ({wanted},) uint8, received {tuple(packed.shape)} {packed.dtype}"
+            f"{count} codes of {bits} bits: expected ({wanted},) uint8, received {tuple(packed.shape)} {packed.dtype}"
         )
     stream = packed.new_empty(wanted * BYTE)
     _split(packed, stream.view(-1, BYTE))
@@ -72,17 +74,17 @@ def unpack_bits(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
 
 def _check_bits(bits: int) -> None:
     if not 1 <= bits <= WIDEST:
-        raise ValueError(f"codes have 1 to {WIDEST} bits, received {bits}")
+        raise ValueError(f"expected 1 to {WIDEST} bits, received {bits}")
 
 
 def _split(numbers: Tensor, out: Tensor) -> None:
-    """Bit j of each of (n,) ``numbers`` into column j of ``out``, (n, bits) uint8."""
+    """Write bit j of each of the (n,) ``numbers`` to column j of ``out``, (n, bits) uint8."""
     for j in range(out.shape[1]):
         out[:, j] = (numbers >> j) & 1
 
 
 def _join(columns: Tensor, out: Tensor) -> None:
-    """The inverse of ``_split``, into (n,) ``out``."""
+    """The inverse of ``_split``; writes to (n,) ``out``."""
     out.zero_()
     for j in range(columns.shape[1]):
         out |= columns[:, j].to(out.dtype) << j

@@ -1,6 +1,6 @@
-"""What the content that results depend on is known by: SHA-256 of values, files, code and images.
+"""SHA-256 digests of values, files, code and images, used as cache keys.
 
-Importing this module does not import torch, and nothing in it loads a model or decodes an image.
+Importing this module does not import torch. None of its functions loads a model or decodes an image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qplug.core.examples import Examples
 
 WITHOUT_INFLUENCE = {"qplug": ("analysis", "cli", "testing")}
-"""Folders of a package whose code changes no result."""
+"""Package → its folders whose code does not affect results."""
 
 CODE = (".py", ".so", ".pyd")
 
@@ -35,7 +35,7 @@ def content_key(**parts: Any) -> str:
         parts: strings, finite numbers, booleans, ``None``, and lists and dicts (their keys strings) of these.
 
     Raises:
-        TypeError: something that JSON has no form for.
+        TypeError: a value that JSON cannot represent.
         ValueError: NaN or infinity.
     """
     text = json.dumps(parts, allow_nan=False, separators=(",", ":"), sort_keys=True)
@@ -43,9 +43,9 @@ def content_key(**parts: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal, read once a process unless the file changes.
+    """SHA-256 of a file's bytes, in hexadecimal. Each process reads a file once unless it changes.
 
-    Raises ``InputError`` where it cannot be read.
+    Raises ``InputError`` if it cannot be read.
     """
     try:
         status = path.stat()
@@ -55,7 +55,7 @@ def file_digest(path: Path) -> str:
 
 
 def _changed(status: os.stat_result) -> int:
-    """When a file became what it is; tools that copy a file may set its time of modification back, and no other."""
+    """The later of a file's times of modification and status change: tools that copy files may set the first back."""
     return max(status.st_mtime_ns, status.st_ctime_ns)
 
 
@@ -69,21 +69,19 @@ def _digest(path: Path, changed_ns: int, size: int) -> str:
 
 
 def images_digest(images: Examples) -> str:
-    """SHA-256 over every image's content and label, in order. Nothing is decoded."""
+    """SHA-256 over every example's content and label, in order, without decoding."""
     return content_key(images=[[images.digest(index), images.label(index)] for index in range(len(images))])
 
 
 def code_digest(module: str) -> str:
-    """SHA-256 over the names and bytes of all code of the outermost package or module that holds ``module``.
+    """SHA-256 over the names and bytes of all code of the outermost package or module that contains ``module``.
 
-    A namespace package is none: what counts is the package within it.
-
-    That is its ``.py`` files and compiled extensions; data that it reads is not counted. Nothing is imported to find
-    them, and a file is read once a process unless it changes. Where one was edited after
-    the process began, nobody can tell whether the code that runs is older: the answer is then this process's own.
+    A namespace package is skipped: the package within it is hashed. The code is its ``.py`` files and compiled
+    extensions, without data files. They are found without imports, and each is read once per process unless it changes.
+    A file edited after the process began may differ from the running code. The digest is then unique to this process.
 
     Raises:
-        InputError: there is no such package, or its source is not in files (built in, zipped, typed at a prompt).
+        InputError: the package does not exist, or its source is not in files (built in, zipped, typed at a prompt).
     """
     package = code_package(module)
     digests, newest = {}, 0
@@ -91,13 +89,13 @@ def code_digest(module: str) -> str:
         digests[name] = file_digest(path)
         newest = max(newest, _changed(path.stat()))
     if not digests:
-        fix = "install the package as files, or put the folder of the file on PYTHONPATH"
+        fix = "install the package as files, or add the folder of the file to PYTHONPATH"
         raise InputError(f"there are no source files of '{package}'", fix=fix)
     return content_key(files=digests, process=[os.getpid(), _STARTED] if newest > _STARTED else None)
 
 
 def code_package(module: str) -> str:
-    """The first package or module on the way to ``module`` that is no namespace package."""
+    """The outermost package or module that contains ``module`` and is not a namespace package."""
     parts = module.split(".")
     for count in range(1, len(parts)):
         name = ".".join(parts[:count])
@@ -111,26 +109,26 @@ def code_package(module: str) -> str:
 
 
 def _sources(package: str) -> dict[str, Path]:
-    """Every file of code by its name within the package."""
+    """Every code file by its path within the package."""
     try:
         spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # __main__ is a module that cannot be found
+    except (ImportError, ValueError):  # __main__ has no spec
         spec = None
-    origin = spec.origin if spec else getattr(sys.modules.get(package), "__file__", None)
+    source = spec.origin if spec else getattr(sys.modules.get(package), "__file__", None)
     if spec is None or spec.submodule_search_locations is None:
-        return {Path(origin).name: Path(origin)} if origin and origin.endswith(CODE) else {}
-    found: dict[str, Path] = {}
+        return {Path(source).name: Path(source)} if source and source.endswith(CODE) else {}
+    files: dict[str, Path] = {}
     for folder in map(Path, spec.submodule_search_locations):
         for path in folder.rglob("*"):
             name = path.relative_to(folder)
             counts = path.suffix in CODE and name.parts[0] not in WITHOUT_INFLUENCE.get(package, ())
-            if counts and path.is_file():  # an editor's lock is none
-                found.setdefault(name.as_posix(), path)  # of a package in several places, Python takes the first
-    return found
+            if counts and path.is_file():  # an editor's lock is a broken link
+                files.setdefault(name.as_posix(), path)  # Python imports the first of several folders of a package
+    return files
 
 
 def fingerprint(state: dict[str, Any]) -> str:
-    """SHA-256 over a state dict's names, types, shapes and bytes, in the order of the names, in hexadecimal."""
+    """SHA-256 over a state dict's names, dtypes, shapes and bytes, in the order of the names, in hexadecimal."""
     import torch
 
     digest = hashlib.sha256()
@@ -142,5 +140,5 @@ def fingerprint(state: dict[str, Any]) -> str:
 
 
 def sha256(content: bytes) -> str:
-    """The digest that ``Examples.digest`` promises."""
+    """SHA-256 of ``content``, in hexadecimal, as ``Examples.digest`` returns it."""
     return hashlib.sha256(content).hexdigest()

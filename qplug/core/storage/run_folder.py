@@ -1,4 +1,4 @@
-"""Run folders: written beside their place and renamed, so that a run folder that exists is complete."""
+"""Run folders: each is written under a temporary name and renamed, so that an existing run folder is complete."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ FILES = ("recipe.yaml", "lock.json", "plan.json", "metrics.json", "evaluation.sa
 
 
 def check_target(target: Path) -> None:
-    """Refuse a run folder that exists or cannot be made, before any work is done; raises ``InputError``."""
+    """Check, before a run starts, that ``target`` does not exist and can be created; raises ``InputError``."""
     if os.path.lexists(target):
-        raise InputError("this run folder exists", where=str(target), fix="name another with --out, or remove it")
+        raise InputError("this run folder exists", where=str(target), fix="set another folder with --out, or remove it")
     parent = _existing(target.absolute().parent)
     if not parent.is_dir():
-        raise InputError("is no folder, so no run folder can be made in it", where=str(parent))
+        raise InputError("expected a folder for the run folder, received a file", where=str(parent))
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError("cannot be written to, so no run folder can be made in it", where=str(parent))
+        raise InputError("the folder cannot be written to, so no run folder can be created in it", where=str(parent))
     longest = f"{partial_prefix(target.name)}12345678"
     if len(os.fsencode(longest)) > 255:
         raise InputError(
-            "the name of the run folder is too long", where=str(target), fix="name a shorter one with --out"
+            "the name of the run folder is too long", where=str(target), fix="set a shorter name with --out"
         )
 
 
 class RunFolder:
-    """Writes a run folder: ``with RunFolder(target) as folder: folder.write_json(…)``; committed where the block ends.
+    """Writer of a run folder: ``with RunFolder(target) as folder: folder.write_json(…)``.
 
-    Everything goes to ``.<name>.partial-<pid>-<host><random>`` beside ``target``. Where the block ends well, the files
-    in ``required`` must be there, all is flushed to the disk, and the folder is renamed. Where it does not (an error,
-    an interrupt, a signal that raises ``SystemExit``), it is removed. What a killed process left, the next one removes.
+    Files are written to ``.<name>.partial-<pid>-<host><random>`` beside ``target``. At the end of the block, the files
+    in ``required`` must exist; all are flushed to the disk, and the folder is renamed. After an error, an interrupt or
+    a signal that raises ``SystemExit``, the partial folder is removed. After a kill, the next run removes it.
 
     Raises:
-        InputError: ``target`` exists, or cannot be made.
-        QplugError: the disk is full, or writing failed in another way; nothing is left behind.
+        InputError: ``target`` exists or cannot be created.
+        QplugError: a write failed, for example on a full disk; the partial folder is removed.
     """
 
     def __init__(self, target: str | Path, required: Sequence[str] = FILES) -> None:
@@ -74,17 +74,17 @@ class RunFolder:
             if error is None:
                 self._commit(partial)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)  # gone already where it was renamed
+            shutil.rmtree(partial, ignore_errors=True)  # it no longer exists if it was renamed
             self._partial = None
         if isinstance(error, OSError):
             raise self._failed(error) from error
 
     def path(self, name: str = "") -> Path:
-        """The folder that is being written, or a file in it, for writers of other formats; ``name`` has no folders."""
+        """Path of the partial folder, or of the file ``name`` in it, for writers of other formats."""
         if self._partial is None:
-            raise ValueError("a RunFolder is written to inside its with block")
+            raise ValueError("a RunFolder can only be written to inside its with block")
         if Path(name).name != name or name == "..":
-            raise ValueError(f"a file of a run folder is named without folders, received {name!r}")
+            raise ValueError(f"expected a file name without folders, received {name!r}")
         return self._partial / name
 
     def write_text(self, name: str, text: str) -> None:
@@ -93,31 +93,33 @@ class RunFolder:
             self.path(name).write_text(text, encoding="utf-8", newline="\n")
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write strict JSON; numbers that JSON lacks (NaN, infinity: an SQNR without noise) become ``null``."""
+        """Write strict JSON; NaN and infinity, such as an SQNR without noise, become ``null``."""
         self.write_text(name, to_json(value))
 
     def write_tensors(
         self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
     ) -> None:
-        """Write safetensors; tensors that share storage are written as copies of their own."""
+        """Write safetensors; tensors that share storage are written as separate copies."""
         from safetensors.torch import save
 
-        with self._writing():  # not save_file, whose files are closed to everyone else
+        with self._writing():  # not save_file, whose files only the owner can read
             self.path(name).write_bytes(save(copies(tensors), dict(metadata or {})))
 
     def _commit(self, partial: Path) -> None:
         missing = [name for name in self.required if not (partial / name).is_file()]
         if missing:
-            raise QplugError(f"the run folder is not complete: {', '.join(missing)} missing", where=str(self.target))
+            raise QplugError(f"the run folder is incomplete: {', '.join(missing)} missing", where=str(self.target))
         with self._writing():
             umask = os.umask(0)
             os.umask(umask)
-            partial.chmod(0o777 & ~umask)  # mkdtemp's folder is closed to everyone else
+            partial.chmod(0o777 & ~umask)  # only the owner can open the folder that mkdtemp creates
             for file in sorted(partial.rglob("*")):
                 _flush(file)
             _flush(partial)
             if os.path.lexists(self.target):
-                raise InputError("appeared while the run was working; nothing was written", where=str(self.target))
+                raise InputError(
+                    "the run folder was created by another process; nothing was written", where=str(self.target)
+                )
             partial.rename(self.target.absolute())
             _flush(self.target.absolute().parent)
 
@@ -130,7 +132,7 @@ class RunFolder:
 
     def _failed(self, error: OSError) -> QplugError:
         reason = error.strerror or str(error)
-        fix = "make room, or name a folder on another disk with --out"
+        fix = "free disk space, or set a folder on another disk with --out"
         return QplugError(
             f"cannot write the run folder: {reason}; nothing was written", where=str(self.target), fix=fix
         )
@@ -158,7 +160,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """Make the disk hold what was written; folders too, where the system can open them."""
+    """Flush a file or folder to the disk; Windows cannot open folders, so they are skipped there."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -170,7 +172,7 @@ def _flush(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, read back; larger files wait for use. Weights are read by ``qplug.pipeline.weights``."""
+    """A run folder that was read; its larger files are read at first use. ``qplug.pipeline.weights`` reads weights."""
 
     folder: Path
     lock: dict[str, Any]
@@ -178,17 +180,17 @@ class Run:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """As it was resolved."""
+        """The resolved recipe."""
         return _read_yaml(self.folder / "recipe.yaml")
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        """As ``Plan.to_dict`` gave it."""
+        """The plan, as returned by ``Plan.to_dict``."""
         return _read_json(self.folder / "plan.json")
 
     @cached_property
     def evaluation(self) -> dict[str, NDArray[Any]]:
-        """The answers to every evaluation image, (N,) each: ``evaluation.safetensors`` of the folder."""
+        """The results of every evaluation example, (N,) each, from ``evaluation.safetensors``."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
@@ -196,14 +198,14 @@ class Run:
         try:
             tensors: dict[str, NDArray[Any]] = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"cannot be read: {error}", where=str(path), fix=AGAIN) from error
+            raise InputError(f"the file cannot be read: {error}", where=str(path), fix=AGAIN) from error
         return tensors
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read a run folder; raises ``InputError`` where it is none, lacks a file, or is of a format that is not known."""
+    """Read a run folder; raises ``InputError`` if it is not one, is incomplete, or has an unsupported format."""
     folder = Path(folder)
-    if not os.path.isdir(folder):  # as Path.is_dir, without errors for what cannot be looked at
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it does not raise for a path without access
         what = "is a file, not a run folder" if os.path.lexists(folder) else "there is no such run folder"
         raise InputError(what, where=str(folder))
     if not os.path.isfile(folder / "lock.json"):
@@ -211,8 +213,8 @@ def read_run(folder: str | Path) -> Run:
     lock = _read_json(folder / "lock.json")
     if lock.get("format") != FORMAT:
         what = f"a run folder of format {FORMAT} was expected, received {lock.get('format')!r}"
-        wrote = f"qplug {lock['qplug']}" if "qplug" in lock else "the qplug"
-        fix = f"run its recipe again, or read it with {wrote} that wrote it"
+        writer = f"qplug {lock['qplug']}" if "qplug" in lock else "the version of qplug"
+        fix = f"run its recipe again, or read it with {writer} that wrote it"
         raise InputError(what, where=str(folder / "lock.json"), fix=fix)
     missing = [name for name in FILES if not os.path.isfile(folder / name)]
     if missing:
@@ -224,9 +226,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read: {error}", where=str(path)) from error
+        raise InputError(f"the file cannot be read: {error}", where=str(path)) from error
     if not isinstance(value, dict):
-        raise InputError("holds no JSON object", where=str(path))
+        raise InputError(f"expected a JSON object, received {type(value).__name__}", where=str(path))
     return value
 
 
@@ -237,7 +239,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, YAMLError) as error:
-        raise InputError(f"cannot be read: {error}", where=str(path)) from error
+        raise InputError(f"the file cannot be read: {error}", where=str(path)) from error
     if not isinstance(value, dict):
-        raise InputError("holds no mapping", where=str(path))
+        raise InputError(f"expected a YAML mapping, received {type(value).__name__}", where=str(path))
     return value

@@ -1,7 +1,7 @@
-"""What a model's outputs are: one file a task, one row each in ``TASKS``. Nothing else looks into outputs.
+"""Tasks: the interpretation of a model's outputs, one file and one row of ``TASKS`` each.
 
-A task says which losses calibration differentiates, how predictions are decoded and judged, what agreement with the
-float model means, and how far two outputs are apart.
+A task defines the losses that calibration differentiates, the decoding of predictions, the metrics, agreement with the
+float model, and the distance of two outputs. No code outside this package interprets outputs.
 """
 
 from qplug.core.task.base import Task

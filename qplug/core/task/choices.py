@@ -1,4 +1,4 @@
-"""Tasks whose outputs are scores of choices, which a softmax makes probabilities: logits."""
+"""Base class of tasks whose outputs are logits, which a softmax converts to probabilities of choices."""
 
 from __future__ import annotations
 
@@ -22,34 +22,37 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "kl_zero": lambda logits: F.kl_div(logits.log_softmax(-1), logits.detach().softmax(-1), reduction="sum"),
 }
 """Calibration losses by name: functions of the float logits z (B, …, choices), summed over examples. The squared
-gradient (dL/dO)² of an output O weighs its errors.
+gradient (dL/dO)² of an output O weights its errors.
 
 ``kl``: the *Hessian* of the KL divergence, Jᵀ(diag p − ppᵀ)J with J = dz/dO. L = vᵀz with a random v of covariance
-diag p − ppᵀ has E[(dL/dO)²] = its diagonal (Hutchinson's estimate), so one backward is enough [ours].
-``logits``: likewise for ‖ẑ − z‖² of the centred logits, v of random signs: no example is too certain to count [ours].
-``cross_entropy``: against the model's own top-1, the empirical Fisher; certain examples hardly count [ours].
-``kl_zero``: KL(float ‖ float) itself, as in PTQ4ViT's released code. Its gradient is zero, so only the rounding of
-float32 is left; it is here to show that difference.
+diag p − ppᵀ has E[(dL/dO)²] = the diagonal of this Hessian (Hutchinson's estimate), so one backward suffices [ours].
+``logits``: likewise for ‖ẑ − z‖² of the centred logits, with v of random signs. Examples of high confidence have the
+same weight as others [ours].
+``cross_entropy``: against the model's own top-1, the empirical Fisher. Examples of high confidence have almost no
+weight [ours].
+``kl_zero``: KL(float ‖ float) itself, as in PTQ4ViT's released code. Its gradient is zero up to float32 rounding; it
+serves as a comparison.
 """
 
 
 KINDS = {1: "classes", 2: "answers to questions"}
-"""Axes of labels → what they are."""
+"""Number of axes of labels → name of their kind, for messages."""
 
 
 class Choices(Task):
-    """One choice, or several, among scores along the last axis; a score of ``MASKED`` cannot be chosen."""
+    """A task with one or several choices among scores along the last axis; a score of ``MASKED`` is never chosen."""
 
     losses = tuple(LOSSES)
     axes: ClassVar[int]
-    """Axes of labels; outputs have one more."""
+    """Number of axes of labels; outputs have one more."""
 
     def check_labels(self, labels: Tensor, outputs: Tensor, where: str) -> None:
-        """Labels are of the kind that the model gives, and below its number of choices."""
+        """Check that labels are of the kind that the model predicts, and below its number of choices."""
         if labels.dim() != self.axes or outputs.dim() != self.axes + 1:
-            one, other = KINDS.get(labels.dim(), "something else"), KINDS.get(outputs.dim() - 1, "something else")
+            expected = KINDS.get(outputs.dim() - 1, "outputs of another task")
+            received = KINDS.get(labels.dim(), f"a tensor with {labels.dim()} axes")
             raise InputError(
-                f"the labels are {one}, and the model gives {other}",
+                f"the model predicts {expected}, and the labels are {received}",
                 where=where,
                 fix="give the column of the labels that the model was trained for (label_column, answer_column)",
             )
@@ -61,7 +64,7 @@ class Choices(Task):
             )
 
     def calibration_loss(self, name: str, outputs: Tensor) -> Tensor:
-        """One of ``LOSSES``."""
+        """The loss ``LOSSES[name]``."""
         return LOSSES[name](outputs)
 
     def divergence(self, outputs: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
@@ -70,16 +73,16 @@ class Choices(Task):
         return F.kl_div(q, p, reduction="sum", log_target=True)
 
     def energies(self, reference: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """y² and (y − ŷ)²; 0 where y is ``MASKED``."""
+        """y² and (y − ŷ)²; both are 0 for elements of y that are ``MASKED``."""
         padding = reference == MASKED
         signal, noise = reference.double().square(), (outputs - reference).double().square()
         return signal.masked_fill(padding, 0.0), noise.masked_fill(padding, 0.0)
 
     def metrics(self, float_: Tensor, quantized: Tensor, labels: Tensor) -> dict[str, float]:
-        """``float.top1``, ``quantized.top1`` and ``quantized.agreement`` as shares, and ``quantized.logit_sqnr_db``.
+        """``float.top1``, ``quantized.top1``, ``quantized.agreement`` as fractions, and ``quantized.logit_sqnr_db``.
 
-        Agreement is the share of examples with the float model's prediction. The SQNR of the logits is
-        10·log10(Σy²/Σ(y − ŷ)²) over all examples and choices without padding; infinite where nothing was lost.
+        Agreement is the fraction of examples with the float model's prediction. The SQNR of the logits is
+        10·log10(Σy²/Σ(y − ŷ)²) over all examples and choices without padding; infinite if the logits are equal.
         """
         signal, noise = (energy.sum() for energy in self.energies(float_, quantized))
         return {
@@ -102,14 +105,14 @@ class Choices(Task):
 
 
 def _centred_signs(logits: Tensor) -> Tensor:
-    """Random signs less their mean; padding has none."""
-    shown = logits != MASKED
-    signs = (torch.randint(2, logits.shape, dtype=logits.dtype).to(logits.device) * 2 - 1) * shown
-    return (signs - signs.sum(-1, keepdim=True) / shown.sum(-1, keepdim=True)) * shown
+    """Random signs minus their mean; 0 at padding."""
+    valid = logits != MASKED
+    signs = (torch.randint(2, logits.shape, dtype=logits.dtype).to(logits.device) * 2 - 1) * valid
+    return (signs - signs.sum(-1, keepdim=True) / valid.sum(-1, keepdim=True)) * valid
 
 
 def _kl_probe(logits: Tensor) -> Tensor:
-    """Random vectors with covariance diag p − ppᵀ, one an example."""
+    """Random vectors with covariance diag p − ppᵀ, one per example."""
     p = logits.softmax(-1)
-    v = p.sqrt() * torch.randn(p.shape, dtype=p.dtype).to(p.device)  # drawn on the CPU: the same on every device
+    v = p.sqrt() * torch.randn(p.shape, dtype=p.dtype).to(p.device)  # drawn on the CPU: equal on every device
     return v - p * v.sum(-1, keepdim=True)

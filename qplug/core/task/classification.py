@@ -1,4 +1,4 @@
-"""Classification: one class for each example."""
+"""Classification: one class per example."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Classification(Choices):
         return F.cross_entropy(outputs, labels, reduction="sum", label_smoothing=label_smoothing)
 
     def check_labels(self, labels: Tensor, outputs: Tensor, where: str) -> None:
-        """Labels are whole numbers from 0 to the number of classes less 1."""
+        """Check that labels are integers from 0 to the number of classes − 1."""
         super().check_labels(labels, outputs, where)
         if int(labels.min()) < 0:
             what = f"an example has label {int(labels.min())}, and classes count from 0"
-            raise InputError(what, where=where, fix="give the label column that the model was trained with")
+            raise InputError(what, where=where, fix="set the label column that the model was trained with")
 
     def predictions(self, outputs: Tensor) -> Tensor:
-        """(N,) the class of the largest logit."""
+        """(N,) index of the largest logit."""
         return outputs.argmax(-1)
 
     def truth(self, labels: Tensor, outputs: Tensor) -> Tensor:

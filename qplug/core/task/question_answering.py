@@ -1,4 +1,4 @@
-"""Extractive question answering: the first and the last token of an answer."""
+"""Extractive question answering: the first and the last token of each answer."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from qplug.core.task.choices import Choices
 class QuestionAnswering(Choices):
     """Outputs (N, 2, L): scores of L tokens as start and as end, ``MASKED`` at padding; labels (N, 2) int64.
 
-    A label is negative where no answer can be right. Top-1 is the exact match of start and end.
+    A label is negative if no answer can be correct. Top-1 is the exact match of start and end.
     """
 
     name = "question_answering"
     axes = 2
 
     def training_loss(self, outputs: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-        """Raises ``InputError``: answers cannot be trained."""
+        """Raises ``InputError``: training on answers is not supported."""
         what = f"expected outputs (images, classes) to train on, received {tuple(outputs.shape)}"
         raise InputError(what, where="data.training")
 
@@ -28,5 +28,5 @@ class QuestionAnswering(Choices):
         return self.truth(outputs.argmax(-1), outputs)
 
     def truth(self, labels: Tensor, outputs: Tensor) -> Tensor:
-        """(N,) start·L + end; −1 where a label is negative."""
+        """(N,) start·L + end; −1 for a negative label."""
         return torch.where((labels < 0).any(1), -1, labels[:, 0] * outputs.shape[-1] + labels[:, 1])

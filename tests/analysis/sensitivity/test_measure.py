@@ -228,7 +228,7 @@ def test_images_are_decoded_once_if_they_fit_and_anew_at_each_pass_otherwise(mon
     assert decoded == [0, 1, 2, 3, 4]
     assert [len(batch) for batch in first] == [2, 2, 1]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    monkeypatch.setattr("qplug.data.stream.KEPT", 5 * 3 * 16 * 16 * 4 - 1)
+    monkeypatch.setattr("qplug.data.stream.LARGEST_IN_MEMORY", 5 * 3 * 16 * 16 * 4 - 1)
     streamed = Stream(images, PREPROCESSING, 2)
     assert decoded == [0, 1, 2, 3, 4]
     assert all(torch.equal(a, b) for a, b in zip([*streamed, *streamed], first + second, strict=True))

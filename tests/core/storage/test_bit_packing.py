@@ -1,4 +1,4 @@
-"""Packed codes: against one long integer in Python, and back, for every width."""
+"""Packed codes against one long integer in Python, and the round trip, for every bit width."""
 
 from math import prod
 
@@ -29,7 +29,7 @@ def test_the_bytes_are_one_long_little_endian_integer(case, dtype):
 
 
 @given(coded())
-def test_there_and_back(case):
+def test_the_round_trip_is_exact(case):
     bits, codes = case
     packed = pack_bits(codes, bits)
     assert len(packed) == packed_bytes(codes.numel(), bits)
@@ -44,23 +44,23 @@ def test_every_code_of_every_width(bits):
     assert torch.equal(unpack_bits(pack_bits(codes, bits), bits, (1 << bits,)), codes.int())
 
 
-def test_neither_writes_to_what_it_is_given_and_any_layout_is_taken():
+def test_inputs_are_not_modified_and_may_have_any_layout():
     codes = torch.arange(12, dtype=torch.uint8).view(3, 4).T
     before = codes.clone()
     packed = pack_bits(codes, 5)
-    kept = packed.clone()
+    copy = packed.clone()
     assert torch.equal(unpack_bits(packed, 5, (4, 3)), before.int())
     assert torch.equal(codes, before)
-    assert torch.equal(packed, kept)
+    assert torch.equal(packed, copy)
 
 
 @pytest.mark.parametrize(
     ("codes", "bits", "message"),
     [
-        (torch.tensor([8]), 3, "codes of 3 bits are 0 … 7, received 8 … 8"),
+        (torch.tensor([8]), 3, "codes of 3 bits in 0 … 7, received 8 … 8"),
         (torch.tensor([-1, 0]), 3, "received -1 … 0"),
-        (torch.tensor([1.0]), 3, "integers were expected"),
-        (torch.tensor([True]), 3, "integers were expected"),
+        (torch.tensor([1.0]), 3, "expected integer codes"),
+        (torch.tensor([True]), 3, "expected integer codes"),
         (torch.tensor([0]), 0, "1 to 16 bits"),
         (torch.tensor([0]), 17, "1 to 16 bits"),
     ],
@@ -80,6 +80,6 @@ def test_codes_that_do_not_fit_are_refused(codes, bits, message):
         (torch.zeros(2, dtype=torch.uint8), 0, (3,)),
     ],
 )
-def test_other_tensors_are_no_packed_codes(packed, bits, shape):
+def test_tensors_that_are_not_packed_codes_are_refused(packed, bits, shape):
     with pytest.raises(ValueError, match="received"):
         unpack_bits(packed, bits, shape)

@@ -1,4 +1,4 @@
-"""The cache gives back what it was given or nothing, whatever happens to its folder and to those who write it."""
+"""The cache returns an entry as it was stored or ``None``, despite damaged files, full disks and killed processes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_an_entry_round_trips_bit_for_bit_to_any_process(tmp_path: Path) -> None
         assert got.numpy().tobytes() == tensor.numpy().tobytes()
 
 
-def test_views_and_tensors_that_share_storage_are_kept(tmp_path: Path) -> None:
+def test_views_and_tensors_that_share_storage_are_stored(tmp_path: Path) -> None:
     whole, cache = torch.arange(6.0).requires_grad_(True), Cache(tmp_path)
     cache.store("statistics", KEY, {"whole": whole, "part": whole[2:4], "turned": whole.reshape(2, 3).T}, {})
     entry = cache.load("statistics", KEY)
@@ -69,7 +69,7 @@ def test_views_and_tensors_that_share_storage_are_kept(tmp_path: Path) -> None:
     assert torch.equal(entry.tensors["turned"], whole.detach().reshape(2, 3).T)
 
 
-def test_what_was_not_stored_is_a_miss_and_makes_no_folder(tmp_path: Path) -> None:
+def test_a_missing_entry_is_a_miss_and_creates_no_folder(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "none")
     assert cache.load("statistics", KEY) is None
     assert (cache.entries(), cache.size_mb(), cache.warnings) == ([], 0.0, [])
@@ -80,7 +80,7 @@ def test_what_was_not_stored_is_a_miss_and_makes_no_folder(tmp_path: Path) -> No
     assert cache.load("ranges", KEY) is None
 
 
-def test_a_later_entry_takes_the_place_of_the_earlier(tmp_path: Path) -> None:
+def test_a_later_entry_replaces_an_earlier_one(tmp_path: Path) -> None:
     cache = filled(tmp_path)
     cache.store("statistics", KEY, {"x": torch.ones(2)}, {"seconds": 2})
     entry = cache.load("statistics", KEY)
@@ -97,7 +97,7 @@ def test_names_stay_in_the_folder(tmp_path: Path, kind: str, key: str) -> None:
         Cache(tmp_path).store(kind, key, {}, {})
 
 
-def test_every_flipped_bit_of_the_content_is_noticed(tmp_path: Path) -> None:
+def test_every_flipped_bit_of_the_content_is_detected(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     cache.store("statistics", KEY, {"x": torch.arange(4.0), "y": torch.ones(2, dtype=torch.int64)}, {"seconds": 3})
     path = file_of(cache)
@@ -140,45 +140,45 @@ def test_a_foreign_file_and_one_of_another_name_are_misses_and_removed(tmp_path:
     assert not other.exists()
 
 
-def test_the_longest_unused_go_first_where_the_limit_is_passed(tmp_path: Path) -> None:
+def test_the_least_recently_used_are_removed_first_beyond_the_limit(tmp_path: Path) -> None:
     cache = Cache(tmp_path, limit_mb=10)
     tensors = {"x": torch.zeros(2 * MB // 4)}
     for number in range(4):
         cache.store("statistics", numbered(number), tensors, {})
         os.utime(file_of(cache, numbered(number)), ns=(number, number))
-    assert [held.key for held in cache.entries()] == [numbered(number) for number in range(4)]
-    assert cache.load("statistics", numbered(0)) is not None  # used just now, so 1 is the one unused longest
+    assert [file.key for file in cache.entries()] == [numbered(number) for number in range(4)]
+    assert cache.load("statistics", numbered(0)) is not None  # used just now, so 1 is the least recently used
     cache.store("ranges", numbered(4), tensors, {})  # 10 MB and the headers
-    assert [held.key for held in cache.entries()] == [numbered(number) for number in (2, 3, 0, 4)]
+    assert [file.key for file in cache.entries()] == [numbered(number) for number in (2, 3, 0, 4)]
     assert 8 < cache.size_mb() < 9
-    later = Cache(tmp_path, limit_mb=5)  # knows nothing yet of what lies there
+    later = Cache(tmp_path, limit_mb=5)  # it has not listed the entries yet
     later.store("ranges", numbered(5), tensors, {})
-    assert [held.key for held in later.entries()] == [numbered(number) for number in (4, 5)]
+    assert [file.key for file in later.entries()] == [numbered(number) for number in (4, 5)]
     assert later.warnings == []
 
 
-def test_what_alone_passes_the_limit_is_not_kept_and_drives_nothing_out(tmp_path: Path) -> None:
+def test_an_entry_larger_than_the_limit_is_not_stored_and_removes_no_other(tmp_path: Path) -> None:
     cache = Cache(tmp_path, limit_mb=1)
     cache.store("statistics", numbered(0), {"x": torch.zeros(10)}, {})
     for number in (1, 2):
         cache.store("statistics", numbered(number), {"x": torch.zeros(MB)}, {})
-    assert [held.key for held in cache.entries()] == [numbered(0)]
-    assert cache.warnings == [f"the cache {tmp_path} is limited to 1 MB; larger results are not kept"]
+    assert [file.key for file in cache.entries()] == [numbered(0)]
+    assert cache.warnings == [f"the cache {tmp_path} is limited to 1 MB; larger results are not stored"]
     almost = MB - cache.entries()[0].size
     cache.store("statistics", numbered(3), {"x": torch.zeros(almost, dtype=torch.uint8)}, {})
-    assert [held.key for held in cache.entries()] == [numbered(3)]
+    assert [file.key for file in cache.entries()] == [numbered(3)]
 
 
-def test_what_is_there_can_be_seen_and_cleared(tmp_path: Path) -> None:
+def test_entries_are_listed_and_cleared(tmp_path: Path) -> None:
     started = time.time_ns()
     cache = filled(tmp_path)
     cache.store("ranges", numbered(1), {"x": torch.zeros(1000)}, {})
-    (tmp_path / "ranges/notes.safetensors").write_text("mine")
-    (tmp_path / "ranges" / numbered(1)[:2] / "mine.safetensors").write_text("mine")
+    (tmp_path / "ranges/notes.safetensors").write_text("foreign")
+    (tmp_path / "ranges" / numbered(1)[:2] / "foreign.safetensors").write_text("foreign")
     entries = cache.entries()
-    assert [(held.kind, held.key) for held in entries] == [("statistics", KEY), ("ranges", numbered(1))]
-    assert [held.size for held in entries] == [held.path.stat().st_size for held in entries]
-    assert cache.size_mb() == sum(held.size for held in entries) / 1e6
+    assert [(file.kind, file.key) for file in entries] == [("statistics", KEY), ("ranges", numbered(1))]
+    assert [file.size for file in entries] == [file.path.stat().st_size for file in entries]
+    assert cache.size_mb() == sum(file.size for file in entries) / 1e6
     assert started - 1e9 <= entries[1].used <= time.time_ns()  # a file system may round by a second
     cache.clear()
     assert cache.entries() == []
@@ -188,7 +188,7 @@ def test_what_is_there_can_be_seen_and_cleared(tmp_path: Path) -> None:
 
 @contextmanager
 def disk(folder: Path, options: str):
-    """A small real disk, where whoever runs the tests may mount one."""
+    """A small real disk; skips if the user may not mount one."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:
@@ -203,12 +203,12 @@ def disk(folder: Path, options: str):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_adds_one_warning_and_keeps_what_is_there(tmp_path: Path) -> None:
+def test_a_full_disk_adds_one_warning_and_the_entries_stay(tmp_path: Path) -> None:
     with disk(tmp_path / "small", "size=1m"):
         cache = filled(tmp_path / "small")
         for number in range(2):
             cache.store("statistics", numbered(number), {"x": torch.zeros(MB)}, {})
-        reason = "cannot be written to (No space left on device); nothing new is kept in it"
+        reason = "cannot be written to (No space left on device); new results are not stored"
         assert cache.warnings == [f"the cache {cache.folder} {reason}"]
         assert cache.load("statistics", KEY) is not None
         assert leftovers(cache.folder) == []
@@ -233,7 +233,7 @@ def test_a_read_only_disk_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["open", "mkdir", "replace", "iterdir"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
-def test_whatever_cannot_be_written_is_one_warning(
+def test_failed_writes_are_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: int
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -244,10 +244,10 @@ def test_whatever_cannot_be_written_is_one_warning(
         patch.setattr(os if place == "replace" else Path, place, refuse)
         for _ in range(2):
             cache.store("statistics", numbered(1), TENSORS, ABOUT)
-    reason = f"cannot be written to ({os.strerror(number)}); nothing new is kept in it"
+    reason = f"cannot be written to ({os.strerror(number)}); new results are not stored"
     assert cache.warnings == [f"the cache {tmp_path} {reason}"]
     assert leftovers(tmp_path) == []
-    assert [held.key for held in cache.entries()] == [KEY]
+    assert [file.key for file in cache.entries()] == [KEY]
     cache.store("statistics", numbered(1), TENSORS, ABOUT)
     assert cache.load("statistics", numbered(1)) is not None
 
@@ -261,21 +261,22 @@ def test_a_disk_that_cannot_be_read_is_one_warning_and_a_miss(tmp_path: Path, mo
     assert cache.load("statistics", KEY) is None
     assert cache.load("statistics", KEY) is None
     assert cache.warnings == [
-        f"the cache {tmp_path} cannot be read (Input/output error); what it keeps is computed again"
+        f"the cache {tmp_path} cannot be read (Input/output error); its results are computed again"
     ]
     monkeypatch.undo()
     assert cache.load("statistics", KEY) is not None
 
 
-def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
+def test_a_file_at_the_path_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("foreign")
     cache = Cache(tmp_path / "file")
     assert cache.load("statistics", KEY) is None
     cache.store("statistics", KEY, TENSORS, ABOUT)
     cache.clear()
     assert cache.entries() == []
-    assert cache.warnings == [f"the cache {cache.folder} cannot be written to (File exists); nothing new is kept in it"]
-    assert (tmp_path / "file").read_text() == "mine"
+    reason = "cannot be written to (File exists); new results are not stored"
+    assert cache.warnings == [f"the cache {cache.folder} {reason}"]
+    assert (tmp_path / "file").read_text() == "foreign"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="umask is POSIX")
@@ -291,7 +292,7 @@ HALF = """
 import sys, time
 from pathlib import Path
 import torch
-from qplug import cache
+from qplug.core.storage import cache
 write = Path.open
 class Slow:
     def __init__(self, file): self.file = file
@@ -316,13 +317,13 @@ def test_a_kill_in_the_middle_leaves_nothing_that_is_loaded(tmp_path: Path, name
         assert work.stdout is not None
         assert work.stdout.readline() == "half\n"
         Cache(tmp_path).store("statistics", numbered(1), {}, {})
-        assert len(leftovers(tmp_path)) == 1  # it still lives, and keeps its half
+        assert len(leftovers(tmp_path)) == 1  # the partial file of a running process stays
         work.send_signal(getattr(signal, name))
         assert work.wait(timeout=300) != 0
     assert len(leftovers(tmp_path)) == (name == "SIGKILL")
     cache = Cache(tmp_path)
     assert cache.load("statistics", KEY) is None
-    assert [held.key for held in cache.entries()] == [numbered(1)]
+    assert [file.key for file in cache.entries()] == [numbered(1)]
     cache.store("statistics", numbered(2), {}, {})
     assert leftovers(tmp_path) == []
 
@@ -339,8 +340,8 @@ sys.stdin.readline()
 for turn in range(count):
     key = content_key(shared=turn % 3)
     cache.store("shared", key, {"x": torch.full((100000,), value)}, {"by": value})
-    found = cache.load("shared", key)
-    assert found is not None and bool((found.tensors["x"] == found.about["by"]).all()), turn
+    entry = cache.load("shared", key)
+    assert entry is not None and bool((entry.tensors["x"] == entry.about["by"]).all()), turn
     cache.store("own", content_key(by=value, turn=turn), {"x": torch.full((10,), value)}, {})
 print(cache.warnings)
 """
@@ -365,15 +366,15 @@ def test_processes_at_once_on_one_key_and_on_others_all_succeed(tmp_path: Path) 
         out, errors = work.communicate(timeout=300)
         assert (work.returncode, out, errors) == (0, "[]\n", "")
     cache = Cache(tmp_path)
-    kinds = [held.kind for held in cache.entries()]
+    kinds = [file.kind for file in cache.entries()]
     assert (kinds.count("shared"), kinds.count("own")) == (3, 80)
-    assert all(cache.load(held.kind, held.key) is not None for held in cache.entries())
+    assert all(cache.load(file.kind, file.key) is not None for file in cache.entries())
     assert leftovers(tmp_path) == []
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
-def test_kills_at_any_moment_leave_whole_entries_only(tmp_path: Path) -> None:
+def test_kills_at_any_moment_leave_complete_entries_only(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     for turn in range(4):
         before = len(cache.entries())
@@ -386,15 +387,15 @@ def test_kills_at_any_moment_leave_whole_entries_only(tmp_path: Path) -> None:
             time.sleep(0.003 * turn)
             work.kill()
     entries = cache.entries()
-    for held in entries:
-        entry = cache.load(held.kind, held.key)
+    for file in entries:
+        entry = cache.load(file.kind, file.key)
         assert entry is not None
-        assert held.kind == "own" or bool((entry.tensors["x"] == entry.about["by"]).all())
+        assert file.kind == "own" or bool((entry.tensors["x"] == entry.about["by"]).all())
     cache.store("own", KEY, {}, {})
     assert leftovers(tmp_path) == []
 
 
-def test_importing_it_imports_nothing_heavy() -> None:
+def test_the_import_imports_no_torch() -> None:
     heavy = ("torch", "timm", "numpy", "sklearn", "brevitas", "safetensors", "psutil")
     modules = "qplug.core.storage.cache, qplug.core.storage.hashing"
     code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"

@@ -1,4 +1,4 @@
-"""Keys change with the content that results depend on, with all of it, and with nothing else."""
+"""Digests change with every content that results depend on, and only with it."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def test_keys_of_other_content_differ() -> None:
     assert content_key(a=["ab", "c"]) != content_key(a=["a", "bc"])
 
 
-def test_what_has_no_canonical_form_is_refused() -> None:
+def test_values_without_canonical_json_are_refused() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         content_key(a=float("nan"))
     with pytest.raises(TypeError, match="not JSON serializable"):
         content_key(a=Path("x"))
 
 
-def test_a_file_is_known_by_its_bytes(tmp_path: Path) -> None:
+def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     content = os.urandom((1 << 20) + 5)
     (tmp_path / "a").write_bytes(content)
     assert file_digest(tmp_path / "a") == hashlib.sha256(content).hexdigest()
@@ -68,24 +68,24 @@ def fresh(path: Path, module: str) -> str:
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """A package that must not be imported, with a module in a folder of it."""
-    (tmp_path / "mine/inner").mkdir(parents=True)
-    (tmp_path / "mine/__init__.py").write_text("raise SystemExit('imported')\n")
-    (tmp_path / "mine/inner/part.py").write_text("WIDTH = 3\n")
-    return tmp_path / "mine"
+    (tmp_path / "pack/inner").mkdir(parents=True)
+    (tmp_path / "pack/__init__.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "pack/inner/part.py").write_text("WIDTH = 3\n")
+    return tmp_path / "pack"
 
 
-def test_code_is_that_of_the_whole_package_whichever_module_is_named(package: Path) -> None:
-    first = fresh(package.parent, "mine")
+def test_the_code_of_a_module_is_that_of_its_whole_package(package: Path) -> None:
+    first = fresh(package.parent, "pack")
     assert len(first) == 64
-    assert fresh(package.parent, "mine.inner.part") == first
-    shutil.copytree(package, package.parent / "elsewhere/mine")
-    assert fresh(package.parent / "elsewhere", "mine") == first
+    assert fresh(package.parent, "pack.inner.part") == first
+    shutil.copytree(package, package.parent / "elsewhere/pack")
+    assert fresh(package.parent / "elsewhere", "pack") == first
 
 
 @pytest.mark.parametrize("change", ["edit", "add", "remove", "rename", "swap", "compile"])
 def test_any_change_of_the_code_is_noticed(package: Path, change: str) -> None:
     part = package / "inner/part.py"
-    before, times = fresh(package.parent, "mine"), part.stat()
+    before, times = fresh(package.parent, "pack"), part.stat()
     if change == "edit":
         part.write_text("WIDTH = 4\n")
         os.utime(part, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -101,16 +101,16 @@ def test_any_change_of_the_code_is_noticed(package: Path, change: str) -> None:
         initial = (package / "__init__.py").read_text()
         (package / "__init__.py").write_text(part.read_text())
         part.write_text(initial)
-    assert fresh(package.parent, "mine") != before
+    assert fresh(package.parent, "pack") != before
 
 
-def test_what_is_no_code_is_not_counted(package: Path) -> None:
-    before = fresh(package.parent, "mine")
+def test_files_without_code_are_not_counted(package: Path) -> None:
+    before = fresh(package.parent, "pack")
     (package / "notes.txt").write_text("x")
     (package / "inner/__pycache__").mkdir()
     (package / "inner/__pycache__/part.cpython-311.pyc").write_bytes(b"x")
     (package / ".#part.py").symlink_to("somebody@somewhere.1234")  # an editor's lock
-    assert fresh(package.parent, "mine") == before
+    assert fresh(package.parent, "pack") == before
 
 
 def test_a_module_of_one_file_and_a_package_without_init(tmp_path: Path) -> None:
@@ -127,37 +127,37 @@ def test_a_module_of_one_file_and_a_package_without_init(tmp_path: Path) -> None
     assert fresh(tmp_path, "space.inner.part") != space
 
 
-def test_of_qplug_what_only_shows_results_is_left_out(tmp_path: Path) -> None:
+def test_the_digest_of_qplug_excludes_code_that_only_displays_results(tmp_path: Path) -> None:
     shutil.copytree(QPLUG, tmp_path / "qplug", ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
     before = fresh(tmp_path, "qplug")
-    for room in ("analysis", "cli", "testing"):
-        (tmp_path / "qplug" / room / "__init__.py").write_text('"""Another."""\n')
+    for folder in ("analysis", "cli", "testing"):
+        (tmp_path / "qplug" / folder / "__init__.py").write_text('"""Another."""\n')
     assert fresh(tmp_path, "qplug") == before
     (tmp_path / "qplug/quantization/quantizers/cli.py").write_text("")
     assert fresh(tmp_path, "qplug") != before
 
 
-def test_an_edit_during_the_process_is_noticed_and_stays_its_own(
+def test_an_edit_during_the_process_gives_a_digest_unique_to_the_process(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(package.parent)
-    first = code_digest("mine")
-    assert code_digest("mine") == first
-    assert fresh(package.parent, "mine") != first  # nobody can tell whether this process runs the code of the files
+    first = code_digest("pack")
+    assert code_digest("pack") == first
+    assert fresh(package.parent, "pack") != first  # this process may run code that is older than the files
     (package / "inner/part.py").write_text("WIDTH = 40\n")
-    assert code_digest("mine") not in (first, fresh(package.parent, "mine"))
+    assert code_digest("pack") not in (first, fresh(package.parent, "pack"))
     for path in package.rglob("*.py"):
-        os.utime(path, ns=(0, 0))  # as tools do that install from an archive
-    assert code_digest("mine") not in (first, fresh(package.parent, "mine"))
+        os.utime(path, ns=(0, 0))  # as tools that install from an archive do
+    assert code_digest("pack") not in (first, fresh(package.parent, "pack"))
     monkeypatch.setattr("qplug.core.storage.hashing._STARTED", time.time_ns())
-    assert code_digest("mine") == fresh(package.parent, "mine")
+    assert code_digest("pack") == fresh(package.parent, "pack")
 
 
 def test_a_file_is_read_once(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(package.parent)
-    first = code_digest("mine")
+    first = code_digest("pack")
     monkeypatch.setattr("pathlib.Path.open", lambda path, *_: pytest.fail(f"{path} is read again"))
-    assert code_digest("mine.inner") == first
+    assert code_digest("pack.inner") == first
 
 
 def test_code_of_a_script_is_the_script(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def photos(root: Path, names: tuple[str, ...]) -> FolderImages:
     return Folder(Folder.Config(source="folder", path=str(root))).open(0)
 
 
-def test_images_are_known_by_content_label_and_order(tmp_path: Path) -> None:
+def test_the_digest_of_images_covers_content_label_and_order(tmp_path: Path) -> None:
     names = ("cat/0.png", "cat/1.png", "dog/2.png")
     images = photos(tmp_path / "a", names)
     same = photos(tmp_path / "b", ("kitten/0.png", "kitten/1.png", "puppy/2.png"))
@@ -199,7 +199,7 @@ def test_images_are_known_by_content_label_and_order(tmp_path: Path) -> None:
     items = images._items
     others = [FolderImages(items[:2]), FolderImages(items[::-1]), FolderImages([*items[:2], (items[2][0], 0)])]
     (tmp_path / "b/kitten/0.png").write_bytes((tmp_path / "b/puppy/2.png").read_bytes())
-    assert len({images_digest(one) for one in (images, same, *others)}) == 5
+    assert len({images_digest(examples) for examples in (images, same, *others)}) == 5
     assert images_digest(ToyImages("test", 4, 0)) == images_digest(ToyImages("test", 4, 0))
     assert images_digest(ToyImages("test", 4, 0)) != images_digest(ToyImages("test", 4, 1))
 

@@ -1,4 +1,4 @@
-"""A run folder is complete or absent, whatever ends the writing."""
+"""A run folder is complete or absent, also after errors, full disks and signals."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_run_folder_appears_complete(tmp_path: Path) -> None:
     assert sorted(leftovers(run.folder)) == sorted(FILES)
 
 
-def test_others_may_read_it_as_far_as_the_umask_lets_them(tmp_path: Path) -> None:
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     old = os.umask(0o022)
     try:
         write_run(tmp_path / "one")
@@ -68,7 +68,7 @@ def test_tensors_that_share_storage_are_written(tmp_path: Path) -> None:
     assert (tmp_path / "one" / "model.safetensors").is_file()
 
 
-def test_an_existing_target_is_refused_before_work_and_at_the_end(tmp_path: Path) -> None:
+def test_an_existing_target_is_refused_at_the_start_and_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
@@ -83,15 +83,15 @@ def test_an_existing_target_is_refused_before_work_and_at_the_end(tmp_path: Path
             folder.write_text("a", "a")
             (tmp_path / "late").mkdir()
 
-    with pytest.raises(InputError, match="appeared while the run was working"):
+    with pytest.raises(InputError, match="was created by another process; nothing was written"):
         late()
     assert leftovers(tmp_path) == ["file", "late", "link", "there"]
     assert leftovers(tmp_path / "late") == []
 
 
-def test_a_target_that_cannot_be_made_is_refused_before_work(tmp_path: Path) -> None:
+def test_a_target_that_cannot_be_created_is_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="expected a folder for the run folder, received a file"):
         check_target(tmp_path / "file" / "run")
     with pytest.raises(InputError, match="too long"):
         check_target(tmp_path / ("x" * 240))
@@ -99,17 +99,17 @@ def test_a_target_that_cannot_be_made_is_refused_before_work(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs a user whom permissions bind")
-def test_a_parent_that_cannot_be_written_is_refused_before_work(tmp_path: Path) -> None:
+def test_a_parent_that_is_not_writable_is_refused_at_the_start(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(InputError, match="cannot be written to"):
+        with pytest.raises(InputError, match="the folder cannot be written to"):
             check_target(tmp_path / "run")
     finally:
         tmp_path.chmod(0o700)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), ValueError("x"), InputError("y")])
-def test_nothing_stays_where_the_work_fails(tmp_path: Path, error: BaseException) -> None:
+def test_an_error_in_the_block_leaves_no_file(tmp_path: Path, error: BaseException) -> None:
     def work() -> None:
         with RunFolder(tmp_path / "one", required=SMALL) as folder:
             folder.write_json("metrics.json", {})
@@ -214,11 +214,11 @@ def test_a_kill_in_the_middle_leaves_no_run_folder(tmp_path: Path, name: str) ->
         assert work.wait(timeout=300) != 0
     assert not target.exists()
     assert bool(leftovers(tmp_path)) == (name == "SIGKILL")
-    write_run(tmp_path / "two")  # removes what the killed process left
+    write_run(tmp_path / "two")  # removes the partial folder of the killed process
     assert leftovers(tmp_path) == ["two"]
 
 
-def test_partial_folders_of_the_living_and_of_others_stay(tmp_path: Path) -> None:
+def test_partial_folders_of_running_processes_and_other_machines_stay(tmp_path: Path) -> None:
     foreign = tmp_path / ".one.partial-999999999-00000000abcdefgh"
     own = tmp_path / ".notes.partial"
     foreign.mkdir()
@@ -244,15 +244,15 @@ def test_json_is_strict() -> None:
         ("lock.json", '{"format": 1, "qplug": "0.1.0"}', "run its recipe again, or read it with qplug 0.1.0"),
         ("lock.json", None, "is not a run folder: lock.json missing"),
         ("lock.json", "{}", "received None"),
-        ("lock.json", "[]", "holds no JSON object"),
+        ("lock.json", "[]", "expected a JSON object, received list"),
         ("metrics.json", "{", "cannot be read"),
         ("recipe.yaml", "a: [", "cannot be read"),
-        ("recipe.yaml", "a", "holds no mapping"),
+        ("recipe.yaml", "a", "expected a YAML mapping, received str"),
         ("plan.json", None, "is not a whole run folder: plan.json missing"),
         ("evaluation.safetensors", "half", "cannot be read"),
     ],
 )
-def test_what_is_no_run_folder(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+def test_broken_run_folders_are_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:
     write_run(tmp_path / "one")
     path = tmp_path / "one" / name
     if text is None:
@@ -268,6 +268,6 @@ def test_what_is_no_run_folder(tmp_path: Path, name: str, text: str | None, mess
         whole()
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such run folder"):
         read_run(tmp_path / "one")
