@@ -110,7 +110,7 @@ class TooManyCodes(Uniform):
         (WithoutCodes, "WithoutCodes has no integers"),
         (OtherValues, "OtherValues's codes do not give back its values"),
         (Moves, "Moves does not leave its values as they are"),
-        (TooManyCodes, "codes of 4 bits are 0 … 15"),
+        (TooManyCodes, "expected codes of 4 bits in 0 … 15"),
     ],
 )
 def test_what_codes_would_lose_stays_in_float_and_is_named(tmp_path, kind, reason):

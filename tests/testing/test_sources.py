@@ -285,9 +285,11 @@ WRONG_MODELS = {
 @pytest.mark.parametrize("case", WRONG_MODELS)
 def test_the_suite_finds_what_is_wrong_with_models(case):
     source, test, message = WRONG_MODELS[case]
+    threads = torch.get_num_threads()
     suite = type("Suite", (ModelSourceContract,), {"source": source})()
     with pytest.raises(AssertionError, match=message):
         getattr(suite, f"test_{test}")(parameters={})
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(

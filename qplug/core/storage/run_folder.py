@@ -213,8 +213,7 @@ def read_run(folder: str | Path) -> Run:
     lock = _read_json(folder / "lock.json")
     if lock.get("format") != FORMAT:
         what = f"a run folder of format {FORMAT} was expected, received {lock.get('format')!r}"
-        writer = f"qplug {lock['qplug']}" if "qplug" in lock else "the version of qplug"
-        fix = f"run its recipe again, or read it with {writer} that wrote it"
+        fix = f"run its recipe again: qplug run {folder / 'recipe.yaml'} --out NEW_FOLDER"
         raise InputError(what, where=str(folder / "lock.json"), fix=fix)
     missing = [name for name in FILES if not os.path.isfile(folder / name)]
     if missing:

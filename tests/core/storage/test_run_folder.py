@@ -241,7 +241,7 @@ def test_json_is_strict() -> None:
     ("name", "text", "message"),
     [
         ("lock.json", '{"format": 99}', "of format 4 was expected, received 99"),
-        ("lock.json", '{"format": 1, "qplug": "0.1.0"}', "run its recipe again, or read it with qplug 0.1.0"),
+        ("lock.json", '{"format": 1, "qplug": "0.1.0"}', "run its recipe again: qplug run "),
         ("lock.json", None, "is not a run folder: lock.json missing"),
         ("lock.json", "{}", "received None"),
         ("lock.json", "[]", "expected a JSON object, received list"),

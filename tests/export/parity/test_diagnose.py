@@ -111,7 +111,7 @@ def test_a_damaged_run_and_one_of_another_version(run, tmp_path):
     (damaged / "lock.json").write_text(json.dumps({"format": 99, "qplug": "9.0"}))
     error = refused(damaged, out=tmp_path / "a.onnx")
     assert "of format 4 was expected, received 99" in error.what
-    assert "read it with qplug 9.0 that wrote it" in error.fix
+    assert "recipe.yaml --out NEW_FOLDER" in error.fix
     assert "no such run folder" in refused(tmp_path / "nowhere", out=tmp_path / "a.onnx").what
     assert not (tmp_path / "a.onnx").exists()
 

@@ -84,8 +84,8 @@ def test_parameters_stay_the_same_objects_and_new_ones_want_no_gradient_where_th
 @pytest.mark.parametrize(
     ("shift", "scale", "message"),
     [
-        (torch.zeros(7), torch.ones(8), r"must be \(8,\), got \(7,\) and \(8,\)"),
-        (torch.zeros(8), torch.ones(1), r"got \(8,\) and \(1,\)"),
+        (torch.zeros(7), torch.ones(8), r"of \(8,\), received \(7,\) and \(8,\)"),
+        (torch.zeros(8), torch.ones(1), r"received \(8,\) and \(1,\)"),
         (torch.zeros(8), torch.zeros(8), "scale positive"),
         (torch.zeros(8), -torch.ones(8), "scale positive"),
         (torch.full((8,), float("nan")), torch.ones(8), "finite"),
