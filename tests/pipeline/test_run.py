@@ -173,7 +173,10 @@ def measured_alike(one, other) -> None:
 # what it measures
 
 
-@pytest.mark.parametrize("model", ["toy", "deit", "swin"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("model", ["toy", pytest.param("deit", marks=SLOW), pytest.param("swin", marks=SLOW)])
 def test_the_whole_method_end_to_end(registry, model):
     result = run(recipe(registry, model=model), registry=registry)
     metrics = result.metrics

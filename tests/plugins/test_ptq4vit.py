@@ -351,6 +351,7 @@ def test_heads_are_searched_alone_and_qkv_in_three_groups(toy):
     assert make(Search, rounds=5).qplug_alternation_rounds(operands=()) == 5
 
 
+@pytest.mark.slow
 def test_by_the_cosine_outputs_point_closer_to_the_float_ones(toy):
     by_error, by_cosine = (decided(toy, 3, objective=objective) for objective in ("hessian", "cosine"))
     distances = [operation_errors(toy, quantizers, "cosine_distance") for quantizers in (by_error, by_cosine)]

@@ -147,7 +147,7 @@ def test_unreadable_runs_are_named_and_the_rest_is_read(tmp_path):
     text = [str(error) for error in found.failures]
     assert "half: is not a whole run folder: evaluation.safetensors missing" in text[0]
     assert "format 4 was expected, received 1" in text[1]
-    assert "qplug 0.1.0" in text[1]
+    assert "run its recipe again" in text[1]
     assert "nowhere: there is no such run folder" in text[2]
 
 

@@ -52,6 +52,7 @@ def test_traces_are_per_parameter():
     assert "all blocks: token mixers 2.00e+00, channel mixers 5.00e-01; ratio 4.0" in before.plain()
 
 
+@pytest.mark.slow
 def test_pictures_are_labelled():
     text = draw(analysis(), "svg").decode()
     for words in ("largest |x|", "position, % of the depth", "nats / weight", "token-mixing", "the model's own"):

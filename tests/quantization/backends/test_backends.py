@@ -152,11 +152,13 @@ class Swin:
         return lowerable_swin()
 
 
+@pytest.mark.slow
 class TestBrevitasOnSwin(Swin, BackendContract):
     offer = installed().backends["brevitas"]
 
 
 @modelopt
+@pytest.mark.slow
 class TestModelOptOnSwin(Swin, BackendContract):
     offer = installed().backends["modelopt"]
 

@@ -71,6 +71,7 @@ def test_attention_softmax_and_layernorm_have_second_derivatives():
         assert found[name].value == pytest.approx(expected[name], rel=1e-8)
 
 
+@pytest.mark.slow
 def test_the_mean_converges_to_the_exact_trace():
     model, x = network(), points()
     blocks = exact(model, NAMES, x)
