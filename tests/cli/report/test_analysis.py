@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from qplug.analysis.ranges.activations import ActivationRange
 from qplug.analysis.ranges.analyze import ModelAnalysis, RangeAnalysis, RangesRequest
 from qplug.analysis.ranges.mixing import MixerTrace
