@@ -37,6 +37,7 @@ from .export.export_run import (
     export_run as export_run,
 )
 from .hooks.specs import hookimpl as hookimpl
+from .models.attention import MatMul as MatMul
 from .models.float_model import FloatModel as FloatModel, Preprocessing as Preprocessing
 from .models.tracing import is_gelu as is_gelu
 from .pipeline.load_run import load_quantized as load_quantized

@@ -20,7 +20,7 @@ STAGES = (
     ("evaluate", "against float"),
     ("save", "run folder"),
 )
-HOOKED = {"rewrite", "calibrate", "smooth", "allocate", "assign", "reconstruct"}
+HOOKED = {"rewrite", "smooth", "allocate", "assign", "reconstruct"}
 LAYERS = (
     (("cli", "commands, reports"), ("testing", "contracts, toys")),
     (("analysis", "inspect, sensitivity, compare"), ("export", "formats, parity, bench")),

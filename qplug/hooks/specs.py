@@ -242,9 +242,8 @@ class RunSpecs:
     def qplug_calibrate(self, model: nn.Module, images: Iterable[Tensor], specs: Mapping[str, QuantSpec]) -> None:
         """Look at the whole float model and at every calibration image, for what statistics of sites do not tell.
 
-        Called once for each technique that implements it, before its first decision. A technique with ``qplug_smooth``
-        is called before its own smoothing; any other after all smoothing. So the model is as the techniques before left
-        it.
+        Called once for each technique that implements it, in the stage of smoothing. A technique with ``qplug_smooth``
+        is called before its own smoothing; any other after all smoothing, before bits are allocated.
 
         ``model`` is a copy that belongs to the technique: in eval mode, with attention explicit and BatchNorms folded.
         ``images`` gives the same batches at every iteration, each (B, C, H, W) float32 on the model's device. Its

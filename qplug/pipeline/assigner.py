@@ -14,6 +14,7 @@ from qplug.core.errors import InputError, PluginError
 from qplug.core.types import QuantSpec, Site
 from qplug.pipeline.specs import OVERRIDE, RECIPE, Specs
 from qplug.quantization.choice import QuantizerChoice
+from qplug.quantization.number_formats import NUMBER_FORMATS
 from qplug.quantization.plan import Decision
 from qplug.quantization.quantizers import Quantizer
 
@@ -134,6 +135,10 @@ def _check(choice: object, spec: QuantSpec, stats: SiteStats, where: str) -> Non
     quantizer = choice.quantizer
     if quantizer.bits != spec.bits:
         raise PluginError(f"asked for {spec.bits} bits, got a quantizer of {quantizer.bits}", where=where)
+    other = next((f.name for f in NUMBER_FORMATS.values() if f.kind == quantizer.kind), spec.number_format)
+    if other != spec.number_format:
+        fix = "make it by qplug.make_quantizer(spec, low, high), or return None for other number formats"
+        raise PluginError(f"expected numbers of format {spec.number_format}, received {other}", where=where, fix=fix)
     broken = [name for name, buffer in quantizer.named_buffers() if not torch.isfinite(buffer).all()]
     if broken:
         raise PluginError(f"the quantizer's {', '.join(broken)} is not finite", where=where)

@@ -143,7 +143,7 @@ class RunResult:
 
     Attributes:
         recipe: as it was validated, defaults included.
-        metrics: flat; shares are fractions between 0 and 1. ``docs/results.md`` names the keys.
+        metrics: by name, as ``metrics.json`` has them; shares are fractions between 0 and 1.
         plan: every decision.
         sensitivity: site → bits → SQNR in dB, where an allocator asked.
         warnings: one sentence each.

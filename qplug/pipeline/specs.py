@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qplug.core.errors import InputError
 from qplug.core.types import Granularity, QuantSpec, Site
+from qplug.quantization.number_formats import NUMBER_FORMATS
 
 if TYPE_CHECKING:
     from qplug.recipe.schema import Quantize
@@ -53,6 +54,13 @@ def resolve(quantize: Quantize, sites: Sequence[Site]) -> Specs:
                 symmetric=spec.symmetric if override.symmetric is None else override.symmetric,
                 number_format=override.number_format or spec.number_format,
             )
+            low, high = NUMBER_FORMATS[spec.number_format].bits
+            if not low <= spec.bits <= high:
+                raise InputError(
+                    f"number_format {spec.number_format} has {low} to {high} bits, received {spec.bits}",
+                    where=f"the override {override.match!r}",
+                    fix="give bits of the format in the override",
+                )
             if spec.symmetric:
                 spec = replace(spec, zero_point="integer")
             if override.bits:

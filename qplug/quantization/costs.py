@@ -115,7 +115,7 @@ class _Operations:
 
     @classmethod
     def of(cls, model: nn.Module, plan: Plan, convention: Convention) -> _Operations:
-        """The operations that the convention counts. Fused attention is in ``other_macs`` and always counts."""
+        """The operations that the convention counts. MACs without a module of their own always count."""
         by_module = {module: (macs, list[int]()) for module, macs in plan.float_macs.items()}
         for decision in (d for d in plan if d.site.macs):
             by_module.setdefault(decision.site.module, (decision.site.macs, []))[1].append(decision.quantizer.bits)

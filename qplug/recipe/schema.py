@@ -37,6 +37,13 @@ class TensorConfig(Config):
             raise ValueError(f"there is no number format '{name}'; there are {', '.join(NUMBER_FORMATS)}")
         return name
 
+    @model_validator(mode="after")
+    def _has_bits_of_the_format(self) -> TensorConfig:
+        low, high = NUMBER_FORMATS[self.number_format].bits
+        if not low <= self.bits <= high:
+            raise ValueError(f"number_format {self.number_format} has {low} to {high} bits, received {self.bits}")
+        return self
+
     def spec(self) -> QuantSpec:
         """These values as the hooks receive them."""
         return QuantSpec(self.bits, self.granularity, self.symmetric, number_format=self.number_format)

@@ -32,16 +32,24 @@ def toy_vit() -> nn.Module:
         model: nn.Module = VisionTransformer(
             img_size=SIZE[1], patch_size=8, num_classes=CLASSES, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0
         )
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "norm" in name:
-                    spread = torch.randn_like(parameter)
-                    parameter.copy_(spread.exp() if name.endswith("weight") else spread)
-                elif parameter.dim() > 1:
-                    parameter.copy_(torch.randn_like(parameter) * 0.4)
+        randomize(model)
     finally:
         torch.random.set_rng_state(state)
     return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def randomize(model: nn.Module) -> None:
+    """Draw the weights of ``model`` in place, from torch's global generator.
+
+    Gains and offsets of norms (parameters with "norm" in their name) differ widely between channels.
+    """
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            spread = torch.randn_like(parameter)
+            parameter.copy_(spread.exp() if name.endswith("weight") else spread)
+        elif parameter.dim() > 1:
+            parameter.copy_(torch.randn_like(parameter) * 0.4)
 
 
 def toy_images(count: int = 4, seed: int = 0) -> Tensor:

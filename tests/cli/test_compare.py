@@ -169,6 +169,7 @@ def test_plans_of_other_models_and_after_other_changes_say_so(capsys, runs):
     ]
 
 
+@pytest.mark.slow
 def test_a_recipe_and_a_run_are_compared_in_the_order_in_which_they_are_named(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("minmax.yaml").write_text(TEXT)

@@ -74,6 +74,7 @@ def test_token_mixers_before_and_after(capsys, place):
     assert drawn.startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_a_table_of_norms_and_a_run_folder_of_them(capsys, place):
     assert call("resmlp_digits", "--ranges", "--calibration-images", 8, "--after", "norms.yaml") == 0
     text = capsys.readouterr().out

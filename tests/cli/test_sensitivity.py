@@ -59,6 +59,7 @@ def test_for_people(capsys, place):
     assert [path.name for path in place.iterdir()] == ["a.svg"]
 
 
+@pytest.mark.slow
 def test_for_machines(capsys, place):
     arguments = (*QUICK, "--hessian", "--hessian-probes", 2, "--drop-bits", 3, "--softmax", "--layernorm", "--seed", 1)
     assert call("vit_digits", *arguments, "--json", "--out", "a.json") == 0
@@ -81,6 +82,7 @@ def test_for_machines(capsys, place):
     assert set(value["correlations"]) == {"weights", "activations"}
 
 
+@pytest.mark.slow
 def test_own_images_and_ranges(capsys, place):
     calibration, evaluation = folder(place / "a", range(4)), folder(place / "b", range(4, 9))
     (place / "classes.txt").write_text("one\n")
@@ -164,6 +166,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(capsys, place):
     assert "cannot be written to" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_report_that_exists_is_replaced_as_a_whole(place, monkeypatch, capsys):
     (place / "a.json").write_text("old")
 

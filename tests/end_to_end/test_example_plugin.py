@@ -102,6 +102,7 @@ def guide(tmp_path_factory):
     return folder, base / "site"
 
 
+@pytest.mark.slow
 def test_the_plugin_of_the_guide_is_taken(guide):
     _, site = guide
     rows = json.loads(qplug("plugins", "--json", path=site).stdout)["plugins"]

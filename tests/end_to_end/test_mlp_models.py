@@ -77,6 +77,7 @@ REWRITES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REWRITES)
 def test_a_run_folder_gives_back_what_was_rewritten(name, tmp_path):
     recipe = tmp_path / "recipe.yaml"

@@ -87,6 +87,7 @@ def test_another_number_of_classes_is_suggested(tmp_path: Path) -> None:
         load(timm.create_model("test_vit"), tmp_path / "w.safetensors", "test_vit")
 
 
+@pytest.mark.slow
 def test_a_refused_checkpoint_does_not_change_the_model(tmp_path: Path, state: dict) -> None:
     model = timm.create_model("test_vit")
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -95,6 +95,7 @@ def test_training_a_batchnorm_keeps_its_statistics(tmp_path: Path) -> None:
         assert float(file.get_tensor("stem.2.running_mean").abs().sum()) > 0
 
 
+@pytest.mark.slow
 def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -162,6 +163,7 @@ def test_training_on_a_folder_gives_a_checkpoint_that_a_recipe_loads(tmp_path: P
     assert source.key()["checkpoint"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_replaces_embedded_weights(tmp_path: Path) -> None:
     train("vit_digits", tmp_path / "a.safetensors", epochs=1)
     own = ZooModel(ZooModel.Config(source="zoo", name="vit_digits", checkpoint_path=str(tmp_path / "a.safetensors")))

@@ -235,6 +235,7 @@ class Notes(Slow):
         return super().qplug_make_quantizer(site, spec, stats)
 
 
+@pytest.mark.slow
 def test_what_a_technique_says_of_an_answer_is_said_again(tmp_path: Path) -> None:
     registry, cache = toy_registry(Notes), Cache(tmp_path / "cache")
     recipe = toy_recipe(Notes, registry=registry)

@@ -229,6 +229,7 @@ def test_another_seed_gives_another_run(registry):
     assert one.plan.to_dict() != other.plan.to_dict()
 
 
+@pytest.mark.slow
 def test_a_run_leaves_the_global_generators_alone(registry):
     import random
 
@@ -322,6 +323,7 @@ def test_what_an_override_leaves_in_float_is_counted(registry):
     assert result.metrics["coverage.macs"] == pytest.approx(1 - 2560 / result.plan.total_macs)
 
 
+@pytest.mark.slow
 def test_without_its_weights_the_run_says_that_they_are_random(registry):
     config = {"source": "timm", "name": "vit_tiny_patch16_224", "preprocessing": {"input_size": [3, 16, 16]}}
     made = recipe_type(registry).model_validate({**recipe(registry, "toy.minmax", images=2).dump(), "model": config})
@@ -402,6 +404,7 @@ class Watch:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_observers_see_every_stage_in_order(registry):
     watch = Watch()
     run(recipe(registry), registry=registry, observers=[watch])
@@ -410,6 +413,7 @@ def test_observers_see_every_stage_in_order(registry):
     assert {stage for stage, phase in watch.events if phase == "advance"} == {"statistics", "ranges", "evaluation"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "at", [("load", "start"), ("statistics", "advance"), ("ranges", "advance"), ("evaluation", "end")]
 )
@@ -417,6 +421,7 @@ def test_an_interrupted_run_leaves_nothing(registry, tmp_path, at):
     refused(registry, recipe(registry), tmp_path, KeyboardInterrupt, observers=[Watch(at)])
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_writing_leaves_nothing(registry, tmp_path, monkeypatch):
     from qplug.core.storage.run_folder import RunFolder
 
@@ -507,6 +512,7 @@ def test_nor_the_peak_memory_of_the_process_that_started_it():
     del ballast
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can forget a peak")
 def test_a_run_does_not_inherit_the_peak_memory_of_what_came_before(registry):
     with mmap.mmap(-1, 800 * 2**20) as ballast:  # goes back to the system for certain, unlike what is freed

@@ -113,6 +113,7 @@ def test_every_seed_is_measured_on_the_same_images(recipe, tmp_path: Path) -> No
     assert one["calibration_images"] != other["calibration_images"]
 
 
+@pytest.mark.slow
 def test_what_changes_during_a_run_makes_it_answer_for_no_other(recipe, tmp_path: Path, monkeypatch) -> None:
     """Otherwise figures of the old weights would be found by the content of the new ones."""
     version, zoo = ["1"], installed().models["zoo"]

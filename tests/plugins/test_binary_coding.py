@@ -103,6 +103,7 @@ def test_least_squares_leaves_a_residual_that_no_bit_explains(rows, n):
     assert torch.equal(again, alphas)
 
 
+@pytest.mark.slow
 @given(WEIGHTS, st.integers(1, 4))
 def test_alternating_is_never_above_greedy(w, bits):
     start, codes = greedy(w, bits)
@@ -114,6 +115,7 @@ def test_alternating_is_never_above_greedy(w, bits):
     assert (error(w, fit_binary(w, bits)[0], signs(bits)) <= bound + slack).all()
 
 
+@pytest.mark.slow
 @given(WEIGHTS, st.integers(1, 4))
 def test_non_uniform_is_never_above_the_least_squares_of_a_uniform_grid_without_offset(w, bits):
     step, none = fit_grid(w, bits, offset=False)

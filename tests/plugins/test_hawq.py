@@ -338,6 +338,7 @@ def test_what_cannot_be_is_refused(wrong, message):
         HawqV3.Config(**wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accounting", ["full", "q-mlp", "hawq"])
 @pytest.mark.parametrize("limit", ["size_mb", "bops_g"])
 def test_a_run_keeps_the_limit_as_its_own_metrics_count_it(accounting, limit):

@@ -105,6 +105,7 @@ def says_what_modelopts_own_does(folder, own):
         assert moved(own(inputs), calibrated_toy()[0](inputs)) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["brevitas", "modelopt"])
 def test_smooth_quant_computes_what_modelopts_own_model_does(backend, tmp_path):
     result, own = (
@@ -124,6 +125,7 @@ def test_smooth_quant_computes_what_modelopts_own_model_does(backend, tmp_path):
     says_what_modelopts_own_does(tmp_path / "run", own)
 
 
+@pytest.mark.slow
 def test_smoothing_helps_where_channels_differ():
     plain, smoothed = ran("modelopt.max", bits=4), ran("modelopt.smooth_quant", "modelopt.max", bits=4)
     half = ran({"use": "modelopt.smooth_quant", "alpha": 0.5}, "modelopt.max", bits=4)
@@ -242,6 +244,7 @@ def test_what_modelopt_gave_up_is_a_warning_of_the_run(monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_both_backends_give_the_same_run_and_load_it_again(tmp_path):
     steps = ("modelopt.smooth_quant", "modelopt.max")
     both = [ran(*steps, out=tmp_path / name, backend=name) for name in ("brevitas", "modelopt")]

@@ -343,6 +343,7 @@ def test_rounds_alternate_and_never_lose(toy):
     assert np.median(list(shares.values())) < 0.85  # measured: 0.78, from 0.49 to 0.99
 
 
+@pytest.mark.slow
 def test_heads_are_searched_alone_and_qkv_in_three_groups(toy):
     quantizers = decided(toy, 1)
     assert quantizers["blocks.0.attn.matmul_qk.lhs"].scale.shape == (2, 1, 1)

@@ -91,6 +91,7 @@ def test_useless_bits_are_not_chosen():
     assert choose_bits(costs, [limit])["odd"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [400, 4000])
 def test_many_groups_are_close_to_the_lower_bound(groups):
     costs, (limit,) = problem(groups, seed=0)
@@ -144,6 +145,7 @@ def test_no_groups_give_an_empty_choice():
     assert choose_bits({}, [Limit("bits", lambda g, b: b, 1.0)]) == {}
 
 
+@pytest.mark.slow
 def test_standard_output_is_silent_and_restored(capfd):
     for groups, seed in ((40, 5), (120, 5)):  # two of the few at which the HiGHS of scipy 1.17.1 prints
         choose_bits(*problem(groups, seed, spread=1.0, limits=2))

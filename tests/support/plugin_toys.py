@@ -19,6 +19,7 @@ from qplug.quantization.calibration.product import Product
 from qplug.quantization.calibration.statistics import SiteStats
 from qplug.quantization.choice import QuantizerChoice
 from qplug.quantization.sites import SiteMap, find_sites
+from qplug.testing.toys import randomize
 
 REAL = ("vit_tiny_patch16_224", "deit_tiny_patch16_224")
 
@@ -86,7 +87,7 @@ def toy_swin() -> nn.Module:
         model: nn.Module = SwinTransformer(
             img_size=16, patch_size=2, window_size=4, embed_dim=8, depths=(2, 1), num_heads=(2, 2), num_classes=5
         )
-        _enliven(model)
+        randomize(model)
     return model.eval().requires_grad_(False)
 
 
@@ -99,18 +100,8 @@ def toy_deit() -> nn.Module:
         model: nn.Module = VisionTransformerDistilled(
             img_size=16, patch_size=8, num_classes=5, embed_dim=16, depth=2, num_heads=2, mlp_ratio=2.0
         )
-        _enliven(model)
+        randomize(model)
     return model.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def _enliven(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            spread = torch.randn_like(parameter)
-            parameter.copy_(spread.exp() if name.endswith("weight") else spread)
-        elif parameter.dim() > 1:
-            parameter.copy_(torch.randn_like(parameter) * 0.4)
 
 
 def calibrated(model: nn.Module, images: Tensor) -> tuple[SiteMap, Calibration]:

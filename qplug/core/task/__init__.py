@@ -1,7 +1,8 @@
 """Tasks: the interpretation of a model's outputs, one file and one row of ``TASKS`` each.
 
 A task defines the losses that calibration differentiates, the decoding of predictions, the metrics, agreement with the
-float model, and the distance of two outputs. No code outside this package interprets outputs.
+float model, and the distance of two outputs. Outputs are one tensor for each batch. No code outside this package
+interprets them; comparisons of runs read the metrics by name.
 """
 
 from qplug.core.task.base import Task

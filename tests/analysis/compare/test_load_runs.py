@@ -21,6 +21,7 @@ def recipe(tmp_path):
     return lambda *overrides: load_recipe(path, overrides)
 
 
+@pytest.mark.slow
 def test_only_missing_runs_are_run(tmp_path, recipe):
     said = []
     runs, cache = tmp_path / "runs", Cache(tmp_path / "cache")
@@ -108,6 +109,7 @@ def test_a_folder_that_blocks_a_run_is_named_with_the_reason(tmp_path, recipe):
     assert failure.fix == "move or remove it"
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_damaged_is_named_and_the_rest_is_read(tmp_path, recipe):
     recipes = [recipe(), recipe("quantize.weights.bits=6")]
     first = run_all(recipes, tmp_path / "runs").runs[0].folder

@@ -63,6 +63,7 @@ def found():
     return measured(SensitivityRequest(bits=(6, 3), hessian_probes=4, batch_size=3))
 
 
+@pytest.mark.slow
 def test_every_site_in_scope_has_every_measure(found):
     _, site_map = sited(toy_vit(), toy_images(1))
     wanted = [s for s in site_map.sites if s.kind.value not in ("softmax_input", "layernorm_input")]
@@ -136,12 +137,14 @@ def test_correlations_are_taken_apart_for_weights_and_activations(found):
     assert not any(c.one.startswith("hessian") for c in found.correlations["activations"])
 
 
+@pytest.mark.slow
 def test_the_same_request_gives_the_same_answer_whatever_the_batches(found):
     again = measured(SensitivityRequest(bits=(6, 3), hessian_probes=4, batch_size=64))
     for one, other in zip(found.sites, again.sites, strict=True):
         assert other.values() == pytest.approx(one.values(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_scope_and_patterns_choose_sites():
     def names(**values):
         request = SensitivityRequest(bits=(4,), **values)

@@ -48,6 +48,7 @@ def logits(model, decision, images=IMAGES):
         return model(images), whole(images)
 
 
+@pytest.mark.slow
 def test_each_effect_equals_that_of_a_plan_of_one_decision(known):
     model, decisions = known
     assert {d.quantizer.kind for d in decisions} == {"uniform", "regions"}
@@ -91,6 +92,7 @@ def test_agreement_and_sqnr_are_those_of_a_run_whatever_the_batches(known):
             assert effect.logit_sqnr_db == pytest.approx(expected["quantized.logit_sqnr_db"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_more_bits_are_less_noise(known):
     model, _ = known
     found = {}

@@ -174,6 +174,7 @@ def test_the_picture_is_drawn_without_global_state(monkeypatch, format, start):
     assert matplotlib.rcParams.copy() == parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sites",
     [

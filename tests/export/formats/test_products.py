@@ -126,6 +126,7 @@ def test_the_largest_bytes_multiply_exactly(bits, signed, saturating):
     assert torch.equal(executed(file, x), expected) is not wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 7])
 def test_a_file_that_chooses_is_exact_in_both_forms(bits):
     left, right = activation(8, False), UniformQuantizer(torch.tensor(0.5), None, bits, True)

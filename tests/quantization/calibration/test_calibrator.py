@@ -445,6 +445,7 @@ def test_a_state_of_other_samples_or_other_sites_is_refused():
         restore_calibration(fresh(model, found), calibration_state(calibration))
 
 
+@pytest.mark.slow
 def test_every_name_and_every_shape_is_checked():
     model, found, calibration = calibrated(loss="logits")
     state = calibration_state(calibration)

@@ -48,6 +48,7 @@ def test_adaround_keeps_activation_quantizers_and_brecq_learns_their_scales():
         assert decision.quantizer.to_dict() == block.decisions[site].quantizer.to_dict()
 
 
+@pytest.mark.slow
 def test_the_run_folder_stores_the_learned_weights_and_quantizers(tmp_path):
     result = reconstructed(out=tmp_path / "run")
     from qplug import load_quantized

@@ -26,6 +26,7 @@ from qplug.training.supervised.config import Learn
 from qplug.training.supervised.problem import TrainingProblem, quantized_problem
 
 
+@pytest.mark.slow
 def test_qat_learns_weights_and_scales_and_the_run_folder_reproduces_the_metrics(tmp_path):
     plain = run(recipe(tmp_path))
     settings = {"epochs": 10, "learning_rate": 0.03, "learn": {"zero_points": True}}
@@ -66,6 +67,7 @@ def test_scales_are_fixed_without_request(tmp_path, learn):
         assert ("qat" in decision.reason) != same
 
 
+@pytest.mark.slow
 def test_finetuning_comes_before_folding_and_batchnorms_learn_their_statistics(tmp_path):
     plain = run(recipe(tmp_path), out=tmp_path / "plain")
     tuned = run(recipe(tmp_path, finetune={"epochs": 10, "learning_rate": 0.03}), out=tmp_path / "tuned")
@@ -173,6 +175,7 @@ def test_the_source_of_a_value_that_is_not_finite_is_named(tmp_path, monkeypatch
         run(recipe(tmp_path, qat={}))
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_cached_by_its_settings(tmp_path):
     cache = Cache(tmp_path / "cache")
     first = run(recipe(tmp_path, qat={}), cache=cache)
@@ -185,6 +188,7 @@ def test_a_finished_training_is_cached_by_its_settings(tmp_path):
     assert other.plan.to_dict() != first.plan.to_dict()
 
 
+@pytest.mark.slow
 def test_a_cached_training_of_another_backend_is_not_used(tmp_path):
     registry, cache = with_other(installed()), Cache(tmp_path / "cache")
     here, there = recipe(tmp_path, qat={}), recipe(tmp_path, qat={}).model_copy(update={"backend": "other"})
