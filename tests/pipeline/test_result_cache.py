@@ -258,7 +258,7 @@ def test_an_answer_that_no_file_can_give_back_is_asked_for_again(tmp_path: Path,
     assert alike(*results)
     # not that no quantizer is kept: on a busy machine those of the technique behind it are worth a file too
     assert ("slow" in reasons) is kept
-    assert {"statistics", "logits"} <= {held.kind for held in cache.entries()}
+    assert {"statistics", "outputs"} <= {held.kind for held in cache.entries()}
 
 
 def test_statistics_are_the_same_after_somebody_looked_at_them() -> None:

@@ -135,7 +135,7 @@ def test_every_compiled_iteration_of_a_run_has_eager_gradients(loss, skip, count
     assert max(apart) < 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.real
 def test_a_compiled_run_with_qdrop_is_reproducible():
     once, again = (reconstructed(Brecq, ONE_BLOCK, iterations=100, keep=0.5) for _ in range(2))
     assert once == again

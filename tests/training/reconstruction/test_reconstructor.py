@@ -166,7 +166,7 @@ def test_a_block_with_a_larger_error_stays_unchanged_and_the_plan_says_so():
 def test_undecided_bits_are_a_warning_also_from_the_cache(tmp_path, monkeypatch):
     cache = Cache(tmp_path)
     learned = reconstructed(weight=0.0, cache=cache).warnings
-    assert re.search(r"in \d of \d .*still soft .*[\d.]+% in \S+, .*raise weight", "".join(learned))
+    assert re.search(r"in \d of \d .*still soft .*[\d.]+% in \S+; .*raise weight", "".join(learned))
     monkeypatch.setattr("qplug.training.reconstruction.reconstructor.learn", None)
     assert reconstructed(weight=0.0, cache=cache).warnings == learned
     monkeypatch.undo()
