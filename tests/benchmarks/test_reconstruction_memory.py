@@ -15,7 +15,7 @@ import sys
 import torch
 from timm.models import VisionTransformer
 from qplug import hookimpl
-from qplug.models import FloatModel, Preprocessing
+from qplug import FloatModel, Preprocessing
 from qplug.pipeline.run import run
 from qplug.core.device import forget_peak_memory, peak_memory_mb
 from qplug.testing.run import ToyModel, toy_recipe, toy_registry
