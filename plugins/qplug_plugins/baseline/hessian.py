@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
+from qplug_plugins.baseline.parts import narrowed
 
 import qplug
 from qplug import QuantizerChoice, QuantSpec, Site, Technique, hookimpl
@@ -37,13 +38,4 @@ class Hessian(Technique):
     @hookimpl(trylast=True)
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
-        from qplug import line_search, make_quantizer
-
-        base = make_quantizer(spec, *stats.range(spec.granularity))
-        factor, _ = line_search(
-            stats,
-            base.scaled,
-            granularity=spec.granularity,
-            **self.config.model_dump(exclude={"use"}),
-        )
-        return QuantizerChoice(base.scaled(factor), f"Hessian-guided, {float(factor.mean()):.2f} of min-max")
+        return narrowed(spec, stats, self.config, "output", "Hessian-guided")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
+from qplug_plugins.baseline.parts import min_max, narrowed
 
 import qplug
 from qplug import Granularity, QuantizerChoice, QuantSpec, Site, Technique, hookimpl
@@ -28,9 +29,7 @@ class MinMax(Technique):
     @hookimpl(trylast=True)
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
-        from qplug import make_quantizer
-
-        return QuantizerChoice(make_quantizer(spec, *stats.range(spec.granularity)), "min-max")
+        return min_max(spec, stats, "min-max")
 
 
 class Ema(Technique):
@@ -55,7 +54,7 @@ class Ema(Technique):
         from qplug import make_quantizer
 
         if site.kind.is_weight:
-            return QuantizerChoice(make_quantizer(spec, *stats.range(spec.granularity)), "min-max of the weight")
+            return min_max(spec, stats, "min-max of the weight")
         if spec.granularity is not Granularity.PER_TENSOR:
             return None
         low, high = stats.image_min[0], stats.image_max[0]
@@ -85,7 +84,7 @@ class Percentile(Technique):
         from qplug import make_quantizer
 
         if site.kind.is_weight:
-            return QuantizerChoice(make_quantizer(spec, *stats.range(spec.granularity)), "min-max of the weight")
+            return min_max(spec, stats, "min-max of the weight")
         if spec.granularity is not Granularity.PER_TENSOR:
             return None
         top = self.config.percentile / 100.0
@@ -110,14 +109,4 @@ class Mse(Technique):
     @hookimpl(trylast=True)
     def qplug_make_quantizer(self, site: Site, spec: QuantSpec, stats: SiteStats) -> QuantizerChoice:
         """Take every site."""
-        from qplug import line_search, make_quantizer
-
-        base = make_quantizer(spec, *stats.range(spec.granularity))
-        factor, _ = line_search(
-            stats,
-            base.scaled,
-            granularity=spec.granularity,
-            objective="value",
-            **self.config.model_dump(exclude={"use"}),
-        )
-        return QuantizerChoice(base.scaled(factor), f"least squares, {float(factor.mean()):.2f} of min-max")
+        return narrowed(spec, stats, self.config, "value", "least squares")
