@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 class SiteKind(str, Enum):
     """The kinds of tensors that can be quantized. Recipes match these values in ``overrides``.
 
-    An activation function whose outputs form a kind of their own is one row of two strings. The second one occurs, in
-    lower case, in the class name of its module.
+    One row adds a kind for the outputs of an activation function: ``POST_SILU = "post_silu", "silu"``. Every module
+    whose class name contains "silu", in any case, then gives this kind to the operations that read it.
 
     Attributes:
-        activation: the second string of the row; empty for every other kind.
+        activation: the second string of such a row; empty for every other kind.
     """
 
     activation: str

@@ -25,9 +25,9 @@ class Reparameterize(Technique):
     Y'/s̃ + z̃ = Y/s + z, so one scale s̃ and one zero point z̃ give the same codes as the per-channel quantizers. The site
     gets this quantizer, or one of the same range at other bits. Weights are calibrated after it, as in the paper.
 
-    The technique stores s̃ and z̃. A search on the statistics of Y' would return the same values, since percentiles and
-    squared errors transform with each channel, but only on the same sample: separate linears for q, k and v have
-    separate samples. A site that is smoothed again, or whose norm has other readers, is left to the next technique.
+    The technique stores s̃ and z̃, and does not search on the statistics of Y'. That search would return the same values
+    on the same sample, but separate linears for q, k and v have separate samples.
+    A site that is smoothed again, or whose norm has other readers, is left to the next technique.
 
     Zero points need ``symmetric: false``, for all activations or by ``overrides: [{match: post_layernorm, …}]``. For a
     symmetric quantizer, only scales are folded, and the plan contains no zero point [ours]. z̃ is rounded and clamped to
