@@ -47,10 +47,10 @@ seen = {}
 ToyModel.load = load
 registry = toy_registry(Brecq)
 recipe = toy_recipe(Brecq, registry=registry, iterations=2, batch_size=8, compile=sys.argv[1] == "compiled")
-calibration = recipe.data.calibration.model_copy(update={"images": 128})
+calibration = recipe.data.calibration.model_copy(update={"images": 48})
 data = recipe.data.model_copy(update={"calibration": calibration, "batch_size": 8})
 metrics = run(recipe.model_copy(update={"data": data}), registry=registry, observers=[Watch()]).metrics
-assert metrics["images.calibration"] == 128
+assert metrics["images.calibration"] == 48
 print(seen[3] - seen[0], seen[10] - seen[0])  # the patch embedding comes before the 8 blocks, the head after them
 """
 

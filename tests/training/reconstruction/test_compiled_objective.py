@@ -84,7 +84,12 @@ def gradients(objective, learners, call):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("weight", "step"),
-    [*((weight, "asymmetric") for weight in WEIGHTS), ("rounding", "symmetric"), ("rounding", "logarithmic")],
+    [
+        ("rounding", "symmetric"),
+        ("rounding and scale", "logarithmic"),
+        ("codes together", "asymmetric"),
+        ("codes alone", "asymmetric"),
+    ],
 )
 def test_compiled_gradients_equal_eager_gradients(weight, step):
     original, x, grid = problem(outputs=8, inputs=16)
@@ -111,10 +116,10 @@ def reconstructed(technique, skip=(), **more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("loss", "skip", "count"), [("mse", (), 4), ("fisher", ONE_BLOCK, 1), ("low_rank", ONE_BLOCK, 1)]
-)
-def test_every_compiled_iteration_of_a_run_has_eager_gradients(loss, skip, count, monkeypatch):
+@pytest.mark.parametrize(("loss", "warmup"), [("mse", 0.2), ("fisher", 0.0), ("low_rank", 0.0)])
+def test_every_compiled_iteration_of_a_run_has_eager_gradients(loss, warmup, monkeypatch):
+    """Of one block; with and without the penalty, which are two graphs, for one of the losses."""
+
     apart = []
 
     def watched(objective):
@@ -130,8 +135,9 @@ def test_every_compiled_iteration_of_a_run_has_eager_gradients(loss, skip, count
         return call
 
     monkeypatch.setattr("qplug.training.reconstruction.iteration.compiled", watched)
-    blocks = reconstructed(Brecq, skip, iterations=5, loss=loss)
-    assert len(apart) == 5 * len(blocks) == 5 * count
+    blocks = reconstructed(Brecq, ONE_BLOCK, iterations=5, loss=loss, warmup=warmup)
+    assert len(apart) == 5
+    assert len(blocks) == 1
     assert max(apart) < 1e-3
 
 
