@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from qplug.core.text import listed
 from qplug.core.types import Change
+from qplug.models.interface import has_own_hooks
 from qplug.models.surgery import replace
 from qplug.models.tracing import Tracer, no_grad_forward
 
@@ -101,7 +102,7 @@ class _Reads:
         self._readers: dict[str, list[str]] = defaultdict(list)
         self._outputs: dict[str, Tensor] = {}
         self._tracer = Tracer(lambda label, function: self._readers[label].append(function))
-        self._hooked = {n for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks}
+        self._hooked = {n for n, m in model.named_modules() if has_own_hooks(m)}
         handles = []
         for name, module in model.named_modules():
             if type(module) in (nn.Conv2d, nn.Linear):

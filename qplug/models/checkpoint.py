@@ -1,11 +1,10 @@
-"""Loading of checkpoint files into modules, without missing or extra tensors and without running pickled code."""
+"""Loading of checkpoint files into modules, without missing or extra tensors, and with numbers of the same kind."""
 
 from __future__ import annotations
 
 import difflib
 import sys
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,68 +13,77 @@ from torch import Tensor, nn
 
 from qplug.core.errors import InputError
 from qplug.core.text import listed
+from qplug.models.checkpoint_file import read
+from qplug.models.checkpoint_keys import several, unwrap
 
 Shapes = dict[str, tuple[int, ...]]
+HEADS = ("head", "fc", "classifier", "head_dist", "last_linear")
+"""Last names of modules that are classifiers, in timm and torchvision."""
+CLASSES = "set num_classes: {}"
+COUNTER = "num_batches_tracked"
 TRANSLATED = "the checkpoint's keys were translated by timm's checkpoint_filter_fn"
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The state dict of a safetensors file or of a torch file with tensors only, also under a key such as ``model``.
-
-    Raises ``InputError`` if the file is missing or broken, or holds objects whose loading could run code.
-    """
-    from timm.models import load_state_dict
-
-    if not path.is_file():
-        raise InputError(
-            "the checkpoint does not exist" if not path.exists() else "is a folder, not a file", where=str(path)
-        )
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # zip, pickle, safetensors and torch raise different types for a foreign file
-        if "weights_only=True blocked" in str(error) and _is_pickle(path):
-            raise InputError(
-                "the checkpoint holds Python objects beside tensors, and loading them could run code: refused",
-                where=str(path),
-                fix="save its state dict as safetensors, with the program that wrote it",
-            ) from error
-        raise InputError(
-            f"the checkpoint cannot be read: {' '.join(str(error).split())[:200] or type(error).__name__}",
-            where=str(path),
-            fix="give a complete safetensors file, or a .pth/.pt file with a state dict",
-        ) from error
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError("the checkpoint holds no state dict (tensors by name)", where=str(path))
-    return state
-
-
-def _is_pickle(path: Path) -> bool:
-    """Whether the file has a format of torch: a zip archive, or a bare pickle of protocol 2 or later."""
-    with path.open("rb") as file:
-        return zipfile.is_zipfile(file) or (file.seek(0), file.read(1))[1] == b"\x80"
-
-
-def load(module: nn.Module, path: Path, name: str, *, resample: bool = False) -> str:
-    """Load ``path`` into ``module``, all tensors or none; returns a warning, empty in most cases.
+def load(module: nn.Module, path: Path, name: str, *, resample: bool = False, classes: str = CLASSES) -> str:
+    """Load ``path`` into ``module``, all tensors or none; returns notes on what was chosen, empty in most cases.
 
     Args:
         module: the architecture; its state is replaced.
         path: the checkpoint.
         name: name of the architecture in messages.
         resample: whether timm may resample position embeddings to another input size.
+        classes: how to set the number of classes, for messages.
 
     Raises:
-        InputError: the file cannot be read (see ``read``), or belongs to another architecture.
+        InputError: the file cannot be read (see ``checkpoint_file.read``), belongs to another architecture, or holds
+            numbers of another kind than the architecture's.
     """
-    state, note = read(path), ""
+    state, notes = read(path)
     wanted = shapes(module.state_dict())
-    if not fits(wanted, shapes(state)):
-        translated = _translate(module, state, resample)
-        if translated is None or not fits(wanted, shapes(translated)):
-            raise _misfit(wanted, shapes(state), path, name, int(getattr(module, "num_classes", 0) or 0))
-        state, note = translated, TRANSLATED
+    unwrapped = None if fits(wanted, shapes(state)) else unwrap(wanted, state)
+    for candidate, note in ((state, ""), unwrapped or ({}, "")):
+        if fits(wanted, shapes(candidate)):
+            return _loaded(module, candidate, path, [*notes, note])
+        translated = _translate(module, candidate, resample) if candidate else None
+        if translated is not None and fits(wanted, shapes(translated)):
+            return _loaded(module, translated, path, [*notes, note, TRANSLATED])
+    twice = several(wanted, state)
+    if unwrapped is None and len(twice) > 1:
+        raise InputError(
+            f"the checkpoint holds {name} under several prefixes: {listed(map(repr, twice))}",
+            where=str(path),
+            fix="save the one that is meant, as a safetensors file of its own",
+        )
+    rest, note = unwrapped or (state, "")
+    raise _misfit(wanted, shapes(rest), path, name, int(getattr(module, "num_classes", 0) or 0), classes, note)
+
+
+def _loaded(module: nn.Module, state: dict[str, Tensor], path: Path, notes: Iterable[str]) -> str:
+    """Load a state that fits; returns the notes as one text."""
+    _check_kinds(module.state_dict(), state, path)
     module.load_state_dict(state)
-    return note
+    return "; ".join(note for note in notes if note)
+
+
+def _check_kinds(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse numbers of another kind: torch would round, truncate or drop imaginary parts without an error."""
+    wrong = [
+        f"{key} ({str(value.dtype).removeprefix('torch.')})"
+        for key, value in given.items()
+        if key in wanted and not key.endswith(COUNTER) and _kind(value) != _kind(wanted[key])
+    ]
+    if wrong:
+        raise InputError(
+            f"{len(wrong)} tensors of the checkpoint hold another kind of numbers than the model's: {listed(wrong, 5)}",
+            where=str(path),
+            fix="give the checkpoint of the float model: qplug quantizes float weights, not those that are integers",
+        )
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_complex():
+        return "complex"
+    return "float" if tensor.is_floating_point() else "quantized" if tensor.is_quantized else "integer"
 
 
 def shapes(state: Mapping[str, Tensor]) -> Shapes:
@@ -91,7 +99,7 @@ def fits(wanted: Shapes, given: Shapes) -> bool:
 
 
 def _is_counter(key: str, wanted: Shapes, given: Shapes) -> bool:
-    return key.endswith("num_batches_tracked") and key in wanted and key not in given
+    return key.endswith(COUNTER) and key in wanted and key not in given
 
 
 def _translate(module: nn.Module, state: dict[str, Tensor], resample: bool) -> dict[str, Tensor] | None:
@@ -107,8 +115,11 @@ def _translate(module: nn.Module, state: dict[str, Tensor], resample: bool) -> d
     return None if resampled and not resample else result
 
 
-def _misfit(wanted: Shapes, given: Shapes, path: Path, name: str, classes: int) -> InputError:
+def _misfit(
+    wanted: Shapes, given: Shapes, path: Path, name: str, classes: int, set_classes: str, note: str
+) -> InputError:
     missing, extra = [k for k in wanted if k not in given], [k for k in given if k not in wanted]
+    missing = [key for key in missing if not key.endswith(COUNTER)]
     other = [key for key in wanted if key in given and wanted[key] != given[key]]
     lines = [f"the checkpoint belongs to another architecture than {name}"]
     if missing:
@@ -118,13 +129,32 @@ def _misfit(wanted: Shapes, given: Shapes, path: Path, name: str, classes: int) 
     if other:
         lines.append(f"  {len(other)} have another shape:")
         lines += [f"    {key}: {given[key]} in the file, {wanted[key]} in the model" for key in other[:3]]
-    fix = ""
-    heads = {given[key][:1] for key in other}
-    if other and not missing and not extra and len(heads) == 1 and all(wanted[k][:1] == (classes,) for k in other):
-        fix = f"only the classifier differs: set num_classes: {heads.pop()[0]}"
-    elif candidate := guess(given, path, name):
+    if note:
+        lines.append(f"  {note}")
+    fix = _fix(wanted, given, missing, extra, other, classes, set_classes)
+    if not fix and (candidate := guess(given, path, name)):
         fix = f"it fits timm's {candidate}"
     return InputError("\n".join(lines), where=str(path), fix=fix)
+
+
+def _fix(
+    wanted: Shapes, given: Shapes, missing: list[str], extra: list[str], other: list[str], classes: int, setting: str
+) -> str:
+    """What helps if little differs: the classifier, the input size or the channels of the images."""
+    if missing and not extra and not other and all(key.rpartition(".")[0].endswith(HEADS) for key in missing):
+        return "it holds the model without its classifier: give a checkpoint with one, as random classes mean nothing"
+    if not other or missing or extra:
+        return ""
+    heads = {given[key][:1] for key in other}
+    if len(heads) == 1 and all(wanted[key][:1] == (classes,) and wanted[key][1:] == given[key][1:] for key in other):
+        count = heads.pop()[0]
+        return f"only the classifier differs: {setting.format(count) or f'the file has {count} classes'}"
+    if all("pos_embed" in key or "relative_position" in key for key in other):
+        return "it was trained with images of another size: set model.preprocessing.input_size to that"
+    (first, *more) = other
+    if not more and len(wanted[first]) == 4 and wanted[first][2:] == given[first][2:]:
+        return f"it was trained with images of {given[first][1]} channels: set model.preprocessing.input_size to that"
+    return ""
 
 
 def guess(given: Shapes, path: Path, name: str) -> str | None:

@@ -105,13 +105,41 @@ class FloatModel:
         note: str = "",
         task_name: str = "classification",
     ) -> FloatModel:
-        """Convert a module to eval mode and float32 on the CPU; raises ``InputError`` for NaN or infinite weights."""
+        """Convert a module to eval mode and float32 on the CPU.
+
+        Raises:
+            InputError: a parameter or a running statistic is not finite, another buffer holds NaN, or a parameter has
+                no shape yet.
+        """
+        _check_initialized(module, name)
         module = module.cpu().float().eval().requires_grad_(False)
-        state = module.state_dict()
-        broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+        broken = _unsound(module)
         if broken:
             raise InputError(
                 f"the weights of {name} hold NaN or infinite values, in {listed(broken, 5)}",
                 fix="use another checkpoint: these weights cannot be quantized",
             )
+        state = module.state_dict()
         return cls(module, name, preprocessing, fingerprint(state), note, task_name)
+
+
+def _check_initialized(module: nn.Module, name: str) -> None:
+    from torch.nn.parameter import is_lazy
+
+    lazy = [key for key, value in (*module.named_parameters(), *module.named_buffers()) if is_lazy(value)]
+    if lazy:
+        raise InputError(
+            f"{len(lazy)} tensors of {name} have no shape yet: {listed(lazy, 5)}",
+            fix="run one forward before returning the model, so that its lazy modules get their shapes",
+        )
+
+
+def _unsound(module: nn.Module) -> list[str]:
+    """Tensors whose values cannot be right. A buffer may hold infinite values, as masks of attention do."""
+    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    statistics = {key: value for key, value in buffers.items() if key.rpartition(".")[2].startswith("running_")}
+    finite = {**parameters, **statistics}
+    return [
+        *(key for key, value in finite.items() if not bool(value.isfinite().all())),
+        *(key for key, value in buffers.items() if key not in statistics and bool(value.isnan().any())),
+    ]

@@ -82,7 +82,8 @@ class TimmModel(ModelSource):
         if config.checkpoint_path is not None:
             from qplug.models.checkpoint import load
 
-            note = load(module, Path(config.checkpoint_path).expanduser(), config.name, resample=resample)
+            path = Path(config.checkpoint_path).expanduser()
+            note = load(module, path, config.name, resample=resample)
         elif not config.pretrained:
             note = "the weights are random (neither pretrained nor checkpoint_path is given)"
         elif config.num_classes not in (None, own.num_classes):
@@ -157,7 +158,7 @@ class ZooModel(ModelSource):
         if config.checkpoint_path is not None:
             from qplug.models.checkpoint import load
 
-            note = load(module, Path(config.checkpoint_path).expanduser(), config.name)
+            note = load(module, Path(config.checkpoint_path).expanduser(), config.name, classes="")
         elif entry.embedded:
             module.load_state_dict(weights(config.name))
         return FloatModel.of(module, config.name, entry.preprocessing, note)
@@ -211,7 +212,8 @@ class ImportedModel(ModelSource):
         if config.checkpoint_path is not None:
             from qplug.models.checkpoint import load
 
-            note = load(module, Path(config.checkpoint_path).expanduser(), config.target)
+            classes = "let model.kwargs make a model of {} classes"
+            note = load(module, Path(config.checkpoint_path).expanduser(), config.target, classes=classes)
         return FloatModel.of(module, config.target, preprocessing(module, config.preprocessing), note)
 
     def key(self) -> dict[str, Any]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from qplug.models.interface import positional_again
+
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Replace ``old`` by ``new`` at every path of the model: a shared module has several paths."""
+    positional_again(old, new)
     for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
         put(model, name, new)
 

@@ -14,6 +14,7 @@ from qplug.core.task import Task
 from qplug.core.types import Change
 from qplug.hooks.registry import Registry, backend_of, component, installed
 from qplug.models.batchnorm import BY
+from qplug.pipeline.check_model import settle_inputs
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import Inputs
 from qplug.pipeline.stages.prepare import prepare
@@ -52,7 +53,7 @@ class LoadedRun:
 
 
 def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Registry | None = None) -> nn.Module:
-    """The quantized model of a run; inputs and outputs are those of the float model.
+    """The quantized model of a run; inputs and outputs are those of the float model, as the run read them.
 
     The recipe's model is built without its weights (``ModelSource.architecture``), so the original checkpoint need not
     exist. Techniques rewrite the modules again, and BatchNorms are folded again. Everything that a technique derives
@@ -85,6 +86,7 @@ def load_planned(run_folder: str | Path, registry: Registry) -> LoadedRun:
     recipe = load_recipe(run.folder / "recipe.yaml", registry=registry)
     plan = _plan(run, registry)
     source = component(registry.models, recipe.model).kept_in(run.folder).architecture()
+    settle_inputs(source)
     techniques = [component(registry.techniques, step) for step in recipe.techniques]
     with RunContext.of(techniques, recipe.backend, recipe.seed, registry=registry) as ctx:
         model = rewrite(ctx, Inputs(source))

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from qplug.core.errors import InputError
-from qplug.models.checkpoint import load, read
+from qplug.models.checkpoint import load
+from qplug.models.checkpoint_file import read
 from qplug.models.float_model import FloatModel
 from qplug.models.sources import TimmModel
 from qplug.models.zoo import ZOO
@@ -124,3 +125,139 @@ def test_real_checkpoint_for_another_architecture_is_recognized(shared: Path) ->
     with pytest.raises(InputError, match=r"150 have another shape|have another shape") as error:
         load(timm.create_model("vit_small_patch16_224"), path, "vit_small_patch16_224")
     assert "vit_tiny_patch16_224" in error.value.fix
+
+
+def small(**more: torch.Tensor) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """A model of a convolution, a norm and a head, and another state of it."""
+    from interface_toys import Net
+
+    return Net(), {**Net(seed=1).state_dict(), **more}
+
+
+def loaded(path: Path, content: object) -> tuple[torch.nn.Module, str]:
+    """The small model with the weights of a file of ``content``, and the note on them."""
+    model, _ = small()
+    torch.save(content, path)
+    return model, load(model, path, "small")
+
+
+def under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda s, o: {"state_dict_ema": s, "state_dict": o}, "state_dict_ema was loaded, and not state_dict"),
+        (lambda s, o: {"model": o, "model_ema": s, "epoch": 3}, "model_ema was loaded, and not model"),
+        (lambda s, o: {"ema": {"module": s}, "model": o}, "ema.module was loaded, and not model"),
+        (lambda s, o: {"student": under("module.", o), "teacher": under("module.", s)}, "teacher was loaded, and not"),
+        (lambda s, o: {"net": s, "optimizer": {"state": {}, "param_groups": []}}, ""),
+        (lambda s, o: {"state_dict": {**s, "epoch": 3}}, "that are no tensors were left out: epoch"),
+    ],
+)
+def test_the_state_that_was_chosen_is_said(tmp_path: Path, wrap, said: str) -> None:
+    _, other = small()
+    chosen = {key: value + 1 for key, value in other.items()}
+    model, note = loaded(tmp_path / "w.pth", wrap(chosen, other))
+    assert said in note
+    assert (note == "") == (said == "")
+    torch.testing.assert_close(model.state_dict(), chosen, rtol=0, atol=0)
+
+
+def test_states_that_no_name_tells_apart_are_listed(tmp_path: Path) -> None:
+    _, state = small()
+    with pytest.raises(InputError, match="holds several states: a, b") as error:
+        loaded(tmp_path / "w.pth", {"a": state, "b": state})
+    assert "safetensors" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda s: under("model.", s), "the prefix 'model.' was removed"),
+        (lambda s: under("module.backbone.", s), "the prefix 'backbone.' was removed"),
+        (lambda s: under("_orig_mod.student.", s), "the prefix 'student.' was removed"),
+        (lambda s: under("a.b.", s), "the prefix 'a.b.' was removed"),
+        (
+            lambda s: {**under("model.", s), "criterion.weight": torch.ones(4)},
+            "and 1 tensors without it were left out: criterion.weight",
+        ),
+        (
+            lambda s: {**under("student.", {k: v * 0 for k, v in s.items()}), **under("teacher.", s)},
+            "the prefix 'teacher.' was removed",
+        ),
+        (
+            lambda s: {("head." if key.startswith("head") else "backbone.") + key: v for key, v in s.items()},
+            "the prefixes 'backbone.', 'head.' were removed",
+        ),
+        (
+            lambda s: {key if key.startswith("head") else f"encoder.{key}": value for key, value in s.items()},
+            "the prefixes 'encoder.' were removed",
+        ),
+    ],
+)
+def test_prefixes_of_other_programs_are_removed_and_said(tmp_path: Path, wrap, said: str) -> None:
+    _, state = small()
+    model, note = loaded(tmp_path / "w.pth", {"state_dict": wrap(state)})
+    assert said in note
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+
+
+def test_prefixes_that_leave_a_choice_are_not_guessed(tmp_path: Path) -> None:
+    _, state = small()
+    with pytest.raises(InputError, match=r"under several prefixes: 'one\.', 'two\.'"):
+        loaded(tmp_path / "w.pth", {**under("one.", state), **under("two.", state)})
+    with pytest.raises(InputError, match=r"1 of the file's \d+ tensors are unknown to it: extra.weight"):
+        loaded(tmp_path / "w.pth", under("model.", {**state, "extra.weight": torch.ones(1)}))
+    with pytest.raises(InputError, match=r"2 of its 9 tensors are missing: head\.weight, head\.bias") as error:
+        loaded(tmp_path / "w.pth", under("backbone.", {k: v for k, v in state.items() if "head" not in k}))
+    assert "the prefix 'backbone.' was removed" in error.value.what
+    assert "without its classifier" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("convert", "named"),
+    [
+        (lambda v: v.int(), "int32"),
+        (lambda v: v > 0, "bool"),
+        (lambda v: v.to(torch.complex64), "complex64"),
+    ],
+)
+def test_numbers_of_another_kind_are_refused_by_name(tmp_path: Path, convert, named: str) -> None:
+    _, state = small()
+    with pytest.raises(InputError, match=f"1 tensors of the checkpoint hold another kind .*: conv.weight \\({named}"):
+        loaded(tmp_path / "w.pth", {**state, "conv.weight": convert(state["conv.weight"])})
+
+
+def test_floats_of_another_width_and_counters_of_any_kind_load(tmp_path: Path) -> None:
+    _, state = small()
+    halves = {key: value.half() for key, value in state.items()}
+    model, note = loaded(tmp_path / "w.pth", halves)
+    assert note == ""
+    assert model.conv.weight.dtype == torch.float32
+
+
+def test_a_header_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    part = '"conv.weight": {"dtype": "F32", "shape": [1], "data_offsets": [%d, %d]}'
+    header = ("{" + ", ".join([part % (0, 4), part % (4, 8)]) + "}").encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(InputError, match=r"header names conv\.weight twice"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fix"),
+    [
+        ({"head.weight": (7, 8), "head.bias": (7,)}, "let model.kwargs make a model of 7 classes"),
+        ({"conv.weight": (8, 1, 4, 4)}, "trained with images of 1 channels: set model.preprocessing.input_size"),
+    ],
+)
+def test_what_little_differs_is_named_with_its_setting(tmp_path: Path, changes, fix: str) -> None:
+    model, state = small(**{key: torch.zeros(shape) for key, shape in changes.items()})
+    model.num_classes = 4
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(InputError) as error:
+        load(model, tmp_path / "w.pth", "module:small", classes="let model.kwargs make a model of {} classes")
+    assert fix in error.value.fix

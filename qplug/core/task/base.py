@@ -18,6 +18,12 @@ class Task(ABC):
     name: ClassVar[str]
     losses: ClassVar[tuple[str, ...]]
     """Names of the losses that ``calibration.loss`` may choose."""
+    outputs: ClassVar[str] = "(B, …)"
+    """Shape of the outputs, for messages."""
+
+    def accepts(self, outputs: Tensor) -> bool:
+        """Whether ``outputs`` have the number of axes of this task; any number by default."""
+        return True
 
     @abstractmethod
     def calibration_loss(self, name: str, outputs: Tensor) -> Tensor:

@@ -46,6 +46,10 @@ class Choices(Task):
     axes: ClassVar[int]
     """Number of axes of labels; outputs have one more."""
 
+    def accepts(self, outputs: Tensor) -> bool:
+        """Whether the outputs have one axis more than labels."""
+        return outputs.dim() == self.axes + 1
+
     def check_labels(self, labels: Tensor, outputs: Tensor, where: str) -> None:
         """Check that labels are of the kind that the model predicts, and below its number of choices."""
         if labels.dim() != self.axes or outputs.dim() != self.axes + 1:

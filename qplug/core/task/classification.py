@@ -14,6 +14,7 @@ class Classification(Choices):
 
     name = "classification"
     axes = 1
+    outputs = "(B, classes)"
 
     def training_loss(self, outputs: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
         """Cross-entropy with smoothed labels."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from qplug.core.text import listed
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import Inputs, PreparedSites, RewrittenModel
 from qplug.quantization.calibration.calibrator import Calibration
+from qplug.quantization.calibration.gradients import CAUSES
 
 
 def calibrate(ctx: RunContext, inputs: Inputs, model: RewrittenModel, sites: PreparedSites, loss: str) -> Calibration:
@@ -15,4 +17,9 @@ def calibrate(ctx: RunContext, inputs: Inputs, model: RewrittenModel, sites: Pre
         statistics = Calibration(model.module, sites.watched, count, ctx.seed, task=inputs.float_model.task)
         wanted = loss if ctx.caller.need_gradients() else "none"
         ctx.results.collect(statistics, stream.once(), wanted, advance, (stream.examples, stream.preprocessing))
+    if wanted != "none" and (alike := statistics.without_gradient()):
+        ctx.warnings.append(
+            f"no gradient of calibration.loss {loss} reaches {listed(alike, 5)}: every output counts alike there "
+            f"({CAUSES})"
+        )
     return statistics

@@ -6,6 +6,7 @@ from qplug.core.component import DataSource, ModelSource
 from qplug.data.loading import check_disjoint
 from qplug.data.stream import Stream
 from qplug.hooks.registry import component
+from qplug.pipeline.check_model import check_gradients, check_model
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import Inputs
 from qplug.pipeline.run_key import EVALUATION_SEED, run_key_if_known
@@ -34,6 +35,7 @@ def load(ctx: RunContext, recipe: Recipe) -> Inputs:
             training,
             batch_size=data.batch_size,
         )
+        check_gradients(ctx, recipe, inputs.float_model, inputs.images)
     inputs.run_key = key
     return inputs
 
@@ -64,4 +66,5 @@ def open_inputs(
             check_disjoint(trained, judged, "training")
     float_model.module.to(ctx.device)
     stream = Stream(images, float_model.preprocessing, batch_size, ctx.device)
+    check_model(float_model, stream)
     return Inputs(float_model, model, stream, judged, trained, files)

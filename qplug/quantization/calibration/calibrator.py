@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from qplug.core.errors import InputError
 from qplug.core.task import CLASSIFICATION, Task
 from qplug.core.types import Site, SiteKind, Smoothing
 from qplug.models.attention import MatMul
-from qplug.models.tracing import is_norm
+from qplug.quantization.calibration.gradients import backward, traced, traced_operations
 from qplug.quantization.calibration.running_ranges import RunningRanges
 from qplug.quantization.calibration.samplers import OperationSampler, SampleSize, sampler_of
 from qplug.quantization.calibration.statistics import SiteStats
@@ -64,39 +65,32 @@ class Calibration:
         Raises:
             InputError: an activation is not finite; the error names the first such site.
         """
-        handles = [
-            self.model.get_submodule(name).register_forward_hook(self._hook(name, operation))
-            for name, operation in self.samplers.items()
-        ]
-        if loss is not None:
-            norms = (self.model.get_submodule(name) for name in self.samplers)
-            handles += [norm.register_forward_pre_hook(_branch) for norm in norms if is_norm(norm)]
-            tables = (module for module in self.model.modules() if isinstance(module, nn.Embedding))
-            handles += [table.register_forward_hook(_trace_output) for table in tables]
-        frozen = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        done = 0
-        try:
+        operations = {name: self.model.get_submodule(name) for name in self.samplers}
+        gradients = nullcontext() if loss is None else traced_operations(self.model, operations.values())
+        with gradients, ExitStack() as hooks:  # hooks that record outputs come behind those that trace them
+            for name, operation in operations.items():
+                hooks.callback(operation.register_forward_hook(self._hook(name, self.samplers[name])).remove)
+            done = 0
             for batch in batches:
-                for operation in self.samplers.values():
-                    operation.begin_batch(done, len(batch))
+                for sampler in self.samplers.values():
+                    sampler.begin_batch(done, len(batch))
                 if loss is None:
                     with torch.no_grad():
                         self.model(batch)
                 else:
-                    with torch.enable_grad():
-                        # no local name for the loss: it would hold the batch's graph during the next batch
-                        self._task.sum_of_losses(loss, self.model(_traced(batch)), done, self._seed).backward()  # type: ignore[no-untyped-call]
+                    # no local name for the loss: it would hold the batch's graph during the next batch
+                    backward(self._task.sum_of_losses(loss, self.model(traced(batch)), done, self._seed), loss)
                 done += len(batch)
                 self._check_finite()
                 if advance is not None:
                     advance(done)
-        finally:
-            for handle in handles:
-                handle.remove()
-            for parameter in frozen:
-                parameter.requires_grad_(True)
+        if loss is not None:
+            for sampler in self.samplers.values():
+                sampler.complete_squares()
+
+    def without_gradient(self) -> list[str]:
+        """The operations whose outputs count alike, after a pass with a loss: its gradient does not reach them."""
+        return [name for name, sampler in self.samplers.items() if sampler.inputs.length and not sampler.squares.length]
 
     def stats(self, site: Site) -> SiteStats:
         """The statistics of ``site``. Weights are read from the present model."""
@@ -140,23 +134,6 @@ class Calibration:
                     where=name,
                     fix="check the checkpoint and the images for NaN, and the model for an overflow of float32",
                 )
-
-
-def _traced(batch: Tensor) -> Tensor:
-    """The batch with ``requires_grad``, so that autograd records the forward although all parameters are frozen.
-
-    Tokens are unchanged: for them, autograd records from the embeddings on.
-    """
-    return batch.detach().requires_grad_(True) if batch.is_floating_point() else batch
-
-
-def _branch(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A view of a norm's input, so that its gradient is the norm's alone and not the sum over all readers."""
-    return (args[0].view_as(args[0]), *args[1:])
-
-
-def _trace_output(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    return out.requires_grad_(True)
 
 
 def watched_sites(sites: Iterable[Site], softmax: bool, layernorm: bool) -> list[Site]:

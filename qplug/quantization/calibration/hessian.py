@@ -15,6 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from qplug.core.errors import InputError
 from qplug.core.seeding import seeded
 from qplug.core.task import CLASSIFICATION
+from qplug.core.text import listed
+from qplug.quantization.calibration.gradients import CAUSES
 
 Loss = Callable[[Tensor], Tensor]
 """A batch of outputs → the sum of the loss over its examples, ()."""
@@ -110,7 +112,7 @@ def _quadratic_forms(
     tensors = list(weights.values())
     for index, batch in enumerate(batches):
         probes = [signs(tensor, *key, index, name) for name, tensor in weights.items()]
-        gradients = torch.autograd.grad(loss(model(batch)), tensors, create_graph=True, materialize_grads=True)
+        gradients = _first_gradients(loss(model(batch)), weights)
         slope = sum(((g * v).sum() for g, v in zip(gradients, probes, strict=True)), batch.new_zeros(()))
         if slope.requires_grad:  # otherwise L is linear in the weights, and H is zero
             for name, product, v in zip(weights, _second_gradients(slope, tensors), probes, strict=True):
@@ -122,6 +124,24 @@ def _quadratic_forms(
             fix="provide batches that can be iterated more than once",
         )
     return {name: total / images for name, total in totals.items()}
+
+
+def _first_gradients(loss: Tensor, weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """Gradients g of every weight; raises ``InputError`` for weights that the loss does not depend on."""
+    tensors = list(weights.values())
+    found = (
+        torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
+        if loss.requires_grad
+        else [None] * len(tensors)
+    )
+    without = [name for name, gradient in zip(weights, found, strict=True) if gradient is None]
+    if without:
+        raise InputError(
+            f"the outputs do not depend on {listed(without)} with a gradient: {CAUSES}",
+            where="Hessian trace",
+            fix="leave out the Hessian, or remove it from the forward",
+        )
+    return [gradient for gradient in found if gradient is not None]
 
 
 def _second_gradients(slope: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

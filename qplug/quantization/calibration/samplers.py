@@ -70,6 +70,7 @@ class OperationSampler:
         self._per_image = max(1, per_image)
         self._generator = torch.Generator().manual_seed(seed)
         self.inputs, self.squares = SampleRows(), SampleRows()
+        self._untraced = False  # whether a call of the operation had no gradient
 
     def begin_batch(self, first: int, batch: int) -> None:
         """Set the index of the next batch's first image, and the number of its images."""
@@ -98,10 +99,24 @@ class OperationSampler:
         """
         start, expected = self.inputs.length, len(piece) * len(self._chosen) // images
         self.inputs.add(start, piece, expected)
-        if target.requires_grad:
+        if not target.requires_grad:
+            self._untraced = True
+        else:
             target.register_hook(  # type: ignore[no-untyped-call]
                 lambda gradient: self.squares.add(start, choose(gradient).square(), expected)
             )
+
+    def complete_squares(self) -> None:
+        """End a pass with gradients: as many squared gradients as rows, or none.
+
+        There are none if the model computes a call of the operation without gradients. A call whose output the loss
+        does not depend on has gradient 0.
+        """
+        if self._untraced:
+            self.squares.replace_rows(None)
+        elif missing := self.inputs.length - self.squares.length if self.squares.length else 0:
+            rows = self.squares.values()
+            self.squares.add(self.squares.length, rows.new_zeros((missing, *rows.shape[1:])), self.inputs.length)
 
     def product(self, module: nn.Module) -> Product | None:
         """The sample as a product, with the present weight; ``None`` for norms and Softmax."""

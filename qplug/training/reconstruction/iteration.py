@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from qplug.core.errors import PluginError
+from qplug.core.errors import InputError, PluginError
 from qplug.quantization.quantizers import Quantizer
 from qplug.training.learners import Learner
 from qplug.training.reconstruction.capture import Calls
@@ -63,6 +63,12 @@ class Iteration:
         with torch.enable_grad():
             minimized, error = self._objective(args, kwargs, expected, images, self.beta if penalized else None)
             self.finite += torch.isfinite(error)
+            if not minimized.requires_grad:
+                raise InputError(
+                    "the block is learned by gradients, and its outputs have none: torch.no_grad(), "
+                    "torch.inference_mode() or detach() in its forward",
+                    fix="remove it from the forward, or leave this block out of the technique",
+                )
             self._optimizer.zero_grad()
             minimized.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qplug.core.errors import InputError
+
 TEMPERATURE = 20.0
 """Temperature of the softmax in the released code of APHQ-ViT and of FIMA-Q; the papers do not print it.
 
@@ -30,6 +32,9 @@ def gradient(
 
     With ``replace_output`` the gradient is taken at the replaced output. The graph begins at y: modules before it are
     not differentiated.
+
+    Raises:
+        InputError: the loss does not depend on y with a gradient.
     """
     outputs: list[Tensor] = []
 
@@ -42,9 +47,16 @@ def gradient(
     handle = model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
     try:
         with _frozen(model), torch.enable_grad():
-            (result,) = torch.autograd.grad(loss(model(batch)), outputs[-1])
+            total = loss(model(batch))
+            (result,) = torch.autograd.grad(total, outputs[-1], allow_unused=True) if total.requires_grad else (None,)
     finally:
         handle.remove()
+    if result is None:
+        raise InputError(
+            f"the loss of the reconstruction needs the gradient at {name}, and the model's outputs do not depend on it "
+            "with a gradient: torch.no_grad(), torch.inference_mode() or detach() in a forward",
+            fix="choose loss: mse, remove it from the forward, or leave this block out of the technique",
+        )
     return result
 
 

@@ -1,0 +1,163 @@
+"""Check in seconds, before any other work, that a float model can be quantized and measured."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qplug.core.errors import InputError
+from qplug.core.text import listed
+from qplug.data.stream import Stream
+from qplug.models.diagnosis import (
+    calls_of,
+    first_difference,
+    first_in_other_precision,
+    first_not_finite,
+    is_operation,
+    named,
+    run_forward,
+)
+from qplug.models.float_model import FloatModel
+from qplug.models.interface import settle_interface
+from qplug.pipeline.context import RunContext
+from qplug.quantization.calibration.gradients import no_gradient, traced, traced_operations
+from qplug.recipe import Recipe
+
+REPEATED = 1e-4
+"""Largest difference of the outputs for the same batch, as a fraction of their norm."""
+ALONE = 1e-3
+"""Largest difference of an image's outputs alone and in a batch, as a fraction of their norm."""
+
+
+def check_model(source: FloatModel, stream: Stream) -> None:
+    """Check the model of a run on its first two calibration images, in at most four forwards.
+
+    The model gets the interface of ``settle_interface``; what that does is added to the note of ``source``.
+
+    Raises:
+        InputError: the model fails, its outputs are not those of its task or not finite, it computes in another type
+            than float32, or it gives an image other outputs a second time, or in another batch.
+    """
+    pair = stream.first(min(2, stream.batch_size))
+    with torch.random.fork_rng(devices=[]):  # a model that draws numbers must not change those of the run
+        notes = settle_interface(source.module, pair[:1], source.task, source.name)
+        _check_outputs(source, pair)
+    source.note = "; ".join(note for note in (source.note, *notes) if note)
+
+
+def settle_inputs(source: FloatModel, device: torch.device | str = "cpu") -> list[str]:
+    """The interface alone, on a random input, where no data is; returns notes on what it does.
+
+    Raises:
+        InputError: the model fails, or its outputs are not those of its task.
+    """
+    example = source.preprocessing.example().to(device)
+    return settle_interface(source.module, example, source.task, source.name)
+
+
+def check_gradients(ctx: RunContext, recipe: Recipe, source: FloatModel, stream: Stream) -> None:
+    """Check in one forward that outputs have gradients where the recipe needs them.
+
+    A part without gradients is no error: the calibration names it, and counts its outputs alike.
+
+    Raises:
+        InputError: calibration, fine-tuning or QAT needs gradients, and no output depends on an operation with one.
+    """
+    trained = [name for name in ("finetune", "qat") if getattr(recipe, name) is not None]
+    loss = recipe.calibration.loss
+    weighted = [one.name() for one in ctx.caller.techniques if one.gradients and loss != "none"]
+    if not trained and not weighted:
+        return
+    operations = [module for module in source.module.modules() if is_operation(module)]
+    with traced_operations(source.module, operations):
+        if source.module(traced(stream.first(1))).requires_grad:
+            return
+    if trained:
+        fix = "remove it from the forward, or leave the training out of the recipe"
+        raise no_gradient(f"{' and '.join(trained)} trains by gradients", trained[0], fix)
+    raise no_gradient(f"{listed(weighted)} weighs errors by the gradient of calibration.loss {loss}")
+
+
+def _check_outputs(source: FloatModel, pair: Tensor) -> None:
+    module, name = source.module, source.name
+    with torch.no_grad():
+        given = pair.clone()
+        first: Tensor = run_forward(module, given, name)
+        if not torch.equal(given, pair):
+            raise _changes_input(name)
+        if len(first) != len(pair):
+            raise _fixed_batch(len(first), len(pair), name)
+        _check_training_mode(module, name)
+        other = first_in_other_precision(module, pair[:1])
+        if other is not None:
+            raise _other_precision(module, *other, name)
+        if not bool(torch.isfinite(first).all()):
+            raise _not_finite(module, pair, name)
+        again: Tensor = module(pair)
+        if not source.task.relative_change(first, again) <= REPEATED:
+            raise _differs(module, pair, name)
+        alone: Tensor = module(pair[:1])
+        if not source.task.relative_change(alone, first[:1]) <= ALONE:
+            raise _depends_on_batch(module, pair, name)
+
+
+def _check_training_mode(module: nn.Module, name: str) -> None:
+    training = [path for path, part in module.named_modules() if part.training and next(part.children(), None) is None]
+    if training:
+        raise InputError(
+            f"the model's forward sets {listed(named(module, path) for path in training)} to training mode, so that "
+            "an image's outputs depend on chance or on the other images of its batch",
+            where=name,
+            fix="remove .train() from the model's forward: qplug quantizes models in eval mode",
+        )
+
+
+def _changes_input(name: str) -> InputError:
+    return InputError(
+        "the model's forward changes the images that it gets in place, so that a second forward gets other images",
+        where=name,
+        fix="replace operations such as x.sub_(mean) and x -= mean by x = x - mean",
+    )
+
+
+def _fixed_batch(rows: int, batch: int, name: str) -> InputError:
+    return InputError(
+        f"the model returns {rows} rows for a batch of {batch}: a batch size seems to be written into it",
+        where=name,
+        fix="write the batch size as x.shape[0] in the model's forward",
+    )
+
+
+def _other_precision(module: nn.Module, path: str, dtype: str, name: str) -> InputError:
+    return InputError(
+        f"{named(module, path)} computes in {dtype}; expected is float32 everywhere",
+        where=name,
+        fix="remove torch.autocast, .half(), .bfloat16() and .double() from the model's forward",
+    )
+
+
+def _not_finite(module: nn.Module, batch: Tensor, name: str) -> InputError:
+    place = first_not_finite(module, calls_of(module, batch))
+    return InputError(
+        f"the model's outputs are NaN or infinite on calibration images; the first such values come from {place}",
+        where=name,
+        fix="check that the weights and the preprocessing belong to this model, and that it does not overflow float32",
+    )
+
+
+def _differs(module: nn.Module, batch: Tensor, name: str) -> InputError:
+    place = first_difference(module, calls_of(module, batch), calls_of(module, batch))
+    return InputError(
+        f"the model answers differently to the same images: the first difference for the same input is in {place}",
+        where=name,
+        fix="remove what is random in eval mode, such as F.dropout(x, p) without training=self.training",
+    )
+
+
+def _depends_on_batch(module: nn.Module, pair: Tensor, name: str) -> InputError:
+    place = first_difference(module, calls_of(module, pair[:1]), calls_of(module, pair))
+    return InputError(
+        f"an image's outputs depend on the other images of its batch: the first difference is in {place}",
+        where=name,
+        fix="let the model normalize by running statistics, or over the axes of one image only",
+    )
