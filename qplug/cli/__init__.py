@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that help and validation sta
 from __future__ import annotations
 
 import importlib
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # print "?" for a character that the terminal lacks
     with suppress(ValueError):  # signals can be set in the main thread only
         signal.signal(signal.SIGTERM, _terminated)
+    # torch warns of a missing GPU on import, which says nothing to whoever computes on a CPU
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     State.traceback = State.json = False
     keep_freed_memory()
     try:

@@ -19,12 +19,29 @@ def parse_device(name: str) -> torch.device:
     """The torch device named ``name``; raises ``InputError`` if this machine does not have it."""
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        what = f"expected a device such as cpu, cuda or cuda:1, received '{name}'"
+        raise InputError(what, where="--device", fix="use cpu, or cuda for a GPU") from error
+    if device.type == "cuda":
+        _check_gpu(device)
+    try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device '{name}' cannot be used: {str(error).splitlines()[0]}", where="--device", fix="use cpu, or cuda:0"
-        ) from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"device '{name}' cannot be used: {reason}", where="--device", fix="use cpu") from error
     return device
+
+
+def _check_gpu(device: torch.device) -> None:
+    """Raise ``InputError`` for a GPU that this machine does not have."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        built = torch.version.cuda is not None or torch.version.hip is not None
+        reason = "torch finds none" if built else f"torch {torch.__version__} is built for CPUs only"
+        raise InputError(f"this machine has no GPU that torch can use: {reason}", where="--device", fix="use cpu")
+    if device.index is not None and device.index >= count:
+        names = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise InputError(f"expected {names}, received '{device}': this machine has {count} GPUs", where="--device")
 
 
 @contextmanager

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qplug.quantization.plan import Plan
+    from qplug.quantization.quantizers import Quantizer
 
 SATURATING = "unsigned by signed bytes: exact with VNNI, wrong on x86 without it"
 """Description of the products of a ``saturating`` file, in its metadata and in the export's warning."""
@@ -18,6 +22,27 @@ def processor() -> dict[str, Any]:
     instructions = [name for name in VNNI if capabilities.get(name)]
     name, architecture = capabilities.get("cpu_name"), capabilities.get("architecture")
     return {"name": name, "architecture": architecture, "instructions": instructions}
+
+
+def may_saturate(plan: Plan, operation: str) -> bool:
+    """Whether sums of two products of ``operation`` may exceed 16 bits, in a file of unsigned by signed bytes.
+
+    That needs two operands in integers of 8 bits. With 7 bits on either side, or fewer, the largest sum still fits.
+    """
+    from qplug.export.formats.affine import LARGEST_SUM
+
+    quantizers = plan.of(operation)
+    left = quantizers.get("input") or quantizers.get("lhs")
+    right = quantizers.get("weight") or quantizers.get("rhs")
+    if left is None or right is None or not _in_bytes(left) or not _in_bytes(right):
+        return False
+    return 2 * (2**left.bits - 1) * 2 ** (right.bits - 1) > LARGEST_SUM
+
+
+def _in_bytes(quantizer: Quantizer) -> bool:
+    from qplug.quantization.quantizers import UniformQuantizer
+
+    return isinstance(quantizer, UniformQuantizer) and quantizer.bits <= 8
 
 
 def caution() -> str | None:

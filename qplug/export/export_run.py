@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qplug.core.errors import InputError
 from qplug.core.storage.atomic import check_file, write_file
-from qplug.export.cpu import SATURATING
+from qplug.export.cpu import SATURATING, may_saturate
 from qplug.export.formats.table import DEFAULT, ExportFormat, format_of, with_integer_products
 from qplug.export.requirements import check_installed
 from qplug.export.runtimes.table import RUNTIMES
@@ -63,7 +63,8 @@ def export_run(
         images: number of images to compare, at least 1.
         saturating: multiply unsigned by signed bytes on every processor, in a format with products of 8-bit integers.
             This makes an ``onnx-qdq`` file faster on x86 with VNNI. On x86 without VNNI these products saturate.
-            The file's metadata state this. By default the products are exact on every processor.
+            The file's metadata state this. By default the products are exact on every processor, and products with
+            7 bits or fewer on one side always are.
         registry: of installed plugins; discovered if ``None``.
 
     Raises:
@@ -86,13 +87,14 @@ def export_run(
     with explained(planned, row, registry):
         file = row.write(planned, saturating)
     parity = verified(file, planned, row, images, saturating, registry) if verify else None
-    content = file.content(metadata(planned, row, file.calls, parity, saturating))
+    inexact = saturating and any(may_saturate(planned.plan, path) for path in planned.plan.modules())
+    content = file.content(metadata(planned, row, file.calls, parity, inexact))
     check_new(target)
     write_file(target, content)
     warnings = [f"the file holds {name} in float32: its quantizer has no codes" for name in file.float_weights]
     if parity is None:
         warnings.append("the file was not compared with the simulation")
-    if saturating:
+    if inexact:
         warnings.append(f"the file multiplies {SATURATING}")
     float_size = round(planned.run.metrics["float.size_mb"] * 1e6)
     return Export(target, format, len(content), float_size, parity, warnings)

@@ -21,9 +21,9 @@ NOT_VERIFIED = "not verified: exported with --no-verify"
 
 
 def metadata(
-    planned: LoadedRun, row: ExportFormat, calls: Sequence[Call], parity: Parity | None, saturating: bool = False
+    planned: LoadedRun, row: ExportFormat, calls: Sequence[Call], parity: Parity | None, inexact: bool = False
 ) -> dict[str, str]:
-    """Keys ``qplug.…`` → texts.
+    """Keys ``qplug.…`` → texts. ``inexact`` says that products of the file may saturate on some processors.
 
     The texts are JSON, except for the version, the format, the products and a parity that is ``NOT_VERIFIED``.
     """
@@ -45,7 +45,7 @@ def metadata(
     }
     texts = {f"qplug.{key}": json.dumps(value, ensure_ascii=False) for key, value in values.items()}
     checked = NOT_VERIFIED if parity is None else json.dumps(parity.summary() | {"processor": processor()})
-    products = {"qplug.products": SATURATING if saturating else EXACT_PRODUCTS} if row.integer_products else {}
+    products = {"qplug.products": SATURATING if inexact else EXACT_PRODUCTS} if row.integer_products else {}
     return {"qplug.version": __version__, "qplug.format": row.name, **products, **texts, "qplug.parity": checked}
 
 

@@ -375,6 +375,13 @@ HEAVY = ["torch", "timm", "brevitas", "modelopt", "numpy", "sklearn", "PIL", "sc
 HEAVY += ["onnx", "onnxruntime"]
 
 
+def test_a_missing_gpu_is_no_warning_of_torch(capsys: Output) -> None:
+    import logging
+
+    assert call("techniques") == 0
+    assert not logging.getLogger("torch.utils.cpp_extension").isEnabledFor(logging.WARNING)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["validate", "recipes/mptq_vit.yaml"], ["techniques"], ["plugins"]])
 def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     code = (

@@ -10,11 +10,29 @@ from qplug.export.parity.fused import FUSED
 from qplug.export.parity.result import FREE_RUN, TOP1, Parity
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from qplug.pipeline.load_run import LoadedRun
+    from qplug.quantization.plan import Plan
 
 FIX = "nothing was written; to find the cause, write the file with --no-verify, which its metadata will state"
 LISTED_PLACES = 5
 """Differing places that a message names."""
+
+
+def suspects(parity: Parity, plan: Plan) -> Iterable[str]:
+    """The operations whose products may be the cause of the first difference.
+
+    Operands are computed between operations, so no product makes them differ, unless the file merges the operations
+    before them. An output is that of its operation alone. Logits depend on every operation.
+    """
+    place = parity.first_wrong
+    if place is None:
+        return ()
+    operation, role = place
+    if role == "output" and operation:
+        return (operation,)
+    return plan.modules() if role in (FUSED, FREE_RUN, TOP1) else parity.joined
 
 
 def refusal(parity: Parity, planned: LoadedRun, caution: str | None = None) -> ParityError:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from qplug.core.errors import ParityError, QplugError
-from qplug.export.cpu import caution
+from qplug.export.cpu import caution, may_saturate
 from qplug.export.parity.check import check_parity
-from qplug.export.parity.refusal import FIX, refusal
+from qplug.export.parity.refusal import FIX, refusal, suspects
 from qplug.export.parity.result import Parity
 from qplug.export.runtimes.table import RUNTIMES
 from qplug.hooks.registry import Registry, backend_of, component
@@ -51,7 +51,8 @@ def verified(
             f"{RUNTIMES[row.runtime].title} cannot execute the file: {message}", where=row.name, fix=FIX
         ) from error
     if parity.first_wrong is not None:
-        raise refusal(parity, planned, caution() if saturating else None)
+        suspected = saturating and any(may_saturate(planned.plan, path) for path in suspects(parity, planned.plan))
+        raise refusal(parity, planned, caution() if suspected else None)
     return parity
 
 
