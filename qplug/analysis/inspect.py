@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from qplug.core.component import ModelSource
 from qplug.core.types import Site
 from qplug.hooks.registry import Registry
+from qplug.pipeline.check_model import settle_inputs
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import Inputs
 from qplug.pipeline.stages.prepare import prepare
@@ -29,6 +30,7 @@ class Inspection:
         float_norms: BatchNorms that could not be folded → the reason.
         costs: convention → bits such as ``W8A8`` → size and bit operations if every site is quantized, with the names
             of a run's metrics.
+        notes: how the model is called and read, where that is not plain, one sentence each.
     """
 
     sites: list[Site]
@@ -36,6 +38,7 @@ class Inspection:
     float_macs: dict[str, int]
     float_norms: dict[str, str] = field(default_factory=dict)
     costs: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def coverage(self) -> float:
@@ -43,10 +46,21 @@ class Inspection:
         return 1.0 - sum(self.float_macs.values()) / self.total_macs if self.total_macs else 0.0
 
 
-def inspect(model_source: ModelSource, registry: Registry | None = None) -> Inspection:
-    """Load a model, make its attention explicit, fold its BatchNorms, list its sites and count its costs."""
+def inspect(model_source: ModelSource, registry: Registry | None = None, *, weights: bool = True) -> Inspection:
+    """Load a model, make its attention explicit, fold its BatchNorms, list its sites and count its costs.
+
+    Args:
+        model_source: source of the model.
+        registry: installed components, by default all.
+        weights: whether its weights are loaded; without them it is built alone, as from a run folder.
+
+    Raises:
+        InputError: the model cannot be loaded or called, or its outputs are not those of its task.
+    """
     with RunContext.of(registry=registry) as ctx:
-        model = rewrite(ctx, Inputs(model_source.load()), ask=False)
+        source = model_source.load() if weights else model_source.architecture()
+        notes = settle_inputs(source)
+        model = rewrite(ctx, Inputs(source), ask=False)
         sites = prepare(ctx, model)
     site_map = sites.site_map
     plans = {f"W{weights}A{inputs}": uniform_plan(site_map, weights, inputs) for weights, inputs in COST_BITS}
@@ -54,4 +68,4 @@ def inspect(model_source: ModelSource, registry: Registry | None = None) -> Insp
         name: {bits: costs(model.module, plan, convention) for bits, plan in plans.items()}
         for name, convention in CONVENTIONS.items()
     }
-    return Inspection(site_map.sites, site_map.total_macs, site_map.uncovered_macs, sites.folding.left, counted)
+    return Inspection(site_map.sites, site_map.total_macs, site_map.uncovered_macs, sites.folding.left, counted, notes)

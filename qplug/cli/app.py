@@ -117,27 +117,3 @@ def report_error(error: QplugError) -> int:
     if State.json:
         print_json(describe(error))
     return error.exit_code
-
-
-def model_source(model: str, checkpoint: Path | None) -> Any:
-    """The source of MODEL: an import path if it has a colon, the zoo if it has the name, else timm."""
-    from typing import get_args
-
-    from pydantic import ValidationError
-
-    from qplug.hooks.registry import installed
-
-    sources = installed().models
-    zoo = get_args(sources["zoo"].Config.model_fields["name"].annotation) if "zoo" in sources else ()
-    kind = "import" if ":" in model else "zoo" if model in zoo else "timm"
-    if kind not in sources:
-        raise InputError(f"the model source '{kind}' is not installed", fix="'qplug plugins' shows why")
-    values: dict[str, Any] = {"source": kind, "target" if kind == "import" else "name": model}
-    if checkpoint is not None:
-        values["checkpoint_path"] = str(checkpoint)
-    try:
-        return sources[kind](sources[kind].Config(**values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = first["msg"].removeprefix("Value error, ")
-        raise InputError(": ".join(filter(None, [".".join(map(str, first["loc"])), what])), where=model) from None

@@ -5,27 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from qplug.cli.app import Accounting, Device, Json, State, app, model_source, print_json, show
-from qplug.cli.options import (
-    FOLDER,
-    Checkpoint,
-    ClassMap,
-    ImageOption,
-    Model,
-    Picture,
-    check_picture,
-    checked,
-    image_sources,
-)
+from qplug.cli.app import Accounting, Device, Json, State, app, print_json, show
+from qplug.cli.model_option import Checkpoint, ChosenModel, InputSize, Model, choose_model, explain_preprocessing
+from qplug.cli.options import FOLDER, ClassMap, ImageOption, Picture, check_picture, checked, image_sources
 from qplug.core.errors import InputError
 from qplug.quantization.accounting import DEFAULT, Convention, convention
-
-if TYPE_CHECKING:
-    from qplug.core.component import ModelSource
 
 IMAGES, PROBES = 32, 100
 DEFAULT_MIXERS = "by timm's names and by shape"
@@ -35,6 +23,7 @@ DEFAULT_MIXERS = "by timm's names and by shape"
 def inspect(
     model: Model,
     checkpoint: Checkpoint = None,
+    input_size: InputSize = None,
     accounting: Accounting = DEFAULT,
     ranges: Annotated[
         bool, typer.Option("--ranges", help="Show only the ranges of activations along the depth.")
@@ -78,6 +67,7 @@ def inspect(
 
     Prints the sites with their kinds, shapes and MACs, the operations that stay in float, size and bit operations.
     --ranges and --hessian analyze the model on images instead.
+    A recipe in the place of MODEL stands for its model, and for its data if no folder is given.
     """
     State.json = as_json
     counted_by = convention(accounting)
@@ -100,12 +90,13 @@ def inspect(
     if (ranges or hessian) and accounting != DEFAULT:
         raise InputError("has no effect with --ranges and --hessian, which print no costs", where="--accounting")
     check_picture(picture)
-    source = model_source(model, checkpoint)
-    if not (ranges or hessian):
-        _show_sites(source, model, counted_by, as_json)
+    shapes_only = not (ranges or hessian)
+    chosen = choose_model(model, checkpoint, input_size, shapes_only=shapes_only)
+    if shapes_only:
+        _show_sites(chosen, counted_by, as_json)
         return
     option = ImageOption("--calibration", calibration, calibration_images or IMAGES, "train", "to analyze")
-    (images,) = image_sources(source.name(), model, [option], class_map, "qplug inspect")
+    (images,) = image_sources(chosen, [option], class_map, "qplug inspect")
 
     from qplug.analysis.ranges.analyze import RangesRequest, analyze
     from qplug.cli.report.analysis import analysis_summary, analysis_tables
@@ -123,25 +114,32 @@ def inspect(
     )
     if picture is not None:
         from qplug.cli.report.analysis_picture import draw
-    with Progress(sys.stderr) as progress:
-        analysis = analyze(source, images, request, after=after, device=device, observers=[progress])
+    try:
+        with Progress(sys.stderr) as progress:
+            analysis = analyze(chosen.source, images, request, after=after, device=device, observers=[progress])
+    except InputError as error:
+        raise explain_preprocessing(error, model, shapes_only=False) from error.__cause__
     if picture is not None:
         write_file(picture, draw(analysis, picture.suffix.lower().removeprefix(".")))
     if as_json:
         print_json(analysis_summary(analysis))
         return
-    show(analysis_tables(analysis), analysis.warnings)
+    show(analysis_tables(analysis), [*chosen.notes, *analysis.warnings])
 
 
-def _show_sites(source: ModelSource, model: str, counted_by: Convention, as_json: bool) -> None:
+def _show_sites(chosen: ChosenModel, counted_by: Convention, as_json: bool) -> None:
     from qplug.analysis.inspect import inspect as inspect_model
     from qplug.cli.report.inspection import inspection_summary, inspection_tables
 
-    inspection = inspect_model(source)
+    try:
+        inspection = inspect_model(chosen.source, weights=not chosen.stored)
+    except InputError as error:
+        raise explain_preprocessing(error, chosen.name, shapes_only=True) from error.__cause__
+    notes = [*chosen.notes, *inspection.notes]
     if as_json:
-        print_json(inspection_summary(inspection, model))
+        print_json({**inspection_summary(inspection, chosen.name), "notes": notes})
         return
-    show(inspection_tables(inspection, model, counted_by))
+    show(inspection_tables(inspection, chosen.name, counted_by), notes)
 
 
 def _need(options: Mapping[str, object], enabled: bool, required: str) -> None:

@@ -1,4 +1,4 @@
-"""Options that ``inspect`` and ``sensitivity`` share: images, configurations and pictures."""
+"""Options that ``inspect`` and ``sensitivity`` share beside MODEL: images, configurations and pictures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from qplug.core.errors import InputError
 from qplug.core.storage.atomic import check_file
 
 if TYPE_CHECKING:
+    from qplug.cli.model_option import ChosenModel
     from qplug.core.component import DataSource
+    from qplug.recipe import Recipe
 
 T = TypeVar("T")
-Model = Annotated[str, typer.Argument(help="Model: a name of the zoo or of timm, or module:function.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="File of weights to load.", show_default=False)]
 ClassMap = Annotated[
     Path | None, typer.Option(help="File with one class folder in each line; labels are not used.", show_default=False)
 ]
@@ -46,15 +46,14 @@ class ImageOption:
 
 
 def image_sources(
-    kind: str, model: str, options: Sequence[ImageOption], class_map: Path | None, where: str
+    model: ChosenModel, options: Sequence[ImageOption], class_map: Path | None, where: str
 ) -> list[DataSource]:
-    """Data sources of the images. The embedded models use the digits if no folder is given.
+    """Data sources of the images. Without folders, a recipe's own data are used, or the digits for embedded models.
 
     A folder holds images in class folders, or parquet files that are chosen by the name of the split.
 
     Args:
-        kind: name of the model's source.
-        model: name of the model.
+        model: what MODEL names.
         options: sets of images.
         class_map: file with one class folder in each line.
         where: name of the command, for errors.
@@ -62,13 +61,16 @@ def image_sources(
     from qplug.models.zoo import ZOO
 
     missing = [option.option for option in options if option.path is None]
+    if model.recipe is not None and len(missing) == len(options) and class_map is None:
+        return [_of_recipe(model.recipe, option) for option in options]
     embedded = [name for name, entry in ZOO.items() if entry.embedded]
-    if kind == "zoo" and model in embedded and len(missing) == len(options) and class_map is None:
+    if model.source.name() == "zoo" and model.name in embedded and len(missing) == len(options) and class_map is None:
         return [_source("digits", split=option.split, images=option.images) for option in options]
     if missing:
         folders = "a folder" if len(options) == 1 else "folders"
+        purposes = " and ".join(option.purpose for option in options)
         raise InputError(
-            f"{model} needs images {' and '.join(option.purpose for option in options)}, and {' and '.join(missing)} "
+            f"{model.name} needs images {purposes}, and {' and '.join(missing)} "
             f"{'were' if len(missing) > 1 else 'was'} not given",
             where=where,
             fix=f"add {' '.join(f'{option.option} FOLDER' for option in options)}, {folders} with a subfolder of "
@@ -76,6 +78,16 @@ def image_sources(
             "images of their own",
         )
     return [_folder(option, class_map) for option in options]
+
+
+def _of_recipe(recipe: Recipe, option: ImageOption) -> DataSource:
+    """The recipe's data of that purpose; as many examples as the option asks for, if the source takes a number."""
+    from qplug.hooks.registry import component, installed
+
+    config = recipe.data.calibration if option.split == "train" else recipe.data.evaluation
+    if option.images is not None and "images" in type(config).model_fields:
+        config = config.model_copy(update={"images": option.images})
+    return component(installed().datasets, config)
 
 
 def _folder(option: ImageOption, class_map: Path | None) -> DataSource:

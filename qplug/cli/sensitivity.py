@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qplug.cli.app import Device, Json, State, app, model_source, print_json, show
-from qplug.cli.options import (
-    FOLDER,
-    Checkpoint,
-    ClassMap,
-    ImageOption,
-    Model,
-    Picture,
-    check_picture,
-    checked,
-    image_sources,
-)
+from qplug.cli.app import Device, Json, State, app, print_json, show
+from qplug.cli.model_option import Checkpoint, InputSize, Model, choose_model, explain_preprocessing
+from qplug.cli.options import FOLDER, ClassMap, ImageOption, Picture, check_picture, checked, image_sources
 from qplug.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +23,7 @@ PROBES = 32
 def sensitivity(
     model: Model,
     checkpoint: Checkpoint = None,
+    input_size: InputSize = None,
     calibration: Annotated[
         Path | None,
         typer.Option(help=FOLDER.format(purpose="calibrate on"), show_default="digits, for embedded models"),
@@ -79,6 +71,7 @@ def sensitivity(
 
     Quantizes one site at a time and measures the change of the outputs. Also prints the SQNR of each site, Hessian
     traces of weights, and rank correlations between these measures.
+    A recipe in the place of MODEL stands for its model, and for its data if no folder is given.
     """
     State.json = as_json
     from qplug.core.storage.atomic import check_file, write_file
@@ -88,12 +81,12 @@ def sensitivity(
     check_picture(picture)
     if hessian_probes is not None and not hessian:
         raise InputError("needs --hessian, which was not given", where="--hessian-probes")
-    source = model_source(model, checkpoint)
+    chosen = choose_model(model, checkpoint, input_size, shapes_only=False)
     options = (
         ImageOption("--calibration", calibration, calibration_images, "train", "to calibrate"),
         ImageOption("--evaluation", evaluation, evaluation_images, "test", "to measure on"),
     )
-    calibration_source, evaluation_source = image_sources(source.name(), model, options, class_map, "qplug sensitivity")
+    calibration_source, evaluation_source = image_sources(chosen, options, class_map, "qplug sensitivity")
     techniques = [_technique(name) for name in ranges or ["baseline.hessian"]]
 
     from qplug.analysis.sensitivity.measure import SensitivityRequest, measure
@@ -115,7 +108,7 @@ def sensitivity(
     try:
         with Progress(sys.stderr) as progress:
             result = measure(
-                source,
+                chosen.source,
                 calibration_source,
                 evaluation_source,
                 techniques,
@@ -126,7 +119,7 @@ def sensitivity(
     except InputError as error:
         if error.where == "techniques":  # the place in a recipe; here it is an option
             error.where, error.fix = "--ranges", "add --ranges baseline.hessian, which takes every other site"
-        raise
+        raise explain_preprocessing(error, model, shapes_only=False) from error.__cause__
     if out is not None:
         from qplug.core.storage.run_folder import to_json
 
@@ -136,7 +129,7 @@ def sensitivity(
     if as_json:
         print_json(sensitivity_summary(result))
         return
-    show(sensitivity_tables(result, top), result.warnings)
+    show(sensitivity_tables(result, top), [*chosen.notes, *result.warnings])
 
 
 def _widths(text: str) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ def parse_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        what = f"expected a device such as cpu, cuda or cuda:1, received '{name}'"
+        what = f"device '{name}' cannot be used: expected a device such as cpu, cuda or cuda:1"
         raise InputError(what, where="--device", fix="use cpu, or cuda for a GPU") from error
     if device.type == "cuda":
         _check_gpu(device)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+SHORTEST_PREFIX = 3
+"""Characters of a word that may be the beginning of a name."""
+
 
 def close(word: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Names close to ``word``, closest first. Case is ignored, and so is the plugin before a technique's name."""
+    """Names close to ``word``: those that it begins, the shortest first, then similar ones, closest first.
+
+    Case is ignored, and so is the plugin before a technique's name.
+    """
     names = sorted(set(known))
+    begun = [name for name in names if name.lower().startswith(word.lower())] if len(word) >= SHORTEST_PREFIX else []
     similar = difflib.get_close_matches(word.lower(), [name.lower() for name in names], n=count, cutoff=0.6)
-    result = [name for lowered in similar for name in names if name.lower() == lowered]
+    result = sorted(begun, key=len) + [name for lowered in similar for name in names if name.lower() == lowered]
     tail = word.rsplit(".", 1)[-1]
     result += [
         n for n in names if "." in n and difflib.SequenceMatcher(None, n.rsplit(".", 1)[-1], tail).ratio() > 0.75

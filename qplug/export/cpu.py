@@ -36,7 +36,7 @@ def may_saturate(plan: Plan, operation: str) -> bool:
     right = quantizers.get("weight") or quantizers.get("rhs")
     if left is None or right is None or not _in_bytes(left) or not _in_bytes(right):
         return False
-    return 2 * (2**left.bits - 1) * 2 ** (right.bits - 1) > LARGEST_SUM
+    return 2 * ((1 << left.bits) - 1) * (1 << (right.bits - 1)) > LARGEST_SUM
 
 
 def _in_bytes(quantizer: Quantizer) -> bool:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 CHECKPOINT = "weights to load: a safetensors file, or .pth/.pt with tensors only"
+HUB_PREFIXES = ("https://huggingface.co/", "hf-hub:", "hf_hub:")
+"""What precedes ``owner/model`` in names of models on Hugging Face's hub."""
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -50,7 +52,10 @@ class TimmModel(ModelSource):
         """``model: {source: timm, name: deit_tiny_patch16_224, checkpoint_path: …}``."""
 
         source: Literal["timm"]
-        name: str = Field(min_length=1, description="timm's name of the architecture, with or without a pretrained tag")
+        name: str = Field(
+            min_length=1,
+            description="timm's name of the architecture, with or without a pretrained tag, or its name on the hub",
+        )
         pretrained: bool = Field(default=False, description="load timm's weights from its cache, or download them")
         checkpoint_path: str | None = Field(default=None, min_length=1, description=CHECKPOINT)
         num_classes: int | None = Field(
@@ -66,8 +71,8 @@ class TimmModel(ModelSource):
 
     def load(self) -> FloatModel:
         """Build the model; raises ``InputError`` for an unknown name, or for weights that are missing or do not fit."""
-        config = self.config
-        own = _timm_config(config.name)
+        config, name = self.config, timm_name(self.config.name)
+        own = _timm_config(name)
         size = config.preprocessing.input_size
         kwargs: dict[str, Any] = {}
         if config.num_classes is not None:
@@ -83,12 +88,14 @@ class TimmModel(ModelSource):
             from qplug.models.checkpoint import load
 
             path = Path(config.checkpoint_path).expanduser()
-            note = load(module, path, config.name, resample=resample)
+            note = load(module, path, name, resample=resample)
         elif not config.pretrained:
             note = "the weights are random (neither pretrained nor checkpoint_path is given)"
         elif config.num_classes not in (None, own.num_classes):
             note = f"the classifier is random: the pretrained weights have {own.num_classes} classes"
-        return FloatModel.of(module, config.name, preprocessing(module, config.preprocessing), note)
+        if name != config.name:
+            note = "; ".join(filter(None, [f"{config.name} is timm's {name}", note]))
+        return FloatModel.of(module, name, preprocessing(module, config.preprocessing), note)
 
     def key(self) -> dict[str, Any]:
         """The base key with timm's version, which identifies architecture, preprocessing and pretrained weights."""
@@ -97,7 +104,7 @@ class TimmModel(ModelSource):
     def _create(self, kwargs: dict[str, Any]) -> nn.Module:
         import timm
 
-        name, pretrained = self.config.name, self.config.pretrained
+        name, pretrained = timm_name(self.config.name), self.config.pretrained
         try:
             module: nn.Module = seeded_weights(lambda: timm.create_model(name, pretrained=pretrained, **kwargs))
         except Exception as error:  # the hub, the network and an architecture's assertions raise different types
@@ -253,6 +260,24 @@ def preprocessing(module: nn.Module, config: PreprocessingConfig) -> Preprocessi
         crop_pct=values["crop_pct"],
         crop_mode=values["crop_mode"],
     )
+
+
+def timm_name(name: str) -> str:
+    """timm's own name of a model that is named as Hugging Face's hub shows it: ``hf-hub:timm/resnet18.a1_in1k``.
+
+    Raises:
+        InputError: the name is that of another organization on the hub.
+    """
+    for prefix in HUB_PREFIXES:
+        name = name.removeprefix(prefix)
+    owner, slash, model = name.strip("/").rpartition("/")
+    if slash and owner != "timm":
+        raise InputError(
+            f"expected a name of timm, received '{name}' of another owner on the hub",
+            where="model.name",
+            fix="download its weights, and give timm's name of the architecture with checkpoint_path",
+        )
+    return model
 
 
 def _timm_config(name: str) -> Any:

@@ -78,13 +78,13 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
             metrics=METRICS, plan=FakePlan(), warnings=["a warning"], folder=out, float_macs={"head": 100}
         )
 
-    def inspect(source: Any) -> Any:
+    def inspect(source: Any, *, weights: bool) -> Any:
         fake.asked = {"source": source}
         sites = [Site("a.weight", SiteKind.LINEAR_WEIGHT, "a", "weight", (2, 3), 6)]
         norms = {"n": "is called 2 times", "m": "is in training mode", "o": "is in training mode"}
         left = {"float_macs": {"mystery": 6}, "float_norms": norms}
         costs = {"W8A8": {"size_mb": 1.0, "bops_g": 200.0, "float.size_mb": 4.0, "float.bops_g": 32.0}}
-        more = {**left, "costs": {"full": costs, "q-mlp": costs}}
+        more = {**left, "costs": {"full": costs, "q-mlp": costs}, "notes": []}
         return types.SimpleNamespace(sites=sites, total_macs=12, coverage=0.5, **more)
 
     fake: Any = types.ModuleType("qplug.pipeline.run")
