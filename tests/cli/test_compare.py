@@ -218,7 +218,7 @@ def test_unreadable_folders_are_named_and_the_rest_is_compared(capsys, runs):
     write_run(runs / "e", resolved("e"), evaluation="other")
     code, out, err = qplug(capsys, runs, runs / "nowhere")
     assert code == 2
-    for text in ("a: is not a whole run folder: plan.json missing", "format 4 was expected", "there is no such run"):
+    for text in ("a: is not a whole run folder: plan.json missing", "format 5 was expected", "there is no such run"):
         assert text in err
     assert out.count("float top-1") == 3
     titles = [line.partition(",")[0] for line in out.splitlines() if "float top-1" in line]

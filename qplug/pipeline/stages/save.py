@@ -55,15 +55,15 @@ def _write(ctx: RunContext, result: RunResult, inputs: Inputs, model: RewrittenM
             folder.write_text(name, text)
         result.warnings += write_weights(folder, model.module, result.plan)  # first: metrics.json holds the warnings
         folder.write_text("recipe.yaml", result.recipe.yaml())
-        folder.write_json(
-            "lock.json",
+        folder.write_lock(
             lock(
                 result.recipe,
                 run_key=inputs.run_key,
                 device=str(ctx.device),
                 hashes=_hashes(inputs),
                 registry=ctx.registry,
-            ),
+                kinds=sorted({decision.quantizer.kind for decision in result.plan}),
+            )
         )
         folder.write_json("plan.json", result.plan.to_dict())
         folder.write_json("metrics.json", {**result.metrics, "warnings": result.warnings})
