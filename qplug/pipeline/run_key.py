@@ -134,7 +134,7 @@ def lock(
             for plugin in registry.plugins
         },
         "hashes": dict(hashes),
-        "machine": _machine(device),
+        "machine": machine(device),
     }
 
 
@@ -145,7 +145,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _machine(device: str) -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
+    """Where a run is computed, as ``lock.json`` has it."""
     import torch
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -46,6 +46,9 @@ def read_all(paths: Sequence[Path]) -> LoadedRuns:
             loaded.runs.append(_read(folder))
         except InputError as error:
             loaded.failures.append(error)
+        except Exception as error:  # such as lack of memory or a denied access: the other folders may still be read
+            what = f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            loaded.failures.append(InputError(what, where=str(folder)))
     return loaded
 
 

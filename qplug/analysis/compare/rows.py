@@ -55,6 +55,16 @@ class ComparisonRow:
         return stdev(values) if len(values) > 1 else None
 
     @property
+    def seconds(self) -> float | None:
+        """Mean time of the runs without the cache, in seconds: what was spent and what the cache saved."""
+        times = [
+            run.metrics["seconds.total"] + (run.metrics.get("cache.seconds_saved") or 0.0)
+            for run in self.runs
+            if run.metrics.get("seconds.total") is not None
+        ]
+        return fmean(times) if times else None
+
+    @property
     def model(self) -> str:
         """The model by its name in the recipe."""
         config = self.runs[0].recipe["model"]

@@ -248,3 +248,16 @@ def test_json_is_strict() -> None:
     assert json.loads(text) == {"a": None, "b": [None, [1.5, None]], "é": "✓"}
     with pytest.raises(TypeError):
         to_json({"a": object()})
+
+
+def test_a_file_is_written_beside_no_rubbish_of_killed_processes(tmp_path: Path) -> None:
+    from qplug.core.storage.atomic import partial_prefix, write_file
+
+    own = tmp_path / f"{partial_prefix('table.onnx')}abc"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead = tmp_path / own.name.replace(str(os.getpid()), str(ended.pid))
+    for path in (own, dead):
+        path.write_bytes(b"half")
+    write_file(tmp_path / "model.onnx", b"whole")
+    assert leftovers(tmp_path) == sorted([own.name, "model.onnx"])
