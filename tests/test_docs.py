@@ -59,7 +59,9 @@ def test_the_command_page_has_every_command():
     from generators.commands import page
 
     text = page()
-    for command in "run compare export bench validate inspect sensitivity techniques plugins schema new-plugin".split():
+    for (
+        command
+    ) in "run compare verify export bench validate inspect sensitivity techniques plugins schema new-plugin".split():
         assert f"## qplug {command}\n" in text
     assert "| `--set KEY=VALUE` |  | Change a value of the recipe; repeatable. |" in text
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from qplug.cli.report.screen import Screen, Table
     from qplug.core.storage.cache import Cache
 
-COMMANDS = "run compare export bench validate inspect sensitivity techniques plugins schema zoo new-plugin".split()
+COMMANDS = (
+    "run compare verify export bench validate inspect sensitivity techniques plugins schema zoo new-plugin".split()
+)
 """All commands, in the order in which a newcomer needs them; each has a module of its name."""
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from qplug.analysis.compare.load_runs import LoadedRuns
     from qplug.cli.report.screen import Table
     from qplug.core.storage.cache import Cache
-    from qplug.core.storage.run_folder import Run
+    from qplug.pipeline.read_run import Run
     from qplug.recipe import Recipe
 
 

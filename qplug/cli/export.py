@@ -23,6 +23,9 @@ def export(
     saturating: Annotated[
         bool, typer.Option("--saturating", help="Hold signed bytes alone: exact with VNNI, wrong on x86 without it.")
     ] = False,
+    changed_code: Annotated[
+        bool, typer.Option("--changed-code", help="Export although the code of qplug or of a plugin changed.")
+    ] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Print the difference of every operation.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -32,7 +35,10 @@ def export(
     from qplug.cli.report.export import export_summary, export_tables
     from qplug.export.export_run import export_run
 
-    result = export_run(run, format, out, verify=not no_verify, images=images, saturating=saturating)
+    verify = not no_verify
+    result = export_run(
+        run, format, out, verify=verify, images=images, saturating=saturating, changed_code=changed_code
+    )
     if as_json:
         print_json(export_summary(result, layers))
         return

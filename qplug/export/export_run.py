@@ -51,6 +51,7 @@ def export_run(
     verify: bool = True,
     images: int = COMPARED_IMAGES,
     saturating: bool = False,
+    changed_code: bool = False,
     registry: Registry | None = None,
 ) -> Export:
     """Write a run's quantized model to a file, provided that a runtime computes the simulation's values from it.
@@ -65,6 +66,8 @@ def export_run(
             This makes an ``onnx-qdq`` file faster on x86 with VNNI. On x86 without VNNI these products saturate.
             The file's metadata state this. By default the products are exact on every processor, and products with
             7 bits or fewer on one side always are.
+        changed_code: export the run although the code of qplug or of a plugin is not that of the run; the file's
+            metadata and a warning state this.
         registry: of installed plugins; discovered if ``None``.
 
     Raises:
@@ -78,7 +81,7 @@ def export_run(
     registry = registry or installed()
     target = Path(out) if out is not None else Path(f"{Path(run_folder)}{row.suffix}")
     check_new(target)
-    planned = load_planned(run_folder, registry)
+    planned = load_planned(run_folder, registry, changed_code)
 
     from qplug.export.metadata import metadata
     from qplug.export.parity.diagnose import explained
@@ -92,6 +95,7 @@ def export_run(
     check_new(target)
     write_file(target, content)
     warnings = [f"the file holds {name} in float32: its quantizer has no codes" for name in file.float_weights]
+    warnings += planned.code_changes
     if parity is None:
         warnings.append("the file was not compared with the simulation")
     if inexact:

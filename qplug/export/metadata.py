@@ -52,11 +52,12 @@ def metadata(
 def _run(planned: LoadedRun) -> dict[str, Any]:
     lock, metrics = planned.run.lock, planned.run.metrics
     return {
-        "qplug": lock.get("qplug"),
-        "run_key": lock.get("run_key"),
-        "model": lock.get("hashes", {}).get("model"),
+        "qplug": lock.qplug,
+        "run_key": lock.run_key,
+        "model": lock.hashes.model,
         "recipe": planned.recipe.name,
         "seed": planned.recipe.seed,
+        "code_changes": planned.code_changes,
         "measured": {key: metrics.get(key) for key in ("float.top1", "quantized.top1", "images.evaluation")},
     }
 

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 class Clock:
     """Times the stages of a run and tells the observers.
 
-    A cached result counts with the seconds that it once took, so that the times of two runs can be compared. ``saved``
-    is the part of them that this run did not spend.
+    All times are wall times.
+
+    Attributes:
+        seconds: of each stage.
+        saved: seconds that the cache saved: what its results once took to compute.
+        saved_by_stage: the same by stage, where it saved any.
     """
 
     def __init__(self, caller: TechniqueCaller) -> None:
@@ -25,6 +29,7 @@ class Clock:
         self._start = time.perf_counter()
         self.seconds: dict[str, float] = {}
         self.saved = 0.0
+        self.saved_by_stage: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str, total: int = 0) -> Iterator[Advance]:
@@ -38,7 +43,9 @@ class Clock:
         try:
             yield advance
         finally:
-            self.seconds[name] = time.perf_counter() - start + self.saved - saved
+            self.seconds[name] = time.perf_counter() - start
+            if self.saved > saved:
+                self.saved_by_stage[name] = self.saved - saved
             self._caller.observe(name, "end", total, total)
 
     def save(self, seconds: float) -> None:
@@ -47,5 +54,5 @@ class Clock:
 
     @property
     def total(self) -> float:
-        """Seconds since the run began, plus those that the cache saved."""
-        return time.perf_counter() - self._start + self.saved
+        """Seconds since the run began."""
+        return time.perf_counter() - self._start

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qplug.core.device import parse_device
-from qplug.core.errors import InputError
-from qplug.core.storage.run_folder import AGAIN, Run, read_run
+from qplug.core.errors import InputError, RecipeError
+from qplug.core.storage.run_folder import AGAIN
 from qplug.core.task import Task
 from qplug.core.types import Change
 from qplug.hooks.registry import Registry, backend_of, component, installed
 from qplug.models.batchnorm import BY
 from qplug.pipeline.check_model import settle_inputs
+from qplug.pipeline.code_identity import code_changes, missing_plugins, plugin_packages
 from qplug.pipeline.context import RunContext
+from qplug.pipeline.read_run import ONE_PIECE, Run, read_run
 from qplug.pipeline.results import Inputs
+from qplug.pipeline.run_key import parts_that_load
 from qplug.pipeline.stages.prepare import prepare
 from qplug.pipeline.stages.rewrite import HOOKS, rewrite
 from qplug.pipeline.weights import FILE, load_weights
-from qplug.quantization.plan import Plan
+from qplug.quantization.plan import Plan, UnreadableQuantizer
 from qplug.recipe import load_recipe
 from qplug.training.supervised.problem import TRAINED_BY as BY_TRAINING
 
@@ -29,6 +32,12 @@ if TYPE_CHECKING:
 
     from qplug.data.preparation import Preparation
     from qplug.recipe import Recipe
+
+
+CHANGED = (
+    "install the versions of the run, or run its recipe again; 'qplug verify' shows whether the outputs are still those"
+    " of the run, and changed_code=True (qplug export --changed-code) then loads it"
+)
 
 
 @dataclass
@@ -42,6 +51,7 @@ class LoadedRun:
         plan: of that model.
         preprocessing: from images, or texts, to the model's inputs.
         task: of the model's outputs.
+        code_changes: one sentence for each package whose code is not that of the run.
     """
 
     run: Run
@@ -50,9 +60,12 @@ class LoadedRun:
     plan: Plan
     preprocessing: Preparation
     task: Task
+    code_changes: list[str] = field(default_factory=list)
 
 
-def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Registry | None = None) -> nn.Module:
+def load_quantized(
+    run_folder: str | Path, device: str = "cpu", registry: Registry | None = None, *, changed_code: bool = False
+) -> nn.Module:
     """The quantized model of a run; inputs and outputs are those of the float model, as the run read them.
 
     The recipe's model is built without its weights (``ModelSource.architecture``), so the original checkpoint need not
@@ -64,6 +77,8 @@ def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Regist
         run_folder: written by ``qplug run`` or ``qplug.run``.
         device: as torch names it.
         registry: the installed plugins unless given.
+        changed_code: load the run although the code of qplug or of a plugin is not that of the run. Its outputs may be
+            others; ``qplug verify`` compares them.
 
     Returns:
         The model in eval mode, lowered to the recipe's backend. On the device of the run, its outputs equal those of
@@ -71,19 +86,25 @@ def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Regist
         convolutions there.
 
     Raises:
-        InputError: the folder is no run folder, has another format, is incomplete or damaged, or names something that
-            is not installed; or a technique does not rewrite the model as it did in the run.
+        InputError: the folder is no run folder, has another format, is incomplete, holds a file that the run did not
+            write, or names something that is not installed; the code of qplug or of a plugin changed; or a technique
+            does not rewrite the model as it did in the run.
     """
     registry = registry or installed()
     where = parse_device(device)
-    planned = load_planned(run_folder, registry)
+    planned = load_planned(run_folder, registry, changed_code)
     return backend_of(planned.recipe.backend, registry).apply(planned.model.to(where), planned.plan).eval()
 
 
-def load_planned(run_folder: str | Path, registry: Registry) -> LoadedRun:
+def load_planned(run_folder: str | Path, registry: Registry, changed_code: bool = False) -> LoadedRun:
     """The float model of a run and its plan, for any backend or exporter to lower; see ``load_quantized``."""
     run = read_run(run_folder)
-    recipe = load_recipe(run.folder / "recipe.yaml", registry=registry)
+    if errors := run.check_files():
+        raise _together(errors)
+    recipe = _recipe(run, registry)
+    changes = changed_since(run, recipe, registry)
+    if changes and not changed_code:
+        raise InputError("; ".join(changes), where=str(run.folder / "lock.json"), fix=CHANGED)
     plan = _plan(run, registry)
     source = component(registry.models, recipe.model).kept_in(run.folder).architecture()
     settle_inputs(source)
@@ -98,17 +119,60 @@ def load_planned(run_folder: str | Path, registry: Registry) -> LoadedRun:
         if known.get(site.name) != (site.kind, site.shape):
             what = f"quantizes {site.name} ({site.kind.value}, {site.shape}), which the recipe's model lacks"
             raise InputError(what, where=str(run.folder / "plan.json"), fix=AGAIN)
-    return LoadedRun(run, recipe, model.module, plan, source.preprocessing, source.task)
+    return LoadedRun(run, recipe, model.module, plan, source.preprocessing, source.task, changes)
+
+
+def _together(errors: list[InputError]) -> InputError:
+    """One error for all files."""
+    if len(errors) == 1:
+        return errors[0]
+    text = "; ".join(f"{Path(error.where).name} {error.what}" for error in errors)
+    return InputError(text, where=str(Path(errors[0].where).parent), fix=ONE_PIECE)
+
+
+def _recipe(run: Run, registry: Registry) -> Recipe:
+    """The recipe; where it names something that is not installed, the error names the distribution of the run."""
+    missing = missing_plugins(run.lock, registry)
+    try:
+        return load_recipe(run.folder / "recipe.yaml", registry=registry)
+    except RecipeError as error:
+        if not missing:
+            raise
+        what = f"the run used {' and '.join(missing)}; without it: {error.problems[0].what}"
+        names = " ".join(f"'{name}'" for name in missing.values())
+        fix = f"pip install {names}; 'qplug plugins' lists what is installed"
+        raise InputError(what, where=str(run.folder), fix=fix) from error
+
+
+def changed_since(run: Run, recipe: Recipe, registry: Registry) -> list[str]:
+    """One sentence for each package that makes the run's model and whose code is not that of the run."""
+    kinds = {row["quantizer"]["kind"] for row in run.plan["decisions"]}
+    return code_changes(run.lock, parts_that_load(recipe, registry, sorted(kinds)), plugin_packages(registry))
 
 
 def _plan(run: Run, registry: Registry) -> Plan:
     where = str(run.folder / "plan.json")
     try:
         return Plan.from_dict(run.plan, registry.quantizers)
+    except UnreadableQuantizer as error:
+        raise _unreadable(error, run, registry) from error
     except InputError as error:
-        raise InputError(error.what, where=error.where or where, fix=error.fix or AGAIN) from error
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"holds no plan: {type(error).__name__}: {error}", where=where, fix=AGAIN) from error
+        missing = missing_plugins(run.lock, registry)
+        what = error.what + (f"; the run used {' and '.join(missing)}" if missing else "")
+        fix = f"pip install {' '.join(repr(name) for name in missing.values())}" if missing else error.fix or AGAIN
+        raise InputError(what, where=error.where or where, fix=fix) from error
+
+
+def _unreadable(error: UnreadableQuantizer, run: Run, registry: Registry) -> InputError:
+    """An error that names the quantizer's plugin, with its version in the run and now."""
+    owner = registry.owners.get(f"quantizer:{error.kind}")
+    where = str(run.folder / "plan.json")
+    if owner is None:
+        return InputError(error.what, where=where, fix=ONE_PIECE)
+    then = run.lock.plugins.get(owner.name)
+    versions = f"{owner.distribution} {then.version if then else '(unknown)'} in the run, {owner.version} now"
+    fix = f"install {owner.distribution}=={then.version}" if then and then.version != owner.version else ONE_PIECE
+    return InputError(f"{error.what}; plugin {owner.name}: {versions}", where=where, fix=fix)
 
 
 def _check_changes(ctx: RunContext, made: list[Change], plan: Plan, folder: Path) -> None:

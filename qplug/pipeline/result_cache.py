@@ -14,7 +14,8 @@ from qplug.core.errors import InputError
 from qplug.core.storage.cache import Cache, CacheSlot
 from qplug.core.storage.hashing import content_key, fingerprint, images_digest
 from qplug.core.types import QuantSpec, Site
-from qplug.pipeline.run_key import code_of, versions
+from qplug.pipeline.code_identity import code_of
+from qplug.pipeline.run_key import versions
 from qplug.quantization.calibration.serialize import calibration_state, restore_calibration
 from qplug.quantization.choice import QuantizerChoice
 from qplug.quantization.plan import quantizer_of

@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
-import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from qplug.core.errors import InputError
-from qplug.core.storage.hashing import code_digest, code_package, content_key
+from qplug.core.storage.hashing import content_key
 from qplug.core.storage.run_folder import FORMAT
 from qplug.core.version import __version__
 from qplug.hooks.registry import Registry, component, installed
+from qplug.pipeline.code_identity import PACKAGES, code_of, code_records, plugin_packages
 
 if TYPE_CHECKING:
     from qplug.core.component import Config
     from qplug.recipe import Recipe
 
-PACKAGES = (
-    *("torch", "torchvision", "timm", "brevitas", "nvidia-modelopt", "numpy", "scipy", "scikit-learn", "pillow"),
-    *("pydantic", "pluggy", "safetensors", "transformers", "tokenizers", "accelerate"),
-)
-"""Packages that keys hold by version; their code is not hashed."""
 WITHOUT_INFLUENCE = ("name", "paper")
 """Keys of a recipe that change no result."""
 EVALUATION_SEED = 0
 """Chooses the evaluation images whatever the recipe's seed, so that runs of several seeds can be compared."""
-
-
-def code_of(things: Iterable[object]) -> dict[str, str]:
-    """Package → digest of its code, for qplug and for every package that defines one of ``things``.
-
-    Args:
-        things: instances, which count with every base of their class; functions; and ``module:name``.
-
-    Raises:
-        InputError: code is not in files, so its changes cannot be detected.
-    """
-    packages = {"qplug", *(code_package(module) for thing in things for module in _modules(thing))}
-    known = {*sys.stdlib_module_names, *PACKAGES}
-    return {name: code_digest(name) for name in sorted(packages - known)}
-
-
-def _modules(thing: object) -> list[str]:
-    if isinstance(thing, str):
-        return [thing.partition(":")[0]]
-    if isinstance(thing, functools.partial):
-        return _modules(thing.func)
-    return [part.__module__ for part in ([thing] if hasattr(thing, "__qualname__") else type(thing).__mro__)]
 
 
 def _parts(recipe: Recipe, registry: Registry) -> list[object]:
@@ -64,6 +36,23 @@ def _parts(recipe: Recipe, registry: Registry) -> list[object]:
         registry.backends[recipe.backend].path,
         *(adapter.build for adapter in registry.adapters),
         *(metric.compute for metric in registry.metrics.values()),
+    ]
+
+
+def parts_that_load(recipe: Recipe, registry: Registry, kinds: Iterable[str]) -> list[object]:
+    """What makes the model of a run again: the code on which the outputs of a loaded run depend.
+
+    Args:
+        recipe: of the run.
+        registry: of the installed plugins.
+        kinds: of the plan's quantizers.
+    """
+    return [
+        *(component(registry.techniques, step) for step in recipe.techniques),
+        component(registry.models, recipe.model),
+        registry.backends[recipe.backend].path,
+        *(adapter.build for adapter in registry.adapters),
+        *(registry.quantizers[kind] for kind in kinds if kind in registry.quantizers),
     ]
 
 
@@ -118,8 +107,9 @@ def lock(
     device: str,
     hashes: Mapping[str, Any],
     registry: Registry | None = None,
+    kinds: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """The contents of ``lock.json``.
+    """The contents of ``lock.json``, without the digests of the folder's files, which ``RunFolder`` adds.
 
     Args:
         recipe: of the run.
@@ -127,24 +117,24 @@ def lock(
         device: of the run, as torch names it.
         hashes: SHA-256 sums, or lists of them, by name (``model``, ``calibration_images``, …).
         registry: the installed plugins unless given; broken ones are listed too.
+        kinds: of the plan's quantizers.
     """
     registry = installed() if registry is None else registry
-    code: dict[str, str] = {}
-    with suppress(InputError):  # code typed at a prompt has no files
-        code = code_of(_parts(recipe, registry))
     return {
         "format": FORMAT,
         "qplug": __version__,
         "run_key": run_key,
         "seed": recipe.seed,
         "packages": versions(),
-        "code": code,
+        "code": code_records(
+            _parts(recipe, registry), parts_that_load(recipe, registry, kinds), plugin_packages(registry)
+        ),
         "plugins": {
             plugin.name: {"distribution": plugin.distribution, "version": plugin.version, "loaded": not plugin.error}
             for plugin in registry.plugins
         },
         "hashes": dict(hashes),
-        "machine": _machine(device),
+        "machine": machine(device),
     }
 
 
@@ -155,15 +145,18 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _machine(device: str) -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
+    """Where a run is computed, as ``lock.json`` has it."""
     import torch
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processor = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
     name = torch.cuda.get_device_name(torch.device(device)) if torch.device(device).type == "cuda" else None
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cpus": os.cpu_count(),
         "cpus_usable": usable,
         "torch_threads": torch.get_num_threads(),

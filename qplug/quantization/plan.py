@@ -8,15 +8,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qplug.core.errors import InputError
-from qplug.core.types import Change, Granularity, QuantSpec, Site, SiteKind
+from qplug.core.types import Change, QuantSpec, Site
+from qplug.quantization.plan_record import PLAN_FORMAT, check_plan
 from qplug.quantization.quantizers import Quantizer
-
-PLAN_FORMAT = 1
+from qplug.quantization.restored import check_restored
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The quantizer of one site, the technique that chose it with its reason, and the technique that chose the bits."""
+    """The quantizer of one site, the technique that chose it with its reason, and the technique that chose the bits.
+
+    ``undone`` names the technique whose reconstruction did not lower the error of the unit, so that the quantizer and
+    the weight stayed as they were; it is empty otherwise.
+    """
 
     site: Site
     spec: QuantSpec
@@ -24,6 +28,7 @@ class Decision:
     technique: str
     reason: str
     bits_by: str
+    undone: str = ""
 
 
 @dataclass
@@ -72,6 +77,7 @@ class Plan:
                     "technique": d.technique,
                     "reason": d.reason,
                     "bits_by": d.bits_by,
+                    **({"undone": d.undone} if d.undone else {}),
                 }
                 for d in self
             ],
@@ -90,29 +96,43 @@ class Plan:
             quantizers: kind → ``module:Class``, as in ``Registry.quantizers``.
 
         Raises:
-            InputError: the plan has another format, or a quantizer that no installed plugin offers.
+            InputError: the data is no plan, has another format, or a quantizer that no installed plugin offers.
+            UnreadableQuantizer: the class of a quantizer does not read its values.
         """
-        if data.get("format") != PLAN_FORMAT:
-            raise InputError(
-                f"received a plan of format {data.get('format')!r}, this version reads format {PLAN_FORMAT}"
-            )
+        record = check_plan(data)
         plan = cls(
-            changes=[Change(**change) for change in data["changes"]],
-            float_sites=dict(data["float_sites"]),
-            float_macs=dict(data["float_macs"]),
-            total_macs=data["total_macs"],
+            changes=[Change(**change.model_dump()) for change in record.changes],
+            float_sites=dict(record.float_sites),
+            float_macs=dict(record.float_macs),
+            total_macs=record.total_macs,
         )
-        for row in data["decisions"]:
-            site = row["site"]
-            plan.decisions[site["name"]] = Decision(
-                Site(**{**site, "kind": SiteKind(site["kind"]), "shape": tuple(site["shape"])}),
-                QuantSpec(**{**row["spec"], "granularity": Granularity(row["spec"]["granularity"])}),
-                quantizer_of(row["quantizer"], quantizers),
-                row["technique"],
-                row["reason"],
-                row["bits_by"],
+        for row in record.decisions:
+            site, spec = Site(**row.site.model_dump()), QuantSpec(**row.spec.model_dump())
+            values = row.quantizer.model_dump()
+            try:
+                quantizer = quantizer_of(values, quantizers)
+                check_restored(quantizer, values, site)
+            except InputError:
+                raise
+            except Exception as error:  # a plugin's class may raise anything
+                raise UnreadableQuantizer(values["kind"], site.name, error) from error
+            plan.decisions[site.name] = Decision(
+                site, spec, quantizer, row.technique, row.reason, row.bits_by, row.undone
             )
         return plan
+
+
+class UnreadableQuantizer(InputError):
+    """The class of a quantizer does not read the values of a plan.
+
+    Attributes:
+        kind: of the quantizer.
+        path: ``module:Class``.
+    """
+
+    def __init__(self, kind: str, site: str, error: Exception) -> None:
+        self.kind = kind
+        super().__init__(f"quantizer '{kind}' of {site} cannot be read: {type(error).__name__}: {error}")
 
 
 def quantizer_of(data: dict[str, Any], quantizers: Mapping[str, str]) -> Quantizer:

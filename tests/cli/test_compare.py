@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_toys import TEXT, decision, resolved, write_run
+from run_toys import TEXT, decision, relocked, resolved, write_run
 
 from qplug.cli import main
 
@@ -218,7 +218,7 @@ def test_unreadable_folders_are_named_and_the_rest_is_compared(capsys, runs):
     write_run(runs / "e", resolved("e"), evaluation="other")
     code, out, err = qplug(capsys, runs, runs / "nowhere")
     assert code == 2
-    for text in ("a: is not a whole run folder: plan.json missing", "format 4 was expected", "there is no such run"):
+    for text in ("a: is not a whole run folder: plan.json missing", "format 5 was expected", "there is no such run"):
         assert text in err
     assert out.count("float top-1") == 3
     titles = [line.partition(",")[0] for line in out.splitlines() if "float top-1" in line]
@@ -292,3 +292,43 @@ def test_costs_are_counted_by_the_requested_convention(tmp_path, capsys):
     (row,) = json.loads(qplug(capsys, tmp_path / "runs", "--accounting", "hawq", "--json")[1])["rows"]
     assert (row["size_mb"], row["bops_g"]) == (1.25, 70.5)
     assert row["bops_convention"].startswith("hawq: ")
+
+
+def test_damaged_folders_are_named_beside_the_healthy_rows(capsys, runs):
+    for index, (name, text) in enumerate(
+        [
+            ("lock.json", '{"format": 5, "seed": 0}'),
+            ("metrics.json", "{}"),
+            ("metrics.json", '{"float.top1": {"a": 1}}'),
+            ("metrics.json", '{"float.top1": "half"}'),
+            ("recipe.yaml", "version: 1"),
+            ("recipe.yaml", "a: &a [x, x]\nb: &b [*a, *a]\n"),
+            ("evaluation.safetensors", ""),
+        ]
+    ):
+        folder = write_run(runs / f"damaged{index}")
+        (folder / name).write_text(text)
+        if name != "lock.json":
+            relocked(folder)
+    code, out, err = qplug(capsys, runs)
+    assert code == 2
+    for index in range(7):
+        assert f"damaged{index}" in err
+    assert "unexpected" not in err
+    assert "hashes: field required" not in out
+    assert [word for word in ("a ", "b ", "c ") if f"\n{word}" in out] == ["a ", "b ", "c "]
+
+
+def test_verify_names_what_differs_and_what_cannot_be_read(capsys, runs):
+    (runs / "a" / "recipe.yaml").write_text("version: 1")
+    with pytest.raises(SystemExit) as end:
+        main(["verify", str(runs / "a"), str(runs / "b")])
+    out = capsys.readouterr().out
+    assert end.value.code == 1
+    assert "recipe.yaml is not the file that the run wrote" in " ".join(out.split())
+    with pytest.raises(SystemExit) as end:
+        main(["verify", str(runs / "a"), str(runs / "nowhere"), "--json"])
+    shown, err = capsys.readouterr()
+    assert end.value.code == 2
+    assert [run["holds"] for run in json.loads(shown)["runs"]] == [False]
+    assert "there is no such run folder" in err

@@ -12,12 +12,12 @@ from text_toys import ANSWERS, KINDS, LENGTH, TASKS, recipe_of
 
 from qplug import InputError, load_quantized, run
 from qplug.analysis.compare.rows import group
-from qplug.core.storage.run_folder import read_run
 from qplug.core.task import CLASSIFICATION, QuestionAnswering
 from qplug.data.loading import batches
 from qplug.data.text import Text
 from qplug.hooks.registry import installed
 from qplug.models.transformers import TransformersModel
+from qplug.pipeline.read_run import read_run
 
 MINMAX = [{"use": "baseline.minmax"}]
 HESSIAN = [{"use": "baseline.hessian"}]

@@ -13,8 +13,9 @@ import torch
 from qplug import InputError, Metric, hookimpl, load_recipe
 from qplug.core.types import Adapter, Event
 from qplug.hooks.registry import installed
+from qplug.pipeline.code_identity import code_of
 from qplug.pipeline.run import run
-from qplug.pipeline.run_key import code_of, lock, run_key, run_key_if_known
+from qplug.pipeline.run_key import lock, run_key, run_key_if_known
 
 TEXT = """
 version: 1
@@ -38,7 +39,7 @@ def recipe(tmp_path: Path):
 def test_lock(recipe) -> None:
     value = lock(recipe("seed=3"), run_key="cd", device="cpu", hashes={"model": "ab"})
     assert json.loads(json.dumps(value, allow_nan=False)) == value
-    assert (value["format"], value["seed"], value["hashes"]) == (4, 3, {"model": "ab"})
+    assert (value["format"], value["seed"], value["hashes"]) == (5, 3, {"model": "ab"})
     assert all(value["packages"].values())
     assert value["run_key"] == "cd"
     assert sorted(value["code"]) == ["qplug", "qplug_plugins.baseline"]
@@ -67,7 +68,7 @@ def test_code_that_is_in_no_file_answers_for_no_other_run(recipe) -> None:
     base = registry.techniques["baseline.minmax"]
     registry.techniques = {"baseline.minmax": type("Typed", (base,), {"__module__": "__console__"})}
     assert run_key_if_known(recipe(), registry, "cpu") is None
-    assert lock(recipe(), run_key=None, device="cpu", hashes={}, registry=registry)["code"] == {}
+    assert "__console__" not in lock(recipe(), run_key=None, device="cpu", hashes={}, registry=registry)["code"]
 
 
 def test_what_other_plugins_bring_to_every_run_counts(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,3 +95,43 @@ def test_coverage_counts_operations_with_two_quantized_operands(planned):
     assert plan.float_macs == {"head": 16 * 5}
     assert plan.coverage == 1 - 80 / plan.total_macs
     assert Plan().coverage == 0.0
+
+
+def weight_of(data):
+    return next(row for row in data["decisions"] if row["quantizer"]["kind"] == "uniform" and row["site"]["macs"])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bits": 10**30}, "less than or equal to 16"),
+        ({"bits": 1}, "greater than or equal to 2"),
+        ({"bits": True}, "valid integer"),
+        ({"scale": float("nan")}, "scale is not finite"),
+        ({"scale": float("inf")}, "scale is not finite"),
+        ({"scale": 10**400}, "OverflowError"),
+        ({"scale": 0.0}, "expected positive scales"),
+        ({"scale": -0.5}, "expected positive scales"),
+        ({"scale": "half"}, "cannot be read"),
+        ({"scale": [1.0]}, "scales of shape (1,) do not fit a weight of"),
+        ({"scale": [[1.0], [1.0]]}, "do not fit a weight of"),
+        ({"scale": [[1.0], [1.0, 2.0]]}, "cannot be read"),
+        ({"zero_point": float("nan")}, "zero_point is not finite"),
+        ({"signed": None, "kind": "regions"}, "KeyError"),
+    ],
+)
+def test_values_that_no_run_writes_are_refused(planned, values, message):
+    data = planned[1].to_dict()
+    weight_of(data)["quantizer"].update(values)
+    with pytest.raises(InputError) as caught:
+        Plan.from_dict(data, installed().quantizers)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("scale", [[1.0] * 5, [[1.0, 2.0]] * 7, [[[[[1.0]]]]]])
+def test_scales_that_do_not_broadcast_with_an_activation_are_refused(planned, scale):
+    data = planned[1].to_dict()
+    row = next(row for row in data["decisions"] if row["site"]["role"] == "input")
+    row["quantizer"].update(scale=scale)
+    with pytest.raises(InputError, match=f"quantizer 'uniform' of {row['site']['name']} cannot be read"):
+        Plan.from_dict(data, installed().quantizers)

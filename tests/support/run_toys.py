@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qplug.core.storage.hashing import sha256
 from qplug.core.storage.run_folder import FORMAT, RunFolder
+from qplug.core.storage.run_schema import digest_of
 
 TEXT = """
 version: 1
@@ -18,6 +21,9 @@ data:
 quantize: {weights: {bits: 4}, activations: {bits: 4}}
 techniques: [{use: baseline.minmax}]
 """
+
+
+SOURCE = {"source": "digits"}
 
 
 def resolved(name: str = "a", seed: int = 0, bits: int = 4, **more: Any) -> dict[str, Any]:
@@ -34,7 +40,7 @@ def resolved(name: str = "a", seed: int = 0, bits: int = 4, **more: Any) -> dict
         "backend": "brevitas",
         "quantize": {
             "weights": side | {"granularity": "per_channel"},
-            "activations": side,
+            "activations": side | {"zero_point": "integer"},
             "overrides": [{"match": "patch*", "bits": 8, "granularity": None, "symmetric": None, "skip": False}],
             "scope": {"softmax": False, "layernorm": False},
         },
@@ -46,8 +52,12 @@ def resolved(name: str = "a", seed: int = 0, bits: int = 4, **more: Any) -> dict
 def decision(name: str, bits: int = 4, scale: float | list[float] = 0.5, **more: Any) -> dict[str, Any]:
     """One decision of a plan."""
     quantizer = {"kind": "uniform", "bits": bits, "signed": True, "scale": scale, "zero_point": None}
-    site = {"name": name, "kind": "linear_weight"}
-    return {"site": site, "quantizer": quantizer, "technique": "toy.minmax", "reason": "min-max", **more}
+    module = name.rpartition(".")[0]
+    place = {"name": name, "module": module, "role": "weight", "shape": [4, 4], "macs": 16}
+    site = {**place, "kind": "linear_weight", "channel_axis": 0, "head_axis": None, "source": None}
+    spec = {"bits": bits, "granularity": "per_channel", "symmetric": True, "zero_point": "integer"}
+    about = {"technique": "toy.minmax", "reason": "min-max", "bits_by": "recipe"}
+    return {"site": site, "spec": {**spec, "number_format": "int"}, "quantizer": quantizer, **about, **more}
 
 
 def write_run(
@@ -67,19 +77,20 @@ def write_run(
     import torch
 
     recipe = recipe or resolved()
+    recipe = {**recipe, "data": {"calibration": SOURCE, "evaluation": SOURCE, **recipe["data"]}}
     chosen = np.arange(images) < right * images if isinstance(right, float) else np.asarray(right)
     labels = torch.arange(len(chosen), dtype=torch.int32) % 5
     quantized = torch.where(torch.tensor(chosen), labels, labels + 1).int()
     bits = float(recipe["quantize"]["weights"]["bits"])
     with RunFolder(folder) as run:
-        import json
-
         run.write_text("recipe.yaml", json.dumps(recipe))  # JSON is YAML
         known = {"format": FORMAT, "qplug": "0", "run_key": content or folder.name, "seed": recipe["seed"]}
         hashes = {"model": model, "evaluation_images": evaluation, "calibration_images": []}
         more = {"packages": {}, "code": {}, "machine": {"device": "cpu"}, **(lock or {})}
-        run.write_json("lock.json", {**known, "hashes": hashes, **more})
-        run.write_json("plan.json", {"decisions": decisions or [], "changes": changes or []})
+        more["code"] = {package: {"digest": digest} for package, digest in more["code"].items()}
+        run.write_lock({**known, "hashes": hashes, **more})
+        rest = {"float_sites": {}, "float_macs": {}, "total_macs": 16}
+        run.write_json("plan.json", {"format": 1, "decisions": decisions or [], "changes": changes or [], **rest})
         run.write_json(
             "metrics.json",
             {
@@ -107,3 +118,12 @@ def write_run(
         )
         run.write_tensors("model.safetensors", {})
     return folder
+
+
+def relocked(folder: Path, **changes: Any) -> None:
+    """Write ``lock.json`` anew, as if the present files were those of the run; ``changes`` replace its values."""
+    lock = {**json.loads((folder / "lock.json").read_text()), **changes}
+    files = [path for path in sorted(folder.iterdir()) if path.name != "lock.json" and path.is_file()]
+    records = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p.read_bytes())} for p in files}
+    lock["files"] = {**{name: {"bytes": 0, "sha256": ""} for name in lock["files"]}, **records}
+    (folder / "lock.json").write_text(json.dumps({**lock, "digest": digest_of(lock)}))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from qplug.core.distributed import launched
 from qplug.core.errors import InputError, QplugError
-from qplug.core.storage.run_folder import FILES, Run, read_run
+from qplug.core.storage.run_folder import FILES
 from qplug.hooks.registry import Registry, installed
+from qplug.pipeline.read_run import Run, read_run
 from qplug.pipeline.run_key import run_key_if_known
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ def read_all(paths: Sequence[Path]) -> LoadedRuns:
             loaded.runs.append(_read(folder))
         except InputError as error:
             loaded.failures.append(error)
+        except Exception as error:  # such as lack of memory or a denied access: the other folders may still be read
+            what = f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            loaded.failures.append(InputError(what, where=str(folder)))
     return loaded
 
 
@@ -130,14 +134,14 @@ def finished(runs: Path) -> Iterator[tuple[str, Path]]:
     """(key, folder) of every complete run in ``runs``, by name."""
     for folder in _folders(runs):
         with suppress(InputError):  # an incomplete run folder counts as no run
-            key = read_run(folder).lock.get("run_key")
+            key = read_run(folder).lock.run_key
             if key:
                 yield key, folder
 
 
 def _holds(folder: Path, key: str) -> bool:
     with suppress(InputError):
-        return bool(read_run(folder).lock.get("run_key") == key)
+        return bool(read_run(folder).lock.run_key == key)
     return False
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qplug.analysis.compare.rows import ComparisonRow
-from qplug.core.storage.run_folder import Run
+from qplug.pipeline.read_run import Run
 
 TRAININGS = {"finetune": "fine-tuned", "qat": "QAT"}
 WIDTH_TOLERANCE = 0.5

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from qplug.analysis.compare.noise import SeedDifference, difference, letters
-from qplug.core.storage.run_folder import Run
+from qplug.pipeline.read_run import Run
 from qplug.pipeline.run_key import WITHOUT_INFLUENCE
 
 if TYPE_CHECKING:
@@ -55,6 +55,16 @@ class ComparisonRow:
         return stdev(values) if len(values) > 1 else None
 
     @property
+    def seconds(self) -> float | None:
+        """Mean time of the runs without the cache, in seconds: what was spent and what the cache saved."""
+        times = [
+            run.metrics["seconds.total"] + (run.metrics.get("cache.seconds_saved") or 0.0)
+            for run in self.runs
+            if run.metrics.get("seconds.total") is not None
+        ]
+        return fmean(times) if times else None
+
+    @property
     def model(self) -> str:
         """The model by its name in the recipe."""
         config = self.runs[0].recipe["model"]
@@ -92,7 +102,7 @@ class Group:
     @property
     def evaluation(self) -> str:
         """SHA-256 of the evaluation images, their labels and their order."""
-        return str(self.rows[0].runs[0].lock["hashes"]["evaluation_images"])
+        return str(self.rows[0].runs[0].lock.hashes.evaluation_images)
 
     @property
     def float_top1(self) -> float:
@@ -115,7 +125,7 @@ def group(runs: Sequence[Run], recipes: Mapping[str, Recipe] | None = None) -> l
     recipes = recipes or {}
     members: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        measured = json.dumps([_model(run), run.lock["hashes"]["evaluation_images"]], sort_keys=True)
+        measured = json.dumps([_model(run), run.lock.hashes.evaluation_images], sort_keys=True)
         setting = _setting(run, recipes)
         members.setdefault(measured, {}).setdefault(json.dumps(setting, sort_keys=True), []).append(run)
     groups = [
@@ -130,7 +140,7 @@ def group(runs: Sequence[Run], recipes: Mapping[str, Recipe] | None = None) -> l
 def _model(run: Run) -> dict[str, Any]:
     """Identity of a float model and its preprocessing, independent of where the weights are stored."""
     config = {key: value for key, value in run.recipe["model"].items() if key not in LOCATION_KEYS}
-    return {**flat({"model": config}), "weights": run.lock["hashes"]["model"][:8]}
+    return {**flat({"model": config}), "weights": run.lock.hashes.model[:8]}
 
 
 def _setting(run: Run, recipes: Mapping[str, Recipe]) -> dict[str, Any]:
@@ -139,12 +149,12 @@ def _setting(run: Run, recipes: Mapping[str, Recipe]) -> dict[str, Any]:
     A run identifies images by their content. The recipe that requested it may read them from another folder.
     """
     recipe = {key: value for key, value in run.recipe.items() if key not in (*WITHOUT_INFLUENCE, "seed", "model")}
-    requested = recipes.get(run.lock["run_key"])
+    requested = recipes.get(run.lock.run_key or "")
     data = recipe["data"] if requested is None else requested.dump()["data"]
     recipe["data"] = {key: value for key, value in data.items() if key != "evaluation"}
-    code = {package: digest[:8] for package, digest in run.lock["code"].items()}
-    device = run.lock["machine"]["device"].partition(":")[0]
-    return flat({**recipe, "code": code, "packages": run.lock["packages"], "device": device})
+    code = {package: record.digest[:8] for package, record in run.lock.code.items()}
+    device = run.lock.machine.device.partition(":")[0]
+    return flat({**recipe, "code": code, "packages": run.lock.packages, "device": device})
 
 
 def _seed(run: Run) -> int:
@@ -157,7 +167,7 @@ def _one_for_each_seed(runs: Sequence[Run]) -> list[Run]:
 
 
 def _row(runs: tuple[Run, ...], recipes: Mapping[str, Recipe]) -> ComparisonRow:
-    requested = recipes.get(runs[0].lock["run_key"])
+    requested = recipes.get(runs[0].lock.run_key or "")
     recipe = requested.dump() if requested else runs[0].recipe
     return ComparisonRow(recipe.get("name") or runs[0].folder.name, runs, recipe.get("paper"))
 

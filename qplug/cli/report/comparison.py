@@ -59,7 +59,7 @@ def _values(group: Group, row: ComparisonRow, tie: str, convention: Convention) 
         "drop": None if top1 is None else group.float_top1 - top1,
         "agreement": row.mean("quantized.agreement"),
         "logit_sqnr_db": row.mean("quantized.logit_sqnr_db"),
-        "seconds": row.mean("seconds.total"),
+        "seconds": row.seconds,
         "peak_memory_mb": row.mean("peak_memory_mb"),
         "tie": tie,
         **_published(row),

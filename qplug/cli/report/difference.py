@@ -10,7 +10,7 @@ from qplug.cli.report.screen import Table
 
 if TYPE_CHECKING:
     from qplug.analysis.compare.plans import PlanDifference
-    from qplug.core.storage.run_folder import Run
+    from qplug.pipeline.read_run import Run
 
 
 def difference_tables(differences: Sequence[PlanDifference], first: Run, second: Run) -> list[Table]:
@@ -34,7 +34,7 @@ def difference_tables(differences: Sequence[PlanDifference], first: Run, second:
 def difference_notes(first: Run, second: Run) -> list[str]:
     """Differences outside the plans: other float models, and other changes before quantization."""
     notes = []
-    if first.lock["hashes"]["model"] != second.lock["hashes"]["model"]:
+    if first.lock.hashes.model != second.lock.hashes.model:
         notes.append("the float models differ; scales may differ for this reason alone")
     changes = [Counter(change["technique"] for change in run.plan["changes"]) for run in (first, second)]
     if first.plan["changes"] != second.plan["changes"]:

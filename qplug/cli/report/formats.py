@@ -11,6 +11,9 @@ from typing import Any
 
 from qplug.cli.report.screen import Table
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""Beginnings of a cell that a spreadsheet takes for a formula, in full width too."""
+
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#1a1a1a}"
     "table{border-collapse:collapse;font-variant-numeric:tabular-nums}caption{text-align:left;font-weight:600;"
@@ -45,14 +48,22 @@ def _cell(text: str) -> str:
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
     """A header of the first row's keys, then one line per row.
 
-    Lists and mappings become JSON. Missing values are empty.
+    Lists and mappings become JSON. Missing values are empty. An apostrophe precedes text that a spreadsheet would
+    execute as a formula; numbers, negative ones too, stay as they are.
     """
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
+    keys = list(rows[0]) if rows else []
+    writer = csv.DictWriter(stream, keys, lineterminator="\n")
+    writer.writerow({key: _inert(key) for key in keys})
     for row in rows:
-        writer.writerow({k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in row.items()})
+        writer.writerow({key: _inert(value) for key, value in row.items()})
     return stream.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """The value of a cell; text that begins like a formula is preceded by an apostrophe."""
+    text = json.dumps(value) if isinstance(value, (list, dict)) else value
+    return f"'{text}" if isinstance(text, str) and text.lstrip(" ").startswith(FORMULA) else text
 
 
 def page(tables: Iterable[Table], title: str) -> str:

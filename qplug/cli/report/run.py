@@ -138,17 +138,23 @@ def _plugin_metrics(m: Metrics) -> Iterable[tuple[str, float]]:
 
 
 def _stage_times(m: Metrics) -> Table:
-    rows = [(key.removeprefix("seconds."), f"{m[key]:.2f}") for key in m if key.startswith("seconds.")]
-    notes = ["seconds without the cache"] if m.get("cache.seconds_saved") else []
-    return Table("Time of each stage", ("stage", "seconds"), rows, ("seconds",), notes)
+    stages = [key.removeprefix("seconds.") for key in m if key.startswith("seconds.")]
+    if not m.get("cache.seconds_saved"):
+        rows = [(stage, f"{m[f'seconds.{stage}']:.2f}") for stage in stages]
+        return Table("Time of each stage", ("stage", "seconds"), rows, ("seconds",))
+    saved = {stage: m.get(f"cache.seconds_saved.{stage}") for stage in stages} | {"total": m["cache.seconds_saved"]}
+    cells = [(stage, f"{m[f'seconds.{stage}']:.2f}", number(saved[stage]) if saved[stage] else "") for stage in stages]
+    return Table(
+        "Time of each stage", ("stage", "seconds", "saved by the cache"), cells, ("seconds", "saved by the cache")
+    )
 
 
 def _time(m: Metrics) -> str:
-    """``took 184 s (the cache saved 147 s)``; ``seconds.total`` includes the seconds that the cache saved."""
+    """``took 184 s (147 s saved by the cache)``."""
     total, saved = m.get("seconds.total"), m.get("cache.seconds_saved")
     if total is None:
         return "–"
-    return f"took {_seconds(total - saved)} (the cache saved {_seconds(saved)})" if saved else f"took {_seconds(total)}"
+    return f"took {_seconds(total)}" + (f" ({_seconds(saved)} saved by the cache)" if saved else "")
 
 
 def _seconds(value: float) -> str:

@@ -65,8 +65,13 @@ def check_file(path: Path, option: str) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a partial file beside ``path`` and rename it; raises ``QplugError`` on failure and removes the file."""
+    """Write a partial file beside ``path`` and rename it; raises ``QplugError`` on failure and removes the file.
+
+    Partial files that killed processes left in the folder are removed too.
+    """
     partial = ""
+    with suppress(OSError):  # a folder that cannot be listed may still be written to
+        sweep(path.absolute().parent)
     try:
         handle, partial = tempfile.mkstemp(prefix=partial_prefix(path.name), dir=path.absolute().parent)
         with os.fdopen(handle, "wb") as file:

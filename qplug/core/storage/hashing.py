@@ -84,14 +84,22 @@ def code_digest(module: str) -> str:
         InputError: the package does not exist, or its source is not in files (built in, zipped, typed at a prompt).
     """
     package = code_package(module)
-    digests, newest = {}, 0
-    for name, path in _sources(package).items():
-        digests[name] = file_digest(path)
-        newest = max(newest, _changed(path.stat()))
+    files = code_files(package)
+    return content_key(files=files, process=[os.getpid(), _STARTED] if edited_since_start(package) else None)
+
+
+def code_files(package: str) -> dict[str, str]:
+    """The digest of every code file of a package, by its path within the package; raises as ``code_digest``."""
+    digests = {name: file_digest(path) for name, path in _sources(package).items()}
     if not digests:
         fix = "install the package as files, or add the folder of the file to PYTHONPATH"
         raise InputError(f"there are no source files of '{package}'", fix=fix)
-    return content_key(files=digests, process=[os.getpid(), _STARTED] if newest > _STARTED else None)
+    return digests
+
+
+def edited_since_start(package: str) -> bool:
+    """Whether a code file of a package is newer than this process, which may then run another version of it."""
+    return any(_changed(path.stat()) > _STARTED for path in _sources(package).values())
 
 
 def code_package(module: str) -> str:

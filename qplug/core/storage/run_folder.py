@@ -9,20 +9,19 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from qplug.core.errors import InputError, QplugError
 from qplug.core.storage.atomic import copies, partial_prefix, sweep
+from qplug.core.storage.hashing import file_digest
+from qplug.core.storage.run_schema import digest_of
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
-FORMAT = 4
+FORMAT = 5
 AGAIN = "remove the folder, and run its recipe again"
 FILES = ("recipe.yaml", "lock.json", "plan.json", "metrics.json", "evaluation.safetensors", "model.safetensors")
 
@@ -58,6 +57,7 @@ class RunFolder:
     def __init__(self, target: str | Path, required: Sequence[str] = FILES) -> None:
         self.target, self.required = Path(target), tuple(required)
         self._partial: Path | None = None
+        self._lock: dict[str, Any] | None = None
 
     def __enter__(self) -> RunFolder:
         check_target(self.target)
@@ -96,6 +96,14 @@ class RunFolder:
         """Write strict JSON; NaN and infinity, such as an SQNR without noise, become ``null``."""
         self.write_text(name, to_json(value))
 
+    def write_lock(self, values: Mapping[str, Any]) -> None:
+        """Write ``lock.json`` at the end of the block, with the size and the digest of every other file.
+
+        Its last value is the digest of the rest, so that a lock that was edited by accident is noticed.
+        """
+        self.path()
+        self._lock = _finite(values)
+
     def write_tensors(
         self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
     ) -> None:
@@ -106,6 +114,8 @@ class RunFolder:
             self.path(name).write_bytes(save(copies(tensors), dict(metadata or {})))
 
     def _commit(self, partial: Path) -> None:
+        if self._lock is not None:
+            self._write_lock(partial, self._lock)
         missing = [name for name in self.required if not (partial / name).is_file()]
         if missing:
             raise QplugError(f"the run folder is incomplete: {', '.join(missing)} missing", where=str(self.target))
@@ -122,6 +132,13 @@ class RunFolder:
                 )
             partial.rename(self.target.absolute())
             _flush(self.target.absolute().parent)
+
+    def _write_lock(self, partial: Path, values: dict[str, Any]) -> None:
+        with self._writing():
+            files = {path.name: path for path in sorted(partial.iterdir())}
+            records = {n: {"bytes": p.stat().st_size, "sha256": file_digest(p)} for n, p in files.items()}
+            whole = {**values, "files": records}
+            self.write_json("lock.json", {**whole, "digest": digest_of(whole)})
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -168,77 +185,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder that was read; its larger files are read at first use. ``qplug.pipeline.weights`` reads weights."""
-
-    folder: Path
-    lock: dict[str, Any]
-    metrics: dict[str, Any]
-
-    @cached_property
-    def recipe(self) -> dict[str, Any]:
-        """The resolved recipe."""
-        return _read_yaml(self.folder / "recipe.yaml")
-
-    @cached_property
-    def plan(self) -> dict[str, Any]:
-        """The plan, as returned by ``Plan.to_dict``."""
-        return _read_json(self.folder / "plan.json")
-
-    @cached_property
-    def evaluation(self) -> dict[str, NDArray[Any]]:
-        """The results of every evaluation example, (N,) each, from ``evaluation.safetensors``."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        path = self.folder / "evaluation.safetensors"
-        try:
-            tensors: dict[str, NDArray[Any]] = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"the file cannot be read: {error}", where=str(path), fix=AGAIN) from error
-        return tensors
-
-
-def read_run(folder: str | Path) -> Run:
-    """Read a run folder; raises ``InputError`` if it is not one, is incomplete, or has an unsupported format."""
-    folder = Path(folder)
-    if not os.path.isdir(folder):  # unlike Path.is_dir, it does not raise for a path without access
-        what = "is a file, not a run folder" if os.path.lexists(folder) else "there is no such run folder"
-        raise InputError(what, where=str(folder))
-    if not os.path.isfile(folder / "lock.json"):
-        raise InputError("is not a run folder: lock.json missing", where=str(folder))
-    lock = _read_json(folder / "lock.json")
-    if lock.get("format") != FORMAT:
-        what = f"a run folder of format {FORMAT} was expected, received {lock.get('format')!r}"
-        fix = f"run its recipe again: qplug run {folder / 'recipe.yaml'} --out NEW_FOLDER"
-        raise InputError(what, where=str(folder / "lock.json"), fix=fix)
-    missing = [name for name in FILES if not os.path.isfile(folder / name)]
-    if missing:
-        raise InputError(f"is not a whole run folder: {', '.join(missing)} missing", where=str(folder), fix=AGAIN)
-    return Run(folder, lock, _read_json(folder / "metrics.json"))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"the file cannot be read: {error}", where=str(path)) from error
-    if not isinstance(value, dict):
-        raise InputError(f"expected a JSON object, received {type(value).__name__}", where=str(path))
-    return value
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, YAMLError) as error:
-        raise InputError(f"the file cannot be read: {error}", where=str(path)) from error
-    if not isinstance(value, dict):
-        raise InputError(f"expected a YAML mapping, received {type(value).__name__}", where=str(path))
-    return value

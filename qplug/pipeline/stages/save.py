@@ -7,6 +7,7 @@ from typing import Any
 from qplug.core.storage.hashing import images_digest
 from qplug.core.storage.run_folder import RunFolder
 from qplug.pipeline.context import RunContext
+from qplug.pipeline.proof import proof
 from qplug.pipeline.results import BitAllocation, Evaluation, Inputs, PreparedSites, RewrittenModel, RunResult
 from qplug.pipeline.run_key import lock, run_key_if_known
 from qplug.pipeline.warnings import model_warnings
@@ -32,6 +33,7 @@ def save(
         **{f"seconds.{stage}": seconds for stage, seconds in ctx.clock.seconds.items()},
         "seconds.total": ctx.clock.total,
         "cache.seconds_saved": ctx.clock.saved,
+        **{f"cache.seconds_saved.{stage}": seconds for stage, seconds in ctx.clock.saved_by_stage.items()},
     }
     if ctx.out is not None and inputs.run_key != run_key_if_known(recipe, ctx.registry, str(ctx.device)):
         inputs.run_key = None
@@ -55,15 +57,15 @@ def _write(ctx: RunContext, result: RunResult, inputs: Inputs, model: RewrittenM
             folder.write_text(name, text)
         result.warnings += write_weights(folder, model.module, result.plan)  # first: metrics.json holds the warnings
         folder.write_text("recipe.yaml", result.recipe.yaml())
-        folder.write_json(
-            "lock.json",
+        folder.write_lock(
             lock(
                 result.recipe,
                 run_key=inputs.run_key,
                 device=str(ctx.device),
                 hashes=_hashes(inputs),
                 registry=ctx.registry,
-            ),
+                kinds=sorted({decision.quantizer.kind for decision in result.plan}),
+            )
         )
         folder.write_json("plan.json", result.plan.to_dict())
         folder.write_json("metrics.json", {**result.metrics, "warnings": result.warnings})
@@ -74,7 +76,8 @@ def _write(ctx: RunContext, result: RunResult, inputs: Inputs, model: RewrittenM
         if evaluation.outputs is not None:
             found, task = evaluation.outputs, inputs.float_model.task
             examples = task.by_example(found.float_, found.quantized, found.labels)
-            folder.write_tensors("evaluation.safetensors", examples)
+            proofs = {**proof("float", found.float_), **proof("quantized", found.quantized)}
+            folder.write_tensors("evaluation.safetensors", {**examples, **proofs})
 
 
 def _hashes(inputs: Inputs) -> dict[str, Any]:

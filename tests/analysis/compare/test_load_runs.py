@@ -35,7 +35,7 @@ def test_only_missing_runs_are_run(tmp_path, recipe):
     again = run_all(recipes, runs, announce=said.append)
     assert [run.folder for run in again.runs] == [run.folder for run in first.runs]
     assert said[-1] == f"2 runs: 2 finished, 0 to run in {runs}"
-    assert sorted(key for key, _ in finished(runs)) == sorted({run.lock["run_key"] for run in first.runs})
+    assert sorted(key for key, _ in finished(runs)) == sorted({run.lock.run_key for run in first.runs})
 
 
 def test_a_recipe_that_cannot_be_run_does_not_keep_the_others_from_running(tmp_path, recipe):
@@ -148,7 +148,7 @@ def test_unreadable_runs_are_named_and_the_rest_is_read(tmp_path):
     assert [run.folder for run in found.runs] == [good]
     text = [str(error) for error in found.failures]
     assert "half: is not a whole run folder: evaluation.safetensors missing" in text[0]
-    assert "format 4 was expected, received 1" in text[1]
+    assert "format 5 was expected, received 1" in text[1]
     assert "run its recipe again" in text[1]
     assert "nowhere: there is no such run folder" in text[2]
 

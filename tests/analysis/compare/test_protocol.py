@@ -6,7 +6,7 @@ from run_toys import resolved, write_run
 
 from qplug.analysis.compare import group
 from qplug.analysis.compare.protocol import paper_figure, protocol
-from qplug.core.storage.run_folder import read_run
+from qplug.pipeline.read_run import read_run
 
 
 def test_protocol(tmp_path):
@@ -26,7 +26,13 @@ def test_protocol(tmp_path):
 
 def test_trained_rows_say_so(tmp_path):
     qat = {"epochs": 12, "batch_size": 64, "optimizer": "adamw", "learning_rate": 2e-5, "distill": None, "ema": 0.99}
-    run = read_run(write_run(tmp_path / "one", resolved(qat=qat, finetune=None), **{"qat.images": 1100}))
+    run = read_run(
+        write_run(
+            tmp_path / "one",
+            resolved(qat=qat, finetune=None, data={"training": {"source": "digits"}}),
+            **{"qat.images": 1100},
+        )
+    )
     assert protocol(run)["QAT"] == "12 epochs of 1100 images in batches of 64, adamw at 2e-05, averaged"
     assert "fine-tuned" not in protocol(run)
 

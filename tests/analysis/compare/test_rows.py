@@ -8,7 +8,7 @@ from run_toys import resolved, write_run
 
 from qplug.analysis.compare import group
 from qplug.analysis.compare.rows import distinct_names, flat
-from qplug.core.storage.run_folder import read_run
+from qplug.pipeline.read_run import read_run
 
 
 def grouped(tmp_path, *runs):
@@ -88,7 +88,7 @@ def test_folders_of_calibration_images_do_not_separate_runs_of_one_recipe(tmp_pa
     ]
     runs = [read_run(folder) for folder in folders]
     assert len(group(runs)[0].rows) == 2
-    (row,) = group(runs, {run.lock["run_key"]: Asks() for run in runs})[0].rows
+    (row,) = group(runs, {run.lock.run_key: Asks() for run in runs})[0].rows
     assert (row.name, row.seeds) == ("a", [0, 1])
 
 

@@ -7,6 +7,8 @@ import io
 import json
 from html.parser import HTMLParser
 
+import pytest
+
 from qplug.cli.report.formats import comma_separated, markdown, page
 from qplug.cli.report.screen import Table
 
@@ -39,6 +41,16 @@ def test_csv_survives_the_way_back() -> None:
     assert float(read["top1"]) == 0.1 + 0.2
     assert json.loads(read["seeds"]) == [0, 1]
     assert read["none"] == ""
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1", "＝1"])
+def test_no_cell_of_csv_begins_like_a_formula(name: str) -> None:
+    rows = [{"name": name, "drop": -0.25, "protocol": {name: name}, name: "x"}]
+    (read,) = csv.DictReader(io.StringIO(comma_separated(rows), newline=""))
+    assert read["name"] == f"'{name}"
+    assert float(read["drop"]) == -0.25
+    assert json.loads(read["protocol"]) == {name: name}
+    assert read[f"'{name}"] == "x"
 
 
 class Cells(HTMLParser):

@@ -107,10 +107,10 @@ def test_a_damaged_run_and_one_of_another_version(run, tmp_path):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert "is damaged" in refused(damaged, out=tmp_path / "a.onnx").what
+    assert "is not the file that the run wrote" in refused(damaged, out=tmp_path / "a.onnx").what
     (damaged / "lock.json").write_text(json.dumps({"format": 99, "qplug": "9.0"}))
     error = refused(damaged, out=tmp_path / "a.onnx")
-    assert "of format 4 was expected, received 99" in error.what
+    assert "of format 5 was expected, received 99" in error.what
     assert "recipe.yaml --out NEW_FOLDER" in error.fix
     assert "no such run folder" in refused(tmp_path / "nowhere", out=tmp_path / "a.onnx").what
     assert not (tmp_path / "a.onnx").exists()
