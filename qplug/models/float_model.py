@@ -108,10 +108,10 @@ class FloatModel:
         """Convert a module to eval mode and float32 on the CPU.
 
         Raises:
-            InputError: a parameter or a running statistic is not finite, another buffer holds NaN, or a parameter has
-                no shape yet.
+            InputError: a parameter or a running statistic is not finite, another buffer holds NaN, a parameter has no
+                shape yet, or the module is scripted.
         """
-        _check_initialized(module, name)
+        _check_replaceable(module, name)
         module = module.cpu().float().eval().requires_grad_(False)
         broken = _unsound(module)
         if broken:
@@ -123,9 +123,16 @@ class FloatModel:
         return cls(module, name, preprocessing, fingerprint(state), note, task_name)
 
 
-def _check_initialized(module: nn.Module, name: str) -> None:
+def _check_replaceable(module: nn.Module, name: str) -> None:
+    """Refuse a scripted model, and one whose lazy modules have no shapes yet."""
+    from torch.jit import ScriptModule
     from torch.nn.parameter import is_lazy
 
+    if isinstance(module, ScriptModule):
+        raise InputError(
+            f"{name} is scripted or traced by torch.jit, so that its operations cannot be replaced",
+            fix="give the nn.Module that it was made from",
+        )
     lazy = [key for key, value in (*module.named_parameters(), *module.named_buffers()) if is_lazy(value)]
     if lazy:
         raise InputError(

@@ -29,10 +29,13 @@ ALONE = 1e-3
 """Largest difference of an image's outputs alone and in a batch, as a fraction of their norm."""
 
 
-def check_model(source: FloatModel, stream: Stream) -> None:
+def check_model(source: FloatModel, stream: Stream) -> tuple[int, ...]:
     """Check the model of a run on its first two calibration images, in at most four forwards.
 
     The model gets the interface of ``settle_interface``; what that does is added to the note of ``source``.
+
+    Returns:
+        The shape of one image's outputs, such as (1000,).
 
     Raises:
         InputError: the model fails, its outputs are not those of its task or not finite, it computes in another type
@@ -41,8 +44,11 @@ def check_model(source: FloatModel, stream: Stream) -> None:
     pair = stream.first(min(2, stream.batch_size))
     with torch.random.fork_rng(devices=[]):  # a model that draws numbers must not change those of the run
         notes = settle_interface(source.module, pair[:1], source.task, source.name)
-        _check_outputs(source, pair)
+        shape = _check_outputs(source, pair)
+    if getattr(source.module, "num_classes", None) == 0:  # timm's name for a model without a classifier
+        notes.append(f"the model has no classifier (num_classes: 0): its {shape[-1]} outputs are features, not classes")
     source.note = "; ".join(note for note in (source.note, *notes) if note)
+    return shape
 
 
 def settle_inputs(source: FloatModel, device: torch.device | str = "cpu") -> list[str]:
@@ -78,7 +84,8 @@ def check_gradients(ctx: RunContext, recipe: Recipe, source: FloatModel, stream:
     raise no_gradient(f"{listed(weighted)} weighs errors by the gradient of calibration.loss {loss}")
 
 
-def _check_outputs(source: FloatModel, pair: Tensor) -> None:
+def _check_outputs(source: FloatModel, pair: Tensor) -> tuple[int, ...]:
+    """The shape of one image's outputs."""
     module, name = source.module, source.name
     with torch.no_grad():
         given = pair.clone()
@@ -99,6 +106,7 @@ def _check_outputs(source: FloatModel, pair: Tensor) -> None:
         alone: Tensor = module(pair[:1])
         if not source.task.relative_change(alone, first[:1]) <= ALONE:
             raise _depends_on_batch(module, pair, name)
+    return tuple(first.shape[1:])
 
 
 def _check_training_mode(module: nn.Module, name: str) -> None:
@@ -150,7 +158,8 @@ def _differs(module: nn.Module, batch: Tensor, name: str) -> InputError:
     return InputError(
         f"the model answers differently to the same images: the first difference for the same input is in {place}",
         where=name,
-        fix="remove what is random in eval mode, such as F.dropout(x, p) without training=self.training",
+        fix="remove what is random in eval mode, such as F.dropout(x, p) without training=self.training, and what one "
+        "forward remembers for the next",
     )
 
 

@@ -68,10 +68,23 @@ def quantize(
     if judged is not None:
         check_disjoint(images, judged)
     with RunContext.open(recipe, None, device, registry, observers, cache) as ctx:
-        own = copy.deepcopy(model)
+        own = _copied(model)
         float_model = FloatModel.of(own, type(model).__name__, AsItIs.of(images), task_name=task.name)
         float_model.module.to(ctx.device)
         stream = Stream(images, float_model.preprocessing, recipe.data.batch_size, ctx.device)
-        check_model(float_model, stream)
+        outputs = check_model(float_model, stream)
         check_gradients(ctx, recipe, float_model, stream)
-        return run_stages(ctx, recipe, Inputs(float_model, own, stream, judged))
+        return run_stages(ctx, recipe, Inputs(float_model, own, stream, judged, outputs=outputs))
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy of the caller's model; raises ``InputError`` if it cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # the model's own code, and tensors that autograd recorded
+        raise InputError(
+            f"the model cannot be copied: {type(error).__name__}: {' '.join(str(error).split())[:160]}",
+            where=type(model).__name__,
+            fix="make copy.deepcopy(model) work; for torch.nn.utils.weight_norm, run model.eval() once within "
+            "torch.no_grad(), or call torch.nn.utils.remove_weight_norm",
+        ) from error

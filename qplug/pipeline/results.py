@@ -36,6 +36,7 @@ class Inputs:
         calibration: batches for every stage that looks at images without labels.
         evaluation, training: examples with labels, where there are any.
         files: text files by name that the run folder keeps for the model's architecture.
+        outputs: shape of one image's outputs, such as (1000,); empty without calibration data.
         run_key: of the recipe, before anything ran; ``None`` where no run folder is written, or no key exists.
     """
 
@@ -46,6 +47,7 @@ class Inputs:
     training: Examples | None = None
     files: dict[str, str] = field(default_factory=dict)
     run_key: str | None = None
+    outputs: tuple[int, ...] = ()
 
     @property
     def batch_size(self) -> int:

@@ -15,7 +15,8 @@ import qplug
 from qplug import InputError
 from qplug.hooks.registry import installed
 from qplug.models.float_model import FloatModel
-from qplug.pipeline.check_model import check_model
+from qplug.pipeline.check_model import check_gradients, check_model
+from qplug.pipeline.context import RunContext
 from qplug.recipe.schema import recipe_type
 from qplug.testing import toy_registry
 
@@ -405,3 +406,52 @@ def test_outputs_without_any_gradient_are_refused_before_the_work(model) -> None
     assert "calibration: {loss: none}" in error.value.fix
     assert quantized(model(), calibration={"loss": "none"}).metrics["quantized.agreement"] > 0.0
     quantized(model(), techniques=[{"use": "baseline.minmax"}])
+
+
+class FrozenBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    @torch.no_grad()
+    def forward(self, x):
+        return self.fc(x)
+
+
+class WithFrozenBlock(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = FrozenBlock()
+
+    def forward(self, x):
+        return self.head(self.block(self.features(x)))
+
+
+def test_a_block_that_is_learned_without_gradients_is_named() -> None:
+    registry = copy.copy(installed())
+    registry.blocks = [*registry.blocks, f"{__name__}:FrozenBlock"]
+    steps = [{"use": "baseline.minmax"}, {"use": "brecq.brecq", "iterations": 2}]
+    recipe = recipe_type(registry).model_validate({**RECIPE, "techniques": steps})
+    with pytest.raises(InputError, match="learned by gradients, and its outputs have none") as error:
+        qplug.quantize(WithFrozenBlock(), [images(8)], recipe, registry=registry)
+    assert "brecq.brecq" in error.value.where
+    assert "block" in error.value.where
+
+
+def test_trainings_without_any_gradient_are_refused_before_the_work() -> None:
+    qat = {"epochs": 1, "batch_size": 4}
+    values = {**RECIPE, "qat": qat, "data": {**RECIPE["data"], "training": {"source": "digits", "split": "train"}}}
+    recipe = recipe_type(installed()).model_validate({**values, "techniques": [{"use": "baseline.minmax"}]})
+    source, stream = opened(Whole())
+    with RunContext.open(recipe, None, "cpu", None, (), None) as ctx, pytest.raises(InputError) as error:
+        check_gradients(ctx, recipe, source, stream)
+    assert "qat trains by gradients" in error.value.what
+    assert error.value.where == "qat"
+
+
+def test_features_without_a_classifier_are_noted() -> None:
+    model = Net()
+    model.num_classes = 0
+    source, stream = opened(model)
+    assert check_model(source, stream) == (4,)
+    assert source.note == "the model has no classifier (num_classes: 0): its 4 outputs are features, not classes"

@@ -186,7 +186,12 @@ def _measure(
         sites=measures,
         correlations=rank_correlations(measures),
         seconds={**ctx.clock.seconds, "total": ctx.clock.total},
-        warnings=[*_warnings(float_model.note, sites.site_map, refused), *sites.folding.note(), *ctx.caller.idle()],
+        warnings=[
+            *ctx.warnings,
+            *_warnings(float_model.note, sites.site_map, refused),
+            *sites.folding.note(),
+            *ctx.caller.idle(),
+        ],
     )
 
 

@@ -66,5 +66,5 @@ def open_inputs(
             check_disjoint(trained, judged, "training")
     float_model.module.to(ctx.device)
     stream = Stream(images, float_model.preprocessing, batch_size, ctx.device)
-    check_model(float_model, stream)
-    return Inputs(float_model, model, stream, judged, trained, files)
+    outputs = check_model(float_model, stream)
+    return Inputs(float_model, model, stream, judged, trained, files, outputs=outputs)

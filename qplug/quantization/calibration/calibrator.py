@@ -129,11 +129,23 @@ class Calibration:
     def _check_finite(self) -> None:
         for name, ranges in self.ranges.items():
             if not (torch.isfinite(ranges.low).all() and torch.isfinite(ranges.high).all()):
+                if _is_masked(ranges):
+                    raise InputError(
+                        "the input of a Softmax holds −inf, as masks of attention do, and cannot be quantized",
+                        where=name,
+                        fix="leave it in float: quantize.scope.softmax: false, or skip it in quantize.overrides",
+                    )
                 raise InputError(
                     "an activation is NaN or infinite on the calibration images",
                     where=name,
                     fix="check the checkpoint and the images for NaN, and the model for an overflow of float32",
                 )
+
+
+def _is_masked(ranges: RunningRanges) -> bool:
+    """Whether the input of a Softmax is infinite on the negative side alone."""
+    is_scores = ranges.site.kind is SiteKind.SOFTMAX_INPUT
+    return is_scores and bool(torch.isfinite(ranges.high).any()) and not bool(ranges.low.isnan().any())
 
 
 def watched_sites(sites: Iterable[Site], softmax: bool, layernorm: bool) -> list[Site]:

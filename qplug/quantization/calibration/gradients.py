@@ -51,10 +51,25 @@ def traced(batch: Tensor) -> Tensor:
 
 
 def backward(loss: Tensor, name: str) -> None:
-    """Differentiate ``loss``, the calibration loss ``name``; raises ``InputError`` if it depends on no operation."""
+    """Differentiate ``loss``, the calibration loss ``name``.
+
+    Raises:
+        InputError: it depends on no operation, or the model changes in place what its gradient needs.
+    """
+    need = f"calibration.loss {name} needs gradients"
     if not loss.requires_grad:
-        raise no_gradient(f"calibration.loss {name} needs gradients")
-    loss.backward()  # type: ignore[no-untyped-call]
+        raise no_gradient(need)
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        what, _, _ = str(error).partition(" Hint:")
+        raise InputError(
+            f"{need}, and the model changes a tensor in place that its gradient reads: {what}",
+            where="calibration.loss",
+            fix="replace operations such as relu_() and += in the forward, or set calibration: {loss: none}",
+        ) from error
 
 
 def no_gradient(need: str, where: str = "calibration.loss", fix: str = "") -> InputError:

@@ -112,7 +112,7 @@ def _quadratic_forms(
     tensors = list(weights.values())
     for index, batch in enumerate(batches):
         probes = [signs(tensor, *key, index, name) for name, tensor in weights.items()]
-        gradients = _first_gradients(loss(model(batch)), weights)
+        gradients = _first_gradients(model, weights, batch, loss)
         slope = sum(((g * v).sum() for g, v in zip(gradients, probes, strict=True)), batch.new_zeros(()))
         if slope.requires_grad:  # otherwise L is linear in the weights, and H is zero
             for name, product, v in zip(weights, _second_gradients(slope, tensors), probes, strict=True):
@@ -126,22 +126,35 @@ def _quadratic_forms(
     return {name: total / images for name, total in totals.items()}
 
 
-def _first_gradients(loss: Tensor, weights: Mapping[str, Tensor]) -> list[Tensor]:
-    """Gradients g of every weight; raises ``InputError`` for weights that the loss does not depend on."""
-    tensors = list(weights.values())
-    found = (
-        torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
-        if loss.requires_grad
-        else [None] * len(tensors)
-    )
+def _first_gradients(model: nn.Module, weights: Mapping[str, Tensor], batch: Tensor, loss: Loss) -> list[Tensor]:
+    """Gradients g of every weight; zeros for a weight without influence.
+
+    Raises:
+        InputError: a weight has an influence on the outputs, and no gradient.
+    """
+    tensors, total = list(weights.values()), loss(model(batch))
+    found: Sequence[Tensor | None] = [None] * len(tensors)
+    if total.requires_grad:
+        found = torch.autograd.grad(total, tensors, create_graph=True, allow_unused=True)
     without = [name for name, gradient in zip(weights, found, strict=True) if gradient is None]
-    if without:
+    blocked = [name for name in without if _has_influence(model, weights[name], batch)]
+    if blocked:
         raise InputError(
-            f"the outputs do not depend on {listed(without)} with a gradient: {CAUSES}",
+            f"the outputs depend on {listed(blocked)} without a gradient: {CAUSES}",
             where="Hessian trace",
             fix="leave out the Hessian, or remove it from the forward",
         )
-    return [gradient for gradient in found if gradient is not None]
+    return [torch.zeros_like(w) if g is None else g for w, g in zip(tensors, found, strict=True)]
+
+
+@torch.no_grad()
+def _has_influence(model: nn.Module, weight: Tensor, batch: Tensor) -> bool:
+    """Whether the outputs change if every element of ``weight`` does."""
+    before, kept = model(batch), weight.clone()
+    weight.mul_(2.0).add_(1.0)
+    after = model(batch)
+    weight.copy_(kept)
+    return not torch.equal(before, after)
 
 
 def _second_gradients(slope: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
