@@ -69,7 +69,7 @@ def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
         ("agreement with float", percent(m.get("quantized.agreement"))),
         ("logit SQNR", number(m.get("quantized.logit_sqnr_db"), "dB")),
         ("size", _size(m, convention)),
-        ("bit operations", number(m.get(convention.key("bops_g")), "G", 3)),
+        ("bit operations", significant(m.get(convention.key("bops_g")), 3, "G")),
         ("counted by", str(convention)),
         ("mean bits", bits),
         ("MACs quantized", percent(m.get("coverage.macs"))),
@@ -171,8 +171,9 @@ def _seconds(value: float) -> str:
 
 def _size(m: Metrics, convention: Convention) -> str:
     size, whole = m.get(convention.key("size_mb")), m.get(convention.key("float.size_mb"))
-    text = number(size, "MB", 3)
-    return f"{text}, {whole / size:.1f} times less than float ({whole:.3f} MB)" if size and whole else text
+    text = significant(size, 3, "MB")
+    less = f"{whole / size:.1f} times less than float" if size and whole else ""
+    return f"{text}, {less} ({significant(whole, 3, 'MB')})" if less else text
 
 
 def _span(low: int, high: int) -> str:
@@ -187,3 +188,10 @@ def percent(share: float | None, digits: int = 2) -> str:
 def number(value: float | None, unit: str = "", digits: int = 2) -> str:
     """A number with its unit as text; a dash if there is none."""
     return "–" if value is None else f"{value:.{digits}f} {unit}".strip()
+
+
+def significant(value: float | None, digits: int = 2, unit: str = "") -> str:
+    """``number`` with ``digits``; more for a value that they would round to 0, so that it still says something."""
+    if value and round(abs(value), digits) < 10.0 ** (1 - digits):
+        return f"{value:.2g} {unit}".strip()
+    return number(value, unit, digits)
