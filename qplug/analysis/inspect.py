@@ -65,7 +65,7 @@ def inspect(model_source: ModelSource, registry: Registry | None = None, *, weig
     site_map = sites.site_map
     plans = {f"W{weights}A{inputs}": uniform_plan(site_map, weights, inputs) for weights, inputs in COST_BITS}
     counted = {
-        name: {bits: costs(model.module, plan, convention) for bits, plan in plans.items()}
+        name: {bits: costs(model.module, plan, convention, source.module) for bits, plan in plans.items()}
         for name, convention in CONVENTIONS.items()
     }
     return Inspection(site_map.sites, site_map.total_macs, site_map.uncovered_macs, sites.folding.left, counted, notes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,14 +96,16 @@ def compare(
     from qplug.analysis.compare.choose import condition, in_order
     from qplug.cli.report import comparison
     from qplug.cli.report.screen import Table
+    from qplug.hooks.registry import installed
 
     checks = [condition(text) for text in where or ()]
-    loaded = loader.all(inputs)
+    loaded = loader.all(inputs, lambda found: _check_keys(found, checks, sort))
     if not loaded.runs:
         raise InputError("none of the runs can be read, so there is nothing to compare")
     groups = group(loaded.runs, loaded.recipes)
     sort = sort or ("none" if loader.titles else "top1")
-    rows = in_order(comparison.values(groups, counted_by), sort, comparison.BEST_IS_LEAST)
+    least = comparison.BEST_IS_LEAST | {name for name, metric in installed().metrics.items() if metric.best_is_least}
+    rows = in_order(comparison.values(groups, counted_by), sort, least)
     rows = [row for row in rows if all(holds(row) for holds in checks)]
     if not rows:
         raise InputError("no row matches", where="--where", fix="leave out a condition; --json shows every value")
@@ -128,13 +130,17 @@ class _RunLoader:
         self._overrides, self._seeds = overrides, seeds
         self._runs, self._device, self._cache = runs, device, cache
 
-    def all(self, paths: Sequence[Path]) -> LoadedRuns:
-        """The runs of all paths, run folders first. A run that fails is left out, and its error printed."""
+    def all(self, paths: Sequence[Path], check: Callable[[Sequence[Run]], None] = lambda _: None) -> LoadedRuns:
+        """The runs of all paths, run folders first. A run that fails is left out, and its error printed.
+
+        ``check`` gets the runs of the run folders before anything is run, and raises what is wrong with the request.
+        """
         from qplug.analysis.compare.load_runs import LoadedRuns, read_all, run_all
         from qplug.cli.report.progress import Progress
 
         recipes = [recipe for path in paths if _is_yaml(path) for recipe in self._recipes(path)]
         finished, from_recipes = read_all([path for path in paths if not _is_yaml(path)]), LoadedRuns()
+        check(finished.runs)
         if recipes:
             with Progress(sys.stderr) as progress:
                 from_recipes = run_all(
@@ -168,6 +174,20 @@ class _RunLoader:
             return recipes
         recipe = load_recipe(path, self._overrides)
         return [recipe.model_copy(update={"seed": seed}) for seed in self._seeds or [recipe.seed]]
+
+
+def _check_keys(found: Sequence[Run], checks: Sequence[Callable[[dict[str, Any]], bool]], sort: str | None) -> None:
+    """Refuse unknown keys of --where and --sort before missing runs are computed."""
+    from qplug.analysis.compare.choose import in_order
+    from qplug.analysis.compare.rows import ComparisonRow
+    from qplug.cli.report.comparison import example_values
+    from qplug.hooks.registry import installed
+
+    read = [name for run in found for name in ComparisonRow("", (run,)).plugin_metrics]
+    example = example_values([*installed().metrics, *read])
+    for holds in checks:
+        holds(example)
+    in_order([example], sort or "none", ())
 
 
 def _is_yaml(path: Path) -> bool:

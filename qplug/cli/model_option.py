@@ -117,9 +117,9 @@ def _of_recipe(path: Path, checkpoint: Path | None, input_size: str | None, regi
         raise InputError("has no effect on the model of a recipe", where="--input-size", fix=fix)
     stored = path.is_dir()
     if stored:
-        from qplug.core.storage.run_folder import read_run
+        from qplug.pipeline.read_run import read_run
 
-        recipe = load_recipe(read_run(path).folder / "recipe.yaml", registry=registry)
+        recipe = load_recipe(read_run(path).checked("recipe.yaml"), registry=registry)
     else:
         recipe = load_recipe(path, registry=registry)
     config = recipe.model

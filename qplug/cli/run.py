@@ -28,7 +28,9 @@ from qplug.quantization.accounting import DEFAULT, convention
 def run(
     recipe: Annotated[Path, typer.Argument(show_default=False, help="Recipe, a YAML file.")],
     overrides: Sets = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to write.", show_default="runs/RECIPE-TIME")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder to write.", show_default="runs/RECIPE-TIME-PROCESS")
+    ] = None,
     accounting: Accounting = DEFAULT,
     as_json: Json = False,
     device: Device = "cpu",
@@ -71,9 +73,10 @@ def run(
 
 
 def _default_out(recipe: Path) -> Path:
-    """``runs/RECIPE-TIME``, with a number appended if that folder exists."""
+    """``runs/RECIPE-TIME-PROCESS``, which no other process takes; with a number appended if that folder exists."""
+    import os
     from datetime import datetime
 
-    stem = f"{recipe.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    stem = f"{recipe.stem}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
     names = (stem if count == 1 else f"{stem}-{count}" for count in range(1, 1000))
     return next(path for name in names if not (path := Path("runs") / name).exists())

@@ -278,10 +278,12 @@ class Metric:
     """A metric that a plugin adds. ``compute`` takes float and quantized logits (N, classes) and labels (N,).
 
     For question answering, logits are (N, 2, L) with ``MASKED`` at padding, and labels are (N, 2).
+    ``best_is_least`` says that a smaller value is better, for ``qplug compare --sort``.
     """
 
     name: str
     compute: Callable[[Any, Any, Any], float]
+    best_is_least: bool = False
 
 
 @dataclass(frozen=True)

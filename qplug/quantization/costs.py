@@ -18,8 +18,13 @@ from qplug.quantization.sites import SiteMap
 FLOAT_BITS = 32
 
 
-def account(model: nn.Module, plan: Plan) -> dict[str, float]:
+def account(model: nn.Module, plan: Plan, original: nn.Module | None = None) -> dict[str, float]:
     """Costs of ``plan`` on ``model`` (the float model, after rewrites and smoothing), by every convention.
+
+    Args:
+        model: whose operations the plan quantizes.
+        plan: of that model.
+        original: the float model before rewrites, whose size is ``float.size_mb``; ``model`` unless given.
 
     Returns:
         The values of ``costs`` under ``Convention.key``; ``bits.weights_mean`` and ``bits.activations_mean``, the mean
@@ -28,7 +33,7 @@ def account(model: nn.Module, plan: Plan) -> dict[str, float]:
     counted = {
         convention.key(metric): value
         for convention in CONVENTIONS.values()
-        for metric, value in costs(model, plan, convention).items()
+        for metric, value in costs(model, plan, convention, original).items()
     }
     return {
         **counted,
@@ -38,19 +43,23 @@ def account(model: nn.Module, plan: Plan) -> dict[str, float]:
     }
 
 
-def costs(model: nn.Module, plan: Plan, convention: Convention) -> dict[str, float]:
+def costs(model: nn.Module, plan: Plan, convention: Convention, original: nn.Module | None = None) -> dict[str, float]:
     """``size_mb`` and ``float.size_mb``; ``bops_g`` and ``float.bops_g`` in 10^9 bit operations per image.
 
+    A size as stored also counts the buffers of the state dict, such as a rotation that a rewritten module holds.
     If a convention counts every parameter at the weights' bits, a quantized weight counts at its own bits. Its bias and
     the parameters outside operations (norms, embeddings) count at the mean bits of all quantized weights. The
     parameters of an operation with a float weight count at 32 bits [ours: the papers have one width everywhere].
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    bits = _stored_bits(parameters, plan) if convention.stored else _bits_at_weights(model, plan)
+    bits = _stored_bits(parameters, plan) + _buffer_bits(model) if convention.stored else _bits_at_weights(model, plan)
+    whole = original if original is not None else model
+    float_bits = sum(parameter.numel() for parameter in whole.parameters()) * FLOAT_BITS
+    float_bits += _buffer_bits(whole) if convention.stored else 0
     operations = _Operations.of(model, plan, convention)
     return {
         "size_mb": bits / 8 / convention.megabyte,
-        "float.size_mb": parameters * FLOAT_BITS / 8 / convention.megabyte,
+        "float.size_mb": float_bits / 8 / convention.megabyte,
         "bops_g": convention.operations * operations.bops / 1e9,
         "float.bops_g": convention.operations * operations.macs * FLOAT_BITS**2 / 1e9,
     }
@@ -86,6 +95,17 @@ def _stored_bits(parameters: int, plan: Plan) -> float:
     weights = _weights(plan)
     rest = parameters - sum(d.site.numel for d in weights)
     return sum(d.quantizer.storage_bits(d.site.shape) for d in weights) + rest * FLOAT_BITS
+
+
+def _buffer_bits(model: nn.Module) -> int:
+    """Bits of the buffers that the state dict holds, each in its own dtype; a shared one counts once."""
+    buffers = {
+        id(buffer): buffer
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
+    return sum(buffer.numel() * buffer.element_size() * 8 for buffer in buffers.values())
 
 
 def _bits_at_weights(model: nn.Module, plan: Plan) -> float:

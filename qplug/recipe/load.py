@@ -13,6 +13,7 @@ from qplug.recipe.backend_support import check_backend
 from qplug.recipe.check import check_names
 from qplug.recipe.overrides import SetOption, apply_override, parse
 from qplug.recipe.schema import Recipe, build_type
+from qplug.recipe.settings_name import with_settings
 from qplug.recipe.yaml_tree import Node, Place, Reader, Source
 
 MAX_BYTES = 1 << 20
@@ -26,6 +27,7 @@ def load_recipe(
     Args:
         path: YAML file. Paths inside it are unchanged, and relative to the current directory.
         overrides: ``key=value`` texts (see ``qplug run --set``), or those of a sweep; applied in order, then validated.
+            The texts become part of the recipe's name, unless one of them sets the name.
         registry: installed components, by default all.
 
     Raises:
@@ -45,7 +47,11 @@ def load_recipe(
     recipe = _validate(root, registry, problems)
     if problems or recipe is None:
         raise error_of(problems)
-    return recipe if recipe.name else recipe.model_copy(update={"name": path.stem})
+    texts = [text for text in overrides if isinstance(text, str)]
+    name = recipe.name or path.stem
+    if not any(text.partition("=")[0].strip() == "name" for text in texts):
+        name = with_settings(name, texts)
+    return recipe.model_copy(update={"name": name})
 
 
 def read_tree(path: Path, problems: list[tuple[Place, Problem]], rank: int = 0) -> Node:

@@ -14,7 +14,7 @@ from qplug.core.errors import InputError, Problem, RecipeError
 from qplug.hooks.registry import Registry
 from qplug.recipe.check import Named
 from qplug.recipe.load import error_of, load_recipe, read_tree
-from qplug.recipe.overrides import SetOption
+from qplug.recipe.overrides import SetOption, parse
 from qplug.recipe.schema import Recipe
 from qplug.recipe.yaml_tree import Node, Place
 
@@ -74,6 +74,7 @@ def load_sweep(
     problems: list[tuple[Place, Problem]] = []
     root = read_tree(path, problems, SWEEP_RANK)
     sweep = _validate(root, problems)
+    given = [parse(text, rank, []) or text for rank, text in enumerate(overrides, start=1)]  # no part of the names
     recipes: list[Recipe] = []
     failures: dict[Problem, None] = {}
     for index, values in _combinations(root, sweep):
@@ -83,7 +84,7 @@ def load_sweep(
             failures[_problem(root, index, "expected a recipe, received a sweep")] = None
             continue
         try:
-            recipe = load_recipe(file, [*values, *overrides], registry)
+            recipe = load_recipe(file, [*values, *given], registry)
         except RecipeError as error:
             failures.update(dict.fromkeys(error.problems))
         except InputError as error:

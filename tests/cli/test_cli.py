@@ -62,7 +62,7 @@ class FakePlan:
     def __iter__(self) -> Any:
         for bits in (4, 6):
             site = Site(f"b{bits}.weight", SiteKind.LINEAR_WEIGHT, f"b{bits}", "weight", (2, 2), 4)
-            yield types.SimpleNamespace(site=site, quantizer=Quantizer(bits), technique="toy.ranges")
+            yield types.SimpleNamespace(site=site, quantizer=Quantizer(bits), technique="toy.ranges", undone="")
 
 
 @pytest.fixture

@@ -332,3 +332,64 @@ def test_verify_names_what_differs_and_what_cannot_be_read(capsys, runs):
     assert end.value.code == 2
     assert [run["holds"] for run in json.loads(shown)["runs"]] == [False]
     assert "there is no such run folder" in err
+
+
+def test_metrics_of_plugins_are_columns_and_keys(capsys, runs):
+    write_run(runs / "k0", resolved("k"), images=60, **{"mine.kl": 0.25})
+    write_run(runs / "k1", resolved("k", seed=1), images=60, **{"mine.kl": 0.75})
+    write_run(runs / "l", resolved("l"), images=60, **{"mine.kl": 1234.5678})
+    out = qplug(capsys, runs, "--sort", "mine.kl")[1].splitlines()
+    start = out[1].index("mine.kl")
+    at = next(index for index, line in enumerate(out) if line.startswith("l "))
+    assert [line.split()[0] for line in out[at : at + 2]] == ["l", "k"]
+    assert "1235" in out[at]
+    assert out[at + 1][start - 4 : start + 8].strip() == "0.5 ±0.35"
+    rows = json.loads(qplug(capsys, runs, "--json", "--where", "mine.kl<2")[1])["rows"]
+    assert [(row["name"], row["mine.kl"]) for row in rows] == [("k", 0.5)]
+    (row,) = csv.DictReader(io.StringIO(qplug(capsys, runs, "--csv", "--where", "name=l")[1]))
+    assert float(row["mine.kl"]) == 1234.5678
+    assert json.loads(qplug(capsys, runs, "--json", "--where", "name=a")[1])["rows"][0]["mine.kl"] is None
+
+
+def test_every_row_names_its_folder(capsys, runs):
+    write_run(runs / "a1", resolved("a", seed=1), images=60, decisions=[decision("x")])
+    out = qplug(capsys, runs, "--sort", "name")[1].splitlines()
+    assert out[1].rstrip().endswith("folder")
+    assert [line.split("  ")[-1].strip() for line in out[3:6]] == ["a and 1 more", "b", "c"]
+    assert json.loads(qplug(capsys, runs, "--json", "--where", "folder=b")[1])["rows"][0]["name"] == "b"
+
+
+def test_keys_that_a_check_knows_are_those_of_a_row(capsys, runs):
+    from qplug.cli.report.comparison import example_values
+
+    row = json.loads(qplug(capsys, runs, "--json")[1])["rows"][0]
+    example = example_values([])
+    assert row.keys() == example.keys()
+    for key, value in row.items():
+        if value is not None:
+            assert isinstance(value, (list, dict)) == isinstance(example[key], list), key
+            assert isinstance(value, str) == isinstance(example[key], str), key
+
+
+@pytest.mark.parametrize(
+    "option", [("--sort", "toop1"), ("--where", "topp1>0"), ("--where", "top1>high"), ("--where", "name<b")]
+)
+def test_a_wrong_key_is_refused_before_anything_is_run(capsys, tmp_path, monkeypatch, option):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(TEXT)
+
+    def runs_nothing(*_, **__):
+        raise AssertionError("something was run")
+
+    monkeypatch.setattr("qplug.analysis.compare.load_runs.run_all", runs_nothing)
+    code, _, err = qplug(capsys, path, *option)
+    assert code == 2
+    assert option[0] in err
+
+
+def test_small_figures_say_something(capsys, tmp_path):
+    write_run(tmp_path / "runs" / "a", resolved("a"), bops_g=0.0000471, size_mb=0.00123, **{"float.bops_g": 0.047})
+    out = qplug(capsys, tmp_path / "runs")[1]
+    assert "4.7e-05" in out
+    assert "0.0012" in out
+    assert "0.047" in out

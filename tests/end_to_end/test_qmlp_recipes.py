@@ -34,7 +34,8 @@ def test_at_8_bits_nothing_is_lost(name):
     assert found["quantized.top1"] >= found["float.top1"] - 0.005  # measured: 0 mixer, 0.0017 resmlp, 0 convmixer
     assert found["coverage.macs"] == 1.0
     assert found["bits.weights_mean"] == found["bits.activations_mean"] == 8.0
-    assert found["accounting.q-mlp.float.size_mb"] / found["accounting.q-mlp.size_mb"] == pytest.approx(4.0)
+    smaller = 3.57 if name == "mixer" else 4.0  # its token mixers are rewritten into four groups
+    assert found["accounting.q-mlp.float.size_mb"] / found["accounting.q-mlp.size_mb"] == pytest.approx(smaller, 0.001)
     assert found["accounting.q-mlp.float.bops_g"] / found["accounting.q-mlp.bops_g"] == pytest.approx(16.0)
 
 
@@ -73,7 +74,8 @@ def test_token_mixers_that_were_not_trained_cost_no_bit_operation_and_gain_nothi
     """Each group has ranges of its own, so what is lost differs a little. Measured, dB: 28.5 of 31.1 at 8 bits."""
     one, four = (measured("mixer", *given, bits=8) for given in (["techniques=[{use: baseline.ema}]"], []))
     assert four["bops_g"] == pytest.approx(one["bops_g"])
-    assert four["float.size_mb"] > one["float.size_mb"]
+    assert four["size_mb"] > one["size_mb"]
+    assert four["float.size_mb"] == one["float.size_mb"]
     assert four["float.top1"] == one["float.top1"]
     assert abs(four["quantized.top1"] - one["quantized.top1"]) <= 0.005  # measured: 0.983 and 0.985
 

@@ -53,6 +53,19 @@ def test_size_is_codes_and_scales_and_the_rest_in_float(counted):
     assert counted["float.size_mb"] == pytest.approx((48 + rest) * 4 / 1e6)
 
 
+def test_buffers_of_the_state_dict_count_and_the_float_size_is_that_of_the_original():
+    model = nn.Sequential(nn.Linear(8, 6))
+    model.register_buffer("rotation", torch.eye(8))
+    model.register_buffer("index", torch.zeros(3, dtype=torch.int64))
+    model.register_buffer("derived", torch.zeros(99), persistent=False)
+    original = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6))
+    found = account(model, Plan(), original)
+    assert found["size_mb"] == pytest.approx((54 * 4 + 64 * 4 + 3 * 8) / 1e6)
+    assert found["size_mb"] == pytest.approx(sum(one.nbytes for one in model.state_dict().values()) / 1e6)
+    assert found["float.size_mb"] == pytest.approx(sum(one.nbytes for one in original.state_dict().values()) / 1e6)
+    assert found["accounting.q-mlp.float.size_mb"] == pytest.approx((54 + 12) * 4 / 1e6)  # papers count parameters
+
+
 def test_bit_operations(counted):
     expected = A_MACS * 3 * 8 + MATMUL * 5 * 7 + B_MACS * 4 * 32 + ELSEWHERE * 32 * 32
     assert counted["bops_g"] == pytest.approx(expected / 1e9)

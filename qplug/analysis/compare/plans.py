@@ -17,7 +17,8 @@ class PlanDifference:
     Attributes:
         site: name of the site.
         kind: kind of the site.
-        what: differing parts: ``float``, ``bits``, ``quantizer``, ``technique``, ``scale``.
+        what: differing parts: ``float``, ``bits``, ``quantizer``, ``technique``, ``reconstruction`` if one of
+            the plans undid it, ``scale``.
         ours, theirs: decision of each plan in words; a dash if the site stays in float.
         scale_ratio: geometric mean of our scales divided by that of theirs, if both have scales.
     """
@@ -57,6 +58,8 @@ def _what(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> Iterator[
         yield "quantizer"
     if a["technique"] != b["technique"]:
         yield "technique"
+    if a.get("undone", "") != b.get("undone", ""):
+        yield "reconstruction"
     if {**a["quantizer"], "bits": 0, "kind": ""} != {**b["quantizer"], "bits": 0, "kind": ""}:
         yield "scale"
 

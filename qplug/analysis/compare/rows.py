@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from qplug.analysis.compare.noise import SeedDifference, difference, letters
+from qplug.hooks.offers import RESERVED
 from qplug.pipeline.read_run import Run
 from qplug.pipeline.run_key import WITHOUT_INFLUENCE
 
@@ -53,6 +54,12 @@ class ComparisonRow:
         """Standard deviation of a metric over seeds, ``None`` for fewer than two values."""
         values = self.values(key)
         return stdev(values) if len(values) > 1 else None
+
+    @property
+    def plugin_metrics(self) -> list[str]:
+        """Names of the metrics that plugins added, ``<entry point>.<metric>``."""
+        names = dict.fromkeys(key for run in self.runs for key in run.metrics)
+        return [name for name in names if "." in name and name.partition(".")[0] not in RESERVED]
 
     @property
     def seconds(self) -> float | None:
@@ -125,7 +132,8 @@ def group(runs: Sequence[Run], recipes: Mapping[str, Recipe] | None = None) -> l
     recipes = recipes or {}
     members: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        measured = json.dumps([_model(run), run.lock.hashes.evaluation_images], sort_keys=True)
+        images = [run.lock.hashes.evaluation_images, run.metrics["images.evaluation"]]
+        measured = json.dumps([_model(run), *images], sort_keys=True)
         setting = _setting(run, recipes)
         members.setdefault(measured, {}).setdefault(json.dumps(setting, sort_keys=True), []).append(run)
     groups = [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qplug.analysis.compare.noise import letter
 from qplug.analysis.compare.protocol import paper_figure, protocol
-from qplug.cli.report.run import number, percent
+from qplug.cli.report.run import number, percent, significant
 from qplug.cli.report.screen import Table
 from qplug.quantization.accounting import Convention
 
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from qplug.analysis.compare import ComparisonRow, Group
 
 Values = dict[str, Any]
+TEXTS = ("name", "model", "bits", "bops_convention", "evaluation_images", "tie", "paper", "folder")
+OBJECTS = ("seeds", "protocol", "top1_by_seed", "protocol_differences", "folders")
+NUMBERS = (
+    *("bits_weights", "bits_activations", "size_mb", "bops_g", "coverage", "images", "float_top1", "finetuned_top1"),
+    *("finetuned_top1_sd", "top1", "top1_sd", "drop", "agreement", "logit_sqnr_db", "seconds", "peak_memory_mb"),
+    *("published_top1", "published_drop"),
+)
+"""Keys of ``values`` by the kind of their value."""
 BEST_IS_LEAST = {"size_mb", "bops_g", "drop", "published_drop", "seconds", "peak_memory_mb"}
 BEST_IS_LEAST |= {"bits_weights", "bits_activations"}
 SAME_LETTER = "rows with the same letter do not differ significantly (5 %)"
@@ -27,11 +36,28 @@ def values(groups: Iterable[Group], convention: Convention) -> list[Values]:
 
     Shares are fractions between 0 and 1. ``convention`` counts sizes and bit operations.
     """
+    groups = list(groups)
+    names = dict.fromkeys(name for group in groups for row in group.rows for name in row.plugin_metrics)
     return [
-        _values(group, row, tie, convention)
+        {**_values(group, row, tie, convention), **_of_plugins(row, names)}
         for group in groups
         for row, tie in zip(group.rows, group.ties, strict=True)
     ]
+
+
+def _of_plugins(row: ComparisonRow, names: Iterable[str]) -> Values:
+    """Mean and standard deviation over seeds of each metric of a plugin."""
+    return {key: value for name in names for key, value in ((name, row.mean(name)), (f"{name}_sd", row.spread(name)))}
+
+
+def example_values(metrics: Iterable[str]) -> Values:
+    """A row with every key of ``values`` and a value of its kind, to check keys before anything is run.
+
+    Args:
+        metrics: names of the metrics of plugins.
+    """
+    kinds: Values = {**dict.fromkeys(TEXTS, ""), **{key: [] for key in OBJECTS}, **dict.fromkeys(NUMBERS, 0.0)}
+    return {**kinds, **{key: 0.0 for name in metrics for key in (name, f"{name}_sd")}}
 
 
 def _values(group: Group, row: ComparisonRow, tie: str, convention: Convention) -> Values:
@@ -63,8 +89,15 @@ def _values(group: Group, row: ComparisonRow, tie: str, convention: Convention) 
         "peak_memory_mb": row.mean("peak_memory_mb"),
         "tie": tie,
         **_published(row),
+        "folder": _folders(row),
         "folders": [str(run.folder) for run in row.runs],
     }
+
+
+def _folders(row: ComparisonRow) -> str:
+    """The name of the first run folder, and the number of the others."""
+    first, *others = [run.folder.name for run in row.runs]
+    return f"{first} and {len(others)} more" if others else first
 
 
 def _published(row: ComparisonRow) -> Values:
@@ -92,19 +125,21 @@ COLUMNS: list[tuple[str, Callable[[Values], str]]] = [  # title, and cell by ``v
     ("same as", lambda v: v["tie"]),
     ("agreement", lambda v: percent(v["agreement"], 1)),
     ("SQNR", lambda v: number(v["logit_sqnr_db"], "dB", 1)),
-    ("MB", lambda v: number(v["size_mb"])),
+    ("MB", lambda v: significant(v["size_mb"])),
     ("GBOPs", lambda v: operations(v["bops_g"])),
     ("MACs quantized", lambda v: percent(v["coverage"], 1)),
     ("seconds", lambda v: number(v["seconds"], digits=1)),
     ("memory", lambda v: number(v["peak_memory_mb"], "MB", 0)),
 ]
+FOLDER: tuple[str, Callable[[Values], str]] = ("folder", lambda v: v["folder"])
+"""The last column."""
 RIGHT = tuple(title for title, _ in COLUMNS if title not in ("recipe", "protocol", "same as"))
 PAPER_COLUMNS = ("recipe", "model", "paper", "published", "points lost there", "measured", "points lost here")
 
 
 def operations(giga: float | None) -> str:
     """Bit operations in G: embedded models have thousandths, and timm's models thousands."""
-    return number(giga, digits=1 if giga is not None and giga >= 100 else 3)
+    return significant(giga, 1 if giga is not None and giga >= 100 else 3)
 
 
 def bits(row: ComparisonRow) -> str:
@@ -142,9 +177,11 @@ def comparison_tables(groups: Sequence[Group], rows: Sequence[Values], conventio
         notes = [_seeds(members), *([SAME_LETTER] if any(row["tie"] for row in members) else [])]
         fine_tuned = any(row["finetuned_top1"] is not None for row in members)
         columns = [(name, cell) for name, cell in COLUMNS if fine_tuned or name != FINE_TUNED]
+        plugin = dict.fromkeys(name for row in group.rows for name in row.plugin_metrics)
+        columns += [*((name, functools.partial(_plugin_cell, name)) for name in plugin), FOLDER]
         titles = [name for name, _ in columns]
         cells = [_float_row(group, convention, titles)] + [tuple(cell(row) for _, cell in columns) for row in members]
-        tables.append(Table(title, titles, cells, [name for name in RIGHT if name in titles], notes))
+        tables.append(Table(title, titles, cells, [*(name for name in RIGHT if name in titles), *plugin], notes))
     if tables:
         legend = [f"{sign}: {text}" for text, sign in letters.items()]
         notes = [*legend, f"MB and BOPs, {convention}", "seconds without the cache"]
@@ -152,6 +189,12 @@ def comparison_tables(groups: Sequence[Group], rows: Sequence[Values], conventio
             notes.append("the models or images of these tables differ: compare only the rows of one table")
         tables.append(Table("Protocols", notes=notes))
     return tables
+
+
+def _plugin_cell(name: str, values: Values) -> str:
+    """A metric of a plugin, whose unit is unknown: four digits."""
+    value, spread = values[name], values[f"{name}_sd"]
+    return "–" if value is None else f"{value:.4g}" + (f" ±{spread:.2g}" if spread is not None else "")
 
 
 def _points(share: float | None, digits: int = 1) -> str:
@@ -189,7 +232,7 @@ def _float_row(group: Group, convention: Convention, titles: Sequence[str]) -> t
     cells = {
         "recipe": "float",
         "bits": "W32A32",
-        "MB": number(common("float.size_mb")),
+        "MB": significant(common("float.size_mb")),
         "GBOPs": operations(common("float.bops_g")),
         "top-1": percent(group.float_top1, 1),
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 from qplug.cli.report.screen import Table
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
 """Beginnings of a cell that a spreadsheet takes for a formula, in full width too."""
 
 STYLE = (
@@ -63,7 +63,10 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
 def _inert(value: Any) -> Any:
     """The value of a cell; text that begins like a formula is preceded by an apostrophe."""
     text = json.dumps(value) if isinstance(value, (list, dict)) else value
-    return f"'{text}" if isinstance(text, str) and text.lstrip(" ").startswith(FORMULA) else text
+    if not isinstance(text, str):
+        return text
+    text = text.replace("\r", "\n")  # the writer quotes a cell for "\n" alone
+    return f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text
 
 
 def page(tables: Iterable[Table], title: str) -> str:

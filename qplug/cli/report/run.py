@@ -36,10 +36,13 @@ def run_summary(result: RunResult) -> dict[str, Any]:
 
 
 def decisions(result: RunResult) -> list[dict[str, Any]]:
-    """The plan in short: one entry for each kind of site, kind of quantizer and technique."""
-    groups: dict[tuple[str, str, str], list[int]] = {}
+    """The plan in short: one entry for each kind of site, kind of quantizer and technique.
+
+    ``undone`` names the technique whose reconstruction left the sites as they were; it is empty otherwise.
+    """
+    groups: dict[tuple[str, str, str, str], list[int]] = {}
     for decision in result.plan:
-        key = (decision.site.kind.value, decision.quantizer.kind, decision.technique)
+        key = (decision.site.kind.value, decision.quantizer.kind, decision.technique, decision.undone)
         groups.setdefault(key, []).append(decision.quantizer.bits)
     return [
         {
@@ -49,8 +52,9 @@ def decisions(result: RunResult) -> list[dict[str, Any]]:
             "bits_max": max(bits),
             "quantizer": quantizer,
             "technique": technique,
+            "undone": undone,
         }
-        for (kind, quantizer, technique), bits in groups.items()
+        for (kind, quantizer, technique, undone), bits in groups.items()
     ]
 
 
@@ -65,7 +69,7 @@ def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
         ("agreement with float", percent(m.get("quantized.agreement"))),
         ("logit SQNR", number(m.get("quantized.logit_sqnr_db"), "dB")),
         ("size", _size(m, convention)),
-        ("bit operations", number(m.get(convention.key("bops_g")), "G", 3)),
+        ("bit operations", significant(m.get(convention.key("bops_g")), 3, "G")),
         ("counted by", str(convention)),
         ("mean bits", bits),
         ("MACs quantized", percent(m.get("coverage.macs"))),
@@ -80,8 +84,7 @@ def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
         rows.append(("run folder", str(result.folder)))
     groups = decisions(result)
     by_kind = [
-        (g["kind"], str(g["sites"]), _span(g["bits_min"], g["bits_max"]), g["quantizer"], g["technique"])
-        for g in groups
+        (g["kind"], str(g["sites"]), _span(g["bits_min"], g["bits_max"]), g["quantizer"], _technique(g)) for g in groups
     ]
     changes = Counter(_change(change) for change in result.plan.changes)
     notes = [f"{count} × {change}" for change, count in changes.items()]
@@ -111,6 +114,11 @@ def protocol_parts(groups: Iterable[Mapping[str, Any]], result: RunResult) -> li
         return [*parts, "both operands of every MAC quantized"]
     share = sum(result.float_macs.values()) / result.plan.total_macs if result.plan.total_macs else 0.0
     return [*parts, f"{percent(share)} of the MACs in float: {listed(result.float_macs, 4)}"]
+
+
+def _technique(group: Mapping[str, Any]) -> str:
+    """The technique of a group, and the one whose reconstruction changed nothing there."""
+    return str(group["technique"]) + (f"; {group['undone']} undone" if group["undone"] else "")
 
 
 def _change(change: Change) -> str:
@@ -163,8 +171,9 @@ def _seconds(value: float) -> str:
 
 def _size(m: Metrics, convention: Convention) -> str:
     size, whole = m.get(convention.key("size_mb")), m.get(convention.key("float.size_mb"))
-    text = number(size, "MB", 3)
-    return f"{text}, {whole / size:.1f} times less than float ({whole:.3f} MB)" if size and whole else text
+    text = significant(size, 3, "MB")
+    less = f"{whole / size:.1f} times less than float" if size and whole else ""
+    return f"{text}, {less} ({significant(whole, 3, 'MB')})" if less else text
 
 
 def _span(low: int, high: int) -> str:
@@ -179,3 +188,10 @@ def percent(share: float | None, digits: int = 2) -> str:
 def number(value: float | None, unit: str = "", digits: int = 2) -> str:
     """A number with its unit as text; a dash if there is none."""
     return "–" if value is None else f"{value:.{digits}f} {unit}".strip()
+
+
+def significant(value: float | None, digits: int = 2, unit: str = "") -> str:
+    """``number`` with ``digits``; more for a value that they would round to 0, so that it still says something."""
+    if value and round(abs(value), digits) < 10.0 ** (1 - digits):
+        return f"{value:.2g} {unit}".strip()
+    return number(value, unit, digits)

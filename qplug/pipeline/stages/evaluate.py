@@ -26,7 +26,7 @@ def evaluate(ctx: RunContext, inputs: Inputs, model: RewrittenModel, plan: Plan)
     if inputs.evaluation is not None:
         _judge(ctx, inputs, model, found)
     found.metrics |= {
-        **account(model.module, plan),
+        **account(model.module, plan, inputs.float_model.module),
         **{key: value for history in model.trainings.values() for key, value in history.metrics().items()},
         "bops_convention": str(CONVENTIONS[DEFAULT]),
         "images.calibration": len(inputs.images.examples),

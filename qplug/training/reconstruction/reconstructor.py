@@ -15,6 +15,7 @@ from qplug.core.device import fits
 from qplug.core.errors import PluginError
 from qplug.core.seeding import seeded
 from qplug.core.task import CLASSIFICATION, Task
+from qplug.core.text import listed
 from qplug.core.types import SiteKind
 from qplug.models.surgery import put
 from qplug.quantization.backends.base import Backend
@@ -51,6 +52,7 @@ class Reconstructor:
         classes: ``module:Class`` of each block class.
         task: the task of the model.
         undecided: block or operation → the share of its bits that were still soft before rounding.
+        undone: block or operation whose error did not fall, so that it stays unchanged → the technique.
     """
 
     backend: Backend
@@ -62,6 +64,7 @@ class Reconstructor:
     classes: Sequence[str]
     task: Task = CLASSIFICATION
     undecided: dict[str, float] = field(default_factory=dict)
+    undone: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._floats = Forwards(copy.deepcopy(self.model), self.batches)
@@ -111,32 +114,42 @@ class Reconstructor:
         """The state of a learned block: its weights, and its quantizers and reasons as JSON values."""
         decisions = self.decisions(name)
         weights = {d.site.name: self._weight(d).cpu() for d in decisions if d.site.kind.is_weight}
-        about = {d.site.name: [d.quantizer.to_dict(), d.reason] for d in decisions}
+        about = {d.site.name: [d.quantizer.to_dict(), d.reason, d.undone] for d in decisions}
         undecided = {unit: share for unit, share in self.undecided.items() if block_contains(name, unit)}
-        return weights, {"decisions": about, "undecided": undecided}
+        undone = {unit: by for unit, by in self.undone.items() if block_contains(name, unit)}
+        return weights, {"decisions": about, "undecided": undecided, "undone": undone}
 
     def restore(
         self, weights: Mapping[str, Tensor], about: Mapping[str, Any], quantizer_of: Callable[[Any], Quantizer]
     ) -> None:
         """Restore a block from the values of ``state``."""
         self.undecided |= about["undecided"]
-        for name, (quantizer, reason) in about["decisions"].items():
+        self.undone |= about["undone"]
+        for name, (quantizer, reason, undone) in about["decisions"].items():
             decision = self.plan.decisions[name]
             if name in weights:
                 self._weight(decision).copy_(weights[name])
             restored = quantizer_of(quantizer).to(self.device)
-            self.plan.decisions[name] = replace(decision, quantizer=restored, reason=reason)
+            self.plan.decisions[name] = replace(decision, quantizer=restored, reason=reason, undone=undone)
 
     def warnings(self) -> list[str]:
-        """A warning if a unit had more than ``UNDECIDED_LIMIT`` of its bits undecided."""
+        """A warning for units that stay unchanged, and one for units with too many undecided bits."""
+        found = []
+        for by in dict.fromkeys(self.undone.values()):
+            units = [unit for unit, technique in self.undone.items() if technique == by]
+            found.append(
+                f"{by} changed nothing in {len(units)} of {len(self.undecided)} reconstructions, since their error did "
+                f"not fall: {listed(units)}"
+            )
         undecided = {unit: share for unit, share in self.undecided.items() if share > UNDECIDED_LIMIT}
         if not undecided:
-            return []
+            return found
         worst = max(undecided, key=lambda unit: undecided[unit])
         return [
+            *found,
             f"in {len(undecided)} of {len(self.undecided)} reconstructions more than {UNDECIDED_LIMIT:.0%} of the bits "
             f"were still soft before rounding, {undecided[worst]:.1%} in {worst}; rounding such bits may raise the "
-            "error again: raise weight, the weight of the penalty, or iterations"
+            "error again: raise weight, the weight of the penalty, or iterations",
         ]
 
     def _weight(self, decision: Decision) -> Tensor:
@@ -179,13 +192,16 @@ class Reconstructor:
         note += f", {undecided:.1%} of the bits still soft" if undecided else ""
         if not after <= before:
             note += ", so the unit stays unchanged"
+            self.undone[unit] = by
             for decision, weight in start.values():
                 self.plan.decisions[decision.site.name] = decision
                 if weight is not None:
                     self._weight(decision).copy_(weight)
         for decision in decisions:
             current = self.plan.decisions[decision.site.name]
-            self.plan.decisions[decision.site.name] = replace(current, reason=f"{current.reason}; {note}")
+            undone = by if unit in self.undone and decision.site.name in learners else ""
+            reason = f"{current.reason}; {note}"
+            self.plan.decisions[decision.site.name] = replace(current, reason=reason, undone=undone)
         put(quantized.model, unit, lower_block(self.backend, self.model, unit, self.plan))
 
     def _observe(

@@ -150,3 +150,9 @@ def test_a_section_that_one_lacks_is_named_as_a_whole():
     facts = [flat({"seed": 0, "qat": value}) for value in (None, qat, {**qat, "epochs": 4})]
     assert distinct_names(["a"] * 2, facts[:2], [0] * 2) == ["a (qat=None)", "a (qat=given)"]
     assert distinct_names(["a"] * 2, facts[1:], [0] * 2) == ["a (qat.epochs=3)", "a (qat.epochs=4)"]
+
+
+def test_runs_of_different_numbers_of_images_are_never_compared(tmp_path):
+    """As where a damaged lock states the digest of other images."""
+    found = grouped(tmp_path, (resolved("a"), 0.5, {"images": 40}), (resolved("b"), 0.5, {"images": 30}))
+    assert [(group.images, len(group.rows), group.ties) for group in found] == [(40, 1, [""]), (30, 1, [""])]

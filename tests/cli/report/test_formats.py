@@ -47,10 +47,11 @@ def test_csv_survives_the_way_back() -> None:
 def test_no_cell_of_csv_begins_like_a_formula(name: str) -> None:
     rows = [{"name": name, "drop": -0.25, "protocol": {name: name}, name: "x"}]
     (read,) = csv.DictReader(io.StringIO(comma_separated(rows), newline=""))
-    assert read["name"] == f"'{name}"
+    plain = name.replace("\r", "\n")
+    assert read["name"] == f"'{plain}"
     assert float(read["drop"]) == -0.25
     assert json.loads(read["protocol"]) == {name: name}
-    assert read[f"'{name}"] == "x"
+    assert read[f"'{plain}"] == "x"
 
 
 class Cells(HTMLParser):

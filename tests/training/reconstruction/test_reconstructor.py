@@ -22,8 +22,13 @@ from qplug import (
     UniformQuantizer,
     hookimpl,
 )
+from qplug.analysis.compare.plans import plan_differences
+from qplug.cli.report.run import decisions, summary_tables
 from qplug.core.storage.cache import Cache
+from qplug.hooks.registry import installed
 from qplug.pipeline.run import run
+from qplug.quantization.accounting import CONVENTIONS, DEFAULT
+from qplug.quantization.plan import Plan
 from qplug.testing.run import toy_recipe, toy_registry
 
 
@@ -160,6 +165,23 @@ def test_a_block_with_a_larger_error_stays_unchanged_and_the_plan_says_so():
     before, after = errors([unchanged])["head"]
     assert after > before
     assert unchanged.reason.endswith("50.0% of the bits still soft, so the unit stays unchanged")
+    assert (start.undone, unchanged.undone) == ("", "test.answer")
+
+
+def test_a_reconstruction_that_was_undone_is_in_the_summary_the_plan_and_the_warnings(tmp_path):
+    spoiling = type("Answer", (Answer,), {"answer": staticmethod(spoil)})
+    cache = Cache(tmp_path)
+    for _ in range(2):  # the second time from the cache
+        result = reconstructed(spoiling, bits=4, cache=cache)
+        assert any("test.answer changed nothing in 1 of 1 reconstructions" in warning for warning in result.warnings)
+        (group,) = (group for group in decisions(result) if group["undone"])
+        assert (group["undone"], group["sites"]) == ("test.answer", 1)
+        assert "; test.answer undone" in summary_tables(result, CONVENTIONS[DEFAULT])[0].plain()
+        plan = json.loads(json.dumps(result.plan.to_dict()))
+        assert [row["site"]["name"] for row in plan["decisions"] if row.get("undone")] == ["head.input"]
+        assert [d.undone for d in Plan.from_dict(plan, installed().quantizers) if d.undone] == ["test.answer"]
+    other = reconstructed(Answer, bits=4).plan.to_dict()
+    assert any("reconstruction" in found.what for found in plan_differences(plan, other))
 
 
 @pytest.mark.slow
