@@ -69,14 +69,20 @@ ADAPTERS = [
 ]
 
 
-def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) -> list[str]:
+def make_explicit(
+    model: nn.Module, adapters: Iterable[Adapter], image: Tensor, left: dict[str, str] | None = None
+) -> list[str]:
     """Replace, in place, every module whose exact type has an adapter; returns the paths of the replaced modules.
+
+    Any other module that multiplies two activations in its own forward is made explicit by the graph of that forward
+    (``qplug.models.explicit``); it keeps its identity.
 
     Args:
         model: the float model in eval mode.
         adapters: the first match is used.
         image: a batch of one; its forward records the inputs on which replacements are checked. If a module returns a
             tuple, its first tensor is checked: the others are attention weights, which a replacement may omit.
+        left: receives path → reason for every module whose products stay as they are.
 
     Raises:
         EquivalenceError: the output of a replacement differs from the original's by more than 1e-5 of its norm.
@@ -84,6 +90,8 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
     """
     import torch
 
+    from qplug.models.explicit import make_products_explicit
+    from qplug.models.product_finder import ProductFinder
     from qplug.models.surgery import replace
 
     table = {adapter.path: adapter for adapter in reversed(list(adapters))}
@@ -102,11 +110,12 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
         return hook
 
     handles = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in targets.items()]
+    finder = ProductFinder(model)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), finder:
             model(image)
     finally:
-        for handle in handles:
+        for handle in (*handles, finder):
             handle.remove()
     replaced = []
     for name, module in targets.items():
@@ -132,6 +141,12 @@ def make_explicit(model: nn.Module, adapters: Iterable[Adapter], image: Tensor) 
             )
         replace(model, module, explicit)
         replaced.append(name)
+    others = [name for name in finder.found if name not in targets]
+    if others:
+        changed, reasons = make_products_explicit(model, others, image)
+        replaced += changed
+        if left is not None:
+            left.update(reasons)
     return replaced
 
 

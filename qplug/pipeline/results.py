@@ -77,6 +77,7 @@ class RewrittenModel:
         equivalence: holds steps that preserve the function to it; ``None`` without calibration data.
         finetuned: a copy of the module after fine-tuning, where the recipe asks for it.
         trainings: the history of each training, by stage.
+        unread: path → reason for every module whose products of activations could not be made explicit.
     """
 
     module: nn.Module
@@ -85,6 +86,7 @@ class RewrittenModel:
     equivalence: EquivalenceCheck | None = None
     finetuned: nn.Module | None = None
     trainings: dict[str, History] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -84,8 +84,15 @@ def find_sites(model: nn.Module, image: Tensor) -> SiteMap:
 def _count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
     """Innermost module → the MACs that it computes, counted by torch's FLOP counter."""
     counter = FlopCounterMode(display=False, depth=None)  # type: ignore[arg-type]  # None is every depth
-    with counter:
-        no_grad_forward(model, image)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:  # a view of one asks for gradients even here, which the counter does not expect
+        parameter.requires_grad_(False)
+    try:
+        with counter:
+            no_grad_forward(model, image)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     root = type(model).__name__
     totals = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
     own = dict(totals)
@@ -190,10 +197,11 @@ class _SiteFinder:
             self._add(name, SiteKind.CONV_WEIGHT, "weight", module.weight, channel_axis=0)
             self._add(name, kind, "input", args[0], channel_axis=-3)
         elif isinstance(module, MatMul):
-            self._add(name, traced or SiteKind.QUERY, "lhs", args[0], head_axis=-3)
-            self._add(name, SiteKind.KEY if module.transpose_rhs else SiteKind.VALUE, "rhs", args[1], head_axis=-3)
+            right = SiteKind.KEY if module.transpose_rhs else SiteKind.VALUE
+            self._add(name, traced or SiteKind.QUERY, "lhs", args[0], head_axis=_head_axis(args[0]))
+            self._add(name, right, "rhs", args[1], head_axis=_head_axis(args[1]))
         elif isinstance(module, nn.Softmax):
-            self._add(name, SiteKind.SOFTMAX_INPUT, "input", args[0], head_axis=-3 if args[0].dim() == 4 else None)
+            self._add(name, SiteKind.SOFTMAX_INPUT, "input", args[0], head_axis=_head_axis(args[0]))
         elif is_norm(module):
             self._add(name, SiteKind.LAYERNORM_INPUT, "input", args[0])
 
@@ -202,6 +210,11 @@ class _SiteFinder:
         if not kind.is_weight and shape[0] == 1:
             shape = shape[1:]
         self.sites.append(Site(f"{module}.{role}", kind, module, role, shape, **more))
+
+
+def _head_axis(x: Tensor) -> int | None:
+    """The axis of heads in attention's (B, H, N, ·); nobody knows which one it is among more axes, or fewer."""
+    return -3 if x.dim() == 4 else None
 
 
 def _macs(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> int:

@@ -123,14 +123,19 @@ def test_the_first_adapter_of_a_type_is_used_and_none_leaves_the_module():
     assert type(model.blocks[0].attn) is Attention
 
 
-def test_a_subclass_may_compute_something_else_and_is_left_alone():
+def test_a_subclass_may_compute_something_else_and_is_read_by_its_own_graph():
     class Doubled(Attention):
         def forward(self, x, attn_mask=None, is_causal=False):
             return super().forward(x) * 2
 
     model = toy_vit()
     model.blocks[1].attn = Doubled(16, num_heads=2).eval()
-    assert make_explicit(model, ADAPTERS, toy_images(1)) == ["blocks.0.attn"]
+    with torch.no_grad():
+        expected = model(toy_images(2))
+        assert make_explicit(model, ADAPTERS, toy_images(1)) == ["blocks.0.attn", "blocks.1.attn"]
+        assert close(model(toy_images(2)), expected)
+    assert isinstance(model.blocks[1].attn, Doubled)
+    assert not isinstance(model.blocks[1].attn, ExplicitAttention)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])

@@ -169,9 +169,9 @@ class Fused(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-def test_unknown_attention_is_named_as_uncovered():
+def test_unread_attention_is_named_as_uncovered():
     model = nn.Sequential(nn.Linear(8, 8), Fused()).eval()
-    _, found = sited(model, torch.randn(1, 6, 8))
+    found = find_sites(model, torch.randn(1, 6, 8))
     assert found.uncovered_macs == {"1": 2 * 6 * 6 * 8}
     assert found.total_macs == 6 * 8 * (8 + 24 + 8) + 2 * 6 * 6 * 8
 

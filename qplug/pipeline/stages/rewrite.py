@@ -11,6 +11,7 @@ from qplug.hooks.caller import TechniqueCaller
 from qplug.models.adapters import make_explicit
 from qplug.models.attention import MatMul
 from qplug.models.equivalence import EquivalenceCheck
+from qplug.models.explicit import unread_notes
 from qplug.models.surgery import replace
 from qplug.models.tracing import is_activation
 from qplug.pipeline.context import RunContext
@@ -36,14 +37,16 @@ def rewrite(ctx: RunContext, inputs: Inputs, ask: bool = True) -> RewrittenModel
         EquivalenceError: a rewrite that promised to preserve the function did not.
     """
     model, adapters = copy.deepcopy(inputs.float_model.module), ctx.registry.adapters
+    unread: dict[str, str] = {}
     example = inputs.float_model.preprocessing.example().to(ctx.device)
     with ctx.stage("rewrite"):
-        make_explicit(model, adapters, example)
+        make_explicit(model, adapters, example, unread)
         equivalence = (
             EquivalenceCheck(model, inputs.probe, inputs.float_model.task) if inputs.probe is not None else None
         )
         changes = rewrite_modules(model, ctx.caller, equivalence) if ask else []
-        make_explicit(model, adapters, example)
+        make_explicit(model, adapters, example, unread)
+    ctx.warnings += unread_notes(unread)
     rewriters = {change.technique for change in changes}
     ctx.results.identify(
         inputs.made_by,
@@ -55,7 +58,7 @@ def rewrite(ctx: RunContext, inputs: Inputs, ask: bool = True) -> RewrittenModel
         device=ctx.device.type,
         batch_size=inputs.batch_size,
     )
-    return RewrittenModel(model, example, changes, equivalence)
+    return RewrittenModel(model, example, changes, equivalence, unread=unread)
 
 
 def rewrite_modules(model: nn.Module, caller: TechniqueCaller, equivalence: EquivalenceCheck | None) -> list[Change]:

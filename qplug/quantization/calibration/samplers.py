@@ -223,11 +223,11 @@ class HeadSampler(OperationSampler):
         self.others = SampleRows()
 
     def record(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        """Operands (B·windows, H, N, ·); the input of a Softmax may have any number of leading axes."""
+        """Operands (B·windows, H, N, ·), or with any other number of axes in the place of H: they become windows."""
         images = self.contributing_images()
         if not images:
             return
-        x = args[0].detach()
+        x = _slices(args[0].detach())
         windows = x.shape[0] // self.batch
         image_slices, image_rows = [], []
         for i in images:  # one image at a time, so that the batch size does not change the random indices
@@ -236,11 +236,11 @@ class HeadSampler(OperationSampler):
         slices = torch.cat(image_slices).to(x.device)
         rows = torch.cat(image_rows).to(x.device).view(len(slices), *[1] * (x.dim() - 3), -1, 1)
         if self.is_matmul:
-            others = args[1].detach()[slices]
+            others = _slices(args[1].detach())[slices]
             self.others.add(self.others.length, others, len(others) * len(self._chosen) // len(images))
         sampled = torch.take_along_dim(x[slices], rows, -2)
         target = out if self.is_matmul else args[0]
-        self.add_rows(sampled, len(images), target, lambda g: torch.take_along_dim(g[slices], rows, -2))
+        self.add_rows(sampled, len(images), target, lambda g: torch.take_along_dim(_slices(g)[slices], rows, -2))
 
     def lhs_matrix(self, x: Tensor) -> Tensor:
         """(s, H, r, K) → (s·H, r, K)."""
@@ -264,6 +264,13 @@ class HeadSampler(OperationSampler):
         if site.role == "rhs":
             return self.others.values(), None
         return self.inputs.values(), None if self.is_matmul else self.importance()
+
+
+def _slices(x: Tensor) -> Tensor:
+    """(B·windows, H, N, ·) as it is; (B, …, N, ·) with other axes than one of heads → (B·windows, N, ·)."""
+    if x.dim() < 3:
+        return x.unsqueeze(1)
+    return x if x.dim() == 4 else x.flatten(0, -3)
 
 
 def sampler_of(module: nn.Module, images: int, size: SampleSize, seed: int) -> OperationSampler:

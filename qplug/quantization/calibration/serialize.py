@@ -132,11 +132,12 @@ def sampler_shapes(
     """
     if isinstance(sampler, HeadSampler):
         site = sites["lhs" if sampler.is_matmul else "input"]
-        *heads, tokens, width = site.shape[-2 if site.head_axis is None else -3 :]
+        axes = -2 if site.head_axis is None else -3
+        *heads, tokens, width = (1, *site.shape)[axes:]  # a Softmax of vectors has one row an image
         inputs = (count, *heads, min(sampler.rows, tokens), width)
         if not sampler.is_matmul:
             return {"inputs": inputs, "squares": inputs}
-        others = (count, *sites["rhs"].shape[-3:])
+        others = (count, *sites["rhs"].shape[axes:])
         outputs = (*inputs[:-1], others[-2 if sampler.transpose_rhs else -1])
         return {"inputs": inputs, "others": others, "squares": outputs}
     if isinstance(sampler, ConvSampler):
