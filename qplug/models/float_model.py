@@ -105,8 +105,13 @@ class FloatModel:
         note: str = "",
         task_name: str = "classification",
     ) -> FloatModel:
-        """Convert a module to eval mode and float32 on the CPU; raises ``InputError`` for NaN or infinite weights."""
-        module = module.cpu().float().eval().requires_grad_(False)
+        """Convert a module to eval mode and float32 on the CPU, without ``torch.compile``.
+
+        Raises ``InputError`` for NaN or infinite weights.
+        """
+        from qplug.models.eager import eager
+
+        module = eager(module).cpu().float().eval().requires_grad_(False)
         state = module.state_dict()
         broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
         if broken:
