@@ -19,6 +19,7 @@ from qplug.pipeline.results import Inputs
 from qplug.pipeline.stages.prepare import prepare
 from qplug.pipeline.stages.rewrite import HOOKS, rewrite
 from qplug.pipeline.weights import FILE, load_weights
+from qplug.quantization.calls import check_one_forward, refuse_bypassed
 from qplug.quantization.plan import Plan
 from qplug.recipe import load_recipe
 from qplug.training.supervised.problem import TRAINED_BY as BY_TRAINING
@@ -71,12 +72,15 @@ def load_quantized(run_folder: str | Path, device: str = "cpu", registry: Regist
 
     Raises:
         InputError: the folder is no run folder, has another format, is incomplete or damaged, or names something that
-            is not installed; or a technique does not rewrite the model as it did in the run.
+            is not installed; or a technique does not rewrite the model as it did in the run; or a forward does not call
+            every quantized module.
     """
     registry = registry or installed()
     where = parse_device(device)
     planned = load_planned(run_folder, registry)
-    return backend_of(planned.recipe.backend, registry).apply(planned.model.to(where), planned.plan).eval()
+    model = backend_of(planned.recipe.backend, registry).apply(planned.model.to(where), planned.plan).eval()
+    check_one_forward(model, planned.plan, planned.preprocessing.example().to(where), "the loaded model")
+    return model
 
 
 def load_planned(run_folder: str | Path, registry: Registry) -> LoadedRun:
@@ -96,6 +100,7 @@ def load_planned(run_folder: str | Path, registry: Registry) -> LoadedRun:
         if known.get(site.name) != (site.kind, site.shape):
             what = f"quantizes {site.name} ({site.kind.value}, {site.shape}), which the recipe's model lacks"
             raise InputError(what, where=str(run.folder / "plan.json"), fix=AGAIN)
+    refuse_bypassed(sites.site_map.bypassed, plan.decisions)
     return LoadedRun(run, recipe, model.module, plan, source.preprocessing, source.task)
 
 

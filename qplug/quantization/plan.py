@@ -36,6 +36,8 @@ class Plan:
         float_sites: site that stays in float, or BatchNorm that could not be folded → reason.
         float_macs: module → multiply-accumulates of one image that are not fully quantized.
         total_macs: multiply-accumulates of one image.
+        unknown: module → operators, or its weights, whose multiply-accumulates no formula counts.
+        calls: module → its calls in one forward, as calibration saw them.
     """
 
     decisions: dict[str, Decision] = field(default_factory=dict)
@@ -43,6 +45,8 @@ class Plan:
     float_sites: dict[str, str] = field(default_factory=dict)
     float_macs: dict[str, int] = field(default_factory=dict)
     total_macs: int = 0
+    unknown: dict[str, str] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
 
     def of(self, module: str) -> dict[str, Quantizer]:
         """The quantizers of one operation, by role."""
@@ -56,8 +60,13 @@ class Plan:
         return iter(self.decisions.values())
 
     @property
-    def coverage(self) -> float:
-        """Share of multiply-accumulates with two quantized operands, among all of them (attention included)."""
+    def coverage(self) -> float | None:
+        """Share of multiply-accumulates with two quantized operands, among all of them (attention included).
+
+        ``None``: unknown, as the model computes something that no formula counts.
+        """
+        if self.unknown:
+            return None
         return 1.0 - sum(self.float_macs.values()) / self.total_macs if self.total_macs else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,6 +88,8 @@ class Plan:
             "float_sites": self.float_sites,
             "float_macs": self.float_macs,
             "total_macs": self.total_macs,
+            "unknown": self.unknown,
+            "calls": self.calls,
         }
 
     @classmethod
@@ -101,6 +112,8 @@ class Plan:
             float_sites=dict(data["float_sites"]),
             float_macs=dict(data["float_macs"]),
             total_macs=data["total_macs"],
+            unknown=dict(data.get("unknown", {})),
+            calls=dict(data.get("calls", {})),
         )
         for row in data["decisions"]:
             site = row["site"]

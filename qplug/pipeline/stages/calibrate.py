@@ -8,11 +8,16 @@ from qplug.quantization.calibration.calibrator import Calibration
 
 
 def calibrate(ctx: RunContext, inputs: Inputs, model: RewrittenModel, sites: PreparedSites, loss: str) -> Calibration:
-    """Statistics over the calibration data, with gradients of ``loss`` where a technique needs them."""
+    """Statistics over the calibration data, with gradients of ``loss`` where a technique needs them.
+
+    Raises:
+        InputError: an activation is not finite, or a module is not called.
+    """
     stream = inputs.images
     count = len(stream.examples)
     with ctx.stage("statistics", count) as advance:
         statistics = Calibration(model.module, sites.watched, count, ctx.seed, task=inputs.float_model.task)
         wanted = loss if ctx.caller.need_gradients() else "none"
         ctx.results.collect(statistics, stream.once(), wanted, advance, (stream.examples, stream.preprocessing))
+        sites.calls.update({name: min(count, sites.calls[name]) for name, count in statistics.calls().items()})
     return statistics
