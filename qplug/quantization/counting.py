@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from qplug.core.errors import InputError
 from qplug.models.tracing import no_grad_forward
 from qplug.quantization.operators import aten, formulas, is_free, is_of_shapes, is_view
 
@@ -45,13 +47,23 @@ def count(model: nn.Module, image: Tensor) -> Count:
     """Count one forward of ``model`` in eval mode on ``image``, a batch of one.
 
     No module has a hook of its own meanwhile: torch takes other kernels where one has.
+
+    Raises:
+        InputError: an operator cannot be looked at, such as ``flex_attention``, which compiles itself.
     """
     with _Stack(model) as stack:
         no_grad_forward(model, image)
     operations = _Operations(model)
     counter = FlopCounterMode(display=False, depth=None, custom_mapping=formulas())  # type: ignore[arg-type]  # None is every depth
-    with operations.stack, _unfused(), operations, counter:
-        no_grad_forward(model, image)
+    try:
+        with _frozen(model), operations.stack, _unfused(), operations, counter:
+            no_grad_forward(model, image)
+    except Exception as error:  # the forward above succeeded, so a part of it cannot run in a dispatch mode of torch
+        raise InputError(
+            f"the model's operators cannot be counted ({type(error).__name__}: {' '.join(str(error).split())[:300]})",
+            where=operations.stack.innermost,
+            fix="replace the operator, as flex_attention by scaled_dot_product_attention",
+        ) from error
     macs = _by_module(model, counter)
     for name, more in operations.products.items():
         macs[name] = macs.get(name, 0) + more
@@ -74,6 +86,19 @@ def _by_module(model: nn.Module, counter: FlopCounterMode) -> dict[str, int]:
             own[parent] -= macs
     own.pop("Global", None)
     return {name.removeprefix(f"{root}.") if name != root else ROOT: macs for name, macs in own.items() if macs > 0}
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Without gradients of parameters: a view of one asks for them even here, which torch's counter does not expect."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -131,6 +156,8 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of tor
         reads: as in ``Count``.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.stack = _Stack(model)
@@ -156,6 +183,10 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of tor
         return out
 
     def _look(self, func: Any, args: Any, tensors: list[Tensor], out: Any) -> None:
+        if isinstance(func, HigherOrderOperator):
+            if func not in self._counted:
+                self.unknown[self.stack.innermost].add(str(func))
+            return
         operator, name = func._overloadpacket, str(func._overloadpacket)
         if is_view(func):
             if args[0] in self._factors and isinstance(out, Tensor):  # the axes of a view are others

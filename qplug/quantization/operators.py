@@ -30,14 +30,14 @@ FREE = frozenset(
     _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_lanczos2d_aa _upsample_nearest_exact1d
     _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_bicubic2d upsample_bilinear2d upsample_linear1d
     upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d
-    _chunk_cat _index_put_impl _local_scalar_dense _pin_memory _reshape_copy _stack _to_copy _to_dense _unsafe_index
-    _unsafe_index_put _unsafe_masked_index _unsafe_view as_strided as_strided_scatter cat channel_shuffle clone col2im
-    complex constant_pad_nd copy diag_embed diagonal_scatter embedding equal fill flip gather im2col index index_add
-    index_copy index_fill index_put index_reduce index_select lift lift_fresh masked_fill masked_scatter masked_select
-    native_channel_shuffle nonzero pixel_shuffle pixel_unshuffle polar put reflection_pad1d reflection_pad2d
-    reflection_pad3d repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d resize roll rot90
-    scatter scatter_add scatter_reduce select_scatter set slice_scatter split_with_sizes_copy stack take tril triu
-    unsafe_split unsafe_split_with_sizes zero
+    _chunk_cat _index_put_impl _local_scalar_dense _pack_padded_sequence _pin_memory _reshape_copy _stack _to_copy
+    _to_dense _unsafe_index _unsafe_index_put _unsafe_masked_index _unsafe_view as_strided as_strided_scatter cat
+    channel_shuffle clone col2im complex constant_pad_nd copy diag_embed diagonal_scatter embedding equal fill flip
+    gather im2col index index_add index_copy index_fill index_put index_reduce index_select lift lift_fresh
+    masked_fill masked_scatter masked_select native_channel_shuffle nonzero pixel_shuffle pixel_unshuffle polar put
+    reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d replication_pad2d
+    replication_pad3d resize roll rot90 scatter scatter_add scatter_reduce select_scatter set slice_scatter
+    split_with_sizes_copy stack take tril triu unsafe_split unsafe_split_with_sizes zero
     _add_relu _prelu_kernel floor_divide hardswish heaviside _thnn_fused_gru_cell _thnn_fused_lstm_cell
     _transform_bias_rescale_qkv bernoulli exponential glu log_sigmoid_forward multinomial native_dropout normal rand
     rand_like randn_like rrelu_with_noise uniform

@@ -3,8 +3,8 @@
 import copy
 
 import torch
-from attention_toys import WIDTH, Patches, run_of
 from torch import nn
+from transformer_toys import WIDTH, Patches, run_of
 
 from qplug.models.eager import eager
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_toys import WIDTH, Patches, encoder, registry_of, run_of, source_of, vision_transformer
 from torch import nn
 from torch.nn import functional as F
+from transformer_toys import WIDTH, Patches, encoder, registry_of, run_of, source_of, vision_transformer
 
 import qplug
 from qplug import InputError

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from qplug import InputError
 from qplug.quantization.counting import ROOT, count
 
 B, N, C, M = 1, 6, 8, 5
@@ -191,3 +192,20 @@ def test_fused_kernels_of_a_scripted_layer():
     layer = torch.jit.script(nn.TransformerEncoderLayer(C, 2, 24, batch_first=True).eval().requires_grad_(False))
     found = count(nn.Sequential(layer), torch.randn(1, N, C))
     assert (found.macs, found.unknown) == ({"0": N * (4 * C * C + 2 * N * C + 2 * 24 * C)}, {})
+
+
+def test_an_operator_that_cannot_be_looked_at_is_an_error_with_a_name():
+    def fails(module, x):
+        if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+            raise RuntimeError("no dispatch mode")
+        return x
+
+    model = nn.Sequential(Of(fails)).eval()
+    with pytest.raises(InputError, match=r"cannot be counted \(RuntimeError: no dispatch mode\)"):
+        count(model, torch.randn(B, N, C))
+
+
+def test_parameters_that_are_trained_are_counted_and_stay_trained():
+    model = nn.Sequential(nn.Linear(C, M), nn.MultiheadAttention(M, 1))[:1].eval()
+    assert count(model, torch.randn(B, N, C)).macs == {"0": N * C * M}
+    assert all(parameter.requires_grad for parameter in model.parameters())
