@@ -28,6 +28,8 @@ class Inspection:
         total_macs: multiply-accumulates of one image.
         float_macs: module → multiply-accumulates without a site.
         float_norms: BatchNorms that could not be folded → the reason.
+        unknown: module → operators, or its weights, whose multiply-accumulates no formula counts.
+        bypassed: site → why its quantizer would be passed by; it counts as float.
         costs: convention → bits such as ``W8A8`` → size and bit operations if every site is quantized, with the names
             of a run's metrics.
         notes: how the model is called and read, where that is not plain, one sentence each.
@@ -37,12 +39,16 @@ class Inspection:
     total_macs: int
     float_macs: dict[str, int]
     float_norms: dict[str, str] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
+    bypassed: dict[str, str] = field(default_factory=dict)
     costs: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
-    def coverage(self) -> float:
-        """Share of the multiply-accumulates that have a site for both operands."""
+    def coverage(self) -> float | None:
+        """Share of the multiply-accumulates that have a site for both operands; ``None`` if it is unknown."""
+        if self.unknown:
+            return None
         return 1.0 - sum(self.float_macs.values()) / self.total_macs if self.total_macs else 0.0
 
 
@@ -68,4 +74,13 @@ def inspect(model_source: ModelSource, registry: Registry | None = None, *, weig
         name: {bits: costs(model.module, plan, convention, source.module) for bits, plan in plans.items()}
         for name, convention in CONVENTIONS.items()
     }
-    return Inspection(site_map.sites, site_map.total_macs, site_map.uncovered_macs, sites.folding.left, counted, notes)
+    return Inspection(
+        site_map.sites,
+        site_map.total_macs,
+        site_map.float_macs({site.name for site in site_map.sites} - site_map.bypassed.keys()),
+        sites.folding.left,
+        site_map.unknown,
+        site_map.bypassed,
+        counted,
+        notes,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,8 +72,8 @@ def export_run(
         registry: of installed plugins; discovered if ``None``.
 
     Raises:
-        InputError: the run folder or an argument is wrong, a package is missing, the target exists, or the format
-            cannot express the model or a quantizer.
+        InputError: the run folder or an argument is wrong, a package is missing, the target exists, the format cannot
+            express the model or a quantizer, or the file lacks a call of a quantized module.
         ParityError: the runtime computes other values. Nothing is written.
     """
     row = format_of(format)
@@ -86,9 +87,11 @@ def export_run(
     from qplug.export.metadata import metadata
     from qplug.export.parity.diagnose import explained
     from qplug.export.parity.verify import verified
+    from qplug.quantization.calls import check_calls
 
     with explained(planned, row, registry):
         file = row.write(planned, saturating)
+    check_calls(Counter(call.operation for call in file.calls), planned.plan, "the exported file")
     parity = verified(file, planned, row, images, saturating, registry) if verify else None
     inexact = saturating and any(may_saturate(planned.plan, path) for path in planned.plan.modules())
     content = file.content(metadata(planned, row, file.calls, parity, inexact))

@@ -59,11 +59,21 @@ def _distilbert(module: nn.Module) -> nn.Module:
     return ExplicitSelfAttention(module, ("q_lin", "k_lin", "v_lin", "out_lin")).eval()
 
 
+def _multihead_attention(module: nn.Module) -> nn.Module:
+    from torch.nn import MultiheadAttention
+
+    from qplug.models.multihead_attention import ExplicitMultiheadAttention
+
+    assert isinstance(module, MultiheadAttention)
+    return ExplicitMultiheadAttention(module).eval()
+
+
 ADAPTERS = [
     Adapter("timm.layers.attention:Attention", _attention),
     Adapter("timm.models.swin_transformer:WindowAttention", _window_attention),
     Adapter("timm.layers.conv2d_same:Conv2dSame", _padded_conv),
     Adapter("timm.layers.linear:Linear", _linear),
+    Adapter("torch.nn.modules.activation:MultiheadAttention", _multihead_attention),
     Adapter("transformers.models.bert.modeling_bert:BertSelfAttention", _bert),
     Adapter("transformers.models.distilbert.modeling_distilbert:DistilBertSelfAttention", _distilbert),
 ]
@@ -72,7 +82,10 @@ ADAPTERS = [
 def make_explicit(
     model: nn.Module, adapters: Iterable[Adapter], image: Tensor, left: dict[str, str] | None = None
 ) -> list[str]:
-    """Replace, in place, every module whose exact type has an adapter; returns the paths of the replaced modules.
+    """Replace, in place, every module whose type has an adapter; returns the paths of the replaced modules.
+
+    A subclass has its base's adapter if it inherits ``forward``; if its replacement computes something else, the
+    subclass stays. Encoders and layers of ``nn.Transformer`` lose their fused kernels, which call no submodule.
 
     Any other module that multiplies two activations in its own forward is made explicit by the graph of that forward
     (``qplug.models.explicit``); it keeps its identity.
@@ -85,7 +98,8 @@ def make_explicit(
         left: receives path → reason for every module whose products stay as they are.
 
     Raises:
-        EquivalenceError: the output of a replacement differs from the original's by more than 1e-5 of its norm.
+        EquivalenceError: the output of a replacement differs from the original's by more than 1e-5 of its norm, or that
+            of the model without fused kernels.
         InputError: the original's output is not finite.
     """
     import torch
@@ -93,13 +107,11 @@ def make_explicit(
     from qplug.models.explicit import make_products_explicit
     from qplug.models.product_finder import ProductFinder
     from qplug.models.surgery import replace
+    from qplug.models.transformer_layers import without_fused_kernels
 
+    without_fused_kernels(model, image)
     table = {adapter.path: adapter for adapter in reversed(list(adapters))}
-    targets = {
-        name: module
-        for name, module in model.named_modules()
-        if f"{type(module).__module__}:{type(module).__name__}" in table
-    }
+    targets = {name: module for name, module in model.named_modules() if not table.keys().isdisjoint(_paths(module))}
     calls: dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {}
 
     def record(name: str) -> Any:
@@ -119,7 +131,8 @@ def make_explicit(
             handle.remove()
     replaced = []
     for name, module in targets.items():
-        adapter = table[f"{type(module).__module__}:{type(module).__name__}"]
+        own, inherited = _paths(module)
+        adapter = table.get(own) or table[inherited]
         explicit = adapter.build(module)
         if explicit is None or name not in calls:
             continue
@@ -133,6 +146,8 @@ def make_explicit(
         with torch.inference_mode():
             error = float((_first(explicit(*args, **kwargs)) - expected).norm() / expected.norm().clamp_min(1e-12))
         if not error <= LARGEST_ADAPTER_ERROR:
+            if own not in table:
+                continue
             raise EquivalenceError(
                 f"the adapter for {adapter.path} changes the output by {error:.1e} of its norm, "
                 f"more than {LARGEST_ADAPTER_ERROR:.0e}",
@@ -141,13 +156,20 @@ def make_explicit(
             )
         replace(model, module, explicit)
         replaced.append(name)
-    others = [name for name in finder.found if name not in targets]
+    others = [name for name in finder.found if name not in replaced]
     if others:
         changed, reasons = make_products_explicit(model, others, image)
         replaced += changed
         if left is not None:
             left.update(reasons)
     return replaced
+
+
+def _paths(module: nn.Module) -> tuple[str, str]:
+    """``module:Class`` of the module's type, and of the class that it has its ``forward`` from."""
+    kinds = type(module), next(base for base in type(module).__mro__ if "forward" in vars(base))
+    own, inherited = (f"{kind.__module__}:{kind.__name__}" for kind in kinds)
+    return own, inherited
 
 
 def _copy(value: Any) -> Any:

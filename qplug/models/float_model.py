@@ -105,14 +105,16 @@ class FloatModel:
         note: str = "",
         task_name: str = "classification",
     ) -> FloatModel:
-        """Convert a module to eval mode and float32 on the CPU.
+        """Convert a module to eval mode and float32 on the CPU, without ``torch.compile``.
 
         Raises:
             InputError: a parameter or a running statistic is not finite, another buffer holds NaN, a parameter has no
                 shape yet, or the module is scripted.
         """
+        from qplug.models.eager import eager
+
         _check_replaceable(module, name)
-        module = module.cpu().float().eval().requires_grad_(False)
+        module = eager(module).cpu().float().eval().requires_grad_(False)
         broken = _unsound(module)
         if broken:
             raise InputError(

@@ -23,6 +23,7 @@ from qplug.pipeline.run_key import parts_that_load
 from qplug.pipeline.stages.prepare import prepare
 from qplug.pipeline.stages.rewrite import HOOKS, rewrite
 from qplug.pipeline.weights import FILE, load_weights
+from qplug.quantization.calls import check_one_forward, refuse_bypassed
 from qplug.quantization.plan import Plan, UnreadableQuantizer
 from qplug.recipe import load_recipe
 from qplug.training.supervised.problem import TRAINED_BY as BY_TRAINING
@@ -88,12 +89,14 @@ def load_quantized(
     Raises:
         InputError: the folder is no run folder, has another format, is incomplete, holds a file that the run did not
             write, or names something that is not installed; the code of qplug or of a plugin changed; or a technique
-            does not rewrite the model as it did in the run.
+            does not rewrite the model as it did in the run; or a forward does not call every quantized module.
     """
     registry = registry or installed()
     where = parse_device(device)
     planned = load_planned(run_folder, registry, changed_code)
-    return backend_of(planned.recipe.backend, registry).apply(planned.model.to(where), planned.plan).eval()
+    model = backend_of(planned.recipe.backend, registry).apply(planned.model.to(where), planned.plan).eval()
+    check_one_forward(model, planned.plan, planned.preprocessing.example().to(where), "the loaded model")
+    return model
 
 
 def load_planned(run_folder: str | Path, registry: Registry, changed_code: bool = False) -> LoadedRun:
@@ -119,6 +122,7 @@ def load_planned(run_folder: str | Path, registry: Registry, changed_code: bool 
         if known.get(site.name) != (site.kind, site.shape):
             what = f"quantizes {site.name} ({site.kind.value}, {site.shape}), which the recipe's model lacks"
             raise InputError(what, where=str(run.folder / "plan.json"), fix=AGAIN)
+    refuse_bypassed(sites.site_map.bypassed, plan.decisions)
     return LoadedRun(run, recipe, model.module, plan, source.preprocessing, source.task, changes)
 
 

@@ -98,12 +98,14 @@ class PreparedSites:
         specs: what the recipe asks, by site name.
         watched: the sites in scope, of which statistics are collected.
         folding: the BatchNorms that were folded, and those that were not.
+        calls: module → its calls in one forward; of a calibrated one, as calibration saw them.
     """
 
     site_map: SiteMap
     specs: Specs
     watched: list[Site]
     folding: Folding
+    calls: dict[str, int] = field(default_factory=dict)
 
     @property
     def asked(self) -> dict[str, QuantSpec]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -25,7 +25,15 @@ def model_warnings(source: FloatModel, plan: Plan) -> list[str]:
     if plan.float_macs:
         share = sum(plan.float_macs.values()) / plan.total_macs
         found.append(f"{share:.1%} of the MACs stay in float: {listed(plan.float_macs)}")
-    return found
+    return found + unknown_macs(plan.unknown)
+
+
+def unknown_macs(unknown: Mapping[str, str]) -> list[str]:
+    """A warning that names what computes in float and is in no count of MACs (``SiteMap.unknown``)."""
+    if not unknown:
+        return []
+    names = listed([f"{name} ({operators})" for name, operators in unknown.items()])
+    return [f"the share of quantized MACs is unknown: no formula counts what stays in float in {names}"]
 
 
 def ask_for_training(changes: Iterable[Change]) -> list[str]:

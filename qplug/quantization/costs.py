@@ -18,7 +18,7 @@ from qplug.quantization.sites import SiteMap
 FLOAT_BITS = 32
 
 
-def account(model: nn.Module, plan: Plan, original: nn.Module | None = None) -> dict[str, float]:
+def account(model: nn.Module, plan: Plan, original: nn.Module | None = None) -> dict[str, float | None]:
     """Costs of ``plan`` on ``model`` (the float model, after rewrites and smoothing), by every convention.
 
     Args:
@@ -28,7 +28,7 @@ def account(model: nn.Module, plan: Plan, original: nn.Module | None = None) -> 
 
     Returns:
         The values of ``costs`` under ``Convention.key``; ``bits.weights_mean`` and ``bits.activations_mean``, the mean
-        bits over the elements of quantized sites; ``coverage.macs``.
+        bits over the elements of quantized sites; ``coverage.macs``, which is ``None`` if it is unknown.
     """
     counted = {
         convention.key(metric): value

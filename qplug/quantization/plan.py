@@ -41,6 +41,8 @@ class Plan:
         float_sites: site that stays in float, or BatchNorm that could not be folded → reason.
         float_macs: module → multiply-accumulates of one image that are not fully quantized.
         total_macs: multiply-accumulates of one image.
+        unknown: module → operators, or its weights, whose multiply-accumulates no formula counts.
+        calls: module → its calls in one forward, as calibration saw them.
     """
 
     decisions: dict[str, Decision] = field(default_factory=dict)
@@ -48,6 +50,8 @@ class Plan:
     float_sites: dict[str, str] = field(default_factory=dict)
     float_macs: dict[str, int] = field(default_factory=dict)
     total_macs: int = 0
+    unknown: dict[str, str] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
 
     def of(self, module: str) -> dict[str, Quantizer]:
         """The quantizers of one operation, by role."""
@@ -61,8 +65,13 @@ class Plan:
         return iter(self.decisions.values())
 
     @property
-    def coverage(self) -> float:
-        """Share of multiply-accumulates with two quantized operands, among all of them (attention included)."""
+    def coverage(self) -> float | None:
+        """Share of multiply-accumulates with two quantized operands, among all of them (attention included).
+
+        ``None``: unknown, as the model computes something that no formula counts.
+        """
+        if self.unknown:
+            return None
         return 1.0 - sum(self.float_macs.values()) / self.total_macs if self.total_macs else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,6 +94,8 @@ class Plan:
             "float_sites": self.float_sites,
             "float_macs": self.float_macs,
             "total_macs": self.total_macs,
+            "unknown": self.unknown,
+            "calls": self.calls,
         }
 
     @classmethod
@@ -105,6 +116,8 @@ class Plan:
             float_sites=dict(record.float_sites),
             float_macs=dict(record.float_macs),
             total_macs=record.total_macs,
+            unknown=dict(record.unknown),
+            calls=dict(record.calls),
         )
         for row in record.decisions:
             site, spec = Site(**row.site.model_dump()), QuantSpec(**row.spec.model_dump())

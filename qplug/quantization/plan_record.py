@@ -82,6 +82,8 @@ class PlanRecord(_Record):
     float_sites: dict[str, str]
     float_macs: dict[str, Count]
     total_macs: Count
+    unknown: dict[str, str]
+    calls: dict[str, Count]
 
 
 def check_plan(data: Any) -> PlanRecord:

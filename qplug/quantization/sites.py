@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from qplug.core.types import NormGroup, QuantSpec, Site, SiteKind
 from qplug.models.attention import MatMul
 from qplug.models.tracing import Tracer, is_norm, kind_after, no_grad_forward
+from qplug.quantization.counting import Count, count
 
 
 @dataclass
@@ -26,12 +26,18 @@ class SiteMap:
         groups: norm → the linears that read its output, for norms whose output only linears read.
         total_macs: MACs of one image, attention included, counted by torch's FLOP counter.
         uncovered_macs: module path → MACs of one image that belong to no site.
+        unknown: module path → operators, or its weights, whose MACs no formula counts.
+        calls: module path → its calls in one forward.
+        bypassed: site → why its quantizer would be passed by.
     """
 
     sites: list[Site] = field(default_factory=list)
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     total_macs: int = 0
     uncovered_macs: dict[str, int] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    bypassed: dict[str, str] = field(default_factory=dict)
 
     def float_macs(self, quantized: Container[str]) -> dict[str, int]:
         """Module → MACs that stay in float if the sites named in ``quantized`` are quantized.
@@ -73,39 +79,28 @@ def find_sites(model: nn.Module, image: Tensor) -> SiteMap:
     covered: dict[str, int] = {}
     for site in result.sites:
         covered[site.module] = max(covered.get(site.module, 0), site.macs)
-    counted = _count_macs(model, image)
-    result.total_macs = sum(counted.values())
+    counted = count(model, image)
+    result.total_macs = sum(counted.macs.values())
     result.uncovered_macs = {
-        name: macs - covered.get(name, 0) for name, macs in counted.items() if macs > covered.get(name, 0)
+        name: macs - covered.get(name, 0) for name, macs in counted.macs.items() if macs > covered.get(name, 0)
     }
+    result.unknown = counted.unknown
+    result.calls = {site.module: counted.calls.get(site.module, 0) for site in result.sites}
+    result.bypassed = dict(_bypassed(result.sites, finder.calls, counted))
     return result
 
 
-def _count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
-    """Innermost module → the MACs that it computes, counted by torch's FLOP counter."""
-    counter = FlopCounterMode(display=False, depth=None)  # type: ignore[arg-type]  # None is every depth
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:  # a view of one asks for gradients even here, which the counter does not expect
-        parameter.requires_grad_(False)
-    try:
-        with counter:
-            no_grad_forward(model, image)
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-    root = type(model).__name__
-    totals = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
-    own = dict(totals)
-    for name, macs in totals.items():
-        parent = name.rpartition(".")[0]
-        while parent and parent not in own:  # a list of modules has no forward
-            parent = parent.rpartition(".")[0]
-        if parent:
-            own[parent] -= macs
-    own.pop("Global", None)
-    return {
-        name.removeprefix(f"{root}.") if name != root else "(model)": macs for name, macs in own.items() if macs > 0
-    }
+def _bypassed(sites: Iterable[Site], traced: Mapping[str, int], counted: Count) -> Iterator[tuple[str, str]]:
+    """Site → why its quantizer would not be called, or not always."""
+    for site in sites:
+        calls = counted.calls.get(site.module, 0)
+        if calls < traced[site.module]:
+            yield (
+                site.name,
+                f"torch calls {site.module} {calls} × instead of {traced[site.module]} ×, and a fused kernel",
+            )
+        elif site.kind.is_weight and site.name in counted.reads:
+            yield site.name, f"{counted.reads[site.name]} reads it past {site.module}"
 
 
 class _SiteFinder:
@@ -114,6 +109,7 @@ class _SiteFinder:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.sites: list[Site] = []
+        self.calls: dict[str, int] = defaultdict(int)
         self._readers: dict[str, list[str]] = defaultdict(list)
         self._blocked: set[str] = set()
         self._macs: dict[str, int] = defaultdict(int)
@@ -149,6 +145,7 @@ class _SiteFinder:
             source = self._source(name, module, args)
             if name not in self._macs:  # a second call of a module creates no sites
                 self._record(name, module, args, source)
+            self.calls[name] += 1
             self._macs[name] += _macs(module, args, out)
             kind = kind_after(module)
             if kind is not None:

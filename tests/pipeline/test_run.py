@@ -82,11 +82,12 @@ def source(name: str, build) -> type[ModelSource]:
 
 
 def unknown_attention() -> torch.nn.Module:
-    """The toy with timm's attention under another name, which no adapter knows."""
+    """The toy with timm's attention in a class with a forward of its own, which no adapter knows."""
     from timm.layers.attention import Attention
 
     model = toy_vit()
-    renamed = type("StrangeAttention", (Attention,), {})
+    forward = {"forward": lambda self, *args, **kwargs: Attention.forward(self, *args, **kwargs)}
+    renamed = type("StrangeAttention", (Attention,), forward)
     model.blocks[1].attn.__class__ = renamed
     return model
 

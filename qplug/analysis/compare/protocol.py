@@ -25,13 +25,17 @@ def protocol(run: Run) -> dict[str, str]:
         "exceptions": "; ".join(map(_override, quantize["overrides"])) or "none",
         "Softmax inputs": "quantized" if scope["softmax"] else "float",
         "LayerNorm inputs": "quantized" if scope["layernorm"] else "float",
-        "MACs in float": f"{100 * (1 - metrics['coverage.macs']):.1f} %",
+        "MACs in float": _in_float(metrics["coverage.macs"]),
         "importance": recipe["calibration"]["loss"],
         "calibration images": str(metrics["images.calibration"]),
         "evaluation images": str(metrics["images.evaluation"]),
         "backend": recipe["backend"],
         **{title: _training(recipe[stage], metrics[f"{stage}.images"]) for stage, title in _trained(run).items()},
     }
+
+
+def _in_float(coverage: float | None) -> str:
+    return "unknown" if coverage is None else f"{100 * (1 - coverage):.1f} %"
 
 
 def _trained(run: Run) -> dict[str, str]:

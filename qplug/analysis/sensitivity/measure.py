@@ -27,6 +27,7 @@ from qplug.pipeline.stages.calibrate import calibrate
 from qplug.pipeline.stages.load import open_inputs
 from qplug.pipeline.stages.prepare import prepare
 from qplug.pipeline.stages.rewrite import rewrite
+from qplug.pipeline.warnings import unknown_macs
 from qplug.quantization.calibration.calibrator import watched_sites
 from qplug.quantization.calibration.hessian import Trace, hessian_traces
 from qplug.quantization.plan import Decision
@@ -284,4 +285,5 @@ def _warnings(note: str, site_map: SiteMap, refused: Mapping[str, str]) -> list[
     if uncovered:
         share = sum(uncovered.values()) / site_map.total_macs
         warnings.append(f"{share:.1%} of the MACs have no site and were not measured: {listed(uncovered)}")
+    warnings += unknown_macs(site_map.unknown)
     return warnings + [f"{name} was not measured: {reason}" for name, reason in refused.items()]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qplug.analysis.compare.noise import letter
 from qplug.analysis.compare.protocol import paper_figure, protocol
-from qplug.cli.report.run import number, percent, significant
+from qplug.cli.report.run import coverage, number, percent, significant
 from qplug.cli.report.screen import Table
 from qplug.quantization.accounting import Convention
 
@@ -127,7 +127,7 @@ COLUMNS: list[tuple[str, Callable[[Values], str]]] = [  # title, and cell by ``v
     ("SQNR", lambda v: number(v["logit_sqnr_db"], "dB", 1)),
     ("MB", lambda v: significant(v["size_mb"])),
     ("GBOPs", lambda v: operations(v["bops_g"])),
-    ("MACs quantized", lambda v: percent(v["coverage"], 1)),
+    ("MACs quantized", lambda v: coverage(v["coverage"], 1)),
     ("seconds", lambda v: number(v["seconds"], digits=1)),
     ("memory", lambda v: number(v["peak_memory_mb"], "MB", 0)),
 ]

@@ -33,6 +33,8 @@ def inspection_summary(inspection: Inspection, model: str) -> dict[str, Any]:
         "total_macs": inspection.total_macs,
         "coverage": inspection.coverage,
         "float_macs": dict(inspection.float_macs),
+        "unknown_macs": dict(inspection.unknown),
+        "bypassed": dict(inspection.bypassed),
         "float_norms": dict(inspection.float_norms),
         "costs": dict(inspection.costs),
     }
@@ -48,7 +50,9 @@ def inspection_tables(inspection: Inspection, model: str, convention: Convention
         count[1] += site.numel
     by_kind = [(kind, str(count), f"{numel:,}") for kind, (count, numel) in kinds.items()]
     notes = [
-        f"{inspection.total_macs:,} MACs for one image; {percent(inspection.coverage, 1)} of them can be quantized",
+        _macs(inspection),
+        *(f"stays in float, in no count: {name}, {operators}" for name, operators in inspection.unknown.items()),
+        *(f"cannot be quantized: {name}, as {why}" for name, why in inspection.bypassed.items()),
         *(f"stays in float: {name}, {macs:,} MACs" for name, macs in inspection.float_macs.items()),
         *_norms(inspection.float_norms),
     ]
@@ -57,6 +61,13 @@ def inspection_tables(inspection: Inspection, model: str, convention: Convention
         Table("Kinds", ("kind", "sites", "elements"), by_kind, right=("sites", "elements"), notes=notes),
         _costs(inspection.costs[convention.name], convention),
     ]
+
+
+def _macs(inspection: Inspection) -> str:
+    if inspection.coverage is None:
+        return f"{inspection.total_macs:,} MACs for one image are counted; the share that can be quantized is unknown"
+    share = percent(inspection.coverage, 1)
+    return f"{inspection.total_macs:,} MACs for one image; {share} of them can be quantized"
 
 
 def _norms(reasons: Mapping[str, str]) -> Iterator[str]:

@@ -31,6 +31,7 @@ def run_summary(result: RunResult) -> dict[str, Any]:
         "metrics": dict(result.metrics),
         "decisions": decisions(result),
         "float_macs": dict(result.float_macs),
+        "unknown_macs": dict(result.plan.unknown),
         "warnings": list(result.warnings),
     }
 
@@ -72,7 +73,7 @@ def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
         ("bit operations", significant(m.get(convention.key("bops_g")), 3, "G")),
         ("counted by", str(convention)),
         ("mean bits", bits),
-        ("MACs quantized", percent(m.get("coverage.macs"))),
+        ("MACs quantized", coverage(m.get("coverage.macs"))),
         ("calibration images", str(m.get("images.calibration", "–"))),
         ("evaluation images", str(m.get("images.evaluation", "–"))),
         *((title, _training(m, stage)) for stage, title in TRAININGS.items() if f"{stage}.steps" in m),
@@ -110,10 +111,13 @@ def protocol_parts(groups: Iterable[Mapping[str, Any]], result: RunResult) -> li
     skipped = [name for name, reason in result.plan.float_sites.items() if reason != OUT_OF_SCOPE]
     if skipped:
         parts.append(f"in float: {listed(skipped, 4)}")
+    if result.plan.unknown:
+        parts.append(f"an unknown share of the MACs in float: {listed(result.plan.unknown, 4)}")
     if not result.float_macs:
-        return [*parts, "both operands of every MAC quantized"]
+        return parts if result.plan.unknown else [*parts, "both operands of every MAC quantized"]
     share = sum(result.float_macs.values()) / result.plan.total_macs if result.plan.total_macs else 0.0
-    return [*parts, f"{percent(share)} of the MACs in float: {listed(result.float_macs, 4)}"]
+    kind = "counted MACs" if result.plan.unknown else "MACs"
+    return [*parts, f"{percent(share)} of the {kind} in float: {listed(result.float_macs, 4)}"]
 
 
 def _technique(group: Mapping[str, Any]) -> str:
@@ -183,6 +187,11 @@ def _span(low: int, high: int) -> str:
 def percent(share: float | None, digits: int = 2) -> str:
     """A share between 0 and 1 as text, in percent; a dash if there is none."""
     return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def coverage(share: float | None, digits: int = 2) -> str:
+    """A share of quantized MACs as text; ``unknown`` where some are in no count."""
+    return "unknown" if share is None else percent(share, digits)
 
 
 def number(value: float | None, unit: str = "", digits: int = 2) -> str:

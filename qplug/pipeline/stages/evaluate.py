@@ -14,17 +14,25 @@ from qplug.pipeline.context import RunContext
 from qplug.pipeline.result_cache import source_key
 from qplug.pipeline.results import Evaluation, Inputs, RewrittenModel
 from qplug.quantization.accounting import CONVENTIONS, DEFAULT
+from qplug.quantization.calls import check_one_forward, checked_calls
 from qplug.quantization.costs import account
 from qplug.quantization.plan import Plan
 
+CHECKED = "the quantized model"
+
 
 def evaluate(ctx: RunContext, inputs: Inputs, model: RewrittenModel, plan: Plan) -> Evaluation:
-    """The quantized model and its measurements; those of answers only where there is evaluation data."""
+    """The quantized model and its measurements; those of answers only where there is evaluation data.
+
+    Raises:
+        InputError: a forward calls a quantized module less often than calibration did.
+    """
     with ctx.stage("quantize"):
         quantized = ctx.backend.apply(copy.deepcopy(model.module), plan).eval()
+        check_one_forward(quantized, plan, model.example, CHECKED)
     found = Evaluation(quantized)
     if inputs.evaluation is not None:
-        _judge(ctx, inputs, model, found)
+        _judge(ctx, inputs, model, plan, found)
     found.metrics |= {
         **account(model.module, plan, inputs.float_model.module),
         **{key: value for history in model.trainings.values() for key, value in history.metrics().items()},
@@ -35,7 +43,7 @@ def evaluate(ctx: RunContext, inputs: Inputs, model: RewrittenModel, plan: Plan)
     return found
 
 
-def _judge(ctx: RunContext, inputs: Inputs, model: RewrittenModel, found: Evaluation) -> None:
+def _judge(ctx: RunContext, inputs: Inputs, model: RewrittenModel, plan: Plan, found: Evaluation) -> None:
     """Every model's answer to every example; the float model's may come from the cache."""
     examples, source = inputs.evaluation, inputs.float_model
     assert examples is not None
@@ -46,7 +54,8 @@ def _judge(ctx: RunContext, inputs: Inputs, model: RewrittenModel, found: Evalua
         models += [model.finetuned] if model.finetuned is not None else []
         transform = source.preprocessing.transform()  # its own, to know which evaluation examples it shortened
         stream = batches(examples, transform, inputs.batch_size, ctx.device)
-        answers, labels = answers_of(models, stream, advance, source.task)
+        with checked_calls(found.model, plan, CHECKED):
+            answers, labels = answers_of(models, stream, advance, source.task)
         if slot.tensors is None:
             slot.keep({"outputs": answers[1].outputs}, answers[1].seconds)
         float_ = slot.tensors["outputs"] if slot.tensors else answers[1].outputs

@@ -10,6 +10,7 @@ from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import PreparedSites, RewrittenModel
 from qplug.pipeline.specs import Specs, resolve
 from qplug.quantization.calibration.calibrator import watched_sites
+from qplug.quantization.calls import refuse_bypassed
 from qplug.quantization.sites import find_sites
 from qplug.recipe import Quantize
 
@@ -29,7 +30,7 @@ def prepare(
 
     Raises:
         EquivalenceError: folding moved the outputs.
-        InputError: an override matches no site.
+        InputError: an override matches no site, or the model computes past a quantizer that the recipe asks for.
     """
     with ctx.stage("sites"):
         folding = fold_batchnorms(model.module, model.example)
@@ -38,7 +39,9 @@ def prepare(
         model.changes += folding.changes
         site_map = find_sites(model.module, model.example)
         if quantize is None:
-            return PreparedSites(site_map, Specs(), [], folding)
+            return PreparedSites(site_map, Specs(), [], folding, dict(site_map.calls))
         scope = quantize.scope
         watched = watch(site_map.sites) if watch else watched_sites(site_map.sites, scope.softmax, scope.layernorm)
-        return PreparedSites(site_map, resolve(quantize, site_map.sites), watched, folding)
+        sites = PreparedSites(site_map, resolve(quantize, site_map.sites), watched, folding, dict(site_map.calls))
+        refuse_bypassed(site_map.bypassed, sites.asked)
+        return sites

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qplug.core.errors import InputError
 from qplug.core.task import CLASSIFICATION, Task
+from qplug.core.text import listed
 from qplug.core.types import Site, SiteKind, Smoothing
 from qplug.models.attention import MatMul
 from qplug.quantization.calibration.gradients import backward, traced, traced_operations
@@ -63,7 +64,7 @@ class Calibration:
         With ``loss``, collect its gradient at every sampled output too.
 
         Raises:
-            InputError: an activation is not finite; the error names the first such site.
+            InputError: an activation is not finite, and the error names the first such site; or a module is not called.
         """
         operations = {name: self.model.get_submodule(name) for name in self.samplers}
         gradients = nullcontext() if loss is None else traced_operations(self.model, operations.values())
@@ -87,6 +88,7 @@ class Calibration:
         if loss is not None:
             for sampler in self.samplers.values():
                 sampler.complete_squares()
+        self._check_called()
 
     def without_gradient(self) -> list[str]:
         """The operations whose outputs count alike, after a pass with a loss: its gradient does not reach them."""
@@ -104,6 +106,14 @@ class Calibration:
             stats.product, stats.to_matrix = product, operation.rhs_matrix
             return stats
         return self.ranges[site.name].stats(operation, product)
+
+    def calls(self) -> dict[str, int]:
+        """Module → its calls in one forward, of every module whose inputs were collected."""
+        return {
+            self.ranges[site.name].site.module: self.ranges[site.name].image_low.length // self.images
+            for site in self.sites
+            if site.name in self.ranges
+        }
 
     def smooth(self, norm_inputs: Iterable[str], smoothing: Smoothing) -> None:
         """Apply a smoothing of these linears' inputs Y: ranges and samples become those of (Y − shift)/scale."""
@@ -125,6 +135,15 @@ class Calibration:
             operation.record(module, args, out)
 
         return hook
+
+    def _check_called(self) -> None:
+        missed = [name for name, sampler in self.samplers.items() if not sampler.inputs.length]
+        if missed:
+            raise InputError(
+                f"calibration calls {listed(missed, 5)} in no forward, and the model's example did",
+                where=missed[0],
+                fix=f"leave it in float: quantize.overrides: [{{match: '{missed[0]}', skip: true}}]",
+            )
 
     def _check_finite(self) -> None:
         for name, ranges in self.ranges.items():
