@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from qplug.core.text import listed
+from qplug.core.task.chance import Chance
+from qplug.core.text import Alarm, listed
 from qplug.core.types import Change
 from qplug.quantization.plan import Plan
 
@@ -26,6 +27,18 @@ def model_warnings(source: FloatModel, plan: Plan) -> list[str]:
         share = sum(plan.float_macs.values()) / plan.total_macs
         found.append(f"{share:.1%} of the MACs stay in float: {listed(plan.float_macs)}")
     return found
+
+
+def chance_warning(chance: Chance, causes: str) -> list[str]:
+    """A warning if the float model is no better than chance: then no figure of the run says anything."""
+    if not chance.is_likely:
+        return []
+    return [
+        Alarm(
+            f"the float model is no better than chance: top-1 {chance.right / chance.examples:.2%} of "
+            f"{chance.examples:,} examples, {chance.expected:.2%} by chance (p = {chance.p_value:.2g}). Check {causes}"
+        )
+    ]
 
 
 def ask_for_training(changes: Iterable[Change]) -> list[str]:

@@ -15,6 +15,7 @@ class Classification(Choices):
     name = "classification"
     axes = 1
     outputs = "(B, classes)"
+    causes = "the labels (class_map, label_column), the preprocessing (mean, std, input_size), or the checkpoint"
 
     def training_loss(self, outputs: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
         """Cross-entropy with smoothed labels."""
@@ -29,6 +30,10 @@ class Classification(Choices):
         if int(labels.min()) < 0:
             what = f"an example has label {int(labels.min())}, and classes count from 0"
             raise InputError(what, where=where, fix="set the label column that the model was trained with")
+
+    def classes(self, outputs: Tensor) -> int | None:
+        """The length of the last axis of outputs (N, classes)."""
+        return outputs.shape[-1] if outputs.dim() == 2 else None
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """(N,) index of the largest logit."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from qplug.core.component import DataSource, ModelSource
+from qplug.core.examples import notes_of
 from qplug.data.loading import check_disjoint
 from qplug.data.stream import Stream
 from qplug.hooks.registry import component
+from qplug.pipeline.check_labels import check_labels
 from qplug.pipeline.check_model import check_gradients, check_model
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import Inputs
@@ -34,6 +36,7 @@ def load(ctx: RunContext, recipe: Recipe) -> Inputs:
             component(ctx.registry.datasets, data.evaluation),
             training,
             batch_size=data.batch_size,
+            labels=True,
         )
         check_gradients(ctx, recipe, inputs.float_model, inputs.images)
     inputs.run_key = key
@@ -49,8 +52,11 @@ def open_inputs(
     *,
     batch_size: int,
     evaluation_seed: int = EVALUATION_SEED,
+    labels: bool = False,
 ) -> Inputs:
     """The same for components. The evaluation data of a run does not depend on its seed.
+
+    ``labels`` tells whether labels will be used: those of evaluation and training are then checked at once.
 
     Raises:
         InputError: as ``load``.
@@ -60,11 +66,14 @@ def open_inputs(
     images = calibration.open(ctx.seed)
     judged = evaluation.open(evaluation_seed) if evaluation is not None else None
     trained = training.open(ctx.seed) if training is not None else None
+    float_model.module.to(ctx.device)
+    stream = Stream(images, float_model.preprocessing, batch_size, ctx.device)
+    outputs = check_model(float_model, stream)
+    ctx.warnings += notes_of(images)
+    if labels:
+        ctx.warnings += check_labels(float_model, {"data.evaluation": judged, "data.training": trained})
     if judged is not None:
         check_disjoint(images, judged)
         if trained is not None:
             check_disjoint(trained, judged, "training")
-    float_model.module.to(ctx.device)
-    stream = Stream(images, float_model.preprocessing, batch_size, ctx.device)
-    outputs = check_model(float_model, stream)
     return Inputs(float_model, model, stream, judged, trained, files, outputs=outputs)
