@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from qplug.core.task.chance import Chance
+from qplug.core.chance import Chance
 from qplug.core.text import Alarm, listed
 from qplug.core.types import Change
 from qplug.quantization.plan import Plan

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qplug.core.examples import Label
 from qplug.core.seeding import seeded
-from qplug.core.task.chance import Chance
+from qplug.core.chance import Chance
 
 
 class Task(ABC):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Any
+
 from qplug.core.component import DataSource, ModelSource
+from qplug.core.errors import InputError
 from qplug.core.examples import notes_of
 from qplug.data.loading import check_disjoint
 from qplug.data.stream import Stream
@@ -27,11 +31,12 @@ def load(ctx: RunContext, recipe: Recipe) -> Inputs:
         training = component(ctx.registry.datasets, data.training)
     elif data.training is not None:
         ctx.warnings.append("data.training is given, and the recipe trains nothing: neither finetune nor qat")
+    model = component(ctx.registry.models, recipe.model)
     with ctx.stage("load"):
-        key = run_key_if_known(recipe, ctx.registry, str(ctx.device)) if ctx.out is not None else None
+        before = _key(model) if ctx.out is not None else None
         inputs = open_inputs(
             ctx,
-            component(ctx.registry.models, recipe.model),
+            model,
             component(ctx.registry.datasets, data.calibration),
             component(ctx.registry.datasets, data.evaluation),
             training,
@@ -39,8 +44,17 @@ def load(ctx: RunContext, recipe: Recipe) -> Inputs:
             labels=True,
         )
         check_gradients(ctx, recipe, inputs.float_model, inputs.images)
-    inputs.run_key = key
+        # The whole key reads every image, so it comes behind the checks. No weights may have changed since.
+        if before is not None and before == _key(model):
+            inputs.run_key = run_key_if_known(recipe, ctx.registry, str(ctx.device))
     return inputs
+
+
+def _key(model: ModelSource) -> dict[str, Any] | None:
+    """The key of a model; ``None`` if it has none."""
+    with suppress(InputError):
+        return model.key()
+    return None
 
 
 def open_inputs(

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import binomtest
 
 from qplug.core.task import CLASSIFICATION
-from qplug.core.task.chance import Chance
+from qplug.core.chance import Chance
 
 
 def test_expected_accuracy_is_that_of_predictions_in_random_order() -> None:
