@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Mapping
-
-import torch
-from torch import Tensor
+from collections.abc import Mapping, Sequence
 
 from qplug.core.errors import InputError
 from qplug.core.examples import Classes, Examples, classes_of, notes_of
@@ -20,42 +17,30 @@ SECONDS = 20.0
 """Longest check of one data set. A source whose labels cost more is checked further while its examples are used."""
 
 
-def check_labels(model: FloatModel, sets: Mapping[str, Examples | None]) -> list[str]:
+def check_labels(model: FloatModel, shape: Sequence[int], sets: Mapping[str, Examples | None]) -> list[str]:
     """Compare the labels of each data set with the model's outputs; returns warnings, one sentence each.
 
     Args:
-        model: answers one example, from which the number of its outputs is taken.
+        model: the float model.
+        shape: of its outputs for one example, as ``check_model`` returns it.
         sets: data sets by their name, such as ``data.evaluation``, whose labels are used.
 
     Raises:
         InputError: an example has no label, or one that the model has no output for; or a data set has another number
             of classes than the model has outputs, and no class map.
     """
-    found = {name: examples for name, examples in sets.items() if examples is not None}
-    if not found:
-        return []
-    outputs = _outputs(model)
     warnings: list[str] = []
-    for name, examples in found.items():
-        warnings += notes_of(examples)
-        if isinstance(outputs, Tensor):
-            _check_outputs(model, outputs, name)
-            warnings += _check_classes(model.task, outputs, examples, name)
-        warnings += _check_each(model.task, outputs, examples, name)
+    for name, examples in sets.items():
+        if examples is not None:
+            _check_outputs(model, shape, name)
+            warnings += [*notes_of(examples), *_check_classes(model.task, shape, examples, name)]
+            warnings += _check_each(model.task, shape, examples, name)
     return warnings
 
 
-def _outputs(model: FloatModel) -> object:
-    """The outputs of one example; the generators of random numbers stay as they are."""
-    example = model.preprocessing.example()
-    where = next(model.module.parameters(), example).device
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        return model.module(example.to(where))
-
-
-def _check_outputs(model: FloatModel, outputs: Tensor, name: str) -> None:
+def _check_outputs(model: FloatModel, shape: Sequence[int], name: str) -> None:
     """Refuse outputs of which none is that of a class."""
-    count = model.task.classes(outputs)
+    count = model.task.classes(shape)
     if count == 1:
         raise InputError(
             "the model has one output for each example, and a classification needs one output for each class",
@@ -67,16 +52,16 @@ def _check_outputs(model: FloatModel, outputs: Tensor, name: str) -> None:
         raise InputError(what, where=name, fix="give a model with one output for each class")
 
 
-def _check_classes(task: Task, outputs: Tensor, examples: Examples, name: str) -> list[str]:
-    classes, count = classes_of(examples), task.classes(outputs)
+def _check_classes(task: Task, shape: Sequence[int], examples: Examples, name: str) -> list[str]:
+    classes, count = classes_of(examples), task.classes(shape)
     if classes is None or count is None:
         return []
     if len(classes.labels) == count:
         return list(classes.notes)
     if classes.complete:
         raise InputError(
-            f"the data has {classes}, and the model has {count:,} {'output' if count == 1 else 'outputs'}: labels by "
-            f"{classes.by} would not be the model's classes",
+            f"the data has {classes}, and the model has {count:,} outputs: labels by {classes.by} would not be the "
+            "model's classes",
             where=f"{name}, {classes.folder}" if classes.folder else name,
             fix=_fix(classes, count, name),
         )
@@ -102,16 +87,16 @@ def _fix(classes: Classes, count: int, name: str) -> str:
     )
 
 
-def _check_each(task: Task, outputs: object, examples: Examples, name: str) -> list[str]:
+def _check_each(task: Task, shape: Sequence[int], examples: Examples, name: str) -> list[str]:
     """Check every label, as long as this takes less than ``SECONDS``."""
-    start, count = time.monotonic(), task.classes(outputs) if isinstance(outputs, Tensor) else None
+    start, count = time.monotonic(), task.classes(shape)
     for index in range(len(examples)):
         label = examples.label(index)
         parts = label if isinstance(label, tuple) else (label,)
         if not all(_is_whole(part) for part in parts):
             what = f"a label must be an integer, or a pair of them for an answer, received {label!r}"
             raise InputError(what, where=f"{name}, {examples.key(index)}", fix="correct the data source")
-        if isinstance(outputs, Tensor) and (what := task.mismatch(label, outputs)):
+        if what := task.mismatch(label, shape):
             raise InputError(what, where=name, fix=KIND_FIX)
         if count is not None and not 0 <= parts[0] < count:
             raise InputError(

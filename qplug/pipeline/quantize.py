@@ -74,7 +74,7 @@ def quantize(
         float_model.module.to(ctx.device)
         stream = Stream(images, float_model.preprocessing, recipe.data.batch_size, ctx.device)
         outputs = check_model(float_model, stream)
-        ctx.warnings += check_labels(float_model, {"evaluation": judged})
+        ctx.warnings += check_labels(float_model, outputs, {"evaluation": judged})
         check_gradients(ctx, recipe, float_model, stream)
         return run_stages(ctx, recipe, Inputs(float_model, own, stream, judged, outputs=outputs))
 

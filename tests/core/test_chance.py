@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from qplug.core.task import CLASSIFICATION
 from qplug.core.chance import Chance
+from qplug.core.task import CLASSIFICATION
 
 
 def test_expected_accuracy_is_that_of_predictions_in_random_order() -> None:

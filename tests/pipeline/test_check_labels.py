@@ -24,21 +24,15 @@ from qplug.pipeline.check_labels import check_labels
 from qplug.testing.run import ToyData, ToyImages, toy_recipe, toy_registry
 from qplug.testing.toys import SIZE
 
-GREY = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "nearest", 1)
+
+def model(outputs: int, num_classes: int | None = None) -> FloatModel:
+    module = nn.Linear(1, outputs)
+    module.num_classes = num_classes
+    return FloatModel.of(module, "head", Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "nearest", 1))
 
 
-class Head(nn.Module):
-    def __init__(self, outputs: int, num_classes: int | None = None) -> None:
-        super().__init__()
-        self.linear, self.num_classes = nn.Linear(3, outputs), num_classes
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        torch.rand(1)
-        return self.linear(x.mean((2, 3)))
-
-
-def model(outputs: int, **values: Any) -> FloatModel:
-    return FloatModel.of(Head(outputs, **values), "head", GREY)
+def checked(outputs: int, examples: Any, **values: Any) -> list[str]:
+    return check_labels(model(outputs, **values), (outputs,), {"data.evaluation": examples, "data.training": None})
 
 
 class Examples(ToyImages):
@@ -52,8 +46,8 @@ class Examples(ToyImages):
         return self._given[index]
 
 
-def check(outputs: int, labels: Sequence[Any], classes: Classes | None = None, **values: Any) -> list[str]:
-    return check_labels(model(outputs, **values), {"data.evaluation": Examples(labels, classes)})
+def check(outputs: int, labels: Sequence[Any], classes: Classes | None = None) -> list[str]:
+    return checked(outputs, Examples(labels, classes))
 
 
 def folder(root: Path, names: Sequence[str], class_map: str | None = None) -> Any:
@@ -65,15 +59,12 @@ def folder(root: Path, names: Sequence[str], class_map: str | None = None) -> An
 
 def refusal(outputs: int, examples: Any, **values: Any) -> InputError:
     with pytest.raises(InputError) as error:
-        check_labels(model(outputs, **values), {"data.evaluation": examples})
+        checked(outputs, examples, **values)
     return error.value
 
 
-def test_labels_that_fit_pass_and_draw_no_random_number() -> None:
-    head = model(3)
-    state = torch.random.get_rng_state()
-    assert check_labels(head, {"data.evaluation": Examples([0, 2, 1]), "data.training": None}) == []
-    assert torch.equal(torch.random.get_rng_state(), state)
+def test_labels_that_fit_pass() -> None:
+    assert check(3, [0, 2, 1]) == []
 
 
 @pytest.mark.parametrize(
@@ -114,7 +105,7 @@ def test_folders_of_imagenet_are_told_the_class_map_that_exists(tmp_path: Path) 
     assert "set data.evaluation.class_map: imagenet" in refusal(1000, folder(tmp_path / "a", names)).fix
     images = folder(tmp_path / "b", names, "imagenet")
     assert [images.label(index) for index in range(3)] == [0, 1, 999]
-    assert check_labels(model(1000), {"data.evaluation": images}) == []
+    assert checked(1000, images) == []
 
 
 def test_the_folder_above_the_classes_is_told_from_them(tmp_path: Path) -> None:
@@ -127,7 +118,7 @@ def test_the_folder_above_the_classes_is_told_from_them(tmp_path: Path) -> None:
 def test_a_class_map_of_another_length_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "map.txt").write_text("ant\nbee\n")
     images = folder(tmp_path / "set", ("ant", "bee"), str(tmp_path / "map.txt"))
-    (warning,) = check_labels(model(3), {"data.evaluation": images})
+    (warning,) = checked(3, images)
     assert warning == "data.evaluation: the class map map.txt lists 2 classes, and the model has 3 outputs"
     (tmp_path / "map.txt").write_text("ant 0\nbee 3\n")
     error = refusal(3, folder(tmp_path / "other", ("ant", "bee"), str(tmp_path / "map.txt")))
@@ -156,13 +147,13 @@ def test_slow_labels_are_checked_in_part_and_that_is_said(monkeypatch: pytest.Mo
     assert warning.startswith("data.evaluation: 1 of 3 labels were checked before the run")
 
 
-def test_outputs_that_are_no_tensor_leave_the_check_of_labels_to_the_evaluation() -> None:
-    class Two(Head):
-        def forward(self, x: torch.Tensor) -> Any:
-            return {"a": super().forward(x)}
-
-    two = FloatModel.of(Two(3), "two", GREY)
-    assert check_labels(two, {"data.evaluation": Examples([0, 7])}) == []
+def test_labels_of_other_tasks_are_not_classes() -> None:
+    answers = model(3)
+    answers.task_name = "question_answering"
+    examples = Examples([(0, 99), (5, 7)])
+    assert check_labels(answers, (2, 12), {"data.evaluation": examples}) == []
+    with pytest.raises(InputError, match="the model predicts answers to questions, and the labels are classes"):
+        check_labels(answers, (2, 12), {"data.evaluation": Examples([1])})
 
 
 # through the run

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from qplug.core.chance import Chance
 from qplug.core.examples import Label
 from qplug.core.seeding import seeded
-from qplug.core.chance import Chance
 
 
 class Task(ABC):
@@ -45,12 +45,15 @@ class Task(ABC):
     def check_labels(self, labels: Tensor, outputs: Tensor, where: str) -> None:
         """Raise ``InputError`` for labels, on the CPU, that are invalid for ``outputs``; ``where`` names the data."""
 
-    def mismatch(self, label: Label, outputs: Tensor) -> str:
-        """Why a label, before its example is prepared, is of another kind than ``outputs``; empty if it is not."""
+    def mismatch(self, label: Label, shape: Sequence[int]) -> str:
+        """Why a label, before its example is prepared, is of another kind than outputs of ``shape``; empty if not.
+
+        ``shape`` is that of the outputs of one example.
+        """
         return ""
 
-    def classes(self, outputs: Tensor) -> int | None:
-        """The number of classes whose scores ``outputs`` are; ``None`` if labels are not classes."""
+    def classes(self, shape: Sequence[int]) -> int | None:
+        """The number of classes whose scores outputs of ``shape`` are; ``None`` if labels are not classes."""
         return None
 
     @abstractmethod

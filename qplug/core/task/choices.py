@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -54,7 +54,7 @@ class Choices(Task):
 
     def check_labels(self, labels: Tensor, outputs: Tensor, where: str) -> None:
         """Check that labels are of the kind that the model predicts, and below its number of choices."""
-        if what := self._mismatch(labels.dim(), outputs):
+        if what := self._mismatch(labels.dim(), outputs.dim() - 1):
             raise InputError(what, where=where, fix=KIND_FIX)
         if int(labels.max()) >= outputs.shape[-1]:
             raise InputError(
@@ -63,14 +63,14 @@ class Choices(Task):
                 fix="give the class map (class_map) or label column that the model was trained with, or another model",
             )
 
-    def mismatch(self, label: Label, outputs: Tensor) -> str:
+    def mismatch(self, label: Label, shape: Sequence[int]) -> str:
         """``the model predicts …, and the labels are …``, if these differ."""
-        return self._mismatch(2 if isinstance(label, tuple) else 1, outputs)
+        return self._mismatch(2 if isinstance(label, tuple) else 1, len(shape))
 
-    def _mismatch(self, axes: int, outputs: Tensor) -> str:
-        if axes == self.axes and outputs.dim() == self.axes + 1:
+    def _mismatch(self, axes: int, predicted: int) -> str:
+        if axes == self.axes == predicted:
             return ""
-        expected = KINDS.get(outputs.dim() - 1, "outputs of another task")
+        expected = KINDS.get(predicted, "outputs of another task")
         received = KINDS.get(axes, f"a tensor with {axes} axes")
         return f"the model predicts {expected}, and the labels are {received}"
 

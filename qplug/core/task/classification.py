@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,9 +33,9 @@ class Classification(Choices):
             what = f"an example has label {int(labels.min())}, and classes count from 0"
             raise InputError(what, where=where, fix="set the label column that the model was trained with")
 
-    def classes(self, outputs: Tensor) -> int | None:
-        """The length of the last axis of outputs (N, classes)."""
-        return outputs.shape[-1] if outputs.dim() == 2 else None
+    def classes(self, shape: Sequence[int]) -> int | None:
+        """The length of outputs of shape (classes,)."""
+        return shape[0] if len(shape) == 1 else None
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """(N,) index of the largest logit."""

@@ -85,7 +85,7 @@ def open_inputs(
     outputs = check_model(float_model, stream)
     ctx.warnings += notes_of(images)
     if labels:
-        ctx.warnings += check_labels(float_model, {"data.evaluation": judged, "data.training": trained})
+        ctx.warnings += check_labels(float_model, outputs, {"data.evaluation": judged, "data.training": trained})
     if judged is not None:
         check_disjoint(images, judged)
         if trained is not None:
