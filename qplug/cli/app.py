@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from qplug.core.errors import InputError, QplugError, RecipeError
+from qplug.core.text import Alarm
 from qplug.quantization.accounting import CONVENTIONS
 
 if TYPE_CHECKING:
@@ -72,12 +73,12 @@ def screen_of(stream: TextIO | None = None) -> Screen:
 
 
 def show(tables: Iterable[Table], warnings: Iterable[str] = ()) -> None:
-    """Print tables, and below them the warnings."""
+    """Print tables, and below them the warnings, alarms first and in bold."""
     screen = screen_of()
     for table in tables:
         screen.table(table)
-    for warning in warnings:
-        screen.line(f"warning: {warning}", "yellow", wrap=True)
+    for warning in sorted(warnings, key=lambda warning: not isinstance(warning, Alarm)):
+        screen.line(f"warning: {warning}", "bold red" if isinstance(warning, Alarm) else "yellow", wrap=True)
 
 
 def cache_of(folder: Path | None, disabled: bool) -> Cache | None:

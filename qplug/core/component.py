@@ -133,3 +133,11 @@ class DataSource(Component):
         from qplug.core.storage.hashing import images_digest
 
         return {"images": images_digest(self.open(seed))}
+
+    def calibration_key(self, seed: int) -> dict[str, Any]:
+        """``key`` for calibration, which reads no label: without labels, unless the source defines ``key``."""
+        if type(self).key is not DataSource.key:
+            return self.key(seed)
+        from qplug.core.storage.hashing import images_digest
+
+        return {"images": images_digest(self.open(seed), labels=False)}

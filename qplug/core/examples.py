@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -11,14 +14,50 @@ Label = int | tuple[int, int]
 """A class, or the characters of an answer in its context: (index of the first, index after the last)."""
 
 
+@dataclass(frozen=True)
+class Classes:
+    """The classes that a data set has, whether or not an example of each was drawn.
+
+    Attributes:
+        labels: class → label.
+        by: what gives an example its label, such as ``folder name``.
+        complete: whether these must be all classes of a model, so that it has one output for each.
+        option: the option of the data source that gives the labels; empty if it has none.
+        folder: the folder that holds the class folders, if there is one.
+        inner: folders within it that hold class folders too, with their number: one of them may have been meant.
+        notes: what a reader of accuracies must know of the labels, one sentence each.
+    """
+
+    labels: Mapping[str, int]
+    by: str
+    complete: bool = True
+    option: str = ""
+    folder: Path | None = None
+    inner: Mapping[Path, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        """``5 classes, ant … emu``."""
+        names = list(self.labels)
+        return f"1 class, {names[0]}" if len(names) == 1 else f"{len(names):,} classes, {names[0]} … {names[-1]}"
+
+
 class Examples(Protocol):
-    """Labelled images, or texts (``qplug.data.text.TextItem``), in a fixed order; each is decoded when indexed."""
+    """Images, or texts (``qplug.data.text.TextItem``), in a fixed order; each is decoded when indexed.
+
+    Calibration reads no labels, so its examples need none. A data set may also have ``classes`` (``Classes``, or
+    ``None``), which are compared with the model's outputs, and ``notes``: sentences that become warnings of a run, such
+    as how many files were left out.
+    """
 
     def __len__(self) -> int:
         """Number of examples, at least 1."""
 
-    def __getitem__(self, index: int) -> tuple[Any, Label]:
-        """The decoded image or the text, with its label; raises ``InputError`` if it cannot be decoded."""
+    def __getitem__(self, index: int) -> tuple[Any, Label | None]:
+        """The decoded image or the text, with its label, ``None`` if it has none.
+
+        Raises ``InputError`` if it cannot be decoded.
+        """
 
     def label(self, index: int) -> Label:
         """The label, without decoding the example; raises ``InputError`` if it has none."""
@@ -31,6 +70,25 @@ class Examples(Protocol):
 
     def digest(self, index: int) -> str:
         """SHA-256 of the content's bytes, as 64 hexadecimal digits."""
+
+
+def classes_of(examples: Examples) -> Classes | None:
+    """The classes of a data set; ``None`` if it does not tell them."""
+    found = getattr(examples, "classes", None)
+    return found if isinstance(found, Classes) else None
+
+
+def notes_of(examples: Examples) -> list[str]:
+    """What a data set says of its examples, one sentence each."""
+    return [str(note) for note in getattr(examples, "notes", ())]
+
+
+def describe_labels(examples: Examples, labels: torch.Tensor) -> str:
+    """What the labels are, such as ``5 classes, ant … emu; labels by folder name``."""
+    classes = classes_of(examples)
+    if classes is not None:
+        return f"{classes}; labels by {classes.by}"
+    return f"labels {int(labels.min())} … {int(labels.max())}" if labels.dim() == 1 else "answers"
 
 
 @runtime_checkable

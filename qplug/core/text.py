@@ -9,6 +9,12 @@ SHORTEST_PREFIX = 3
 """Characters of a word that may be the beginning of a name."""
 
 
+class Alarm(str):
+    """A warning that must not be overlooked: the figures that it is about say nothing."""
+
+    __slots__ = ()
+
+
 def close(word: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Names close to ``word``: those that it begins, the shortest first, then similar ones, closest first.
 

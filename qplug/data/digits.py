@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from qplug.core.component import Config, DataSource
+from qplug.core.examples import Classes
 from qplug.core.storage.hashing import sha256
 from qplug.data.loading import IMAGES, choose
 
@@ -50,6 +51,8 @@ class Digits(DataSource):
 
 class DigitImages:
     """``Examples`` over one split."""
+
+    classes = Classes({str(digit): digit for digit in range(10)}, "digit")
 
     def __init__(self, split: Split, chosen: Sequence[int]) -> None:
         self._pixels, self._labels, self._indices = arrays(split)

@@ -1,18 +1,16 @@
-"""Drawing, decoding and batching of examples. Importing this module does not import torch."""
+"""Drawing and batching of examples. Importing this module does not import torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from qplug.core.errors import InputError
-from qplug.core.examples import Examples, LabelTransform
+from qplug.core.examples import Examples, Label, LabelTransform
 from qplug.core.text import listed
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 
 IMAGES = "number of images, drawn with the recipe's seed (for evaluation, with a fixed seed); all if unset"
@@ -40,24 +38,12 @@ def choose(available: int, images: int | None, seed: int, where: str, noun: str 
     return [int(index) for index in np.random.default_rng(seed).permutation(available)[:images]]
 
 
-def decode(source: Path | IO[bytes], where: str) -> Image.Image:
-    """Decode an image completely; raises ``InputError`` naming ``where`` for a truncated, corrupt or other file."""
-    from PIL import Image
-
-    try:
-        with Image.open(source) as image:
-            image.load()
-            decoded = image.copy()
-    except Exception as error:  # decoders raise many types for a broken file: OSError, SyntaxError, struct.error, …
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"the image cannot be decoded: {reason}", where=where, fix="replace or remove it") from error
-    if decoded.mode.startswith(("I", "F")):  # PIL would clip these to 8 bits without a warning
-        raise InputError(
-            f"the image has more than 8 bits per channel (PIL mode {decoded.mode})",
-            where=where,
-            fix="convert it to 8 bits per channel",
-        )
-    return decoded
+def prepared(
+    images: Examples, transform: Callable[[Any], torch.Tensor], batch_size: int, device: str | torch.device = "cpu"
+) -> Iterator[torch.Tensor]:
+    """The inputs of ``batches``, without reading a label."""
+    for _, pairs in _decoded(images, batch_size):
+        yield _stacked(transform, [item for item, _ in pairs], device)
 
 
 def batches(
@@ -74,17 +60,36 @@ def batches(
 
     Yields:
         Inputs (B, …) and labels (B,) int64, or (B, 2) for the first and last tokens of answers.
+
+    Raises:
+        InputError: an example cannot be decoded, or has no label.
     """
     import torch
 
     convert = transform.label if isinstance(transform, LabelTransform) else lambda _, label: label
+    for start, pairs in _decoded(images, batch_size):
+        inputs = _stacked(transform, [item for item, _ in pairs], device)
+        found = []
+        for index, (item, label) in enumerate(pairs, start=start):
+            if label is None:
+                raise InputError("the example has no label", where=images.key(index), fix="use labelled data")
+            found.append(convert(item, label))
+        yield inputs, torch.tensor(found, dtype=torch.int64).to(device)
 
+
+def _decoded(images: Examples, batch_size: int) -> Iterator[tuple[int, list[tuple[Any, Label | None]]]]:
+    """The index of the first example of each batch, and the examples."""
     # Not a DataLoader: even without workers it draws from torch's global generator, which changes later draws.
     for start in range(0, len(images), batch_size):
-        pairs = [images[index] for index in range(start, min(start + batch_size, len(images)))]
-        inputs = torch.stack([transform(item) for item, _ in pairs])
-        labels = torch.tensor([convert(item, label) for item, label in pairs], dtype=torch.int64)
-        yield inputs.to(device), labels.to(device)
+        yield start, [images[index] for index in range(start, min(start + batch_size, len(images)))]
+
+
+def _stacked(
+    transform: Callable[[Any], torch.Tensor], items: Sequence[Any], device: str | torch.device
+) -> torch.Tensor:
+    import torch
+
+    return torch.stack([transform(item) for item in items]).to(device)
 
 
 def check_disjoint(calibration: Examples, evaluation: Examples, name: str = "calibration") -> None:

@@ -22,30 +22,35 @@ class TensorExamples:
         name: name of the data in errors.
 
     Raises:
-        InputError: there are no examples, or a batch is neither a tensor nor a pair of tensors.
+        InputError: there are no examples, a batch is neither a tensor nor a pair of tensors, or its labels are not one
+            integer for each input.
     """
 
     def __init__(self, batches: Iterable[Any], name: str) -> None:
-        self._name, self._items, self._labels = name, list[Tensor](), list[Label]()
+        self._name, self._items, self._labels = name, list[Tensor](), list[Label | None]()
         for batch in batches:
-            inputs, labels = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
+            parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+            inputs, labels = parts if len(parts) == 2 else (*parts, None) if len(parts) == 1 else (None, None)
             if not isinstance(inputs, Tensor) or not (labels is None or isinstance(labels, Tensor)):
                 what = f"expected tensors (B, …) or pairs of tensors, received {type(batch).__name__}"
                 raise InputError(what, where=name, fix="yield inputs, or (inputs, labels), from the loader")
             self._items += [item.detach().cpu() for item in inputs]
-            self._labels += [0] * len(inputs) if labels is None else [int(label) for label in labels]
+            self._labels += [None] * len(inputs) if labels is None else _labels(labels, len(inputs), name)
         if not self._items:
             raise InputError("there are no examples", where=name, fix="give a loader that yields at least one batch")
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Label]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Label | None]:
         return self._items[index], self._labels[index]
 
     def label(self, index: int) -> Label:
-        """The label; 0 if the loader yielded no labels."""
-        return self._labels[index]
+        """The label; raises ``InputError`` if the loader yielded none."""
+        label = self._labels[index]
+        if label is None:
+            raise InputError("the example has no label", where=self.key(index), fix="yield (inputs, labels)")
+        return label
 
     def key(self, index: int) -> str:
         """The name of the data with the index."""
@@ -58,6 +63,18 @@ class TensorExamples:
     def digest(self, index: int) -> str:
         """SHA-256 of the tensor."""
         return fingerprint({"input": self._items[index]})
+
+
+def _labels(labels: Tensor, count: int, name: str) -> list[Label]:
+    """The labels (B,) of a batch, or the pairs (B, 2) of answers."""
+    whole = not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
+    if not whole or labels.dim() not in (1, 2) or len(labels) != count or labels.shape[1:] not in ((), (2,)):
+        raise InputError(
+            f"expected {count} integer labels for {count} inputs, received {tuple(labels.shape)} {labels.dtype}",
+            where=name,
+            fix="yield (inputs, labels) with the index of the class of each input, such as one_hot.argmax(1)",
+        )
+    return [label if isinstance(label, int) else (label[0], label[1]) for label in labels.tolist()]
 
 
 @dataclass(frozen=True)

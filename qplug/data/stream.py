@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qplug.core.examples import Examples
-from qplug.data.loading import batches
+from qplug.data.loading import prepared
 
 if TYPE_CHECKING:
     from qplug.data.preparation import Preparation
@@ -19,7 +19,7 @@ LARGEST_IN_MEMORY = 2**30
 
 
 class Stream:
-    """Batches of prepared examples, for any number of passes; ``len`` is the number of batches.
+    """Batches of prepared examples, for any number of passes; ``len`` is the number of batches. No label is read.
 
     The examples are decoded once and held in memory if they take at most ``LARGEST_IN_MEMORY`` bytes. Larger data sets
     are decoded at every pass.
@@ -47,9 +47,7 @@ class Stream:
 
     def first(self, count: int) -> Tensor:
         """The first ``count`` examples, or all if there are fewer, as one batch."""
-        inputs, _ = next(batches(self.examples, self._transform, count, self.device))
-        return inputs
+        return next(prepared(self.examples, self._transform, count, self.device))
 
     def _decoded(self) -> Iterator[Tensor]:
-        for inputs, _ in batches(self.examples, self._transform, self.batch_size, self.device):
-            yield inputs
+        yield from prepared(self.examples, self._transform, self.batch_size, self.device)

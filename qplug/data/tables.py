@@ -8,12 +8,15 @@ import itertools
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from qplug.core.errors import InputError
+from qplug.core.storage.plain_file import require_file
 from qplug.core.text import listed
 from qplug.core.types import Extra
+from qplug.data.class_folders import passed_over
 
 LINES = (".jsonl", ".json")
 TABLES = (".csv",)
@@ -54,11 +57,13 @@ def folder_of(path: str) -> Path | None:
 def files_in(folder: Path, split: str, pattern: str | None, suffixes: Collection[str] = (".parquet",)) -> list[Path]:
     """The files of a split: those that match ``pattern``, or whose path contains the split's name as a word.
 
-    Raises ``InputError`` if there are none, or if they have several formats.
+    Hidden folders and files are passed over. Raises ``InputError`` if there are none, if they have several formats, or
+    if one is no plain file.
     """
     if not folder.is_dir():
         raise InputError("is a file, not a folder", where=str(folder), fix="set path to its folder, and files to it")
-    every = sorted(path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if path.suffix in suffixes)
+    every = [path for path in found if not any(map(passed_over, path.relative_to(folder).parts)) and not path.is_dir()]
     if pattern is not None:
         files = [path for path in every if path.relative_to(folder).match(pattern)]
         wanted = f"matches {pattern}"
@@ -75,6 +80,8 @@ def files_in(folder: Path, split: str, pattern: str | None, suffixes: Collection
     if len({path.suffix for path in files}) > 1:
         names = listed((path.relative_to(folder).as_posix() for path in files), 5)
         raise InputError(f"the files of the split have several formats: {names}", where=str(folder), fix="set files")
+    for path in files:
+        require_file(path)
     return files
 
 
@@ -98,17 +105,19 @@ class ParquetRows:
 
     def __init__(self, files: Sequence[Path], columns: Sequence[str]) -> None:
         import datasets
-        from pyarrow import ArrowException, parquet
+        from pyarrow import parquet
 
-        try:
-            self._files = [parquet.ParquetFile(path, memory_map=True) for path in files]
-            self.features = datasets.Features.from_arrow_schema(self._files[0].schema_arrow)
-        except (ArrowException, OSError) as error:
-            paths = listed(map(str, files), 5)
-            raise InputError(f"not readable as parquet: {str(error).splitlines()[0]}", where=paths) from error
-        self._columns = list(columns)
-        self._groups = [(file, group) for file in self._files for group in range(file.metadata.num_row_groups)]
-        sizes = [file.metadata.row_group(group).num_rows for file, group in self._groups]
+        opened: list[tuple[Path, Any]] = []
+        for path in files:
+            with _parquet_errors(path):
+                file = parquet.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+                if not opened:
+                    self.features = datasets.Features.from_arrow_schema(file.schema_arrow)
+                _check_rows(file.metadata)
+                opened.append((path, file))
+        self._columns = [name for name in columns if name in self.features]
+        self._groups = [(path, file, group) for path, file in opened for group in range(file.metadata.num_row_groups)]
+        sizes = [file.metadata.row_group(group).num_rows for _, file, group in self._groups]
         self._ends = list(itertools.accumulate(sizes))
         self._last_group: tuple[int, Any] = (-1, None)
 
@@ -118,11 +127,40 @@ class ParquetRows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         group = bisect.bisect_right(self._ends, index)
         if self._last_group[0] != group:
-            file, number = self._groups[group]
             self._last_group = (-1, None)  # free the old row group first: two would double the memory
-            self._last_group = (group, file.read_row_group(number, columns=self._columns))
+            self._last_group = (group, self._read(group, self._columns))
         start = self._ends[group - 1] if group else 0
-        return {name: self._last_group[1][name][index - start].as_py() for name in self._columns}
+        with _parquet_errors(self._groups[group][0]):
+            return {name: self._last_group[1][name][index - start].as_py() for name in self._columns}
+
+    def column(self, name: str) -> list[Any]:
+        """The values of one column, without reading the others; raises ``InputError`` for a damaged file."""
+        return [value for group in range(len(self._groups)) for value in self._read(group, [name])[name].to_pylist()]
+
+    def _read(self, group: int, columns: list[str]) -> Any:
+        path, file, number = self._groups[group]
+        with _parquet_errors(path):
+            return file.read_row_group(number, columns=columns)
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    """Turn what a damaged file raises into ``InputError`` with its path."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError, UnicodeDecodeError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        fix = "replace the file: it is damaged, or no parquet file"
+        raise InputError(f"not readable as parquet: {reason}", where=str(path), fix=fix) from error
+
+
+def _check_rows(metadata: Any) -> None:
+    """Raise ``OSError`` if a damaged footer has numbers of rows that disagree."""
+    sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    if min(sizes, default=0) < 0 or sum(sizes) != metadata.num_rows:
+        raise OSError(f"its row groups have {sizes[:5]} rows, and the file has {metadata.num_rows}")
 
 
 class PlainRows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from pydantic import Field, model_validator
 
 from qplug.core.component import Config, DataSource
 from qplug.core.errors import InputError
-from qplug.core.examples import Label
+from qplug.core.examples import Classes, Label
 from qplug.core.storage.hashing import sha256
 from qplug.data.loading import choose
 from qplug.data.tables import LINES, TABLES, ParquetRows, PlainRows, Rows, files_in, folder_of, named, need_datasets
@@ -77,7 +78,7 @@ class Text(DataSource):
         config = self.config
         wanted = [c for c in (config.text_column, config.pair_column, config.truth_column) if c is not None]
         rows = self._rows(wanted)
-        missing = [column for column in wanted if column not in rows.features]
+        missing = [column for column in wanted if column not in rows.features and column != config.truth_column]
         if missing:
             raise InputError(
                 f"there is no column '{missing[0]}'; the columns are {', '.join(rows.features)}",
@@ -105,13 +106,19 @@ class Texts:
 
     def __init__(self, rows: Rows, config: Any, chosen: Sequence[int]) -> None:
         self._rows, self._config, self._chosen = rows, config, chosen
+        names = getattr(rows.features.get(config.truth_column), "names", None)
+        by = f"column '{config.truth_column}'"
+        self.classes = Classes({name: label for label, name in enumerate(names)}, by) if names else None
 
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def __getitem__(self, index: int) -> tuple[TextItem, Label]:
+    def __getitem__(self, index: int) -> tuple[TextItem, Label | None]:
         row = self._rows[self._chosen[index]]
-        return self._item(row, index), self._label(row, index)
+        item, label = self._item(row, index), None
+        with suppress(InputError):  # ``label`` raises it, where a label is needed
+            label = self._label(row, index)
+        return item, label
 
     def label(self, index: int) -> Label:
         """The label column's value, or the answer's characters in the context; (0, 0) if there is no answer."""
@@ -144,6 +151,9 @@ class Texts:
         return TextItem(text(self._config.text_column), None if pair is None else text(pair))
 
     def _label(self, row: dict[str, Any], index: int) -> Label:
+        if self._config.truth_column not in self._rows.features:
+            what = f"there is no column '{self._config.truth_column}'; the columns are {', '.join(self._rows.features)}"
+            raise InputError(what, where=self._config.path, fix="set label_column or answer_column")
         value = row.get(self._config.truth_column)
         if self._config.answer_column is not None:
             return self._answer(value, row, index)

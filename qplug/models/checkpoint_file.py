@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qplug.core.errors import InputError
+from qplug.core.storage.plain_file import require_file
 from qplug.core.text import listed
 
 PREFERRED = ("state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model")
@@ -32,10 +33,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """
     from timm.models import clean_state_dict
 
-    if not path.is_file():
-        raise InputError(
-            "the checkpoint does not exist" if not path.exists() else "is a folder, not a file", where=str(path)
-        )
+    require_file(path, "checkpoint")
     states = dict(_states(_content(path)))
     if not states:
         raise InputError("the checkpoint holds no state dict (tensors by name)", where=str(path))

@@ -17,6 +17,7 @@ from qplug.data.memory import AsItIs, TensorExamples
 from qplug.data.stream import Stream
 from qplug.hooks.registry import Registry
 from qplug.models.float_model import FloatModel
+from qplug.pipeline.check_labels import check_labels
 from qplug.pipeline.check_model import check_gradients, check_model
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import Inputs, RunResult
@@ -73,6 +74,7 @@ def quantize(
         float_model.module.to(ctx.device)
         stream = Stream(images, float_model.preprocessing, recipe.data.batch_size, ctx.device)
         outputs = check_model(float_model, stream)
+        ctx.warnings += check_labels(float_model, outputs, {"evaluation": judged})
         check_gradients(ctx, recipe, float_model, stream)
         return run_stages(ctx, recipe, Inputs(float_model, own, stream, judged, outputs=outputs))
 

@@ -103,7 +103,7 @@ class ResultCache:
             lambda: {
                 "model": [repr(statistics.model), fingerprint(statistics.model.state_dict())],
                 "sites": [site.name for site in statistics.sites],
-                "images": images_digest(images),
+                "images": images_digest(images, labels=False),
                 "preprocessing": repr(preprocessing),
                 "loss": loss,
             },

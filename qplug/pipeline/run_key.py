@@ -17,7 +17,7 @@ from qplug.hooks.registry import Registry, component, installed
 from qplug.pipeline.code_identity import PACKAGES, code_of, code_records, plugin_packages
 
 if TYPE_CHECKING:
-    from qplug.core.component import Config
+    from qplug.core.component import Config, DataSource
     from qplug.recipe import Recipe
 
 WITHOUT_INFLUENCE = ("name", "paper")
@@ -76,16 +76,19 @@ def run_key(recipe: Recipe, registry: Registry, device: str) -> str:
     return content_key(
         recipe=values,
         model=component(registry.models, recipe.model).key(),
-        sources={
-            role: component(registry.datasets, config).key(EVALUATION_SEED if role == "evaluation" else recipe.seed)
-            for role, config in _data(recipe)
-        },
+        sources={role: _source_key(role, component(registry.datasets, c), recipe.seed) for role, c in _data(recipe)},
         batch_size=data["batch_size"],
         code=code_of(_parts(recipe, registry)),
         packages=versions(),
         blocks=sorted(registry.blocks),
         device=device.partition(":")[0],
     )
+
+
+def _source_key(role: str, source: DataSource, seed: int) -> dict[str, Any]:
+    if role == "calibration":
+        return source.calibration_key(seed)
+    return source.key(EVALUATION_SEED if role == "evaluation" else seed)
 
 
 def run_key_if_known(recipe: Recipe, registry: Registry, device: str) -> str | None:

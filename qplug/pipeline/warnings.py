@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from qplug.core.text import listed
+from qplug.core.chance import Chance
+from qplug.core.text import Alarm, listed
 from qplug.core.types import Change
 from qplug.quantization.plan import Plan
 
@@ -34,6 +35,18 @@ def unknown_macs(unknown: Mapping[str, str]) -> list[str]:
         return []
     names = listed([f"{name} ({operators})" for name, operators in unknown.items()])
     return [f"the share of quantized MACs is unknown: no formula counts what stays in float in {names}"]
+
+
+def chance_warning(chance: Chance, causes: str) -> list[str]:
+    """A warning if the float model is no better than chance: then no figure of the run says anything."""
+    if not chance.is_likely:
+        return []
+    return [
+        Alarm(
+            f"the float model is no better than chance: top-1 {chance.right / chance.examples:.2%} of "
+            f"{chance.examples:,} examples, {chance.expected:.2%} by chance (p = {chance.p_value:.2g}). Check {causes}"
+        )
+    ]
 
 
 def ask_for_training(changes: Iterable[Change]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qplug.core.errors import InputError, Problem, RecipeError
+from qplug.core.storage.plain_file import refuse_special
 from qplug.core.text import did_you_mean, listed
 from qplug.hooks.registry import Registry, installed
 from qplug.recipe.backend_support import check_backend
@@ -99,6 +100,7 @@ def error_of(problems: list[tuple[Place, Problem]]) -> RecipeError:
 
 
 def _read(path: Path) -> str:
+    refuse_special(path, "recipe")
     try:
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from qplug.core.errors import InputError
-from qplug.data.folder import Folder, FolderImages, read_class_map
+from qplug.data.folder import Folder, FolderImages
 
 
 def open_folder(path: Path, seed: int = 0, **values: object) -> FolderImages:
@@ -56,28 +56,23 @@ def test_class_map_that_does_not_fit_is_refused(photos: Path, tmp_path: Path) ->
     assert error.value.where == str(tmp_path / "map.txt")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"", "is empty"), (b"cat\ncat\n", "listed twice"), (b"cat\n\ndog\n", "empty line"), (b"\xff\xfe", "UTF-8")],
-)
-def test_broken_class_map_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "map.txt").write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        read_class_map(tmp_path / "map.txt")
-
-
-def test_missing_class_map_is_refused(photos: Path) -> None:
-    with pytest.raises(InputError, match="class map cannot be read: No such file"):
-        open_folder(photos, class_map="nowhere.txt")
-
-
-def test_missing_empty_and_flat_folders_are_refused(photos: Path, tmp_path: Path) -> None:
+def test_missing_and_empty_folders_are_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         open_folder(tmp_path / "nowhere")
     with pytest.raises(InputError, match="not a folder"):
         open_folder(photos / "cat" / "0.PNG")
-    with pytest.raises(InputError, match="no class folder in it holds an image"):
-        open_folder(photos / "cat")
+    (tmp_path / "empty" / "cat").mkdir(parents=True)
+    (tmp_path / "empty" / "cat" / "0.npy").touch()
+    with pytest.raises(InputError, match=r"no class folder in it holds an image .*\n.*1 file is left out.*\.npy \(1\)"):
+        open_folder(tmp_path / "empty")
+
+
+def test_images_without_class_folders_have_no_labels(photos: Path) -> None:
+    images = open_folder(photos / "cat")
+    assert (len(images), images.classes, images[0][1]) == (3, None, None)
+    with pytest.raises(InputError, match="lie in no class folders, so they have no labels") as error:
+        images.label(0)
+    assert error.value.where == str(photos / "cat")
 
 
 def test_the_draw_depends_on_the_seed_and_too_many_are_refused(photos: Path) -> None:

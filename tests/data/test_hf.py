@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from qplug.core.errors import InputError
 from qplug.data.hf import HuggingFace, HuggingFaceImages
 from qplug.data.loading import check_disjoint
+from qplug.data.tables import ParquetRows
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -72,7 +74,9 @@ def test_invalid_splits_columns_and_numbers_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="no column 'img'; the columns are image, label"):
         source(folder, image_column="img")
     with pytest.raises(InputError, match="must hold integers"):
-        source(folder, label_column="image")
+        source(folder, label_column="image").label(0)
+    with pytest.raises(InputError, match="no column 'class'; the columns are image, label"):
+        source(folder, label_column="class").label(0)
     with pytest.raises(InputError, match="expected 1 … 15 images, received 16"):
         source(folder, images=16)
     with pytest.raises(InputError, match="does not exist"):
@@ -82,8 +86,7 @@ def test_invalid_splits_columns_and_numbers_are_refused(folder: Path) -> None:
 def test_images_and_labels_that_are_missing_or_broken_are_named(tmp_path: Path) -> None:
     write(tmp_path / "test.parquet", 3, label=[0, -1, 2])
     images = source(tmp_path)
-    with pytest.raises(InputError, match=r"test\[1\]: the image has no label"):
-        images[1]
+    assert [images[index][1] for index in range(3)] == [0, None, 2]  # calibration needs no label
     with pytest.raises(InputError, match=r"test\[1\]: the image has no label"):
         images.label(1)
     write(tmp_path / "test.parquet", 1, image=[{"bytes": b"\x89PNG\r\n", "path": None}])
@@ -92,6 +95,82 @@ def test_images_and_labels_that_are_missing_or_broken_are_named(tmp_path: Path) 
     (tmp_path / "test.parquet").write_bytes(b"PAR1 cut short")
     with pytest.raises(InputError, match="not readable as parquet"):
         source(tmp_path)
+
+
+def test_a_damaged_page_is_an_error_with_the_name_of_the_file(tmp_path: Path) -> None:
+    write(tmp_path / "test.parquet", 8)
+    good = (tmp_path / "test.parquet").read_bytes()
+    refused = []
+    for place in range(4, len(good) // 2, 31):
+        (tmp_path / "test.parquet").write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
+        try:
+            images = source(tmp_path)
+            _ = [(images[index], images.label(index)) for index in range(len(images))]
+        except InputError as error:
+            refused.append(error)
+    assert len(refused) > 10
+    assert all("test.parquet" in error.where or ":test[" in error.where for error in refused)
+    assert not any("object at 0x" in str(error) for error in refused)
+
+
+def test_a_row_may_only_name_files_in_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    inside, outside = folder / "images" / "0.png", tmp_path / "0.png"
+    for path in (inside, outside):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    (folder / "images" / "out.png").symlink_to(outside)
+    names = [
+        "images/0.png",
+        str(inside),
+        "../0.png",
+        str(outside),
+        "images/out.png",
+        "/dev/zero",
+        "images",
+        "images/1.png",
+    ]
+    write(folder / "test.parquet", len(names), image=[{"bytes": None, "path": name} for name in names])
+    images = source(folder)
+    assert [images[index][0].size for index in range(2)] == [(4, 4), (4, 4)]
+    for index in range(2, 6):
+        with pytest.raises(InputError, match=rf"test\[{index}\]: the row names a file outside the data set's folder"):
+            images[index]
+    with pytest.raises(InputError, match="images: is a folder, not a file"):
+        images[6]
+    with pytest.raises(InputError, match=r"1\.png: the image does not exist"):
+        images[7]
+
+
+def test_hidden_files_are_no_part_of_a_split_and_pipes_are_refused(folder: Path) -> None:
+    for name in (".ipynb_checkpoints/test-checkpoint.parquet", "__MACOSX/._test.parquet", "data/._test-0.parquet"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"no parquet")
+    assert len(source(folder)) == 15
+    os.mkfifo(folder / "data" / "test-2.parquet")
+    with pytest.raises(InputError, match=r"test-2\.parquet: is a pipe"):
+        source(folder)
+
+
+def test_labels_are_read_without_the_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, read = source(folder), []
+    monkeypatch.setattr(ParquetRows, "__getitem__", lambda rows, index: pytest.fail("read a row"))
+    read += [images.label(index) for index in range(len(images))]
+    assert read[:4] == [0, 1, 2, 0]
+
+
+def test_names_of_the_label_column_are_the_classes(tmp_path: Path) -> None:
+    import datasets
+
+    label = datasets.ClassLabel(names=["cat", "dog", "owl"])
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    rows = {"image": [Image.new("RGB", (4, 4)) for _ in range(2)], "label": [2, 0]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "test.parquet")
+    images = source(tmp_path)
+    assert images.classes is not None
+    assert images.classes.labels == {"cat": 0, "dog": 1, "owl": 2}
+    assert images.classes.by == "column 'label'"
+    assert source(tmp_path, label_column="other").classes is None
 
 
 def test_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 from qplug.core.errors import InputError
 from qplug.data.digits import Digits
 from qplug.data.folder import Folder
-from qplug.data.loading import batches, check_disjoint, choose, decode
+from qplug.data.image_files import decode
+from qplug.data.loading import batches, check_disjoint, choose
 from qplug.models.zoo import ZOO
 from qplug.testing.run import ToyImages
 

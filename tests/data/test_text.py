@@ -97,6 +97,13 @@ def test_invalid_files_and_rows_are_named(tmp_path: Path, monkeypatch: pytest.Mo
         source(tmp_path / "p", **PAIR)
 
 
+def test_calibration_needs_no_labels(tmp_path: Path) -> None:
+    texts = source(write(tmp_path / "train.jsonl", [{"text": "a"}, {"text": "b"}]))
+    assert [texts[index] for index in range(2)] == [(TextItem("a"), None), (TextItem("b"), None)]
+    with pytest.raises(InputError, match="no column 'label'; the columns are text"):
+        texts.label(0)
+
+
 def test_an_answer_at_another_position_is_refused(tmp_path: Path) -> None:
     answers = {"text": ["c"], "answer_start": [1]}
     write(tmp_path / "train.jsonl", [{**ROWS[0], "answers": answers}])

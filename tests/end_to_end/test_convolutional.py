@@ -15,6 +15,7 @@ from qplug import InputError, Metric, Rewrite, Technique, hookimpl
 from qplug.analysis.inspect import inspect
 from qplug.analysis.sensitivity.measure import SensitivityRequest, measure
 from qplug.cli.report.run import protocol_parts, summary_tables
+from qplug.core.text import Alarm
 from qplug.core.types import SiteKind
 from qplug.data.loading import batches
 from qplug.hooks.registry import backend_of, component
@@ -108,7 +109,8 @@ def test_a_mobilenet_is_covered_and_says_what_was_folded(tmp_path):
     assert changes[0] == ("bn1 → conv_stem.conv", BY, REASON)
     assert len(changes) == 7
     assert result.plan.float_sites == {}
-    assert result.warnings == ["toy.quiet had nothing to do: no site, norm or module was left for it"]
+    warnings = [warning for warning in result.warnings if not isinstance(warning, Alarm)]  # a toy is at chance
+    assert warnings == ["toy.quiet had nothing to do: no site, norm or module was left for it"]
     (decisions, *_) = summary_tables(result, CONVENTIONS["full"])
     assert decisions.notes == [f"7 × {BY}: {REASON}"]
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())

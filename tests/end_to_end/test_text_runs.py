@@ -69,7 +69,7 @@ def test_what_is_lost_and_what_stays_in_float_is_said(small_language: Path) -> N
 def test_labels_of_another_task_are_refused(small_language: Path) -> None:
     recipe = recipe_of(small_language, "bert", "sequence_classification", 8, MINMAX)
     other = recipe_of(small_language, "bert", "question_answering", 8, MINMAX)
-    with pytest.raises(InputError, match="the model is for question_answering, and the labels are classes"):
+    with pytest.raises(InputError, match="the model predicts answers to questions, and the labels are classes"):
         run(recipe.model_copy(update={"model": other.model}))
 
 

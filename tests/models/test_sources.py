@@ -157,7 +157,7 @@ def test_a_key_holds_the_configuration_and_the_checkpoints_content(checkpoint: P
     damaged[-1] ^= 1
     moved.write_bytes(damaged)
     assert key(TimmModel, **values | {"checkpoint_path": str(moved)}) != first
-    with pytest.raises(InputError, match="cannot be read: No such file") as error:
+    with pytest.raises(InputError, match="the file does not exist") as error:
         key(TimmModel, **values)
     assert error.value.where == str(checkpoint)
     assert key(ToyModel) == {"source": "toy"}

@@ -32,6 +32,7 @@ from qplug import (
     hookimpl,
 )
 from qplug.core.device import peak_memory_mb
+from qplug.core.text import Alarm
 from qplug.data.loading import batches
 from qplug.hooks.registry import backend_of
 from qplug.models.adapters import ADAPTERS, make_explicit
@@ -56,6 +57,7 @@ DESIGNED = {
 COSTS = ("size_mb", "bops_g", "float.size_mb", "float.bops_g")
 BESIDE = {
     *("float.size_mb", "float.bops_g", "quantized.forward_seconds", "cache.seconds_saved", "bits.by"),
+    *("float.chance", "images.evaluation_labels"),
     *(f"accounting.{convention}.{cost}" for convention in ("q-mlp", "hawq") for cost in COSTS),
 }
 """Measured beside what the design lists."""
@@ -194,7 +196,7 @@ def test_the_whole_method_end_to_end(registry, model):
     assert 0.9 <= sum(metrics[f"seconds.{s}"] for s in STAGES) / metrics["seconds.total"] <= 1.0
     assert {d.technique for d in result.plan} == {"mptq_vit.opt_m", "tsptq_vit.v_2sf", "baseline.hessian"}
     assert {change.technique for change in result.plan.changes} == {"mptq_vit.sq_b"}
-    assert result.warnings == []
+    assert [warning for warning in result.warnings if not isinstance(warning, Alarm)] == []  # a toy is at chance
     assert result.folder is None
     assert set(result.sensitivity) == set(result.plan.decisions)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -262,6 +263,12 @@ def test_a_table_comes_from_json_from_yaml_or_from_the_recipe_and_the_recipe_hol
         config = HawqV3.Config(latency_ms="50%", latencies=given_)
         assert config.latencies == wanted
         assert HawqV3.Config.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_pipe_is_no_table(tmp_path):
+    os.mkfifo(tmp_path / "t.yaml")
+    with pytest.raises(ValidationError, match="is no plain file"):
+        HawqV3.Config(latency_ms="50%", latencies=str(tmp_path / "t.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from smoothing_toys import (
 )
 
 from qplug import UniformQuantizer, run
+from qplug.core.text import Alarm
 from qplug.core.types import Granularity, NormGroup, QuantSpec, SiteKind, Smoothing
 from qplug.models.smoothing import fold
 from qplug.recipe import recipe_type
@@ -276,4 +277,4 @@ def test_the_three_together_on_a_toy():
     }
     assert {kind: (by[kind].technique, by[kind].quantizer.describe()) for kind in taken} == taken
     assert [change.where for change in result.plan.changes] == VIT
-    assert not result.warnings
+    assert not [warning for warning in result.warnings if not isinstance(warning, Alarm)]  # a toy is at chance

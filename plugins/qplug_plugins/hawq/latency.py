@@ -44,8 +44,11 @@ def _load(path: str) -> object:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    file = Path(path).expanduser()
+    if file.exists() and not file.is_file():  # reading a pipe or a device may never end
+        raise ValueError(f"{path}: is no plain file")
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
         return YAML(typ="safe", pure=True).load(text)  # YAML includes JSON
     except OSError as error:
         raise ValueError(f"{path}: the file cannot be read: {error.strerror}") from None

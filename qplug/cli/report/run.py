@@ -75,7 +75,7 @@ def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
         ("mean bits", bits),
         ("MACs quantized", coverage(m.get("coverage.macs"))),
         ("calibration images", str(m.get("images.calibration", "–"))),
-        ("evaluation images", str(m.get("images.evaluation", "–"))),
+        ("evaluation images", _evaluation(m)),
         *((title, _training(m, stage)) for stage, title in TRAININGS.items() if f"{stage}.steps" in m),
         ("time", _time(m)),
         ("peak memory", number(m.get("peak_memory_mb"), "MB", 0)),
@@ -123,6 +123,12 @@ def protocol_parts(groups: Iterable[Mapping[str, Any]], result: RunResult) -> li
 def _technique(group: Mapping[str, Any]) -> str:
     """The technique of a group, and the one whose reconstruction changed nothing there."""
     return str(group["technique"]) + (f"; {group['undone']} undone" if group["undone"] else "")
+
+
+def _evaluation(m: Metrics) -> str:
+    """``20; 5 classes, ant … emu; labels by folder name``."""
+    parts = (m.get("images.evaluation", "–"), m.get("images.evaluation_labels"))
+    return "; ".join(str(part) for part in parts if part is not None)
 
 
 def _change(change: Change) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qplug.core.errors import InputError
+from qplug.core.storage.plain_file import require_file
 
 if TYPE_CHECKING:
     from qplug.core.examples import Examples
@@ -45,10 +46,10 @@ def content_key(**parts: Any) -> str:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal. Each process reads a file once unless it changes.
 
-    Raises ``InputError`` if it cannot be read.
+    Raises ``InputError`` if it cannot be read, or if ``path`` leads to a pipe, a device or another thing than a file.
     """
+    status = require_file(path)
     try:
-        status = path.stat()
         return _digest(path, _changed(status), status.st_size)
     except OSError as error:
         raise InputError(f"the file cannot be read: {error.strerror}", where=str(path)) from error
@@ -68,9 +69,11 @@ def _digest(path: Path, changed_ns: int, size: int) -> str:
     return digest.hexdigest()
 
 
-def images_digest(images: Examples) -> str:
-    """SHA-256 over every example's content and label, in order, without decoding."""
-    return content_key(images=[[images.digest(index), images.label(index)] for index in range(len(images))])
+def images_digest(images: Examples, *, labels: bool = True) -> str:
+    """SHA-256 over every example's content and label, in order, without decoding; ``labels=False`` reads no label."""
+    return content_key(
+        images=[[images.digest(index), images.label(index) if labels else None] for index in range(len(images))]
+    )
 
 
 def code_digest(module: str) -> str:

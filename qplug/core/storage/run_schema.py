@@ -109,6 +109,7 @@ class Metrics(BaseModel):
     evaluation: int = Field(alias="images.evaluation", ge=1)
     bits_by: str = Field("recipe", alias="bits.by")
     bops_convention: str = ""
+    evaluation_labels: str = Field("", alias="images.evaluation_labels")
     warnings: list[str] = []
 
 

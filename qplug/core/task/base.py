@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from qplug.core.chance import Chance
+from qplug.core.examples import Label
 from qplug.core.seeding import seeded
 
 
@@ -20,6 +22,8 @@ class Task(ABC):
     """Names of the losses that ``calibration.loss`` may choose."""
     outputs: ClassVar[str] = "(B, …)"
     """Shape of the outputs, for messages."""
+    causes: ClassVar[str] = "the labels, the preparation of inputs, or the checkpoint"
+    """What is likely to be wrong where a float model is no better than chance."""
 
     def accepts(self, outputs: Tensor) -> bool:
         """Whether ``outputs`` have the number of axes of this task; any number by default."""
@@ -40,6 +44,17 @@ class Task(ABC):
     @abstractmethod
     def check_labels(self, labels: Tensor, outputs: Tensor, where: str) -> None:
         """Raise ``InputError`` for labels, on the CPU, that are invalid for ``outputs``; ``where`` names the data."""
+
+    def mismatch(self, label: Label, shape: Sequence[int]) -> str:
+        """Why a label, before its example is prepared, is of another kind than outputs of ``shape``; empty if not.
+
+        ``shape`` is that of the outputs of one example.
+        """
+        return ""
+
+    def classes(self, shape: Sequence[int]) -> int | None:
+        """The number of classes whose scores outputs of ``shape`` are; ``None`` if labels are not classes."""
+        return None
 
     @abstractmethod
     def predictions(self, outputs: Tensor) -> Tensor:
@@ -64,6 +79,11 @@ class Task(ABC):
     def accuracy(self, outputs: Tensor, labels: Tensor) -> float:
         """The fraction of examples whose prediction equals the label, in 0 … 1."""
         return float((self.predictions(outputs) == self.truth(labels, outputs)).double().mean())
+
+    def chance(self, outputs: Tensor, labels: Tensor) -> Chance:
+        """The float model's accuracy, and what it would be if its predictions had nothing to do with the labels."""
+        predictions, truth = self.predictions(outputs), self.truth(labels, outputs)
+        return Chance.of(predictions.tolist(), truth.tolist())
 
     def agreement(self, first: Tensor, second: Tensor) -> int:
         """The number of examples with equal predictions in both outputs."""

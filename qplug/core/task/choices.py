@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qplug.core.errors import InputError
+from qplug.core.examples import Label
 from qplug.core.task.base import Task
 from qplug.core.types import MASKED
 
@@ -37,6 +38,7 @@ serves as a comparison.
 
 KINDS = {1: "classes", 2: "answers to questions"}
 """Number of axes of labels → name of their kind, for messages."""
+KIND_FIX = "give the column of the labels that the model was trained for (label_column, answer_column)"
 
 
 class Choices(Task):
@@ -52,20 +54,25 @@ class Choices(Task):
 
     def check_labels(self, labels: Tensor, outputs: Tensor, where: str) -> None:
         """Check that labels are of the kind that the model predicts, and below its number of choices."""
-        if labels.dim() != self.axes or outputs.dim() != self.axes + 1:
-            expected = KINDS.get(outputs.dim() - 1, "outputs of another task")
-            received = KINDS.get(labels.dim(), f"a tensor with {labels.dim()} axes")
-            raise InputError(
-                f"the model predicts {expected}, and the labels are {received}",
-                where=where,
-                fix="give the column of the labels that the model was trained for (label_column, answer_column)",
-            )
+        if what := self._mismatch(labels.dim(), outputs.dim() - 1):
+            raise InputError(what, where=where, fix=KIND_FIX)
         if int(labels.max()) >= outputs.shape[-1]:
             raise InputError(
                 f"an example has label {int(labels.max())}, and the model has {outputs.shape[-1]} outputs",
                 where=where,
                 fix="give the class map (class_map) or label column that the model was trained with, or another model",
             )
+
+    def mismatch(self, label: Label, shape: Sequence[int]) -> str:
+        """``the model predicts …, and the labels are …``, if these differ."""
+        return self._mismatch(2 if isinstance(label, tuple) else 1, len(shape))
+
+    def _mismatch(self, axes: int, predicted: int) -> str:
+        if axes == self.axes == predicted:
+            return ""
+        expected = KINDS.get(predicted, "outputs of another task")
+        received = KINDS.get(axes, f"a tensor with {axes} axes")
+        return f"the model predicts {expected}, and the labels are {received}"
 
     def calibration_loss(self, name: str, outputs: Tensor) -> Tensor:
         """The loss ``LOSSES[name]``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +17,7 @@ class Classification(Choices):
     name = "classification"
     axes = 1
     outputs = "(B, classes)"
+    causes = "the labels (class_map, label_column), the preprocessing (mean, std, input_size), or the checkpoint"
 
     def training_loss(self, outputs: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
         """Cross-entropy with smoothed labels."""
@@ -29,6 +32,10 @@ class Classification(Choices):
         if int(labels.min()) < 0:
             what = f"an example has label {int(labels.min())}, and classes count from 0"
             raise InputError(what, where=where, fix="set the label column that the model was trained with")
+
+    def classes(self, shape: Sequence[int]) -> int | None:
+        """The length of outputs of shape (classes,)."""
+        return shape[0] if len(shape) == 1 else None
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """(N,) index of the largest logit."""

@@ -18,6 +18,7 @@ class QuestionAnswering(Choices):
     name = "question_answering"
     axes = 2
     outputs = "(B, 2, tokens)"
+    causes = "the labels (answer_column), the tokenizer, or the checkpoint"
 
     def training_loss(self, outputs: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
         """Raises ``InputError``: training on answers is not supported."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 from qplug.core.device import forward_seconds, peak_memory_mb
-from qplug.core.examples import LabelTransform
+from qplug.core.examples import LabelTransform, describe_labels
 from qplug.core.storage.hashing import images_digest
 from qplug.data.loading import batches
 from qplug.hooks.metrics import measure
@@ -13,6 +13,7 @@ from qplug.pipeline.answers import Outputs, answers_of
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.result_cache import source_key
 from qplug.pipeline.results import Evaluation, Inputs, RewrittenModel
+from qplug.pipeline.warnings import chance_warning
 from qplug.quantization.accounting import CONVENTIONS, DEFAULT
 from qplug.quantization.calls import check_one_forward, checked_calls
 from qplug.quantization.costs import account
@@ -60,6 +61,8 @@ def _judge(ctx: RunContext, inputs: Inputs, model: RewrittenModel, plan: Plan, f
             slot.keep({"outputs": answers[1].outputs}, answers[1].seconds)
         float_ = slot.tensors["outputs"] if slot.tensors else answers[1].outputs
         found.outputs = outputs = Outputs(float_, answers[0].outputs, labels)
+        chance = source.task.chance(float_, labels)
+        ctx.warnings += chance_warning(chance, source.task.causes)
         timed, batch = len(inputs.images.examples), inputs.images.first(inputs.batch_size)
         seconds = [forward_seconds(one, batch) * timed / len(batch) for one in (source.module, found.model)]
     found.metrics |= source.task.metrics(outputs.float_, outputs.quantized, labels)
@@ -68,7 +71,8 @@ def _judge(ctx: RunContext, inputs: Inputs, model: RewrittenModel, plan: Plan, f
     ctx.warnings += warnings
     if model.finetuned is not None:
         found.metrics["finetuned.top1"] = source.task.accuracy(answers[-1].outputs, labels)
-    found.metrics["images.evaluation"] = len(examples)
+    found.metrics |= {"float.chance": chance.expected, "images.evaluation": len(examples)}
+    found.metrics["images.evaluation_labels"] = describe_labels(examples, labels)
     found.metrics["float.forward_seconds"], found.metrics["quantized.forward_seconds"] = seconds
     if isinstance(transform, LabelTransform):
         ctx.warnings += [f"evaluation data: {loss}" for loss in transform.losses()]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Any
+
 from qplug.core.component import DataSource, ModelSource
+from qplug.core.errors import InputError
+from qplug.core.examples import notes_of
 from qplug.data.loading import check_disjoint
 from qplug.data.stream import Stream
 from qplug.hooks.registry import component
+from qplug.pipeline.check_labels import check_labels
 from qplug.pipeline.check_model import check_gradients, check_model
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import Inputs
@@ -25,19 +31,30 @@ def load(ctx: RunContext, recipe: Recipe) -> Inputs:
         training = component(ctx.registry.datasets, data.training)
     elif data.training is not None:
         ctx.warnings.append("data.training is given, and the recipe trains nothing: neither finetune nor qat")
+    model = component(ctx.registry.models, recipe.model)
     with ctx.stage("load"):
-        key = run_key_if_known(recipe, ctx.registry, str(ctx.device)) if ctx.out is not None else None
+        before = _key(model) if ctx.out is not None else None
         inputs = open_inputs(
             ctx,
-            component(ctx.registry.models, recipe.model),
+            model,
             component(ctx.registry.datasets, data.calibration),
             component(ctx.registry.datasets, data.evaluation),
             training,
             batch_size=data.batch_size,
+            labels=True,
         )
         check_gradients(ctx, recipe, inputs.float_model, inputs.images)
-    inputs.run_key = key
+        # The whole key reads every image, so it comes behind the checks. No weights may have changed since.
+        if before is not None and before == _key(model):
+            inputs.run_key = run_key_if_known(recipe, ctx.registry, str(ctx.device))
     return inputs
+
+
+def _key(model: ModelSource) -> dict[str, Any] | None:
+    """The key of a model; ``None`` if it has none."""
+    with suppress(InputError):
+        return model.key()
+    return None
 
 
 def open_inputs(
@@ -49,8 +66,11 @@ def open_inputs(
     *,
     batch_size: int,
     evaluation_seed: int = EVALUATION_SEED,
+    labels: bool = False,
 ) -> Inputs:
     """The same for components. The evaluation data of a run does not depend on its seed.
+
+    ``labels`` tells whether labels will be used: those of evaluation and training are then checked at once.
 
     Raises:
         InputError: as ``load``.
@@ -60,11 +80,14 @@ def open_inputs(
     images = calibration.open(ctx.seed)
     judged = evaluation.open(evaluation_seed) if evaluation is not None else None
     trained = training.open(ctx.seed) if training is not None else None
+    float_model.module.to(ctx.device)
+    stream = Stream(images, float_model.preprocessing, batch_size, ctx.device)
+    outputs = check_model(float_model, stream)
+    ctx.warnings += notes_of(images)
+    if labels:
+        ctx.warnings += check_labels(float_model, outputs, {"data.evaluation": judged, "data.training": trained})
     if judged is not None:
         check_disjoint(images, judged)
         if trained is not None:
             check_disjoint(trained, judged, "training")
-    float_model.module.to(ctx.device)
-    stream = Stream(images, float_model.preprocessing, batch_size, ctx.device)
-    outputs = check_model(float_model, stream)
     return Inputs(float_model, model, stream, judged, trained, files, outputs=outputs)

@@ -42,7 +42,7 @@ def reconstruct(ctx: RunContext, inputs: Inputs, model: RewrittenModel, plan: Pl
             "blocks": names,
             "model": [repr(model.module), fingerprint(model.module.state_dict())],
             "plan": plan.to_dict(),
-            "images": images_digest(images.examples),
+            "images": images_digest(images.examples, labels=False),
             "preprocessing": repr(images.preprocessing),
             "loss": loss,
             "by": by,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qplug.core.examples import classes_of
 from qplug.core.storage.hashing import images_digest
 from qplug.core.storage.run_folder import RunFolder
 from qplug.pipeline.context import RunContext
@@ -66,6 +67,7 @@ def _write(ctx: RunContext, result: RunResult, inputs: Inputs, model: RewrittenM
                 registry=ctx.registry,
                 kinds=sorted({decision.quantizer.kind for decision in result.plan}),
             )
+            | {"labels": _labels(inputs)},
         )
         folder.write_json("plan.json", result.plan.to_dict())
         folder.write_json("metrics.json", {**result.metrics, "warnings": result.warnings})
@@ -89,3 +91,10 @@ def _hashes(inputs: Inputs) -> dict[str, Any]:
         "calibration_images": [images.digest(index) for index in range(len(images))],
         **{name: images_digest(examples) for name, examples in sets.items() if examples is not None},
     }
+
+
+def _labels(inputs: Inputs) -> dict[str, Any]:
+    """The label of each class, and what gives it, of the data sets that have classes."""
+    sets = {"evaluation": inputs.evaluation, "training": inputs.training}
+    found = {name: classes_of(examples) for name, examples in sets.items() if examples is not None}
+    return {name: {"by": one.by, "classes": dict(one.labels)} for name, one in found.items() if one is not None}

@@ -15,6 +15,7 @@ from paths import ROOT
 from PIL import Image
 
 from qplug.core.errors import InputError
+from qplug.core.examples import Classes
 from qplug.core.storage.hashing import code_digest, content_key, file_digest, images_digest
 from qplug.data import folder as folders
 from qplug.data.folder import Folder, FolderImages
@@ -50,10 +51,10 @@ def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(content[::-1])
     os.utime(tmp_path / "a", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert file_digest(tmp_path / "a") == hashlib.sha256(content[::-1]).hexdigest()
-    with pytest.raises(InputError, match="cannot be read: No such file") as caught:
+    with pytest.raises(InputError, match="the file does not exist") as caught:
         file_digest(tmp_path / "b")
     assert caught.value.where == str(tmp_path / "b")
-    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+    with pytest.raises(InputError, match="is a folder, not a file"):
         file_digest(tmp_path)
 
 
@@ -196,8 +197,11 @@ def test_the_digest_of_images_covers_content_label_and_order(tmp_path: Path) -> 
     images = photos(tmp_path / "a", names)
     same = photos(tmp_path / "b", ("kitten/0.png", "kitten/1.png", "puppy/2.png"))
     assert images_digest(images) == images_digest(same)
-    items = images._items
-    others = [FolderImages(items[:2]), FolderImages(items[::-1]), FolderImages([*items[:2], (items[2][0], 0)])]
+    items, root = images._items, tmp_path / "a"
+    one_class = Classes({"cat": 0, "dog": 0}, "folder name")
+    others = [FolderImages(root, items[:2], images.classes), FolderImages(root, items[::-1], images.classes)]
+    others.append(FolderImages(root, items, one_class))
+    assert images_digest(others[2], labels=False) == images_digest(images, labels=False) != images_digest(images)
     (tmp_path / "b/kitten/0.png").write_bytes((tmp_path / "b/puppy/2.png").read_bytes())
     assert len({images_digest(examples) for examples in (images, same, *others)}) == 5
     assert images_digest(ToyImages("test", 4, 0)) == images_digest(ToyImages("test", 4, 0))
