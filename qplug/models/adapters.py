@@ -129,7 +129,7 @@ def make_explicit(
     finally:
         for handle in (*handles, finder):
             handle.remove()
-    replaced = []
+    replaced, unlike = [], []
     for name, module in targets.items():
         own, inherited = _paths(module)
         adapter = table.get(own) or table[inherited]
@@ -147,6 +147,7 @@ def make_explicit(
             error = float((_first(explicit(*args, **kwargs)) - expected).norm() / expected.norm().clamp_min(1e-12))
         if not error <= LARGEST_ADAPTER_ERROR:
             if own not in table:
+                unlike.append(name)
                 continue
             raise EquivalenceError(
                 f"the adapter for {adapter.path} changes the output by {error:.1e} of its norm, "
@@ -156,7 +157,7 @@ def make_explicit(
             )
         replace(model, module, explicit)
         replaced.append(name)
-    others = [name for name in finder.found if name not in replaced]
+    others = [name for name in finder.found if name not in targets or name in unlike]
     if others:
         changed, reasons = make_products_explicit(model, others, image)
         replaced += changed

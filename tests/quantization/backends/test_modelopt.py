@@ -135,6 +135,6 @@ def test_a_damaged_run_is_refused(folder, tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match="is damaged") as caught:
+    with pytest.raises(InputError, match="is not the file that the run wrote") as caught:
         qplug.load_quantized(tmp_path / "run", registry=toy_registry())
     assert caught.value.where == str(path)
