@@ -127,7 +127,7 @@ def _of_recipe(
         raise InputError("has no effect on the model of a recipe", where="--input-size", fix=fix)
     stored = path.is_dir()
     if stored:
-        from qplug.core.storage.run_folder import read_run
+        from qplug.pipeline.read_run import read_run
 
         recipe = load_recipe(read_run(path).folder / "recipe.yaml", registry=registry, allow_code=allow_code)
     else:

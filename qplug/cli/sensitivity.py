@@ -82,9 +82,7 @@ def sensitivity(
     check_picture(picture)
     if hessian_probes is not None and not hessian:
         raise InputError("needs --hessian, which was not given", where="--hessian-probes")
-    chosen = choose_model(
-        model, checkpoint, input_size, shapes_only=False, allow_code=allowed_code(allow_code)
-    )
+    chosen = choose_model(model, checkpoint, input_size, shapes_only=False, allow_code=allowed_code(allow_code))
     options = (
         ImageOption("--calibration", calibration, calibration_images, "train", "to calibrate"),
         ImageOption("--evaluation", evaluation, evaluation_images, "test", "to measure on"),

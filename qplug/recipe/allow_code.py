@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import TypeAlias
 
 from qplug.core.component import Component, Config
-from qplug.core.errors import Problem
+from qplug.core.errors import Problem, RecipeError
 from qplug.core.user_config import config_path
 from qplug.hooks.registry import Registry
 from qplug.recipe.schema import Recipe
@@ -14,6 +14,10 @@ from qplug.recipe.yaml_tree import Node, Place
 
 AllowCode: TypeAlias = bool | Collection[str]
 """Whether all code may run, or the names of the outermost modules whose code may."""
+
+
+class CodeNotAllowed(RecipeError):
+    """A recipe would run code without the user's word."""
 
 
 def foreign_code(root: Node, recipe: Recipe, registry: Registry, allowed: AllowCode) -> list[tuple[Place, Problem]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from qplug.core.errors import InputError, Problem, RecipeError, exits_named
 from qplug.core.text import did_you_mean, listed
 from qplug.hooks.registry import Registry, installed
-from qplug.recipe.allow_code import AllowCode, foreign_code
+from qplug.recipe.allow_code import AllowCode, CodeNotAllowed, foreign_code
 from qplug.recipe.backend_support import check_backend
 from qplug.recipe.check import check_names
 from qplug.recipe.overrides import SetOption, apply_override, parse
@@ -56,10 +56,10 @@ def load_recipe(
         if override is not None:
             apply_override(root, override, problems)
     recipe = _validate(root, registry, problems)
-    if recipe is not None and not problems:
-        problems += foreign_code(root, recipe, registry, allow_code)
     if problems or recipe is None:
         raise error_of(problems)
+    if refused := foreign_code(root, recipe, registry, allow_code):
+        raise CodeNotAllowed([problem for _, problem in refused])
     return recipe if recipe.name else recipe.model_copy(update={"name": path.stem})
 
 
