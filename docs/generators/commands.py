@@ -14,7 +14,7 @@ from generators.text import cell, escaped, table
 HEAD = """# Command line reference
 
 This page is made from the program itself; `qplug COMMAND --help` prints the same.
-Exit codes: 0 for success, 2 if the recipe or another input is wrong, 1 for anything else.
+Exit codes: 0 for success, 2 if the recipe or another input is wrong, 130 after Ctrl-C, 1 for anything else.
 """
 
 

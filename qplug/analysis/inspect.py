@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qplug.core.component import ModelSource
+from qplug.core.errors import exits_named
 from qplug.core.types import Site
 from qplug.hooks.registry import Registry
 from qplug.pipeline.check_model import settle_inputs
@@ -52,6 +53,7 @@ class Inspection:
         return 1.0 - sum(self.float_macs.values()) / self.total_macs if self.total_macs else 0.0
 
 
+@exits_named
 def inspect(model_source: ModelSource, registry: Registry | None = None, *, weights: bool = True) -> Inspection:
     """Load a model, make its attention explicit, fold its BatchNorms, list its sites and count its costs.
 

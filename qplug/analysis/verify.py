@@ -13,6 +13,7 @@ from qplug.core.errors import InputError, QplugError
 from qplug.core.text import listed
 from qplug.hooks.registry import Registry, component, installed
 from qplug.pipeline.read_run import Run, read_run
+from qplug.recipe.allow_code import CodeNotAllowed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from qplug.core.examples import Examples
     from qplug.pipeline.load_run import LoadedRun
     from qplug.pipeline.proof import Comparison
+    from qplug.recipe import AllowCode
 
 State = Literal["same", "differs", "not checked"]
 TOLERANCE = 0.05
@@ -60,6 +62,7 @@ def verify(
     device: str | None = None,
     registry: Registry | None = None,
     advance: Callable[[int, int], None] | None = None,
+    allow_code: AllowCode = False,
 ) -> Verification:
     """Check the digests of a run folder and its code; with the data at hand, compute its outputs again.
 
@@ -70,6 +73,7 @@ def verify(
         device: where to compute; the run's device unless given, or the CPU where it is absent.
         registry: the installed plugins unless given.
         advance: called with the examples done and their number.
+        allow_code: whether the run's recipe may name code from outside the installed packages, as ``load_recipe``.
 
     Raises:
         InputError: the folder cannot be read as a run folder, or ``device`` is absent.
@@ -87,9 +91,9 @@ def verify(
         found.add("outputs", "not checked", "the files are not those of the run")
         return found
     try:
-        _verify_outputs(found, run, device, registry, advance)
+        _verify_outputs(found, run, device, registry, advance, allow_code)
     except QplugError as error:
-        if device is not None and error.where == "--device":
+        if isinstance(error, CodeNotAllowed) or (device is not None and error.where == "--device"):
             raise
         found.add("model", "differs", " ".join(f"{error.where}: {error.what}".split()))
     return found
@@ -101,6 +105,7 @@ def _verify_outputs(
     device: str | None,
     registry: Registry,
     advance: Callable[[int, int], None] | None,
+    allow_code: AllowCode,
 ) -> None:
     from qplug.core.device import parse_device
     from qplug.pipeline.load_run import load_planned
@@ -113,7 +118,7 @@ def _verify_outputs(
             device = where
     device = device or "cpu"
     parse_device(device)
-    planned = load_planned(run.folder, registry, changed_code=True)
+    planned = load_planned(run.folder, registry, changed_code=True, allow_code=allow_code)
     found.add("code", "differs" if planned.code_changes else "same", "; ".join(planned.code_changes))
     others = differences(run, device)
     found.add("machine and packages", "same", f"other than in the run: {'; '.join(others)}" if others else "")
@@ -180,7 +185,7 @@ def _held(run: Run) -> dict[str, Tensor]:
 def _quantized(planned: LoadedRun, registry: Registry, device: str) -> nn.Module | str:
     from qplug.pipeline.load_run import load_quantized
 
-    return load_quantized(planned.run.folder, device, registry, changed_code=True)
+    return load_quantized(planned.run.folder, device, registry, changed_code=True, allow_code=True)
 
 
 def _float(planned: LoadedRun, registry: Registry, device: str) -> nn.Module | str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from qplug.cli.streams import guarded, results
 from qplug.core.errors import InputError, QplugError, RecipeError
 from qplug.core.text import Alarm
 from qplug.quantization.accounting import CONVENTIONS
@@ -19,9 +21,8 @@ if TYPE_CHECKING:
     from qplug.cli.report.screen import Screen, Table
     from qplug.core.storage.cache import Cache
 
-COMMANDS = (
-    "run compare verify export bench validate inspect sensitivity techniques plugins schema zoo new-plugin".split()
-)
+COMMANDS = "run compare verify export bench validate inspect sensitivity techniques plugins schema cache".split()
+COMMANDS += ["zoo", "new-plugin"]
 """All commands, in the order in which a newcomer needs them; each has a module of its name."""
 
 
@@ -33,7 +34,24 @@ class Ordered(TyperGroup):
         return sorted(super().list_commands(ctx), key=COMMANDS.index)
 
 
-app = typer.Typer(
+class Guarded(TyperCommand):
+    """A command during which only results are written to standard output."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with guarded():
+            return super().invoke(ctx)
+
+
+class Application(typer.Typer):
+    """typer's, whose commands are ``Guarded``."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
+        """Register a command, as typer does."""
+        return super().command(name, cls=Guarded, **options)
+
+
+app = Application(
     name="qplug",
     cls=Ordered,
     help="Quantize vision models with techniques from papers, under one protocol.",
@@ -53,6 +71,20 @@ CacheFolder = Annotated[
     Path | None,
     typer.Option("--cache", help="Folder of cached calibration results.", show_default="in the user's cache folder"),
 ]
+CacheLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--cache-limit",
+        metavar="MB",
+        min=1,
+        help="Size limit of the cache, in MB; the least recently used results are removed.",
+        show_default="8192",
+    ),
+]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Run the code that the recipe names, also from outside the installed packages."),
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write the cache.")]
 Accounting = Annotated[str, typer.Option(help=f"Convention that counts MB and BOPs: {', '.join(CONVENTIONS)}.")]
 Device = Annotated[str, typer.Option(help="Device to compute on: cpu, cuda or cuda:1, as in torch.")]
@@ -63,13 +95,15 @@ class State:
 
     traceback = False
     json = False
+    written = ""
+    """What Ctrl-C says of the files of the command."""
 
 
 def screen_of(stream: TextIO | None = None) -> Screen:
-    """A screen on ``stream``; standard output by default."""
+    """A screen on ``stream``; the one for results by default."""
     from qplug.cli.report.screen import Screen
 
-    return Screen(stream or sys.stdout)
+    return Screen(stream or results())
 
 
 def show(tables: Iterable[Table], warnings: Iterable[str] = ()) -> None:
@@ -81,22 +115,36 @@ def show(tables: Iterable[Table], warnings: Iterable[str] = ()) -> None:
         screen.line(f"warning: {warning}", "bold red" if isinstance(warning, Alarm) else "yellow", wrap=True)
 
 
-def cache_of(folder: Path | None, disabled: bool) -> Cache | None:
-    """The cache in ``folder``, by default in the user's cache folder; ``None`` if it is disabled."""
+def allowed_code(flag: bool) -> bool | tuple[str, ...]:
+    """All code with ``--allow-code``, else that of the modules which the user's configuration trusts."""
+    from qplug.core.user_config import user_config
+
+    return flag or user_config().trusted
+
+
+def cache_of(folder: Path | None, disabled: bool, limit_mb: int | None = None) -> Cache | None:
+    """The cache in ``folder``, by default in the user's cache folder; ``None`` if it is disabled.
+
+    The limit is the given one, or that of the user's configuration, or the default.
+    """
     if disabled:
         return None
     from platformdirs import user_cache_path
 
-    from qplug.core.storage.cache import Cache
+    from qplug.core.storage.cache import LIMIT_MB, Cache
+    from qplug.core.user_config import user_config
 
-    return Cache(folder or user_cache_path("qplug"))
+    return Cache(folder or user_cache_path("qplug"), limit_mb or user_config().cache_limit_mb or LIMIT_MB)
 
 
 def print_json(value: Any) -> None:
     """Print strict JSON."""
     from qplug.core.storage.run_folder import to_json
 
-    print(to_json(value), end="")
+    text = to_json(value)
+    if not text.isprintable():  # JSON's own escapes for what a terminal would obey or not show
+        text = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    results().write(text)
 
 
 def describe(error: QplugError) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qplug.cli.app import Json, State, app, print_json, screen_of
+from qplug.cli.app import AllowCode, Json, State, allowed_code, app, print_json, screen_of
 from qplug.core.errors import InputError
 from qplug.export.formats.table import DEFAULT_TIMED, format_of, timed
 
@@ -25,6 +25,7 @@ def bench(
         bool, typer.Option("--saturating", help="Hold signed bytes alone: exact with VNNI, wrong on x86 without it.")
     ] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print the time of each of its operators.")] = False,
+    allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
     """Time float and quantized models side by side in ONNX Runtime."""
@@ -35,7 +36,14 @@ def bench(
     from qplug.export.bench import bench as measure
 
     found = measure(
-        run, batches=batches, threads=threads, rounds=rounds, form=form, saturating=saturating, profiled=profile
+        run,
+        batches=batches,
+        threads=threads,
+        rounds=rounds,
+        form=form,
+        saturating=saturating,
+        profiled=profile,
+        allow_code=allowed_code(allow_code),
     )
     if as_json:
         print_json(bench_summary(found))

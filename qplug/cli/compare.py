@@ -11,12 +11,15 @@ import typer
 
 from qplug.cli.app import (
     Accounting,
+    AllowCode,
     CacheFolder,
+    CacheLimit,
     Device,
     Json,
     NoCache,
     Sets,
     State,
+    allowed_code,
     app,
     cache_of,
     describe,
@@ -24,6 +27,7 @@ from qplug.cli.app import (
     screen_of,
     show,
 )
+from qplug.cli.streams import results
 from qplug.core.errors import InputError
 from qplug.quantization.accounting import DEFAULT, convention
 
@@ -69,6 +73,8 @@ def compare(
     device: Device = "cpu",
     cache_folder: CacheFolder = None,
     no_cache: NoCache = False,
+    cache_limit: CacheLimit = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Compare runs, recipes and sweeps in one table.
 
@@ -87,7 +93,8 @@ def compare(
         raise InputError("expected run folders, recipes or sweeps to compare, received none")
     if (overrides or seeds) and not any(map(_is_yaml, inputs)):
         raise InputError("--set and --seeds change recipes, and only finished runs are given")
-    loader = _RunLoader(overrides or (), _seeds(seeds, overrides or ()), runs, device, cache_of(cache_folder, no_cache))
+    cache = cache_of(cache_folder, no_cache, cache_limit)
+    loader = _RunLoader(overrides or (), _seeds(seeds, overrides or ()), runs, device, cache, allowed_code(allow_code))
     if diff:
         _show_diff(loader.one(diff[0]), loader.one(diff[1]), formats)
         return
@@ -99,6 +106,7 @@ def compare(
     from qplug.hooks.registry import installed
 
     checks = [condition(text) for text in where or ()]
+    State.written = f"the runs that finished are in {runs}"
     loaded = loader.all(inputs, lambda found: _check_keys(found, checks, sort))
     if not loaded.runs:
         raise InputError("none of the runs can be read, so there is nothing to compare")
@@ -124,11 +132,18 @@ class _RunLoader:
     """
 
     def __init__(
-        self, overrides: Sequence[str], seeds: Sequence[int], runs: Path, device: str, cache: Cache | None
+        self,
+        overrides: Sequence[str],
+        seeds: Sequence[int],
+        runs: Path,
+        device: str,
+        cache: Cache | None,
+        allow_code: bool | tuple[str, ...],
     ) -> None:
         self.titles: list[str] = []
         self._overrides, self._seeds = overrides, seeds
         self._runs, self._device, self._cache = runs, device, cache
+        self._allow_code = allow_code
 
     def all(self, paths: Sequence[Path], check: Callable[[Sequence[Run]], None] = lambda _: None) -> LoadedRuns:
         """The runs of all paths, run folders first. A run that fails is left out, and its error printed.
@@ -169,10 +184,10 @@ class _RunLoader:
         from qplug.recipe.sweep import is_sweep, load_sweep
 
         if is_sweep(path):
-            title, recipes = load_sweep(path, self._overrides, seeds=self._seeds)
+            title, recipes = load_sweep(path, self._overrides, seeds=self._seeds, allow_code=self._allow_code)
             self.titles.append(title)
             return recipes
-        recipe = load_recipe(path, self._overrides)
+        recipe = load_recipe(path, self._overrides, allow_code=self._allow_code)
         return [recipe.model_copy(update={"seed": seed}) for seed in self._seeds or [recipe.seed]]
 
 
@@ -226,10 +241,10 @@ def _print(formats: Sequence[str], tables: Sequence[Table], rows: Sequence[dict[
     if "--json" in formats:
         print_json(value)
     elif "--csv" in formats:
-        print(comma_separated(rows), end="")
+        results().write(comma_separated(rows))
     elif "--markdown" in formats:
-        print(markdown(tables), end="")
+        results().write(markdown(tables))
     elif "--html" in formats:
-        print(page(tables, "qplug compare"), end="")
+        results().write(page(tables, "qplug compare"))
     else:
         show(tables)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qplug.cli.app import Json, State, app, print_json, screen_of
+from qplug.cli.app import AllowCode, Json, State, allowed_code, app, print_json, screen_of
 from qplug.export.formats.table import DEFAULT, described, format_of
 
 
@@ -27,6 +27,7 @@ def export(
         bool, typer.Option("--changed-code", help="Export although the code of qplug or of a plugin changed.")
     ] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Print the difference of every operation.")] = False,
+    allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
     """Write a run's quantized model to a file, provided that its runtime computes the simulation's values."""
@@ -35,9 +36,17 @@ def export(
     from qplug.cli.report.export import export_summary, export_tables
     from qplug.export.export_run import export_run
 
-    verify = not no_verify
+    verify, allowed = not no_verify, allowed_code(allow_code)
+    State.written = "nothing was written"
     result = export_run(
-        run, format, out, verify=verify, images=images, saturating=saturating, changed_code=changed_code
+        run,
+        format,
+        out,
+        verify=verify,
+        images=images,
+        saturating=saturating,
+        changed_code=changed_code,
+        allow_code=allowed,
     )
     if as_json:
         print_json(export_summary(result, layers))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qplug.cli.app import Accounting, Device, Json, State, app, print_json, show
+from qplug.cli.app import Accounting, AllowCode, Device, Json, State, allowed_code, app, print_json, show
 from qplug.cli.model_option import Checkpoint, ChosenModel, InputSize, Model, choose_model, explain_preprocessing
 from qplug.cli.options import FOLDER, ClassMap, ImageOption, Picture, check_picture, checked, image_sources
 from qplug.core.errors import InputError
@@ -61,6 +61,7 @@ def inspect(
         int | None, typer.Option(min=0, help="Seed of the choice of images and of every random step.", show_default="0")
     ] = None,
     device: Device = "cpu",
+    allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
     """Show which parts of a model can be quantized.
@@ -91,7 +92,8 @@ def inspect(
         raise InputError("has no effect with --ranges and --hessian, which print no costs", where="--accounting")
     check_picture(picture)
     shapes_only = not (ranges or hessian)
-    chosen = choose_model(model, checkpoint, input_size, shapes_only=shapes_only)
+    allowed = allowed_code(allow_code)
+    chosen = choose_model(model, checkpoint, input_size, shapes_only=shapes_only, allow_code=allowed)
     if shapes_only:
         _show_sites(chosen, counted_by, as_json)
         return
@@ -116,7 +118,15 @@ def inspect(
         from qplug.cli.report.analysis_picture import draw
     try:
         with Progress(sys.stderr) as progress:
-            analysis = analyze(chosen.source, images, request, after=after, device=device, observers=[progress])
+            analysis = analyze(
+                chosen.source,
+                images,
+                request,
+                after=after,
+                device=device,
+                observers=[progress],
+                allow_code=allowed,
+            )
     except InputError as error:
         raise explain_preprocessing(error, model, shapes_only=False) from error.__cause__
     if picture is not None:

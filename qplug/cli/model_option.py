@@ -13,7 +13,7 @@ from qplug.core.errors import InputError
 if TYPE_CHECKING:
     from qplug.core.component import ModelSource
     from qplug.hooks.registry import Registry
-    from qplug.recipe import Recipe
+    from qplug.recipe import AllowCode, Recipe
 
 Model = Annotated[
     str,
@@ -55,7 +55,14 @@ class ChosenModel:
     notes: list[str] = field(default_factory=list)
 
 
-def choose_model(model: str, checkpoint: Path | None, input_size: str | None, *, shapes_only: bool) -> ChosenModel:
+def choose_model(
+    model: str,
+    checkpoint: Path | None,
+    input_size: str | None,
+    *,
+    shapes_only: bool,
+    allow_code: AllowCode = False,
+) -> ChosenModel:
     """The source of MODEL: a recipe or run folder if there is one, an import path, the zoo, else timm.
 
     Args:
@@ -63,6 +70,7 @@ def choose_model(model: str, checkpoint: Path | None, input_size: str | None, *,
         checkpoint: weights in the place of the model's own.
         input_size: ``C,H,W``, for a model without a preprocessing of its own.
         shapes_only: whether only shapes matter, so that mean and standard deviation need not be known.
+        allow_code: whether a recipe may name code from outside the installed packages; ``module:function`` always may.
 
     Raises:
         InputError: there is no such model, or an option has no effect on it.
@@ -71,7 +79,7 @@ def choose_model(model: str, checkpoint: Path | None, input_size: str | None, *,
 
     registry, path = installed(), Path(model)
     if _is_folder(path, model) or path.suffix in RECIPE_SUFFIXES:
-        return _of_recipe(path, checkpoint, input_size, registry)
+        return _of_recipe(path, checkpoint, input_size, registry, allow_code)
     kind, name = _kind(model, registry)
     values: dict[str, Any] = {"source": kind, "target" if kind == "import" else "name": name}
     if checkpoint is not None:
@@ -108,7 +116,9 @@ def _kind(model: str, registry: Registry) -> tuple[str, str]:
     return ("import" if ":" in model else "timm"), model
 
 
-def _of_recipe(path: Path, checkpoint: Path | None, input_size: str | None, registry: Registry) -> ChosenModel:
+def _of_recipe(
+    path: Path, checkpoint: Path | None, input_size: str | None, registry: Registry, allow_code: AllowCode
+) -> ChosenModel:
     from qplug.hooks.registry import component
     from qplug.recipe import load_recipe
 
@@ -119,9 +129,9 @@ def _of_recipe(path: Path, checkpoint: Path | None, input_size: str | None, regi
     if stored:
         from qplug.pipeline.read_run import read_run
 
-        recipe = load_recipe(read_run(path).checked("recipe.yaml"), registry=registry)
+        recipe = load_recipe(read_run(path).checked("recipe.yaml"), registry=registry, allow_code=allow_code)
     else:
-        recipe = load_recipe(path, registry=registry)
+        recipe = load_recipe(path, registry=registry, allow_code=allow_code)
     config = recipe.model
     source = component(registry.models, config)
     if checkpoint is not None:

@@ -10,12 +10,15 @@ import typer
 
 from qplug.cli.app import (
     Accounting,
+    AllowCode,
     CacheFolder,
+    CacheLimit,
     Device,
     Json,
     NoCache,
     Sets,
     State,
+    allowed_code,
     app,
     cache_of,
     print_json,
@@ -36,6 +39,8 @@ def run(
     device: Device = "cpu",
     cache_folder: CacheFolder = None,
     no_cache: NoCache = False,
+    cache_limit: CacheLimit = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Quantize a model by a recipe and measure it.
 
@@ -46,9 +51,10 @@ def run(
     from qplug.core.storage.run_folder import check_target
     from qplug.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = load_recipe(recipe, overrides or (), allow_code=allowed_code(allow_code))
     target = out or _default_out(recipe)
     check_target(target)
+    State.written = "nothing was written"
 
     from qplug.cli.report.progress import Progress
     from qplug.cli.report.run import run_summary, summary_tables
@@ -57,7 +63,7 @@ def run(
 
     is_main = launched().is_main
     with Progress(sys.stderr) as progress:
-        cache = cache_of(cache_folder, no_cache)
+        cache = cache_of(cache_folder, no_cache, cache_limit)
         observers = [progress] if is_main else []
         result = run_pipeline(loaded, out=target, device=device, observers=observers, cache=cache)
     if launched().count > 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qplug.cli.app import Device, Json, State, app, print_json, show
+from qplug.cli.app import AllowCode, Device, Json, State, allowed_code, app, print_json, show
 from qplug.cli.model_option import Checkpoint, InputSize, Model, choose_model, explain_preprocessing
 from qplug.cli.options import FOLDER, ClassMap, ImageOption, Picture, check_picture, checked, image_sources
 from qplug.core.errors import InputError
@@ -65,6 +65,7 @@ def sensitivity(
     picture: Picture = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of images and of every random step.")] = 0,
     device: Device = "cpu",
+    allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
     """Show which tensors are hard to quantize.
@@ -81,7 +82,7 @@ def sensitivity(
     check_picture(picture)
     if hessian_probes is not None and not hessian:
         raise InputError("needs --hessian, which was not given", where="--hessian-probes")
-    chosen = choose_model(model, checkpoint, input_size, shapes_only=False)
+    chosen = choose_model(model, checkpoint, input_size, shapes_only=False, allow_code=allowed_code(allow_code))
     options = (
         ImageOption("--calibration", calibration, calibration_images, "train", "to calibrate"),
         ImageOption("--evaluation", evaluation, evaluation_images, "test", "to measure on"),

@@ -40,17 +40,16 @@ def validate(
 
 def _loaded(path: Path, overrides: Sequence[str]) -> Recipe | list[Recipe] | QplugError:
     """The recipe; for a sweep, the recipe of every run; or the error."""
-    from qplug.recipe import load_recipe
+    from qplug.recipe.load import SweepGiven, load_recipe
 
     try:
-        return load_recipe(path, overrides)
+        return load_recipe(path, overrides, allow_code=True)
+    except SweepGiven:
+        from qplug.recipe.sweep import load_sweep  # imported late, so that a valid recipe is checked faster
     except InputError as error:
-        from qplug.recipe.sweep import is_sweep, load_sweep  # imported late, so that a valid recipe is checked faster
-
-        if not is_sweep(path):
-            return error
+        return error
     try:
-        return load_sweep(path, overrides)[1]
+        return load_sweep(path, overrides, allow_code=True)[1]
     except InputError as error:
         return error
 
@@ -58,7 +57,16 @@ def _loaded(path: Path, overrides: Sequence[str]) -> Recipe | list[Recipe] | Qpl
 def _in_words(result: Recipe | list[Recipe]) -> str:
     if isinstance(result, list):
         return f"a sweep of {len(result)} runs; run it by qplug compare"
-    return ", ".join(str(getattr(step, "use", "")) for step in result.techniques)
+    return ", ".join(str(getattr(step, "use", "")) for step in result.techniques) + _foreign(result)
+
+
+def _foreign(recipe: Recipe) -> str:
+    """What of a recipe needs ``--allow-code``; modules of installed packages are not imported to find out."""
+    from qplug.hooks.registry import installed
+    from qplug.recipe.allow_code import outside
+
+    modules = outside(recipe, installed())
+    return f"; a run needs --allow-code, because it executes {', '.join(modules)}" if modules else ""
 
 
 def _report(result: Recipe | list[Recipe] | QplugError) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qplug.cli.app import Json, State, app, describe, print_json, screen_of, show
+from qplug.cli.app import AllowCode, Json, State, allowed_code, app, describe, print_json, screen_of, show
 from qplug.core.errors import InputError
 
 
@@ -19,12 +19,14 @@ def verify(
     device: Annotated[
         str | None, typer.Option(help="Device to compute on, as in torch.", show_default="the run's")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Check that run folders are what their runs wrote, and that their models give the same outputs.
 
     Exit code 0: nothing differs. 1: something differs. 2: a folder cannot be read.
     """
     State.json = as_json
+    allowed = allowed_code(allow_code)
     from qplug.analysis.compare.load_runs import run_folders
     from qplug.analysis.verify import Verification, verify as verify_run
     from qplug.cli.report.progress import Progress
@@ -39,7 +41,7 @@ def verify(
                 progress.advance(f"verify {name}", done, total)
 
             try:
-                found.append(verify_run(folder, device, advance=advance))
+                found.append(verify_run(folder, device, advance=advance, allow_code=allowed))
             except InputError as error:
                 failures.append(error)
     holds = all(verification.holds for verification in found)

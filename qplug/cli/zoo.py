@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from qplug.cli.app import app, screen_of
+from qplug.cli.app import Application, app, screen_of
 
-zoo = typer.Typer(help="Train the small models of the zoo.", no_args_is_help=True, rich_markup_mode=None)
+zoo = Application(help="Train the small models of the zoo.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(zoo, name="zoo")
 
 

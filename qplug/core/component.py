@@ -8,7 +8,7 @@ from typing import Any, ClassVar, get_args
 from pydantic import BaseModel, ConfigDict
 
 from qplug.core.storage.hashing import file_digest
-from qplug.core.types import Extra
+from qplug.core.types import Extra, ForeignCode
 
 
 class Config(BaseModel):
@@ -37,6 +37,17 @@ class Component:
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @classmethod
+    def foreign_code(cls, config: Any, importing: bool) -> ForeignCode | None:
+        """Code that ``config`` names and that needs the user's word to run; none by default.
+
+        ``importing`` is whether installed packages may be imported to find out.
+
+        A component that imports what its configuration names says so, and ``load_recipe`` refuses the recipe unless
+        the user allows it.
+        """
+        return None
 
     @classmethod
     def name(cls) -> str:

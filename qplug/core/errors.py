@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from qplug.core.text import escaped
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class QplugError(Exception):
@@ -22,10 +30,33 @@ class QplugError(Exception):
         self.what, self.where, self.fix = what, where, fix
 
     def __str__(self) -> str:
-        parts = [f"{self.where}: {self.what}" if self.where else self.what]
+        parts = [f"{escaped(self.where, breaks=False)}: {self.what}" if self.where else self.what]
         if self.fix:
             parts.append(f"  → {self.fix}")
         return "\n".join(parts)
+
+
+OUT_OF_MEMORY = (
+    *("out of memory", "not enough memory", "could not create a primitive", "can't allocate memory", "bad_alloc"),
+    *("cannot allocate memory", "failed to allocate memory", "failed to map segment"),
+)
+"""Parts of the messages with which torch, oneDNN, CUDA, ONNX Runtime and the linker say that memory ran out."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether ``error``, or an error that caused it, says that memory ran out."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):
+            return True
+        error = error.__cause__
+    return False
+
+
+def ending(end: BaseException) -> str:
+    """The line that raised a ``SystemExit`` or ``GeneratorExit``, in the words of a message."""
+    frames = traceback.extract_tb(end.__traceback__)
+    place = f" in {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{type(end).__name__}({end})" + place
 
 
 class Terminated(SystemExit):
@@ -48,7 +79,7 @@ class Problem:
     snippet: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{self.where}: {self.what}"]
+        lines = [f"{escaped(self.where, breaks=False)}: {self.what}"]
         if self.snippet:
             lines.append(self.snippet)
         if self.fix:
@@ -74,3 +105,21 @@ class ParityError(QplugError):
 
 class EquivalenceError(QplugError):
     """A step declared as function-preserving changed the function of the model."""
+
+
+def exits_named(function: Callable[P, T]) -> Callable[P, T]:
+    """``function``, in which a ``sys.exit`` of a model, plugin or data source is a ``PluginError``."""
+
+    @functools.wraps(function)
+    def named(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except Terminated:
+            raise
+        except (SystemExit, GeneratorExit) as end:
+            raise PluginError(
+                f"code that qplug called ended the program: {ending(end)}",
+                fix="let it raise an error, or return, instead",
+            ) from end
+
+    return named

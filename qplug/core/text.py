@@ -1,10 +1,14 @@
-"""Parts of messages: lists of names, and suggestions for a misspelt name."""
+"""Parts of messages: names that are safe to print, lists of names, and suggestions for a misspelt name."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
+LONGEST_NAME = 60
+"""Characters of a name in a message, at most."""
+LONGEST_WORD = 200
+"""Characters of a word for which close names are sought: the search takes the product of both lengths."""
 SHORTEST_PREFIX = 3
 """Characters of a word that may be the beginning of a name."""
 
@@ -15,11 +19,31 @@ class Alarm(str):
     __slots__ = ()
 
 
+def escaped(text: str, breaks: bool = True) -> str:
+    """``text`` with escapes such as ``\\x1b`` and ``\\u202e`` in place of what a terminal would obey or not show.
+
+    These are the control, format and bidirectional characters, unusual spaces and halves of characters. Line breaks
+    stay as they are, unless ``breaks`` is false.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or (breaks and c == "\n") else repr(c)[1:-1] for c in text)
+
+
+def short(name: object, most: int = LONGEST_NAME) -> str:
+    """A name for a message: ``escaped``, on one line, and cut after ``most`` characters."""
+    text = str(name)
+    shown = escaped(text[: most + 1], breaks=False)
+    return shown if len(text) <= most and len(shown) <= most else f"{shown[: most - 1]}…"
+
+
 def close(word: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Names close to ``word``: those that it begins, the shortest first, then similar ones, closest first.
 
     Case is ignored, and so is the plugin before a technique's name.
     """
+    if len(word) > LONGEST_WORD:
+        return []
     names = sorted(set(known))
     begun = [name for name in names if name.lower().startswith(word.lower())] if len(word) >= SHORTEST_PREFIX else []
     similar = difflib.get_close_matches(word.lower(), [name.lower() for name in names], n=count, cutoff=0.6)

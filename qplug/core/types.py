@@ -210,6 +210,21 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class ForeignCode:
+    """Code that a recipe names and that runs only with the user's word.
+
+    Attributes:
+        module: outermost module or package of the code; the user may trust it by this name.
+        key: key of the configuration that names it, such as ``target``.
+        what: the reason, as one clause: ``my_net:make is code from outside the installed packages``.
+    """
+
+    module: str
+    key: str
+    what: str
+
+
+@dataclass(frozen=True)
 class Extra:
     """An optional package: the module that it provides, and the command that installs it."""
 

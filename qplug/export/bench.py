@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from qplug.export.operator_times import Profile
     from qplug.export.speed import Race
     from qplug.hooks.registry import Registry
+    from qplug.recipe import AllowCode
 
 PROFILED_IMAGES = 10
 """Images that a profile runs for each batch size, in at least two calls."""
@@ -51,6 +52,7 @@ def bench(
     saturating: bool = False,
     profiled: bool = False,
     registry: Registry | None = None,
+    allow_code: AllowCode = False,
 ) -> Bench:
     """Export a run's model with and without its quantizers, and time both files in turns.
 
@@ -63,6 +65,7 @@ def bench(
         saturating: see ``export_run``.
         profiled: also measure the time of each operator of the quantized file.
         registry: of installed plugins; discovered if ``None``.
+        allow_code: as ``export_run`` takes it.
 
     Raises:
         InputError: the folder holds no run, the plan or the model cannot be exported, or a package is missing.
@@ -77,7 +80,7 @@ def bench(
     from qplug.pipeline.load_run import load_planned
 
     registry = registry or installed()
-    planned = load_planned(folder, registry)
+    planned = load_planned(folder, registry, allow_code=allow_code)
     with explained(planned, row, registry):
         files = [float_file(planned).model, row.write(planned, saturating).model]
     example = planned.preprocessing.example()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qplug.core.errors import InputError
+from qplug.core.errors import InputError, exits_named
 from qplug.core.storage.atomic import check_file, write_file
 from qplug.export.cpu import SATURATING, may_saturate
 from qplug.export.formats.table import DEFAULT, ExportFormat, format_of, with_integer_products
@@ -18,6 +18,7 @@ from qplug.pipeline.load_run import load_planned
 
 if TYPE_CHECKING:
     from qplug.export.parity.result import Parity
+    from qplug.recipe import AllowCode
 
 COMPARED_IMAGES = 16
 """Evaluation images that the parity check runs, unless given."""
@@ -44,6 +45,7 @@ class Export:
     warnings: list[str] = field(default_factory=list)
 
 
+@exits_named
 def export_run(
     run_folder: str | Path,
     format: str = DEFAULT,
@@ -54,6 +56,7 @@ def export_run(
     saturating: bool = False,
     changed_code: bool = False,
     registry: Registry | None = None,
+    allow_code: AllowCode = False,
 ) -> Export:
     """Write a run's quantized model to a file, provided that a runtime computes the simulation's values from it.
 
@@ -70,6 +73,7 @@ def export_run(
         changed_code: export the run although the code of qplug or of a plugin is not that of the run; the file's
             metadata and a warning state this.
         registry: of installed plugins; discovered if ``None``.
+        allow_code: whether the run's recipe may name code from outside the installed packages, as ``load_recipe``.
 
     Raises:
         InputError: the run folder or an argument is wrong, a package is missing, the target exists, the format cannot
@@ -82,7 +86,7 @@ def export_run(
     registry = registry or installed()
     target = Path(out) if out is not None else Path(f"{Path(run_folder)}{row.suffix}")
     check_new(target)
-    planned = load_planned(run_folder, registry, changed_code)
+    planned = load_planned(run_folder, registry, changed_code, allow_code=allow_code)
 
     from qplug.export.metadata import metadata
     from qplug.export.parity.diagnose import explained

@@ -116,7 +116,7 @@ class TechniqueCaller:
             raise
         except Terminated:
             raise
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, GeneratorExit) as error:
             raise PluginError(
                 f"{type(error).__name__}: {error}",
                 where=self.where(technique, hook, subject),

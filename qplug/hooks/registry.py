@@ -127,7 +127,7 @@ def _load(point: EntryPoint, clash: str) -> tuple[Plugin, Offers]:
     with redirect_stdout(printed):
         try:
             offers = read_offers(point)
-        except (Exception, SystemExit) as failure:
+        except (Exception, SystemExit, GeneratorExit) as failure:
             error = _reason(failure)
     return replace(plugin, error=error, printed=" ".join(printed.getvalue().split())[:200]), offers
 

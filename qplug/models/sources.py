@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from qplug.core.component import Config, ModelSource
-from qplug.core.errors import InputError
+from qplug.core.errors import InputError, Terminated, ending
 from qplug.core.storage.hashing import code_digest, sha256
 from qplug.core.text import did_you_mean
+from qplug.core.types import ForeignCode
 from qplug.models.float_model import FloatModel, Preprocessing
+from qplug.models.imported import foreign_code, refuse_standard_library, resolve
 
 if TYPE_CHECKING:
     from torch import nn
@@ -181,7 +182,8 @@ class ZooModel(ModelSource):
 class ImportedModel(ModelSource):
     """A model that an importable function returns: ``target(**kwargs)`` is a ``torch.nn.Module`` from images to logits.
 
-    A recipe with this source runs the code of the function. Its module must be installed or on PYTHONPATH.
+    Its module must be installed or on PYTHONPATH. A recipe that would run code from outside the installed packages
+    needs the user's word: ``--allow-code``, or ``allow_code=True`` in Python.
     """
 
     class Config(Config):
@@ -195,17 +197,30 @@ class ImportedModel(ModelSource):
         checkpoint_path: str | None = Field(default=None, min_length=1, description=CHECKPOINT)
         preprocessing: PreprocessingConfig = PreprocessingConfig()
 
+        @field_validator("target")
+        @classmethod
+        def _no_standard_library(cls, target: str) -> str:
+            return refuse_standard_library(target)
+
+    @classmethod
+    def foreign_code(cls, config: Any, importing: bool) -> ForeignCode | None:
+        """The target, unless it is of an installed package and safe to call."""
+        return foreign_code(config.target, config.kwargs, importing)
+
     def load(self) -> FloatModel:
         """Call the function; raises ``InputError`` if it cannot be imported, raises, or returns no module."""
         from torch import nn
 
         config = self.config
-        make = _resolve(config.target)
+        make = resolve(config.target)
         try:
             module = seeded_weights(lambda: make(**config.kwargs))
-        except Exception as error:  # the user's own code
+        except Terminated:
+            raise
+        except (Exception, SystemExit, GeneratorExit) as error:  # the user's own code
+            said = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else f"it raised {ending(error)}"
             raise InputError(
-                f"{config.target} failed with {config.kwargs}: {type(error).__name__}: {error}",
+                f"{config.target} failed with {config.kwargs}: {said}",
                 where=config.target,
                 fix="check model.kwargs and the function",
             ) from error
@@ -297,24 +312,6 @@ def _timm_config(name: str) -> Any:
 
 def _timm() -> dict[str, Any]:
     return {"timm": importlib.metadata.version("timm")}
-
-
-def _resolve(target: str) -> Callable[..., Any]:
-    path, _, attribute = target.partition(":")
-    try:
-        value: Any = importlib.import_module(path)
-    except Exception as error:  # the module is missing, or its code raises
-        raise InputError(
-            f"{target} cannot be imported: {type(error).__name__}: {error}",
-            fix="install the package, or add the folder of the file to PYTHONPATH",
-        ) from error
-    for part in attribute.split("."):
-        if not hasattr(value, part):
-            raise InputError(f"{path} has no '{part}' (target: {target})", fix=did_you_mean(part, dir(value)))
-        value = getattr(value, part)
-    if not callable(value):
-        raise InputError(f"{target} is {type(value).__name__}, not callable", fix="set model.target to a function")
-    return value  # type: ignore[no-any-return]
 
 
 def seeded_weights(make: Callable[[], Any]) -> Any:

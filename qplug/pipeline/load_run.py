@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qplug.core.device import parse_device
-from qplug.core.errors import InputError, RecipeError
+from qplug.core.errors import InputError, RecipeError, exits_named
 from qplug.core.storage.run_folder import AGAIN
 from qplug.core.task import Task
 from qplug.core.types import Change
@@ -25,7 +25,7 @@ from qplug.pipeline.stages.rewrite import HOOKS, rewrite
 from qplug.pipeline.weights import FILE, load_weights
 from qplug.quantization.calls import check_one_forward, refuse_bypassed
 from qplug.quantization.plan import Plan, UnreadableQuantizer
-from qplug.recipe import load_recipe
+from qplug.recipe import AllowCode, load_recipe
 from qplug.training.supervised.problem import TRAINED_BY as BY_TRAINING
 
 if TYPE_CHECKING:
@@ -65,7 +65,12 @@ class LoadedRun:
 
 
 def load_quantized(
-    run_folder: str | Path, device: str = "cpu", registry: Registry | None = None, *, changed_code: bool = False
+    run_folder: str | Path,
+    device: str = "cpu",
+    registry: Registry | None = None,
+    *,
+    changed_code: bool = False,
+    allow_code: AllowCode = False,
 ) -> nn.Module:
     """The quantized model of a run; inputs and outputs are those of the float model, as the run read them.
 
@@ -80,6 +85,7 @@ def load_quantized(
         registry: the installed plugins unless given.
         changed_code: load the run although the code of qplug or of a plugin is not that of the run. Its outputs may be
             others; ``qplug verify`` compares them.
+        allow_code: whether the run's recipe may name code from outside the installed packages, as ``load_recipe``.
 
     Returns:
         The model in eval mode, lowered to the recipe's backend. On the device of the run, its outputs equal those of
@@ -93,18 +99,21 @@ def load_quantized(
     """
     registry = registry or installed()
     where = parse_device(device)
-    planned = load_planned(run_folder, registry, changed_code)
+    planned = load_planned(run_folder, registry, changed_code, allow_code=allow_code)
     model = backend_of(planned.recipe.backend, registry).apply(planned.model.to(where), planned.plan).eval()
     check_one_forward(model, planned.plan, planned.preprocessing.example().to(where), "the loaded model")
     return model
 
 
-def load_planned(run_folder: str | Path, registry: Registry, changed_code: bool = False) -> LoadedRun:
+@exits_named
+def load_planned(
+    run_folder: str | Path, registry: Registry, changed_code: bool = False, *, allow_code: AllowCode = False
+) -> LoadedRun:
     """The float model of a run and its plan, for any backend or exporter to lower; see ``load_quantized``."""
     run = read_run(run_folder)
     if errors := run.check_files():
         raise _together(errors)
-    recipe = _recipe(run, registry)
+    recipe = _recipe(run, registry, allow_code)
     changes = changed_since(run, recipe, registry)
     if changes and not changed_code:
         raise InputError("; ".join(changes), where=str(run.folder / "lock.json"), fix=CHANGED)
@@ -134,11 +143,11 @@ def _together(errors: list[InputError]) -> InputError:
     return InputError(text, where=str(Path(errors[0].where).parent), fix=ONE_PIECE)
 
 
-def _recipe(run: Run, registry: Registry) -> Recipe:
+def _recipe(run: Run, registry: Registry, allow_code: AllowCode) -> Recipe:
     """The recipe; where it names something that is not installed, the error names the distribution of the run."""
     missing = missing_plugins(run.lock, registry)
     try:
-        return load_recipe(run.folder / "recipe.yaml", registry=registry)
+        return load_recipe(run.folder / "recipe.yaml", registry=registry, allow_code=allow_code)
     except RecipeError as error:
         if not missing:
             raise

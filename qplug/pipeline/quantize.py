@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from qplug.core.errors import InputError
+from qplug.core.errors import InputError, exits_named
 from qplug.core.storage.cache import Cache
 from qplug.core.task import CLASSIFICATION, Task
 from qplug.data.loading import check_disjoint
@@ -25,6 +25,7 @@ from qplug.pipeline.run import run_stages
 from qplug.recipe import Recipe, load_recipe
 
 
+@exits_named
 def quantize(
     model: nn.Module,
     calibration: Iterable[Any],
@@ -56,7 +57,7 @@ def quantize(
         RecipeError, PluginError, EquivalenceError: as ``load_recipe`` and ``run``.
     """
     if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, registry=registry)
+        recipe = load_recipe(recipe, registry=registry, allow_code=True)  # its model is not loaded
     if recipe.finetune is not None or recipe.qat is not None:
         stage = "finetune" if recipe.finetune is not None else "qat"
         raise InputError(

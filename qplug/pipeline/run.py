@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from qplug.core.errors import exits_named
 from qplug.core.storage.cache import Cache
 from qplug.hooks.registry import Registry
 from qplug.pipeline.assigner import QuantizerAssigner
@@ -25,6 +26,7 @@ from qplug.pipeline.stages.train import train
 from qplug.recipe import Recipe
 
 
+@exits_named
 def run(
     recipe: Recipe,
     *,

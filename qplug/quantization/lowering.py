@@ -15,7 +15,7 @@ from torch import nn
 from qplug.core.errors import InputError
 from qplug.core.seeding import seeded
 from qplug.core.types import Role
-from qplug.models.surgery import replace
+from qplug.models.surgery import Replacer
 from qplug.quantization.plan import Decision, Plan
 
 Maker = Callable[[Any, Mapping[Role, Decision]], nn.Module]
@@ -37,13 +37,13 @@ def replace_planned(
     Raises:
         InputError: a module's type derives from a type of ``makers``, so its forward may compute something else.
     """
-    device = _device(model, plan)
+    device, replacer = _device(model, plan), Replacer(model)
     for path, decisions in _by_module(plan).items():
         original = model.get_submodule(path)
         make = _maker(path, original, makers, other, target)
         with seeded(path):  # a library's layer may draw random weights before it receives the model's
             made = make(original, decisions)
-        replace(model, original, made.eval().to(device))
+        replacer.replace(original, made.eval().to(device))
 
 
 def _by_module(plan: Plan) -> dict[str, dict[Role, Decision]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qplug.recipe.allow_code import AllowCode
 from qplug.recipe.load import load_recipe
 from qplug.recipe.report import render_problems
 from qplug.recipe.schema import (
@@ -19,6 +20,7 @@ from qplug.recipe.schema import (
 
 __all__ = [
     "ActivationConfig",
+    "AllowCode",
     "DataConfig",
     "Override",
     "Quantize",

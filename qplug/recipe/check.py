@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from qplug.core.component import Component
 from qplug.core.errors import Problem
-from qplug.core.text import did_you_mean
+from qplug.core.text import LONGEST_NAME, did_you_mean, short
 from qplug.hooks.registry import Registry
 from qplug.recipe.yaml_tree import Node, Place
 
@@ -98,14 +98,14 @@ def unknown(kind: str, word: str, registry: Registry, known: Mapping[str, object
     if kind == "technique":
         for plugin in broken:
             if plugin.name == prefix:
-                what = f"'{word}' belongs to plugin {plugin}, which failed to load: {plugin.error}"
+                what = f"'{short(word)}' belongs to plugin {plugin}, which failed to load: {plugin.error}"
                 return what, "reinstall it; 'qplug plugins' lists all plugins"
     fix = did_you_mean(word, known)
     if not fix and broken and kind != "technique":
         fix = f"not loaded: {', '.join(str(plugin) for plugin in broken)}; 'qplug plugins' shows why"
     if not fix and kind == "technique":
         fix = "'qplug techniques' lists the installed ones; is the plugin installed?"
-    return f"there is no {kind} '{word}'", fix
+    return f"there is no {kind} '{short(word)}'", fix
 
 
 def _check_quantizers(root: Node, registry: Registry, named: Named, problems: list[tuple[Place, Problem]]) -> None:
@@ -145,5 +145,5 @@ def implements(technique: type[Component], hook: str) -> bool:
 
 
 def dotted(loc: Loc) -> str:
-    """A location as the dotted key of ``--set``."""
-    return ".".join(str(step) for step in loc)
+    """A location as the dotted key of ``--set``, safe to print and cut."""
+    return short(".".join(short(step) for step in loc), 2 * LONGEST_NAME)

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from qplug.core.errors import InputError, Problem, RecipeError
+from qplug.core.errors import InputError, Problem, RecipeError, exits_named
 from qplug.core.storage.plain_file import refuse_special
 from qplug.core.text import did_you_mean, listed
 from qplug.hooks.registry import Registry, installed
+from qplug.recipe.allow_code import AllowCode, CodeNotAllowed, foreign_code
 from qplug.recipe.backend_support import check_backend
 from qplug.recipe.check import check_names
 from qplug.recipe.overrides import SetOption, apply_override, parse
@@ -20,16 +21,28 @@ from qplug.recipe.yaml_tree import Node, Place, Reader, Source
 MAX_BYTES = 1 << 20
 
 
+class SweepGiven(InputError):
+    """The file of a recipe holds a sweep."""
+
+
+@exits_named
 def load_recipe(
-    path: str | Path, overrides: Sequence[str | SetOption] = (), registry: Registry | None = None
+    path: str | Path,
+    overrides: Sequence[str | SetOption] = (),
+    registry: Registry | None = None,
+    *,
+    allow_code: AllowCode = False,
 ) -> Recipe:
-    """Read, override and validate a recipe. Does not import torch, and opens no other file.
+    """Read, override and validate a recipe. Opens no other file; imports only what ``allow_code`` describes.
 
     Args:
         path: YAML file. Paths inside it are unchanged, and relative to the current directory.
         overrides: ``key=value`` texts (see ``qplug run --set``), or those of a sweep; applied in order, then validated.
             The texts become part of the recipe's name, unless one of them sets the name.
         registry: installed components, by default all.
+        allow_code: whether the recipe may name code from outside the installed packages, which a run of it would
+            execute: true, or the modules that may be named. Without it, the target of ``source: import`` in an
+            installed package is imported and checked.
 
     Raises:
         InputError: the file cannot be read, or is not a mapping.
@@ -40,7 +53,7 @@ def load_recipe(
     problems: list[tuple[Place, Problem]] = []
     root = read_tree(path, problems)
     if "recipes" in root.value:
-        raise InputError("expected a recipe, received a sweep", where=str(path), fix=f"qplug compare {path}")
+        raise SweepGiven("expected a recipe, received a sweep", where=str(path), fix=f"qplug compare {path}")
     for rank, given in enumerate(overrides, start=1):
         override = parse(given, rank, problems) if isinstance(given, str) else given
         if override is not None:
@@ -48,6 +61,8 @@ def load_recipe(
     recipe = _validate(root, registry, problems)
     if problems or recipe is None:
         raise error_of(problems)
+    if refused := foreign_code(root, recipe, registry, allow_code):
+        raise CodeNotAllowed([problem for _, problem in refused])
     texts = [text for text in overrides if isinstance(text, str)]
     name = recipe.name or path.stem
     if not any(text.partition("=")[0].strip() == "name" for text in texts):
@@ -119,7 +134,9 @@ def _read(path: Path) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8 text (byte {error.start})", where=str(path)) from None
+        before = raw[: error.start].decode("utf-8-sig", errors="replace")
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        raise InputError(f"is not UTF-8 text (byte {error.start})", where=f"{path}:{line}:{column}") from None
 
 
 def _near(path: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qplug.core.errors import Problem
-from qplug.core.text import close, did_you_mean
+from qplug.core.text import close, did_you_mean, short
 from qplug.recipe.check import Loc, Named, dotted
 from qplug.recipe.yaml_tree import Node, Place
 
@@ -35,6 +35,9 @@ _BOUNDS = {
     "less_than": ("less than", "lt"),
 }
 
+MOST_FIXES = 200
+"""Unknown keys for which similar ones are sought: more fill many screens, and the search takes milliseconds each."""
+
 
 def explain(
     errors: Iterable[ErrorDetails], root: Node, named: Named, recipe: type[BaseModel]
@@ -45,6 +48,7 @@ def explain(
     expected: dict[Loc, tuple[Node, list[str]]] = {}
     problems: list[tuple[Place, Problem]] = []
     probably_meant: set[Loc] = set()
+    known_at: dict[Loc, set[str]] = {}
     for error in errors:
         kind = error["type"]
         loc, node = _locate(error["loc"], root, named, missing=kind == "missing")
@@ -54,16 +58,19 @@ def explain(
             missing.setdefault(loc[:-1], (node, []))[1].append(str(loc[-1]))
         elif kind == "extra_forbidden":
             schema = schema or recipe.model_json_schema()
-            known = keys_at(schema, loc[:-1], named.tags)
-            fix = did_you_mean(str(loc[-1]), known) or f"known keys: {', '.join(sorted(known))}"
-            probably_meant.update((*loc[:-1], key) for key in close(str(loc[-1]), known, 1))
-            problems.append((node.key, node.key.problem(f"{dotted(loc)}: unknown key '{loc[-1]}'", fix)))
+            if loc[:-1] not in known_at:
+                known_at[loc[:-1]] = keys_at(schema, loc[:-1], named.tags)
+            fix, known = "", known_at[loc[:-1]]
+            if len(problems) < MOST_FIXES:
+                fix = did_you_mean(str(loc[-1]), known) or f"known keys: {', '.join(sorted(known))}"
+                probably_meant.update((*loc[:-1], key) for key in close(str(loc[-1]), known, 1))
+            problems.append((node.key, node.key.problem(f"{dotted(loc)}: unknown key '{short(loc[-1])}'", fix)))
         elif kind in ("value_error", "assertion_error"):
             problems.append((node.place, node.place.problem(_at(loc, error["msg"].partition(", ")[2]))))
         else:
             expected.setdefault(loc, (node, []))[1].append(_expected(error))
     for loc, (node, keys) in missing.items():
-        names = [f"'{key}'" for key in keys if (*loc, key) not in probably_meant]
+        names = [f"'{short(key)}'" for key in keys if (*loc, key) not in probably_meant]
         if names:
             what = f"missing the key{'s' if len(names) > 1 else ''} {', '.join(names)}"
             problems.append((node.place, node.place.problem(_at(loc, what))))

@@ -6,8 +6,8 @@ import copy
 from dataclasses import dataclass
 
 from qplug.core.errors import Problem
-from qplug.core.text import did_you_mean
-from qplug.recipe.yaml_tree import Node, Place, Reader, Source
+from qplug.core.text import LONGEST_NAME, did_you_mean, listed, short
+from qplug.recipe.yaml_tree import MAX_DEPTH, Node, Place, Reader, Source
 
 
 class _SetError(Exception):
@@ -29,11 +29,14 @@ class SetOption:
 
 def parse(text: str, rank: int, problems: list[tuple[Place, Problem]]) -> SetOption | None:
     """Parse the ``key=value`` of one ``--set``; the value is YAML."""
-    source = Source(f"--set {text}", rank=rank)
+    source = Source(f"--set {short(text)}", rank=rank)
     place = Place(source)
     key, equals, value = text.partition("=")
     if not equals or not all(key.strip().split(".")):
         problems.append((place, place.problem("expected key=value with a dotted key", "--set quantize.weights.bits=6")))
+        return None
+    if key.count(".") >= MAX_DEPTH:
+        problems.append((place, place.problem(f"the key has more than {MAX_DEPTH} parts")))
         return None
     before = len(problems)
     node = Reader(source, problems).read(value)
@@ -56,7 +59,7 @@ def apply_override(root: Node, override: SetOption, problems: list[tuple[Place, 
 
 def _set(node: Node, steps: list[str], value: Node, done: list[str]) -> None:
     if isinstance(node.value, list):
-        index, used = _item(node, steps, ".".join(done))
+        index, used = _item(node, steps, _path(done))
         rest = steps[used:]
         if not rest:
             node.value[index] = value
@@ -66,7 +69,7 @@ def _set(node: Node, steps: list[str], value: Node, done: list[str]) -> None:
     if node.value is None and done:
         node.value, node.place, node.key = {}, value.place, value.key
     if not isinstance(node.value, dict):
-        raise _SetError(f"'{'.'.join(done)}' is {node.describe()}, so it has no key to set")
+        raise _SetError(f"'{_path(done)}' is {node.describe()}, so it has no key to set")
     step, rest = steps[0], steps[1:]
     if not rest:
         node.value[step] = value
@@ -80,24 +83,28 @@ def _item(node: Node, steps: list[str], path: str) -> tuple[int, int]:
     size = len(node.value)
     if steps[0].isdecimal():
         if int(steps[0]) >= size:
-            raise _SetError(f"'{path}' has {size} items: expected an index below {size}, received {steps[0]}")
+            raise _SetError(f"'{path}' has {size} items: expected an index below {size}, received {short(steps[0])}")
         return int(steps[0]), 1
     uses = [_use(item) for item in node.value]
     matching = [(index, use) for index, use in enumerate(uses) if use and steps[: use.count(".") + 1] == use.split(".")]
     if len(matching) > 1:
         ways = " or ".join(f"{path}.{index}" for index, _ in matching)
-        raise _SetError(f"'{path}' has {matching[0][1]} more than once", f"use its index: {ways}")
+        raise _SetError(f"'{path}' has {short(matching[0][1])} more than once", f"use its index: {ways}")
     if not matching:
-        names = [use for use in uses if use]
+        names = [short(use) for use in uses if use]
         if names:
             name = ".".join(steps[:2])
-            fix = did_you_mean(name, names) or f"the recipe has: {', '.join(names)}"
-            raise _SetError(f"'{path}' has no technique '{name}'", fix)
+            fix = did_you_mean(name, names) or f"the recipe has: {listed(names, 8)}"
+            raise _SetError(f"'{path}' has no technique '{short(name)}'", fix)
         raise _SetError(
-            f"'{path}' is a list: expected an index, received '{steps[0]}'", f"use an index from 0 to {size - 1}"
+            f"'{path}' is a list: expected an index, received '{short(steps[0])}'", f"use an index from 0 to {size - 1}"
         )
     index, use = matching[0]
     return index, use.count(".") + 1
+
+
+def _path(steps: list[str]) -> str:
+    return short(".".join(steps), 2 * LONGEST_NAME)
 
 
 def _use(item: Node) -> str:

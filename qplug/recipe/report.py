@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qplug.core.errors import Problem
+from qplug.core.text import escaped
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -23,20 +24,20 @@ def render_problems(problems: Sequence[Problem], height: int = SCREEN_LINES) -> 
             printed = index
             break
     rest = len(problems) - printed
-    count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
-    return [*problems[:printed], f"{count}, {rest} of them not printed" if rest else count]
+    count = f"{len(problems):,} problem{'s' if len(problems) != 1 else ''}"
+    return [*problems[:printed], f"and {rest:,} more; {count}" if rest else count]
 
 
 def styled(problem: Problem) -> Text:
     """One problem for a terminal: place, line with caret, fix."""
     from rich.text import Text
 
-    text = Text.assemble((problem.where, "bold"), f": {problem.what}")
+    text = Text.assemble((escaped(problem.where, breaks=False), "bold"), f": {escaped(problem.what)}")
     if problem.snippet:
         line, _, caret = problem.snippet.partition("\n")
         text.append(f"\n{line}\n", style="dim")
         text.append(caret, style="bold red")
     if problem.fix:
         text.append("\n  → ", style="bold green")
-        text.append(problem.fix)
+        text.append(escaped(problem.fix))
     return text

@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue, ValidationError
 from qplug.core.component import Config
 from qplug.core.errors import InputError, Problem, RecipeError
 from qplug.hooks.registry import Registry
+from qplug.recipe.allow_code import AllowCode
 from qplug.recipe.check import Named
 from qplug.recipe.load import error_of, load_recipe, read_tree
 from qplug.recipe.overrides import SetOption, parse
@@ -57,7 +58,12 @@ def is_sweep(path: Path) -> bool:
 
 
 def load_sweep(
-    path: Path, overrides: Sequence[str] = (), registry: Registry | None = None, seeds: Sequence[int] = ()
+    path: Path,
+    overrides: Sequence[str] = (),
+    registry: Registry | None = None,
+    seeds: Sequence[int] = (),
+    *,
+    allow_code: AllowCode = False,
 ) -> tuple[str, list[Recipe]]:
     """The title, and the recipe of each run in the order models, rows, seeds.
 
@@ -66,6 +72,7 @@ def load_sweep(
         overrides: ``--set`` values, which override all others.
         registry: installed components, by default all.
         seeds: seeds that replace those of the sweep.
+        allow_code: as ``load_recipe`` takes it.
 
     Raises:
         InputError: a file cannot be read.
@@ -84,7 +91,7 @@ def load_sweep(
             failures[_problem(root, index, "expected a recipe, received a sweep")] = None
             continue
         try:
-            recipe = load_recipe(file, [*values, *given], registry)
+            recipe = load_recipe(file, [*values, *given], registry, allow_code=allow_code)
         except RecipeError as error:
             failures.update(dict.fromkeys(error.problems))
         except InputError as error:

@@ -7,17 +7,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qplug.core.errors import Problem
+from qplug.core.text import escaped, short
 
 if TYPE_CHECKING:
     from ruamel.yaml import YAML
+    from ruamel.yaml.composer import Composer
     from ruamel.yaml.nodes import MappingNode, Node as YamlNode, ScalarNode
+    from ruamel.yaml.reader import Reader as YamlReader
 
 MAX_NODES = 20_000
 """Far above any recipe; limits aliases of aliases, which grow exponentially."""
+MAX_DEPTH = 64
+"""Levels of mappings and lists, at most; far above any recipe, and below the limit of the JSON that is validated."""
 SNIPPET_WIDTH = 70
 """Characters of a line in a snippet, at most, so that it fits a terminal of 80 columns."""
 _CORE = "tag:yaml.org,2002:"
-_PLAIN = {f"{_CORE}{name}" for name in ("null", "bool", "int", "float", "str", "timestamp", "value", "map", "seq")}
+_SCALARS = {f"{_CORE}{name}" for name in ("null", "bool", "int", "float", "str", "timestamp", "value")}
+_TAGS = {"ScalarNode": _SCALARS, "MappingNode": {f"{_CORE}map"}, "SequenceNode": {f"{_CORE}seq"}}
+"""Class of a node → the tags that it may have."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Place:
             return ""
         start = max(0, self.column - SNIPPET_WIDTH // 2)
         line = self.source.lines[self.line].replace("\t", " ")[start : start + SNIPPET_WIDTH]
+        line = "".join(char if char.isprintable() else "\ufffd" for char in line)  # one column each, for the caret
         caret = self.column - start
         width = max(1, min(self.length, len(line) - caret))
         number = f"{self.line + 1:>5} | "
@@ -118,9 +126,11 @@ class Reader:
     def read(self, text: str) -> Node | None:
         """The tree of ``text``; ``None`` if it is empty or cannot be read."""
         from ruamel.yaml import YAML
-        from ruamel.yaml.error import MarkedYAMLError, YAMLError
+        from ruamel.yaml.error import MarkedYAMLError
+        from ruamel.yaml.reader import ReaderError
 
         yaml = YAML(typ="safe", pure=True)
+        yaml.Composer, yaml.Reader = _bounded_composer(self), _reader_with_mark()
         try:
             root = yaml.compose(text)
             return None if root is None else self._node(yaml, root, None)
@@ -128,18 +138,30 @@ class Reader:
             mark = error.problem_mark or error.context_mark
             place = self._place(mark, mark) if mark else Place(self.source)
             context = f" ({error.context})" if error.context else ""
-            self._add(
-                place,
-                f"this is not YAML: {' '.join((error.problem or 'cannot be read').split())}{context}",
-                _hint(error),
-            )
-        except YAMLError as error:
-            self._add(Place(self.source), f"this is not YAML: {' '.join(str(error).split())}")
+            self._not_yaml(place, f"{error.problem or 'cannot be read'}{context}", _hint(error))
+        except ReaderError as error:
+            before = text[: error.position]
+            place = Place(self.source, before.count("\n"), len(before) - before.rfind("\n") - 1)
+            self._not_yaml(place, f"the character {escaped(chr(error.character), breaks=False)} is not allowed")
         except _Unreadable:
-            return None
-        except RecursionError:
-            self._add(Place(self.source), "is nested too deeply")
+            pass
+        except Exception as error:  # ruamel passes errors of its parts on: ValueError of chr(), KeyError of a version
+            self._not_yaml(self._place(yaml.reader.last, yaml.reader.last), *_reason(error))
         return None
+
+    def enter(self, mark: Any, depth: int) -> None:
+        """Count a value at ``mark``, the YAML reader's position; ends reading beyond ``MAX_NODES`` or ``MAX_DEPTH``."""
+        self.count += 1
+        if depth > MAX_DEPTH:
+            self._add(self._place(mark, mark), f"is nested more than {MAX_DEPTH} levels deep")
+        elif self.count > MAX_NODES:
+            self._add(self._place(mark, mark), f"more than {MAX_NODES} values")
+        else:
+            return
+        raise _Unreadable
+
+    def _not_yaml(self, place: Place, what: str, fix: str = "") -> None:
+        self._add(place, f"this is not YAML: {' '.join(what.split())}", fix)
 
     def _place(self, start: Any, end: Any) -> Place:
         return Place(self.source, start.line, start.column, end.column - start.column if end.line == start.line else 1)
@@ -151,13 +173,14 @@ class Reader:
         from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
         place = self._place(node.start_mark, node.end_mark)
-        self.count += 1
-        if self.count > MAX_NODES or id(node) in self.active:
-            self._add(place, "an alias repeats itself" if id(node) in self.active else f"more than {MAX_NODES} values")
+        if id(node) in self.active:
+            self._add(place, "an alias repeats itself")
             raise _Unreadable
+        self.enter(node.start_mark, len(self.active) + 1)  # aliases repeat nodes that were composed once
         self.active.add(id(node))
-        if str(node.tag) not in _PLAIN:
-            self._add(place, f"the tag '{node.tag}' is not allowed: recipes have plain values only", "remove the tag")
+        if str(node.tag) not in _TAGS[type(node).__name__]:
+            tag = short(node.tag)
+            self._add(place, f"the tag '{tag}' is not allowed here: recipes have plain values only", "remove the tag")
         value: Any
         if isinstance(node, MappingNode):
             value = self._mapping(yaml, node)
@@ -188,7 +211,7 @@ class Reader:
                 first = result[key.value].key
                 self._add(
                     place,
-                    f"the key '{key.value}' is given twice",
+                    f"the key '{short(key.value)}' is given twice",
                     f"the first is in line {first.line + 1}; remove one",
                 )
             else:
@@ -197,19 +220,67 @@ class Reader:
 
     def _scalar(self, yaml: YAML, node: ScalarNode, place: Place) -> Any:
         kind = str(node.tag).removeprefix(_CORE)
-        if kind not in ("null", "bool", "int", "float"):
+        if kind not in ("null", "bool", "int", "float") or str(node.tag) not in _SCALARS:
             if not str(node.value).isprintable() and any(0xD800 <= ord(char) < 0xE000 for char in node.value):
                 self._add(place, "expected whole characters, received half of one (a surrogate)")
                 return None
             return str(node.value)
         try:
             value = getattr(yaml.constructor, f"construct_yaml_{kind}")(node)
-        except (ValueError, KeyError, OverflowError):
+        except Exception:  # ruamel's constructors index and convert without checks
             self._add(place, f"cannot be read as a value of type {kind}: {_short(node)}")
             return None
+        if kind == "null" and node.value not in ("", "~", "null", "Null", "NULL"):
+            self._add(place, f"cannot be read as a value of type null: {_short(node)}")
         if isinstance(value, float) and not math.isfinite(value):
             self._add(place, f"expected a finite number, received {node.value}")
         return value
+
+
+def _bounded_composer(reader: Reader) -> type[Composer]:
+    """A composer that stops at the limits of ``reader``, before the rest of the text is parsed."""
+    from ruamel.yaml.composer import Composer
+
+    class Bounded(Composer):
+        level = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.warn_double_anchors = False  # YAML 1.2 allows them; the warning would be printed
+            self.level += 1
+            reader.enter(self.parser.peek_event().start_mark, self.level)
+            node = super().compose_node(parent, index)
+            self.level -= 1
+            return node
+
+        def compose_document(self) -> Any:
+            root = super().compose_document()
+            reader.count = 0
+            return root
+
+    return Bounded
+
+
+def _reader_with_mark() -> type[YamlReader]:
+    """ruamel's reader of characters, which forgets where it was when ruamel resets it after an error."""
+    from ruamel.yaml.reader import Reader as YamlReader
+
+    class Reader(YamlReader):
+        last: Any = None
+
+        def reset_reader(self) -> None:
+            self.last = self.get_mark() if hasattr(self, "buffer") else None
+            super().reset_reader()
+
+    return Reader
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    """The words and the fix for an error that ruamel did not expect itself."""
+    if isinstance(error, (ValueError, OverflowError)):
+        return "an escape that is no character (the last is \\U0010FFFF)", ""
+    if isinstance(error, (AssertionError, KeyError)):
+        return "a version other than 1.1 and 1.2", "remove the line above that begins with %YAML"
+    return f"{type(error).__name__}: {error}", ""
 
 
 def _short(node: YamlNode) -> str:

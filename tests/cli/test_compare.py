@@ -208,7 +208,7 @@ def test_names_are_no_markup_and_break_no_table(capsys, runs, monkeypatch):
     (line,) = (
         line for line in qplug(capsys, runs / "[red]", "--markdown")[1].splitlines() if line.startswith(r"| \[/b]")
     )
-    assert line.startswith(r"| \[/b] a/b \| c d | W4A4 |")
+    assert line.startswith(r"| \[/b] a/b \| c\\nd | W4A4 |")
 
 
 def test_unreadable_folders_are_named_and_the_rest_is_compared(capsys, runs):

@@ -86,17 +86,17 @@ def test_a_model_of_ones_own_needs_a_size_alone(capsys):
 
 
 def test_a_recipe_and_a_run_folder_stand_for_their_model(capsys):
-    found = inspected(capsys, "own.yaml")
+    found = inspected(capsys, "own.yaml", "--allow-code")
     assert (found["model"], found["sites"][2]["shape"]) == ("own.yaml", [10, 8])
-    assert call("run", "own.yaml", "--out", "run", "--no-cache") == 0
+    assert call("run", "own.yaml", "--allow-code", "--out", "run", "--no-cache") == 0
     capsys.readouterr()
-    assert inspected(capsys, "run")["sites"] == found["sites"]
+    assert inspected(capsys, "run", "--allow-code")["sites"] == found["sites"]
 
 
 def test_a_recipe_brings_its_data_too(capsys):
-    assert call("inspect", "own.yaml", "--ranges", "--calibration-images", 4, "--json") == 0
+    assert call("inspect", "own.yaml", "--allow-code", "--ranges", "--calibration-images", 4, "--json") == 0
     assert json.loads(capsys.readouterr().out)["protocol"]["images"] == 4
-    assert call("sensitivity", "own.yaml", "--bits", 4, "--json", "--evaluation-images", 6) == 0
+    assert call("sensitivity", "own.yaml", "--allow-code", "--bits", 4, "--json", "--evaluation-images", 6) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["protocol"]["images"] == {"calibration": 32, "evaluation": 6}
 

@@ -38,8 +38,7 @@ def test_a_gpu_beyond_those_that_are_there(monkeypatch):
 
 @pytest.mark.parametrize("name", ["gpu", "cuda0", "", "cuda:-1", "cpu:x"])
 def test_what_is_no_device(name):
-    expected = f"device '{name}' cannot be used: expected a device such as cpu, cuda or cuda:1"
-    with pytest.raises(InputError, match=expected):
+    with pytest.raises(InputError, match=f"device '{name}' cannot be used: expected a device such as cpu, cuda"):
         parse_device(name)
 
 

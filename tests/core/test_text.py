@@ -1,8 +1,10 @@
-"""Suggestions for names: beginnings first, then what is similar."""
+"""Names in messages: suggestions, and names that neither fill the terminal nor reach it raw."""
+
+from __future__ import annotations
 
 import pytest
 
-from qplug.core.text import close, did_you_mean
+from qplug.core.text import close, did_you_mean, escaped, short
 
 NAMES = ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "davit_tiny", "deit_small_patch16_224"]
 
@@ -26,3 +28,36 @@ def test_close(word, known, expected):
 def test_did_you_mean():
     assert did_you_mean("bit", ["bits", "seed"]) == "did you mean 'bits'?"
     assert did_you_mean("q", ["bits"]) == ""
+
+
+HOSTILE = {
+    "\x1b[31mred": "\\x1b[31mred",
+    "\x1b]0;title\x07": "\\x1b]0;title\\x07",
+    "\x9b2J": "\\x9b2J",
+    "a\u202eb": "a\\u202eb",
+    "a\u2066b\u2069": "a\\u2066b\\u2069",
+    "a\u200db\ufeff": "a\\u200db\\ufeff",
+    "\U000e0041": "\\U000e0041",
+    "half \udcff": "half \\udcff",
+    "a\rb\tc\x00": "a\\rb\\tc\\x00",
+    "\u2028": "\\u2028",
+}
+
+
+@pytest.mark.parametrize("raw", HOSTILE)
+def test_what_a_terminal_would_obey_is_escaped(raw: str) -> None:
+    assert escaped(raw) == HOSTILE[raw]
+    assert escaped(f"line\n{raw}") == f"line\n{HOSTILE[raw]}"
+    assert escaped(f"line\n{raw}", breaks=False) == f"line\\n{HOSTILE[raw]}"
+    assert short(raw).isprintable()
+
+
+def test_other_text_stays_as_it_is() -> None:
+    assert escaped("Δ → ü 漢字 🙂 a'b\"c\\d") == "Δ → ü 漢字 🙂 a'b\"c\\d"
+
+
+def test_a_long_name_is_cut() -> None:
+    assert short("x" * 60) == "x" * 60
+    assert short("x" * 100_000) == "x" * 59 + "…"
+    assert len(short("\x1b" * 100_000)) == 60
+    assert close("x" * 100_000, ["x.y", "baseline.mse"]) == []

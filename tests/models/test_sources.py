@@ -133,7 +133,7 @@ def test_import_calls_the_function_with_its_arguments(tmp_path: Path, monkeypatc
         imported("my_models:mak")
     with pytest.raises(InputError, match="returned int"):
         imported("my_models:nothing")
-    with pytest.raises(InputError, match="is int, not callable"):
+    with pytest.raises(InputError, match="is of type int: expected a class of modules or a function"):
         imported("my_models:number")
     with pytest.raises(InputError, match="cannot be imported: ModuleNotFoundError"):
         imported("no_such_module:make")

@@ -61,4 +61,4 @@ def recipe(tmp_path: Path, *overrides: str, **sections: Any) -> Recipe:
     path = tmp_path / "recipe.yaml"
     more = {name: {**QUICK, **values} for name, values in sections.items()}
     path.write_text(BASE + "".join(f"{name}: {json.dumps(values)}\n" for name, values in more.items()))
-    return load_recipe(path, overrides)
+    return load_recipe(path, overrides, allow_code=True)

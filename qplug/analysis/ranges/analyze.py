@@ -14,6 +14,7 @@ from qplug.analysis.ranges.mixing import CHANNELS, TOKENS, MixerTrace, mixers, m
 from qplug.analysis.ranges.models import AnalyzedModel, original_model, rewritten_model, run_model
 from qplug.analysis.sensitivity.measure import GRADIENT_BATCH
 from qplug.core.component import Config, DataSource, ModelSource
+from qplug.core.errors import exits_named
 from qplug.core.types import Change
 from qplug.hooks.registry import Registry
 from qplug.pipeline.context import RunContext
@@ -21,6 +22,7 @@ from qplug.pipeline.results import Inputs
 from qplug.pipeline.stages.load import open_inputs
 from qplug.quantization.calibration.calibrator import watched_sites
 from qplug.quantization.calibration.hessian import TRACE_TOLERANCE
+from qplug.recipe import AllowCode
 
 Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
@@ -75,6 +77,7 @@ class RangeAnalysis:
     warnings: list[str] = field(default_factory=list)
 
 
+@exits_named
 def analyze(
     model_source: ModelSource,
     images: DataSource,
@@ -84,6 +87,7 @@ def analyze(
     device: str = "cpu",
     registry: Registry | None = None,
     observers: Sequence[object] = (),
+    allow_code: AllowCode = False,
 ) -> RangeAnalysis:
     """Analyze a model, and the same model after a rewrite.
 
@@ -95,21 +99,27 @@ def analyze(
         device: device as torch names it.
         registry: installed components, by default all.
         observers: objects with ``qplug_observe``.
+        allow_code: whether the recipe of a run folder may name code from outside the installed packages.
 
     Raises:
         InputError: an argument cannot be used.
         EquivalenceError: a rewrite broke its promise to preserve the function.
     """
     with RunContext.of(seed=request.seed, device=device, registry=registry, observers=observers) as ctx:
-        return _analyze(ctx, model_source, images, request, after)
+        return _analyze(ctx, model_source, images, request, after, allow_code)
 
 
 def _analyze(
-    ctx: RunContext, model_source: ModelSource, images: DataSource, request: RangesRequest, after: Path | None
+    ctx: RunContext,
+    model_source: ModelSource,
+    images: DataSource,
+    request: RangesRequest,
+    after: Path | None,
+    allow_code: AllowCode,
 ) -> RangeAnalysis:
     with ctx.stage("load"):
         inputs = open_inputs(ctx, model_source, images, batch_size=GRADIENT_BATCH)
-    models = _models(ctx, inputs, after)
+    models = _models(ctx, inputs, after, allow_code)
     results = {name: ModelAnalysis(model.label, model.changes) for name, model in models.items()}
     if request.hessian_probes:
         groups = {
@@ -135,11 +145,11 @@ def _analyze(
     )
 
 
-def _models(ctx: RunContext, inputs: Inputs, after: Path | None) -> dict[str, AnalyzedModel]:
+def _models(ctx: RunContext, inputs: Inputs, after: Path | None, allow_code: AllowCode) -> dict[str, AnalyzedModel]:
     """``before``, and ``after`` if a recipe or a run folder is given."""
     models = {"before": original_model(ctx, inputs)}
     if after is not None and after.is_dir():
-        models["after"] = run_model(inputs.float_model, after, models["before"].image, ctx.registry)
+        models["after"] = run_model(inputs.float_model, after, models["before"].image, ctx.registry, allow_code)
     elif after is not None:
         models["after"] = rewritten_model(ctx, inputs, after)
     return models

@@ -20,7 +20,7 @@ from qplug.pipeline.stages.prepare import prepare
 from qplug.pipeline.stages.rewrite import HOOKS, rewrite
 from qplug.pipeline.warnings import ask_for_training
 from qplug.quantization.sites import SiteMap, find_sites
-from qplug.recipe import load_recipe
+from qplug.recipe import AllowCode, load_recipe
 
 
 @dataclass
@@ -75,7 +75,7 @@ def rewritten_model(ctx: RunContext, inputs: Inputs, path: Path) -> AnalyzedMode
         RecipeError: the recipe is wrong.
         EquivalenceError: a rewrite broke its promise to preserve the function.
     """
-    recipe = load_recipe(path, registry=ctx.registry)
+    recipe = load_recipe(path, registry=ctx.registry, allow_code=True)  # its model is not loaded
     techniques = [component(ctx.registry.techniques, step) for step in recipe.techniques]
     with RunContext.of(techniques, recipe.backend, recipe.seed, str(ctx.device), ctx.registry) as recipe_ctx:
         model = rewrite(recipe_ctx, inputs)
@@ -96,13 +96,15 @@ def _prepared(ctx: RunContext, model: RewrittenModel, label: str, warnings: list
     return AnalyzedModel(model.module, model.example, ctx.registry.blocks, label, model.changes, warnings)
 
 
-def run_model(source: FloatModel, folder: Path, image: Tensor, registry: Registry) -> AnalyzedModel:
+def run_model(
+    source: FloatModel, folder: Path, image: Tensor, registry: Registry, allow_code: AllowCode = False
+) -> AnalyzedModel:
     """The final float model of a run: rewritten, trained and smoothed, with the rounded weights of its plan.
 
     Raises:
         InputError: ``folder`` is no run folder, or its model needs another preprocessing than ``source``.
     """
-    planned = load_planned(folder, registry)
+    planned = load_planned(folder, registry, allow_code=allow_code)
     if planned.preprocessing != source.preprocessing:
         raise InputError(
             f"expected the preprocessing of {source.name}, {source.preprocessing}, received {planned.preprocessing}",

@@ -13,7 +13,7 @@ from torch import nn
 from qplug.analysis.sensitivity.correlation import Correlation, correlations
 from qplug.analysis.sensitivity.single import Effect, one_at_a_time, refusal
 from qplug.core.component import Config, DataSource, ModelSource, Technique
-from qplug.core.errors import InputError
+from qplug.core.errors import InputError, exits_named
 from qplug.core.text import listed
 from qplug.core.types import Granularity, Site
 from qplug.data.stream import Stream
@@ -123,6 +123,7 @@ class Sensitivity:
     warnings: list[str] = field(default_factory=list)
 
 
+@exits_named
 def measure(
     model_source: ModelSource,
     calibration: DataSource,

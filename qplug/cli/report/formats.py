@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qplug.cli.report.screen import Table
+from qplug.core.text import escaped
 
 FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
 """Beginnings of a cell that a spreadsheet takes for a formula, in full width too."""
@@ -28,6 +29,7 @@ def markdown(tables: Iterable[Table]) -> str:
 
 
 def _markdown(table: Table) -> str:
+    table = table.safe()
     lines = [f"**{_cell(table.title)}**", ""] if table.title else []
     if table.rows:
         sides = ["---:" if name in table.right else "---" for name in table.columns]
@@ -61,12 +63,12 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _inert(value: Any) -> Any:
-    """The value of a cell; text that begins like a formula is preceded by an apostrophe."""
+    """The value of a cell; text that begins like a formula is preceded by an apostrophe, and safe to print."""
     text = json.dumps(value) if isinstance(value, (list, dict)) else value
     if not isinstance(text, str):
         return text
     text = text.replace("\r", "\n")  # the writer quotes a cell for "\n" alone
-    return f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text
+    return escaped(f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text, breaks=False)
 
 
 def page(tables: Iterable[Table], title: str) -> str:
@@ -77,6 +79,7 @@ def page(tables: Iterable[Table], title: str) -> str:
 
 
 def _section(table: Table) -> str:
+    table = table.safe()
     notes = "".join(f"<p>{html.escape(note)}</p>\n" for note in table.notes)
     caption = html.escape(table.title)
     if not table.rows:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from qplug.core.errors import QplugError, RecipeError
+from qplug.core.text import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +36,12 @@ class Table:
     right: Sequence[str] = ()
     notes: Sequence[str] = ()
     prose: str = ""
+
+    def safe(self) -> Table:
+        """The same table with ``escaped`` texts: names in it come from recipes, files and plugins."""
+        rows = [[escaped(cell, breaks=False) for cell in row] for row in self.rows]
+        notes = [escaped(note) for note in self.notes]
+        return replace(self, title=escaped(self.title, breaks=False), rows=rows, notes=notes, prose=escaped(self.prose))
 
     def plain(self) -> str:
         """Aligned text without lines, colors or a limit of the width."""
@@ -106,15 +113,17 @@ class Screen:
 
     def line(self, text: str = "", style: str = "", *, wrap: bool = False) -> None:
         """Print one line. Text in square brackets is no markup. ``wrap`` breaks it between words on a terminal."""
+        text = escaped(text)
         if self.terminal:
             self.console.print(text, style=style or None, markup=False, soft_wrap=not wrap)
         else:
-            print(text, file=self.stream)
+            self.stream.write(f"{text}\n")
 
     def table(self, table: Table) -> None:
         """Print a table and an empty line."""
+        table = table.safe()
         if not self.terminal:
-            print(table.plain() + "\n", file=self.stream)
+            self.stream.write(f"{table.plain()}\n\n")
             return
         from rich import box
         from rich.table import Table as RichTable

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MB = 10**6
+LIMIT_MB = 8192
+"""Size limit of a cache unless given, in MB."""
 _KIND, _KEY = re.compile(r"[a-z][a-z0-9_-]*"), re.compile(r"[0-9a-f]{64}")
 
 
@@ -56,9 +58,10 @@ class Cache:
         limit_mb: size limit of all entries, in MB of 10^6 bytes; the least recently used are removed first.
     """
 
-    def __init__(self, folder: Path, limit_mb: int = 8192) -> None:
+    def __init__(self, folder: Path, limit_mb: int = LIMIT_MB) -> None:
         self.folder = Path(folder)
         self.warnings: list[str] = []
+        self.limit_mb = limit_mb
         self._limit = limit_mb * MB
         self._size: int | None = None  # unknown until the entries are listed
 
@@ -133,7 +136,11 @@ class Cache:
 
     def clear(self) -> None:
         """Remove all entries and the partial files of killed processes; other files in the folder stay."""
-        self._prune(0)
+        self.prune(0)
+
+    def prune(self, limit_mb: int) -> None:
+        """Remove entries, the least recently used first, until at most ``limit_mb`` remain; sweep as ``clear`` does."""
+        self._prune(limit_mb * MB)
         with contextlib.suppress(OSError):
             sweep(self.folder)
 

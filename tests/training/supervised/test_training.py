@@ -49,7 +49,7 @@ def test_qat_learns_weights_and_scales_and_the_run_folder_reproduces_the_metrics
     history = json.loads((tmp_path / "run" / "training.json").read_text())["qat"]
     assert len(history["curve"]["points"]) == 50
     assert [at for at, _ in history["held_out"]] == list(range(0, 51, 5))
-    model = load_quantized(tmp_path / "run")
+    model = load_quantized(tmp_path / "run", allow_code=True)
     images = Digits(Digits.Config(source="digits", split="test", images=50)).open(0)
     prepare = Preprocessing((1, 8, 8), (0.305,), (0.376,), "bilinear", 1.0).transform()
     with torch.inference_mode():
@@ -76,7 +76,7 @@ def test_finetuning_comes_before_folding_and_batchnorms_learn_their_statistics(t
     assert tuned.metrics["finetuned.top1"] > plain.metrics["float.top1"] + 0.3  # 0.66 against 0.14
     assert tuned.metrics["float.top1"] == plain.metrics["float.top1"]
     assert tuned.metrics["quantized.top1"] > plain.metrics["quantized.top1"] + 0.3
-    load_quantized(tmp_path / "tuned")
+    load_quantized(tmp_path / "tuned", allow_code=True)
 
 
 def test_batchnorms_that_were_not_folded_keep_their_statistics_in_qat():
@@ -112,7 +112,7 @@ def test_bounds_are_learned_on_request(tmp_path, asked):
     given = recipe(tmp_path, qat={"learn": {"bounds": asked}})
     steps = (Bounded.Config(), *given.techniques)
     result = run(given.model_copy(update={"techniques": steps}), registry=toy_registry(Bounded), out=tmp_path / "run")
-    model = load_quantized(tmp_path / "run", registry=toy_registry(Bounded))
+    model = load_quantized(tmp_path / "run", registry=toy_registry(Bounded), allow_code=True)
     assert (model.act.alpha.item() != 0.125) == asked
     assert sum("training has to make up for it" in w for w in result.warnings) == 1
     tuned = given.model_copy(update={"techniques": steps, "finetune": given.qat})
