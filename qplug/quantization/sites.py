@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qplug.core.types import NormGroup, QuantSpec, Site, SiteKind
 from qplug.models.attention import MatMul
+from qplug.models.batch_axes import batch_axes
 from qplug.models.tracing import Tracer, is_norm, kind_after, no_grad_forward
 
 
@@ -26,12 +27,17 @@ class SiteMap:
         groups: norm → the linears that read its output, for norms whose output only linears read.
         total_macs: MACs of one image, attention included, counted by torch's FLOP counter.
         uncovered_macs: module path → MACs of one image that belong to no site.
+        left: module path → the reason why it has no site.
+
+    What is the same for every image, such as a layer that reads a table of coordinates, counts as in a forward of one
+    image.
     """
 
     sites: list[Site] = field(default_factory=list)
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     total_macs: int = 0
     uncovered_macs: dict[str, int] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
 
     def float_macs(self, quantized: Container[str]) -> dict[str, int]:
         """Module → MACs that stay in float if the sites named in ``quantized`` are quantized.
@@ -69,7 +75,10 @@ def find_sites(model: nn.Module, image: Tensor) -> SiteMap:
     """Trace one forward of ``model`` (eval mode, with explicit attention) on ``image``, a batch of one."""
     finder = _SiteFinder(model)
     finder.trace(image)
-    result = SiteMap(finder.sites, finder.groups())
+    operations = {name: model.get_submodule(name) for name in dict.fromkeys(site.module for site in finder.sites)}
+    left = batch_axes(model, operations, image).problems()
+    groups = {norm: readers for norm, readers in finder.groups().items() if not left.keys() & {norm, *readers}}
+    result = SiteMap([site for site in finder.sites if site.module not in left], groups, left=left)
     covered: dict[str, int] = {}
     for site in result.sites:
         covered[site.module] = max(covered.get(site.module, 0), site.macs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from qplug.core.errors import InputError
 from qplug.core.task import CLASSIFICATION, Task
 from qplug.core.types import Site, SiteKind, Smoothing
 from qplug.models.attention import MatMul
+from qplug.models.batch_axes import BatchAxes, axes_and_batches, batch_first
 from qplug.models.tracing import is_norm
 from qplug.quantization.calibration.running_ranges import RunningRanges
-from qplug.quantization.calibration.samplers import OperationSampler, SampleSize, sampler_of
+from qplug.quantization.calibration.samplers import PRODUCTS, OperationSampler, SampleSize, sampler_of
 from qplug.quantization.calibration.statistics import SiteStats
 
 
@@ -42,7 +44,7 @@ class Calibration:
         self.model, self._task = model, task
         self.images = images
         self._size = size or SampleSize()
-        self._seed = seed
+        self._seed, self._axes = seed, BatchAxes()
         self.sites = list(sites)
         self.ranges = {site.name: RunningRanges(site, images) for site in sites if not site.kind.is_weight}
         modules = dict.fromkeys(site.module for site in sites)
@@ -61,16 +63,25 @@ class Calibration:
 
         With ``loss``, collect its gradient at every sampled output too.
 
+        An operation whose input is the same for every image gives each of its rows once. The images then pass one by
+        one if ``loss`` is given: their gradients at such an output could not be told apart.
+
         Raises:
             InputError: an activation is not finite; the error names the first such site.
         """
+        self._axes, batches = axes_and_batches(self.model, self.samplers, batches)
+        alone = loss is not None and self._axes.any_constant
         handles = [
             self.model.get_submodule(name).register_forward_hook(self._hook(name, operation))
             for name, operation in self.samplers.items()
         ]
         if loss is not None:
-            norms = (self.model.get_submodule(name) for name in self.samplers)
-            handles += [norm.register_forward_pre_hook(_branch) for norm in norms if is_norm(norm)]
+            for name in self.samplers:
+                module = self.model.get_submodule(name)
+                if self._axes.of(name).constant and not isinstance(module, PRODUCTS):
+                    handles.append(module.register_forward_pre_hook(_leaf))
+                if is_norm(module):
+                    handles.append(module.register_forward_pre_hook(_branch))
             tables = (module for module in self.model.modules() if isinstance(module, nn.Embedding))
             handles += [table.register_forward_hook(_trace_output) for table in tables]
         frozen = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -78,7 +89,7 @@ class Calibration:
             parameter.requires_grad_(False)
         done = 0
         try:
-            for batch in batches:
+            for batch in chain.from_iterable(torch.split(batch, 1) if alone else (batch,) for batch in batches):
                 for operation in self.samplers.values():
                     operation.begin_batch(done, len(batch))
                 if loss is None:
@@ -123,12 +134,20 @@ class Calibration:
         roles = ("lhs", "rhs") if isinstance(self.model.get_submodule(name), MatMul) else ("input",)
         operand_ranges = [self.ranges.get(f"{name}.{role}") for role in roles]
 
-        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+            axes = self._axes.of(name, operation.call)
             with torch.no_grad():
-                for ranges, tensor in zip(operand_ranges, args, strict=False):
+                for index, (ranges, x) in enumerate(zip(operand_ranges, args, strict=False)):
                     if ranges is not None:
-                        ranges.update(tensor.detach(), operation.batch)
-            operation.record(module, args, out)
+                        axis = axes.of(index)
+                        known = axis is None and operation.first > 0
+                        ranges.update(batch_first(x.detach(), axis), operation.batch, axis is None, known)
+            leaf = None
+            if axes.constant and torch.is_grad_enabled() and not out.requires_grad and out.is_floating_point():
+                leaf = out = out.requires_grad_(True)  # nothing before a constant requires gradients
+            operation.record(module, args, out, axes)
+            operation.call += 1
+            return None if leaf is None else leaf.clone()  # a copy, because a leaf forbids operations in place
 
         return hook
 
@@ -153,6 +172,12 @@ def _traced(batch: Tensor) -> Tensor:
 def _branch(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """A view of a norm's input, so that its gradient is the norm's alone and not the sum over all readers."""
     return (args[0].view_as(args[0]), *args[1:])
+
+
+def _leaf(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The same with a gradient for a constant, before which nothing requires one."""
+    x = args[0]
+    return (x.detach().requires_grad_(True) if torch.is_grad_enabled() and not x.requires_grad else x, *args[1:])
 
 
 def _trace_output(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
