@@ -26,6 +26,7 @@ class Inspection:
         sites: all sites, inputs of Softmax and LayerNorm included.
         total_macs: multiply-accumulates of one image.
         float_macs: module → multiply-accumulates without a site.
+        float_reasons: module without a site → the reason, where one is known.
         float_norms: BatchNorms that could not be folded → the reason.
         costs: convention → bits such as ``W8A8`` → size and bit operations if every site is quantized, with the names
             of a run's metrics.
@@ -34,6 +35,7 @@ class Inspection:
     sites: list[Site]
     total_macs: int
     float_macs: dict[str, int]
+    float_reasons: dict[str, str] = field(default_factory=dict)
     float_norms: dict[str, str] = field(default_factory=dict)
     costs: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
@@ -48,10 +50,17 @@ def inspect(model_source: ModelSource, registry: Registry | None = None) -> Insp
     with RunContext.of(registry=registry) as ctx:
         model = rewrite(ctx, Inputs(model_source.load()), ask=False)
         sites = prepare(ctx, model)
-    site_map = sites.site_map
+    site_map = sites.site_map.without(sites.refused)
     plans = {f"W{weights}A{inputs}": uniform_plan(site_map, weights, inputs) for weights, inputs in COST_BITS}
     counted = {
         name: {bits: costs(model.module, plan, convention) for bits, plan in plans.items()}
         for name, convention in CONVENTIONS.items()
     }
-    return Inspection(site_map.sites, site_map.total_macs, site_map.uncovered_macs, sites.folding.left, counted)
+    return Inspection(
+        site_map.sites,
+        site_map.total_macs,
+        site_map.uncovered_macs,
+        {**site_map.left, **sites.refused},
+        sites.folding.left,
+        counted,
+    )

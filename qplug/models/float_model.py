@@ -106,6 +106,9 @@ class FloatModel:
         task_name: str = "classification",
     ) -> FloatModel:
         """Convert a module to eval mode and float32 on the CPU; raises ``InputError`` for NaN or infinite weights."""
+        from qplug.models.effective_weight import detach_computed
+
+        detach_computed(module)
         module = module.cpu().float().eval().requires_grad_(False)
         state = module.state_dict()
         broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]

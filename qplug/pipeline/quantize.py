@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from qplug.data.loading import check_disjoint
 from qplug.data.memory import AsItIs, TensorExamples
 from qplug.data.stream import Stream
 from qplug.hooks.registry import Registry
+from qplug.models.effective_weight import copy_module
 from qplug.models.float_model import FloatModel
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import Inputs, RunResult
@@ -67,7 +67,7 @@ def quantize(
     if judged is not None:
         check_disjoint(images, judged)
     with RunContext.open(recipe, None, device, registry, observers, cache) as ctx:
-        own = copy.deepcopy(model)
+        own = copy_module(model)
         float_model = FloatModel.of(own, type(model).__name__, AsItIs.of(images), task_name=task.name)
         float_model.module.to(ctx.device)
         stream = Stream(images, float_model.preprocessing, recipe.data.batch_size, ctx.device)

@@ -94,12 +94,14 @@ class PreparedSites:
         specs: what the recipe asks, by site name.
         watched: the sites in scope, of which statistics are collected.
         folding: the BatchNorms that were folded, and those that were not.
+        refused: module with sites → the reason why the backend cannot hold it.
     """
 
     site_map: SiteMap
     specs: Specs
     watched: list[Site]
     folding: Folding
+    refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def asked(self) -> dict[str, QuantSpec]:

@@ -50,6 +50,12 @@ class SiteMap:
                 macs[site.module] = site.macs
         return macs
 
+    def without(self, modules: Container[str]) -> SiteMap:
+        """The map without the sites of these modules, whose MACs then belong to no site."""
+        macs = {site.module: site.macs for site in self.sites if site.macs and site.module in modules}
+        sites = [site for site in self.sites if site.module not in modules]
+        return replace(self, sites=sites, uncovered_macs={**self.uncovered_macs, **macs})
+
     def norm_groups(self, model: nn.Module, specs: Mapping[str, QuantSpec] | None = None) -> list[NormGroup]:
         """The groups with the present weights of ``model``; ``specs`` omits the sites that stay in float."""
         specs = specs or {}

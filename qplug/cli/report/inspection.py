@@ -33,6 +33,7 @@ def inspection_summary(inspection: Inspection, model: str) -> dict[str, Any]:
         "total_macs": inspection.total_macs,
         "coverage": inspection.coverage,
         "float_macs": dict(inspection.float_macs),
+        "float_reasons": dict(inspection.float_reasons),
         "float_norms": dict(inspection.float_norms),
         "costs": dict(inspection.costs),
     }
@@ -49,7 +50,10 @@ def inspection_tables(inspection: Inspection, model: str, convention: Convention
     by_kind = [(kind, str(count), f"{numel:,}") for kind, (count, numel) in kinds.items()]
     notes = [
         f"{inspection.total_macs:,} MACs for one image; {percent(inspection.coverage, 1)} of them can be quantized",
-        *(f"stays in float: {name}, {macs:,} MACs" for name, macs in inspection.float_macs.items()),
+        *(
+            f"stays in float: {name}, {macs:,} MACs{_reason(inspection.float_reasons.get(name))}"
+            for name, macs in inspection.float_macs.items()
+        ),
         *_norms(inspection.float_norms),
     ]
     return [
@@ -57,6 +61,10 @@ def inspection_tables(inspection: Inspection, model: str, convention: Convention
         Table("Kinds", ("kind", "sites", "elements"), by_kind, right=("sites", "elements"), notes=notes),
         _costs(inspection.costs[convention.name], convention),
     ]
+
+
+def _reason(text: str | None) -> str:
+    return f": {text}" if text else ""
 
 
 def _norms(reasons: Mapping[str, str]) -> Iterator[str]:
