@@ -28,6 +28,7 @@ class Inspection:
         sites: all sites, inputs of Softmax and LayerNorm included.
         total_macs: multiply-accumulates of one image.
         float_macs: module → multiply-accumulates without a site.
+        float_reasons: module without a site → the reason, where one is known.
         float_norms: BatchNorms that could not be folded → the reason.
         unknown: module → operators, or its weights, whose multiply-accumulates no formula counts.
         bypassed: site → why its quantizer would be passed by; it counts as float.
@@ -39,6 +40,7 @@ class Inspection:
     sites: list[Site]
     total_macs: int
     float_macs: dict[str, int]
+    float_reasons: dict[str, str] = field(default_factory=dict)
     float_norms: dict[str, str] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
     bypassed: dict[str, str] = field(default_factory=dict)
@@ -70,7 +72,7 @@ def inspect(model_source: ModelSource, registry: Registry | None = None, *, weig
         notes = settle_inputs(source)
         model = rewrite(ctx, Inputs(source), ask=False)
         sites = prepare(ctx, model)
-    site_map = sites.site_map
+    site_map = sites.site_map.without(sites.refused)
     plans = {f"W{weights}A{inputs}": uniform_plan(site_map, weights, inputs) for weights, inputs in COST_BITS}
     counted = {
         name: {bits: costs(model.module, plan, convention, source.module) for bits, plan in plans.items()}
@@ -80,6 +82,7 @@ def inspect(model_source: ModelSource, registry: Registry | None = None, *, weig
         site_map.sites,
         site_map.total_macs,
         site_map.float_macs({site.name for site in site_map.sites} - site_map.bypassed.keys()),
+        {**site_map.left, **sites.refused},
         sites.folding.left,
         site_map.unknown,
         site_map.bypassed,

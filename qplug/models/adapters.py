@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from qplug.core.errors import EquivalenceError, InputError
 from qplug.core.types import Adapter
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-LARGEST_ADAPTER_ERROR = 1e-5
-"""Largest change of a module's output by its adapter, as a fraction of the output's norm."""
+    from qplug.models.replacement import Call
 
 
 def _attention(module: nn.Module) -> nn.Module:
@@ -45,6 +43,19 @@ def _linear(module: nn.Module) -> nn.Module:
     return linear(module).eval()
 
 
+def _standardized(module: nn.Module) -> nn.Module:
+    from qplug.models.layers import standardized_conv
+
+    return standardized_conv(module).eval()
+
+
+def _blur(module: nn.Module) -> nn.Module | None:
+    from qplug.models.layers import blur
+
+    made = blur(module)
+    return None if made is None else made.eval()
+
+
 def _bert(module: nn.Module) -> nn.Module | None:
     from qplug.models.attention import ExplicitSelfAttention
 
@@ -72,7 +83,13 @@ ADAPTERS = [
     Adapter("timm.layers.attention:Attention", _attention),
     Adapter("timm.models.swin_transformer:WindowAttention", _window_attention),
     Adapter("timm.layers.conv2d_same:Conv2dSame", _padded_conv),
+    Adapter("timm.layers.conv2d_same:Conv2dSameExport", _padded_conv),
     Adapter("timm.layers.linear:Linear", _linear),
+    Adapter("timm.layers.std_conv:StdConv2d", _standardized),
+    Adapter("timm.layers.std_conv:StdConv2dSame", _standardized),
+    Adapter("timm.layers.std_conv:ScaledStdConv2d", _standardized),
+    Adapter("timm.layers.std_conv:ScaledStdConv2dSame", _standardized),
+    Adapter("timm.layers.blur_pool:BlurPool2d", _blur),
     Adapter("torch.nn.modules.activation:MultiheadAttention", _multihead_attention),
     Adapter("transformers.models.bert.modeling_bert:BertSelfAttention", _bert),
     Adapter("transformers.models.distilbert.modeling_distilbert:DistilBertSelfAttention", _distilbert),
@@ -82,13 +99,15 @@ ADAPTERS = [
 def make_explicit(
     model: nn.Module, adapters: Iterable[Adapter], image: Tensor, left: dict[str, str] | None = None
 ) -> list[str]:
-    """Replace, in place, every module whose type has an adapter; returns the paths of the replaced modules.
+    """Replace, in place, every module that can be quantized in another form; returns the paths of the replaced modules.
 
-    A subclass has its base's adapter if it inherits ``forward``; if its replacement computes something else, the
-    subclass stays. Encoders and layers of ``nn.Transformer`` lose their fused kernels, which call no submodule.
-
-    Any other module that multiplies two activations in its own forward is made explicit by the graph of that forward
-    (``qplug.models.explicit``); it keeps its identity.
+    1. A module whose type has an adapter becomes what that builds. A subclass has its base's adapter if it inherits
+       ``forward``; if its replacement computes something else, the subclass stays. Encoders and layers of
+       ``nn.Transformer`` lose their fused kernels, which call no submodule.
+    2. Parameters that torch computes (parametrizations, weight and spectral norms, pruning) become their values.
+    3. A subclass of ``nn.Conv2d`` or ``nn.Linear`` without an adapter becomes a plain layer if its forward is just that.
+    4. Any other module that multiplies two activations in its own forward is made explicit by the graph of that forward
+       (``qplug.models.explicit``); it keeps its identity.
 
     Args:
         model: the float model in eval mode.
@@ -104,65 +123,63 @@ def make_explicit(
     """
     import torch
 
+    from qplug.models.effective_weight import compute_parameters, is_own_kind, is_reparametrized
     from qplug.models.explicit import make_products_explicit
     from qplug.models.product_finder import ProductFinder
-    from qplug.models.surgery import replace
+    from qplug.models.replacement import make_plain, recorded_calls
     from qplug.models.transformer_layers import without_fused_kernels
 
     without_fused_kernels(model, image)
     table = {adapter.path: adapter for adapter in reversed(list(adapters))}
-    targets = {name: module for name, module in model.named_modules() if not table.keys().isdisjoint(_paths(module))}
-    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {}
-
-    def record(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            copies = tuple(map(_copy, args)), {key: _copy(value) for key, value in kwargs.items()}
-            calls[name] = (*copies, _first(out).clone())
-
-        return hook
-
-    handles = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in targets.items()]
+    adapted, computed, own_kinds = {}, {}, {}
+    for name, module in model.named_modules():
+        if not table.keys().isdisjoint(_paths(module)):
+            adapted[name] = module
+        elif is_own_kind(module):
+            own_kinds[name] = module
+        if is_reparametrized(module):
+            computed[name] = module
     finder = ProductFinder(model)
-    try:
-        with torch.inference_mode(), finder:
-            model(image)
-    finally:
-        for handle in (*handles, finder):
-            handle.remove()
-    replaced, unlike = [], []
-    for name, module in targets.items():
+    with recorded_calls({**adapted, **computed, **own_kinds}) as calls, finder, torch.inference_mode():
+        expected = model(image)
+    for module in computed.values():
+        compute_parameters(module)
+    replaced = _adapt(model, table, adapted, calls)
+    for name in computed.keys() & calls.keys() - replaced - own_kinds.keys():
+        calls[name].check(computed[name], name, "computing the parameters")
+        replaced.add(name)
+    replaced |= make_plain(
+        model, {name: own_kinds[name] for name in own_kinds if name in calls}, calls, image, expected
+    )
+    unlike = {name for name in adapted.keys() - replaced if _paths(adapted[name])[0] not in table}
+    others = [name for name in finder.found if name not in adapted or name in unlike]
+    if others:
+        changed, reasons = make_products_explicit(model, others, image)
+        replaced.update(changed)
+        if left is not None:
+            left.update(reasons)
+    return [name for name, _ in model.named_modules() if name in replaced]
+
+
+def _adapt(
+    model: nn.Module, table: Mapping[str, Adapter], modules: Mapping[str, nn.Module], calls: Mapping[str, Call]
+) -> set[str]:
+    """Replace modules by their adapters; returns the paths of the replaced ones."""
+    from qplug.models.replacement import LARGEST_ERROR
+    from qplug.models.surgery import replace
+
+    replaced = set()
+    for name, module in modules.items():
         own, inherited = _paths(module)
         adapter = table.get(own) or table[inherited]
         explicit = adapter.build(module)
         if explicit is None or name not in calls:
             continue
-        args, kwargs, expected = calls[name]
-        if not torch.isfinite(expected).all():
-            raise InputError(
-                "the output is NaN or infinite on a random input",
-                where=name,
-                fix="check that the weights belong to this model, and that the model does not overflow float32",
-            )
-        with torch.inference_mode():
-            error = float((_first(explicit(*args, **kwargs)) - expected).norm() / expected.norm().clamp_min(1e-12))
-        if not error <= LARGEST_ADAPTER_ERROR:
-            if own not in table:
-                unlike.append(name)
-                continue
-            raise EquivalenceError(
-                f"the adapter for {adapter.path} changes the output by {error:.1e} of its norm, "
-                f"more than {LARGEST_ADAPTER_ERROR:.0e}",
-                where=name,
-                fix="the installed library may compute this module differently: report it, or remove the adapter",
-            )
+        if own not in table and calls[name].error(explicit) > LARGEST_ERROR:
+            continue
+        calls[name].check(explicit, name, f"the adapter for {adapter.path}")
         replace(model, module, explicit)
-        replaced.append(name)
-    others = [name for name in finder.found if name not in targets or name in unlike]
-    if others:
-        changed, reasons = make_products_explicit(model, others, image)
-        replaced += changed
-        if left is not None:
-            left.update(reasons)
+        replaced.add(name)
     return replaced
 
 
@@ -171,15 +188,3 @@ def _paths(module: nn.Module) -> tuple[str, str]:
     kinds = type(module), next(base for base in type(module).__mro__ if "forward" in vars(base))
     own, inherited = (f"{kind.__module__}:{kind.__name__}" for kind in kinds)
     return own, inherited
-
-
-def _copy(value: Any) -> Any:
-    """A copy of a tensor, unaffected by later in-place operations; any other value as it is."""
-    from torch import Tensor
-
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def _first(out: Any) -> Tensor:
-    tensor: Tensor = out[0] if isinstance(out, tuple) else out
-    return tensor

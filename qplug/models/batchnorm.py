@@ -1,9 +1,8 @@
-"""Folding of BatchNorms into the convolution or linear before them; a traced forward finds the pairs."""
+"""Folding of BatchNorms into the convolutions or linears before or behind them; a traced forward finds the pairs."""
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +12,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from qplug.core.text import listed
 from qplug.core.types import Change
-from qplug.models.interface import has_own_hooks
+from qplug.models.batchnorm_reads import Reads, same_channels
+from qplug.models.merging import merge_branches
 from qplug.models.surgery import replace
-from qplug.models.tracing import Tracer, no_grad_forward
 
 BY = "core.fold_batchnorm"
 """Name of this step in the plan."""
 REASON = "BatchNorm folded into the convolution or linear before it"
+REASON_BEHIND = "BatchNorm folded into the convolutions or linears that read it"
+MERGED = "branches merged by the block's own function in timm"
 AFTER = {
     "torch.nn.modules.batchnorm:BatchNorm1d": (),
     "torch.nn.modules.batchnorm:BatchNorm2d": (),
@@ -43,20 +44,32 @@ class Folding:
     left: dict[str, str] = field(default_factory=dict)
 
     def note(self) -> list[str]:
-        """A warning that lists the BatchNorms in float; none if all were folded."""
+        """A warning that lists the BatchNorms in float by their reasons; none if all were folded."""
         if not self.left:
             return []
-        reasons = listed(f"{name} {reason}" for name, reason in self.left.items())
-        return [f"BatchNorms that could not be folded stay in float: {reasons}"]
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.left.items():
+            by_reason.setdefault(reason, []).append(name)
+        groups = [
+            f"{names[0]} {reason}" if len(names) == 1 else f"{len(names)}, each of which {reason}: {listed(names)}"
+            for reason, names in by_reason.items()
+        ]
+        return [f"BatchNorms that could not be folded stay in float: {'; '.join(groups)}"]
 
 
 @torch.no_grad()
 def fold_batchnorms(model: nn.Module, image: Tensor) -> Folding:
-    """Fold, in place, every BatchNorm of ``model`` that is the only reader of a convolution or linear.
+    """Fold, in place, every BatchNorm of ``model`` into the operation before it, or into those behind it.
 
-    W' = W·γ/√(σ² + ε) and b' = (b − μ)·γ/√(σ² + ε) + β, computed in float64 by torch's own fusion and written back in
-    the parameters' dtype (Jacob et al. 2018, section 3.2, Eq. 14). A missing bias is created. The BatchNorm is replaced
-    by the dropout and the activation function that it called, under their names, or by an identity.
+    - Before: the BatchNorm is the only reader of a convolution or linear. W' = W·γ/√(σ² + ε) and
+      b' = (b − μ)·γ/√(σ² + ε) + β, computed in float64 by torch's own fusion and written back in the parameters' dtype
+      (Jacob et al. 2018, section 3.2, Eq. 14). The BatchNorm is replaced by the dropout and the activation function
+      that it called, under their names, or by an identity.
+    - Behind: only convolutions without zero padding and linears read the BatchNorm, which calls nothing else. With
+      s = γ/√(σ² + ε) and t = β − μ·s, W' = W·s and b' = b + W·t over the inputs, likewise. It becomes an identity.
+
+    In between, values may move, as long as channels stay. A missing bias is created.
+    Where neither is possible, a block of timm that can merge its branches does it (``qplug.models.merging``).
 
     Activation functions are set to ``inplace=False``: their input is now the output of an operation, which gradients
     and statistics read.
@@ -67,99 +80,70 @@ def fold_batchnorms(model: nn.Module, image: Tensor) -> Folding:
         image: (1, C, H, W) float32, for the traced forward.
     """
     folding = Folding()
-    norms = {name: module for name, module in model.named_modules() if _is_batchnorm(module)}
-    if norms:
-        reads = _Reads(model, norms, image)
-        for name, norm in norms.items():
-            if not reads.calls[name]:
+    if plan := _plan(model, image):
+        merged = merge_branches(model, [name for name, place in plan.items() if place.problem], image)
+        folding.changes += [Change(name, BY, True, MERGED) for name in merged]
+        for name, place in (_plan(model, image) if merged else plan).items():
+            norm = model.get_submodule(name)
+            if place.problem:
+                folding.left[name] = place.problem
                 continue
-            operation = reads.operation[name]
-            problem = _unknown(norm) or reads.problem(name)
-            if problem or operation is None:
-                folding.left[name] = problem
-                continue
-            _fuse(model.get_submodule(operation), norm)
+            for operation in place.operations:
+                (_fuse_behind if place.behind else _fuse)(model.get_submodule(operation), norm)
             replace(model, norm, _rest(norm))
-            folding.changes.append(Change(f"{name} → {operation}", BY, True, REASON))
+            where = ", ".join(place.operations)
+            folding.changes.append(Change(f"{name} → {where}", BY, True, REASON_BEHIND if place.behind else REASON))
     for module in model.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
     return folding
 
 
-class _Reads:
-    """One traced forward: the input and the number of calls of each BatchNorm, and the readers of each operation.
+@dataclass
+class _Place:
+    """Where a BatchNorm goes: into ``operations``, before or behind it; or nowhere, for the reason ``problem``."""
 
-    Attributes:
-        operation: BatchNorm → the convolution or linear whose output is its input; ``None`` for any other input.
-        calls: number of calls of each BatchNorm and operation.
-    """
-
-    def __init__(self, model: nn.Module, norms: dict[str, nn.Module], image: Tensor) -> None:
-        self.operation: dict[str, str | None] = dict.fromkeys(norms)
-        self.calls: Counter[str] = Counter()
-        self._tokens: set[str] = set()  # linears whose outputs have more axes than (B, C)
-        self._readers: dict[str, list[str]] = defaultdict(list)
-        self._outputs: dict[str, Tensor] = {}
-        self._tracer = Tracer(lambda label, function: self._readers[label].append(function))
-        self._hooked = {n for n, m in model.named_modules() if has_own_hooks(m)}
-        handles = []
-        for name, module in model.named_modules():
-            if type(module) in (nn.Conv2d, nn.Linear):
-                handles.append(module.register_forward_hook(self._record_output(name)))
-            elif name in norms:
-                handles.append(module.register_forward_pre_hook(self._record_input(name)))
-        try:
-            with self._tracer:
-                out = no_grad_forward(model, image)
-        finally:
-            for handle in handles:
-                handle.remove()
-        for value in _tensors(out):
-            self._readers[self._tracer.origin(value) or ""].append("the model's output")
-
-    def problem(self, norm: str) -> str:
-        """The reason why ``norm`` cannot be folded; empty if it can."""
-        operation = self.operation[norm]
-        if operation is None:
-            return "does not read the output of an nn.Conv2d or nn.Linear as it is"
-        if self.calls[norm] > 1:
-            return f"is called {self.calls[norm]} times"
-        if self.calls[operation] > 1:
-            return f"reads {operation}, which is called {self.calls[operation]} times"
-        if len(self._readers[operation]) > 1:
-            return f"is not alone in reading {operation}: {', '.join(self._readers[operation])}"
-        if operation in self._tokens:
-            return f"normalizes another axis than the outputs of {operation}"
-        hooked = [name for name in (norm, operation) if name in self._hooked]
-        return f"depends on forward hooks of {hooked[0]}" if hooked else ""
-
-    def _record_output(self, name: str) -> Any:
-        def hook(module: nn.Module, _: Any, out: Tensor) -> None:
-            self.calls[name] += 1
-            if isinstance(module, nn.Linear) and out.dim() != 2:
-                self._tokens.add(name)
-            self._outputs[name] = out
-            self._tracer.label(out, name)
-
-        return hook
-
-    def _record_input(self, name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            self.calls[name] += 1
-            operation = self._tracer.origin(args[0]) if args else None
-            if operation is not None and self._outputs[operation] is args[0]:
-                self.operation[name] = operation
-
-        return hook
+    operations: list[str] = field(default_factory=list)
+    behind: bool = False
+    problem: str = ""
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
+def _plan(model: nn.Module, image: Tensor) -> dict[str, _Place]:
+    """The place of every BatchNorm that a forward calls, in model order."""
+    norms = {name: module for name, module in model.named_modules() if _is_batchnorm(module)}
+    if not norms:
+        return {}
+    reads = Reads(model, norms, image)
+    called = [name for name in norms if reads.calls[name]]
+    before = {name: _unknown(norms[name]) or reads.problem_before(name) for name in called}
+    behind = {
+        name: _unknown(norms[name]) or _calls_more(norms[name]) or reads.problem_behind(name, model)
+        for name in called
+        if before[name] or name not in reads.direct
+    }
+    pairs = {(reads.operation[name] or "", name) for name in behind if not before[name]}
+    pairs |= {(name, follower) for name, problem in behind.items() if not problem for follower in reads.followers[name]}
+    same = same_channels(model, pairs, image) if pairs else set()
+    places = {}
+    for name in called:
+        operation, followers = reads.operation[name], reads.followers[name]
+        moved = name in behind and not before[name] and (operation, name) not in same
+        problem = f"normalizes another axis than the outputs of {operation}" if moved else before[name]
+        if not problem and operation is not None:
+            places[name] = _Place([operation])
+        elif not behind[name] and all((name, follower) in same for follower in followers):
+            places[name] = _Place(followers, behind=True)
+        elif operation is None and not _unknown(norms[name]):
+            why = behind[name] or f"{followers[0]} reads another axis of its own"
+            places[name] = _Place(problem=f"{problem}, and {why}")
+        else:
+            places[name] = _Place(problem=problem)
+    return places
+
+
+def _calls_more(norm: nn.Module) -> str:
+    rest = _rest(norm)
+    return "" if isinstance(rest, nn.Identity) else f"its {type(rest[0]).__name__} reads its own"  # type: ignore[index]
 
 
 def _path(module: nn.Module) -> str:
@@ -192,8 +176,26 @@ def _fuse(operation: Any, norm: Any) -> None:
     operation.weight, operation.bias = (nn.Parameter(t.to(like.dtype), requires_grad=like.requires_grad) for t in fused)
 
 
+def _fuse_behind(operation: Any, norm: Any) -> None:
+    """Fold ``norm`` into a convolution or linear that reads it; its groups read groups of the channels."""
+    tensors = (operation.weight, operation.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    weight, bias, mean, variance, gain, offset = (None if t is None else t.double() for t in tensors)
+    assert weight is not None
+    assert mean is not None
+    assert variance is not None
+    scale = (variance + norm.eps).rsqrt() * (1.0 if gain is None else gain)
+    shift = -mean * scale + (0.0 if offset is None else offset)
+    groups = getattr(operation, "groups", 1)
+    by_input = (groups, 1, len(mean) // groups, *[1] * (weight.dim() - 2))
+    grouped = weight.view(groups, -1, *weight.shape[1:])
+    added = (grouped * shift.view(by_input)).flatten(2).sum(2).flatten()
+    fused = (grouped * scale.view(by_input)).view(weight.shape), added if bias is None else bias + added
+    like = operation.weight
+    operation.weight, operation.bias = (nn.Parameter(t.to(like.dtype), requires_grad=like.requires_grad) for t in fused)
+
+
 def _rest(norm: nn.Module) -> nn.Module:
     """The dropout and the activation function that the BatchNorm called; an identity if it called none."""
-    calls = [(name, getattr(norm, name)) for name in AFTER[_path(norm)]]
+    calls = [(name, getattr(norm, name)) for name in AFTER.get(_path(norm), ())]
     rest = OrderedDict((name, module) for name, module in calls if not isinstance(module, nn.Identity))
     return nn.Sequential(rest).eval() if rest else nn.Identity().eval()

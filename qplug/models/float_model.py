@@ -112,9 +112,12 @@ class FloatModel:
                 shape yet, or the module is scripted.
         """
         from qplug.models.eager import eager
+        from qplug.models.effective_weight import detach_computed
 
         _check_replaceable(module, name)
-        module = eager(module).cpu().float().eval().requires_grad_(False)
+        module = eager(module)
+        detach_computed(module)
+        module = module.cpu().float().eval().requires_grad_(False)
         broken = _unsound(module)
         if broken:
             raise InputError(

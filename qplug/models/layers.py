@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from qplug.models.effective_weight import weight_of
 
 
 class SamePad2d(nn.Module):
@@ -47,6 +50,57 @@ def padded_conv(original: nn.Conv2d) -> nn.Sequential:
     )
     pad = SamePad2d(original.kernel_size, original.stride, original.dilation)
     return nn.Sequential(OrderedDict(pad=pad, conv=_with_parameters(conv, original)))
+
+
+def standardized_conv(original: Any) -> nn.Module:
+    """A replacement of timm's weight-standardized convolutions by ``conv`` with the weight as it is in eval mode.
+
+    A ``pad`` is before it where timm pads by the image size. ScaledStdConv's gain becomes part of the weight.
+    """
+    weight = original.weight
+    conv = weight_of(original, weight.new_zeros(1, original.in_channels, *weight.shape[2:]))
+    if not getattr(original, "same_pad", False):
+        return conv
+    pad = SamePad2d(original.kernel_size, original.stride, original.dilation)
+    return nn.Sequential(OrderedDict(pad=pad, conv=conv))
+
+
+class Pad2d(nn.Module):
+    """Padding of an image by fixed sizes.
+
+    Args:
+        sizes: left, right, top and bottom, in pixels.
+        mode: as ``torch.nn.functional.pad`` takes it.
+    """
+
+    def __init__(self, sizes: Sequence[int], mode: str) -> None:
+        super().__init__()
+        self.sizes, self.mode = list(sizes), mode
+
+    def extra_repr(self) -> str:
+        """Sizes and mode, for ``repr``."""
+        return f"{self.sizes}, mode={self.mode!r}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) → (B, C, H + top + bottom, W + left + right)."""
+        return F.pad(x, self.sizes, self.mode)
+
+
+def blur(original: Any) -> nn.Module | None:
+    """A replacement of timm's ``BlurPool2d`` by ``pad`` and a depthwise ``conv``; ``None`` without a channel count."""
+    if original.channels is None:
+        return None
+    conv = nn.Conv2d(
+        original.channels,
+        original.channels,
+        original.filt_size,
+        original.stride,
+        groups=original.channels,
+        bias=False,
+        device="meta",
+    )
+    conv.weight = nn.Parameter(original.filt.detach().clone(), requires_grad=False)
+    return nn.Sequential(OrderedDict(pad=Pad2d(original.padding, original.pad_mode), conv=conv))
 
 
 def linear(original: nn.Linear) -> nn.Linear:

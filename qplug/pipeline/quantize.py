@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from qplug.data.loading import check_disjoint
 from qplug.data.memory import AsItIs, TensorExamples
 from qplug.data.stream import Stream
 from qplug.hooks.registry import Registry
+from qplug.models.effective_weight import copy_module
 from qplug.models.float_model import FloatModel
 from qplug.pipeline.check_labels import check_labels
 from qplug.pipeline.check_model import check_gradients, check_model
@@ -83,7 +83,7 @@ def quantize(
 def _copied(model: nn.Module) -> nn.Module:
     """A copy of the caller's model; raises ``InputError`` if it cannot be copied."""
     try:
-        return copy.deepcopy(model)
+        return copy_module(model)
     except Exception as error:  # the model's own code, and tensors that autograd recorded
         raise InputError(
             f"the model cannot be copied: {type(error).__name__}: {' '.join(str(error).split())[:160]}",

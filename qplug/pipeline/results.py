@@ -99,6 +99,7 @@ class PreparedSites:
         watched: the sites in scope, of which statistics are collected.
         folding: the BatchNorms that were folded, and those that were not.
         calls: module → its calls in one forward; of a calibrated one, as calibration saw them.
+        refused: module with sites → the reason why the backend cannot hold it.
     """
 
     site_map: SiteMap
@@ -106,6 +107,7 @@ class PreparedSites:
     watched: list[Site]
     folding: Folding
     calls: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def asked(self) -> dict[str, QuantSpec]:

@@ -5,7 +5,7 @@ Backends and export formats share this walk. Each brings a table of its own: mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -46,6 +46,22 @@ def replace_planned(
         replacer.replace(original, made.eval().to(device))
 
 
+def refusals(model: nn.Module, paths: Iterable[str], kinds: Iterable[type[nn.Module]], target: str) -> dict[str, str]:
+    """Module → the reason why ``target``, which holds modules of exactly these types, cannot hold it."""
+    kinds = tuple(kinds)
+    reasons = {path: _refusal(model.get_submodule(path), kinds, target) for path in dict.fromkeys(paths)}
+    return {path: reason for path, reason in reasons.items() if reason}
+
+
+def _refusal(original: nn.Module, kinds: tuple[type[nn.Module], ...], target: str) -> str:
+    if type(original) in kinds:
+        return ""
+    base = next((base for base in kinds if isinstance(original, base)), None)
+    if base is None:
+        return ""
+    return f"{target} cannot hold a {type(original).__name__}, only the {base.__name__} that it derives from"
+
+
 def _by_module(plan: Plan) -> dict[str, dict[Role, Decision]]:
     """Module → its decisions by role, in model order."""
     found: dict[str, dict[Role, Decision]] = {}
@@ -61,14 +77,11 @@ def _device(model: nn.Module, plan: Plan) -> torch.device:
 
 
 def _maker(path: str, original: nn.Module, makers: Mapping[type[nn.Module], Maker], other: Maker, target: str) -> Maker:
-    kind = type(original)
-    if kind in makers:
-        return makers[kind]
-    base = next((base for base in makers if isinstance(original, base)), None)
-    if base is None:
-        return other
+    refusal = _refusal(original, tuple(makers), target)
+    if not refusal:
+        return makers.get(type(original), other)
     raise InputError(
-        f"{target} cannot hold a {kind.__name__}, only the {base.__name__} that it derives from",
+        refusal,
         where=path,
         fix=f"leave it in float: quantize.overrides: [{{match: '{path}', skip: true}}]",
     )

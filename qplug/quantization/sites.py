@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qplug.core.types import NormGroup, QuantSpec, Site, SiteKind
 from qplug.models.attention import MatMul
+from qplug.models.batch_axes import batch_axes
 from qplug.models.tracing import Tracer, is_norm, kind_after, no_grad_forward
 from qplug.quantization.counting import Count, count
 
@@ -29,6 +30,10 @@ class SiteMap:
         unknown: module path → operators, or its weights, whose MACs no formula counts.
         calls: module path → its calls in one forward.
         bypassed: site → why its quantizer would be passed by.
+        left: module path → the reason why it has no site.
+
+    What is the same for every image, such as a layer that reads a table of coordinates, counts as in a forward of one
+    image.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -38,6 +43,7 @@ class SiteMap:
     unknown: dict[str, str] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     bypassed: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
 
     def float_macs(self, quantized: Container[str]) -> dict[str, int]:
         """Module → MACs that stay in float if the sites named in ``quantized`` are quantized.
@@ -49,6 +55,12 @@ class SiteMap:
             if site.macs and site.name not in quantized:
                 macs[site.module] = site.macs
         return macs
+
+    def without(self, modules: Container[str]) -> SiteMap:
+        """The map without the sites of these modules, whose MACs then belong to no site."""
+        macs = {site.module: site.macs for site in self.sites if site.macs and site.module in modules}
+        sites = [site for site in self.sites if site.module not in modules]
+        return replace(self, sites=sites, uncovered_macs={**self.uncovered_macs, **macs})
 
     def norm_groups(self, model: nn.Module, specs: Mapping[str, QuantSpec] | None = None) -> list[NormGroup]:
         """The groups with the present weights of ``model``; ``specs`` omits the sites that stay in float."""
@@ -75,7 +87,10 @@ def find_sites(model: nn.Module, image: Tensor) -> SiteMap:
     """Trace one forward of ``model`` (eval mode, with explicit attention) on ``image``, a batch of one."""
     finder = _SiteFinder(model)
     finder.trace(image)
-    result = SiteMap(finder.sites, finder.groups())
+    operations = {name: model.get_submodule(name) for name in dict.fromkeys(site.module for site in finder.sites)}
+    left = batch_axes(model, operations, image).problems()
+    groups = {norm: readers for norm, readers in finder.groups().items() if not left.keys() & {norm, *readers}}
+    result = SiteMap([site for site in finder.sites if site.module not in left], groups, left=left)
     covered: dict[str, int] = {}
     for site in result.sites:
         covered[site.module] = max(covered.get(site.module, 0), site.macs)

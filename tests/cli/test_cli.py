@@ -83,7 +83,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
         fake.asked = {"source": source}
         sites = [Site("a.weight", SiteKind.LINEAR_WEIGHT, "a", "weight", (2, 3), 6)]
         norms = {"n": "is called 2 times", "m": "is in training mode", "o": "is in training mode"}
-        left = {"float_macs": {"mystery": 6}, "unknown": {}, "bypassed": {}, "float_norms": norms}
+        left = {"float_macs": {"mystery": 6}, "unknown": {}, "bypassed": {}, "float_reasons": {}, "float_norms": norms}
         costs = {"W8A8": {"size_mb": 1.0, "bops_g": 200.0, "float.size_mb": 4.0, "float.bops_g": 32.0}}
         more = {**left, "costs": {"full": costs, "q-mlp": costs}, "notes": []}
         return types.SimpleNamespace(sites=sites, total_macs=12, coverage=0.5, **more)

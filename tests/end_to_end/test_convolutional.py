@@ -141,7 +141,7 @@ def test_a_folder_whose_norms_are_not_folded_as_in_the_run_is_refused(tmp_path):
 
 
 def test_what_cannot_be_folded_is_shown_wherever_what_stays_in_float_is():
-    reason = "does not read the output of an nn.Conv2d or nn.Linear as it is"
+    reason = "does not read the output of an nn.Conv2d or nn.Linear as it is, and its own is read by relu"
     result, _, toys = quantized(lambda: lively(PreActivation()))
     assert result.plan.float_sites == {"sum_norm": reason}
     assert result.warnings[-1] == f"BatchNorms that could not be folded stay in float: sum_norm {reason}"

@@ -47,9 +47,13 @@ def test_a_convmixers_convolutions_are_covered_and_its_batchnorms_named():
     folding = fold_batchnorms(model, images)
     assert folding.changes == []
     # each reads an activation, and is read across a residual: neither side can take it
-    assert folding.left == dict.fromkeys(
-        ["stem.2", "blocks.0.0.fn.2", "blocks.0.3", "blocks.1.0.fn.2", "blocks.1.3"], RELU
-    )
+    assert folding.left == {
+        "stem.2": f"{RELU}, and its own is read by conv2d, add",
+        "blocks.0.0.fn.2": f"{RELU}, and its own is read by add",
+        "blocks.0.3": f"{RELU}, and its own is read by conv2d, add",
+        "blocks.1.0.fn.2": f"{RELU}, and its own is read by add",
+        "blocks.1.3": f"{RELU}, and its own is read by adaptive_avg_pool2d",
+    }
     _, found = sited(model, images)
     assert found.uncovered_macs == {}
     depthwise = by_module(found, "blocks.0.0.fn.0")

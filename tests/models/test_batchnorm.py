@@ -4,15 +4,19 @@ import copy
 import re
 
 import pytest
+import timm
 import torch
 from cnn_toys import FAMILIES, family, lively
 from numeric_toys import Sequence
 from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d
+from timm.models.byobnet import RepVggBlock
+from timm.models.fastvit import MobileOneBlock, RepMixer
+from timm.models.repvit import RepVggDw
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from qplug.models.adapters import ADAPTERS, make_explicit
-from qplug.models.batchnorm import BY, Folding, fold_batchnorms
+from qplug.models.batchnorm import BY, MERGED, REASON, REASON_BEHIND, Folding, fold_batchnorms
 from qplug.models.blocks import BLOCKS
 from qplug.models.equivalence import LARGEST_CHANGE
 from qplug.quantization.sites import find_sites
@@ -191,15 +195,47 @@ LEFT = {
         {},
         "is not alone in reading conv: add_, batch_norm",
     ),
-    "a transpose before": (
-        lambda m, x: m.norm(m.conv(x).transpose(2, 3)),
+    "a transpose of channels": (
+        lambda m, x: m.norm(m.conv(x[:, :, :6, :6]).transpose(1, 3)),
         {},
-        "does not read the output of an nn.Conv2d or nn.Linear as it is",
+        "normalizes another axis than the outputs of conv",
     ),
-    "a BatchNorm before the convolution": (
+    "a mean before": (
+        lambda m, x: m.norm(m.conv(x).mean((2, 3))),
+        {"norm": nn.BatchNorm1d(4)},
+        "does not read the output of an nn.Conv2d or nn.Linear as it is, and its own is read by the model's output",
+    ),
+    "zero padding behind": (
         lambda m, x: m.conv(m.norm(x)),
+        {"norm": nn.BatchNorm2d(3), "conv": conv(padding=1)},
+        "does not read the output of an nn.Conv2d or nn.Linear as it is, "
+        "and the convolution that reads its own pads with zeros",
+    ),
+    "a residual branch behind": (
+        lambda m, x: (lambda y: m.conv(y) + y[:, :1, 2:, 2:])(m.norm(x)),
         {"norm": nn.BatchNorm2d(3)},
-        "does not read the output of an nn.Conv2d or nn.Linear as it is",
+        "does not read the output of an nn.Conv2d or nn.Linear as it is, and its own is read by conv2d, __getitem__",
+    ),
+    "a convolution behind that is called twice": (
+        lambda m, x: m.conv(m.norm(x)) + m.conv(x),
+        {"norm": nn.BatchNorm2d(3)},
+        "does not read the output of an nn.Conv2d or nn.Linear as it is, "
+        "and its own is read by conv, which is called 2 times",
+    ),
+    "an activation in place behind": (
+        lambda m, x: m.conv(nn.functional.relu_(m.norm(x))),
+        {"norm": nn.BatchNorm2d(3)},
+        "does not read the output of an nn.Conv2d or nn.Linear as it is, and its own is read by relu_, conv2d",
+    ),
+    "its own activation": (
+        lambda m, x: m.conv(m.norm(x)),
+        {"norm": BatchNormAct2d(3)},
+        "does not read the output of an nn.Conv2d or nn.Linear as it is, and its ReLU reads its own",
+    ),
+    "another axis behind": (
+        lambda m, x: m.fc(m.norm(x[:, :, :4, :3])),
+        {"norm": nn.BatchNorm2d(3), "fc": nn.Linear(3, 2)},
+        "does not read the output of an nn.Conv2d or nn.Linear as it is, and fc reads another axis of its own",
     ),
     "two BatchNorms read the convolution": (
         lambda m, x: (lambda y: m.norm(y) + m.other(y))(m.conv(x)),
@@ -229,7 +265,7 @@ LEFT = {
     "a convolution of another type": (
         lambda m, x: m.norm(m.conv(x)),
         {"conv": Weighted(3, 4, 3)},
-        "does not read the output of an nn.Conv2d or nn.Linear as it is",
+        "does not read the output of an nn.Conv2d or nn.Linear as it is, and its own is read by the model's output",
     ),
     "a weight computed by a hook": (
         lambda m, x: m.norm(m.conv(x)),
@@ -247,13 +283,14 @@ def test_other_batchnorms_stay_and_are_listed(case):
     assert folding.left["norm"] == reason
     assert "norm" in batchnorms(model)
     (note,) = folding.note()
-    assert note.startswith(f"BatchNorms that could not be folded stay in float: norm {reason}")
+    left = f"norm {reason}" if len(folding.left) == 1 else f"2, each of which {reason}: norm, other"
+    assert note == f"BatchNorms that could not be folded stay in float: {left}"
 
 
-def test_the_note_lists_three_batchnorms_and_counts_the_others():
-    folding = Folding(left=dict.fromkeys("abcde", "is in training mode"))
+def test_the_note_groups_batchnorms_by_their_reasons():
+    folding = Folding(left=dict.fromkeys("abcde", "is in training mode") | {"f": "is called 2 times"})
     (note,) = folding.note()
-    assert note.endswith("a is in training mode, b is in training mode, c is in training mode and 2 more")
+    assert note.endswith("float: 5, each of which is in training mode: a, b, c and 2 more; f is called 2 times")
 
 
 @pytest.mark.parametrize(("shape", "kind"), [((1, 4, 4), nn.BatchNorm1d), ((1, 4, 4, 4), nn.BatchNorm2d)])
@@ -275,3 +312,171 @@ def test_a_model_without_batchnorms_only_loses_its_in_place_operations():
     folding = fold_batchnorms(model, IMAGE)
     assert (folding.changes, folding.left, calls) == ([], {}, [])
     assert model.act.inplace is False
+
+
+# behind views and moves, and into what reads
+
+
+def test_moves_between_that_keep_the_channels():
+    tokens, linear = torch.randn(2, 5, 6), nn.Linear(6, 4)
+    cases = {
+        "flattened": (
+            lambda m, x: m.norm(m.op(x).flatten(0, 1)).view(2, 5, 4),
+            tokens,
+            nn.Linear(6, 4),
+            nn.BatchNorm1d(4),
+        ),
+        "channels first": (lambda m, x: m.norm(m.op(x).transpose(1, 2)), tokens, linear, nn.BatchNorm1d(4)),
+        "rotated": (lambda m, x: m.norm(m.op(x).transpose(2, 3)), IMAGE, conv(), norm()),
+        "rolled": (lambda m, x: m.norm(m.op(x).roll(1, 2).flatten(2)), IMAGE, conv(), nn.BatchNorm1d(4)),
+    }
+    for what, (function, image, op, bn) in cases.items():
+        model, folding = folded(function, image, op=op, norm=bn)
+        assert [change.where for change in folding.changes] == ["norm → op"], what
+        assert type(model.norm) is nn.Identity
+
+
+def test_square_sizes_do_not_hide_another_axis():
+    """As many tokens as channels: only the forward tells the axes apart."""
+    image = torch.randn(3, 4, 4)
+    _, folding = folded(lambda m, x: m.norm(m.fc(x).transpose(0, 1)), image, fc=nn.Linear(4, 4), norm=nn.BatchNorm1d(3))
+    assert folding.left == {"norm": "normalizes another axis than the outputs of fc"}
+
+
+BEHIND = {
+    "a convolution": (lambda m, x: m.a(m.norm(x)), IMAGE, {"a": conv()}, ["a"]),
+    "groups": (lambda m, x: m.a(m.norm(x)), IMAGE, {"a": nn.Conv2d(3, 6, 3, groups=3)}, ["a"]),
+    "mirrored padding": (lambda m, x: m.a(m.norm(x)), IMAGE, {"a": conv(padding=1, padding_mode="reflect")}, ["a"]),
+    "a linear, dropout between": (
+        lambda m, x: m.a(nn.functional.dropout(m.norm(x), training=False)),
+        torch.randn(2, 3),
+        {"a": nn.Linear(3, 4, bias=False), "norm": nn.BatchNorm1d(3)},
+        ["a"],
+    ),
+    "a linear behind a transpose": (
+        lambda m, x: m.a(m.norm(x).transpose(1, 2)),
+        torch.randn(2, 3, 3),
+        {"a": nn.Linear(3, 4), "norm": nn.BatchNorm1d(3)},
+        ["a"],
+    ),
+    "without gain": (lambda m, x: m.a(m.norm(x)), IMAGE, {"a": conv(), "norm": nn.BatchNorm2d(3, affine=False)}, ["a"]),
+}
+
+
+@pytest.mark.parametrize("case", BEHIND)
+def test_a_batchnorm_is_folded_into_what_reads_it(case):
+    function, image, modules, into = BEHIND[case]
+    model, folding = folded(function, image, **{"norm": nn.BatchNorm2d(3), **modules})
+    assert [change.where for change in folding.changes] == [f"norm → {', '.join(into)}"]
+    assert folding.changes[0].reason == REASON_BEHIND
+    assert type(model.norm) is nn.Identity
+
+
+def test_a_batchnorm_is_folded_into_all_that_read_it():
+    model, folding = folded(
+        lambda m, x: (lambda y: m.a(y) + m.b(y.view(y.shape)))(m.norm(x)),
+        norm=nn.BatchNorm2d(3),
+        a=conv(),
+        b=conv(),
+    )
+    assert [change.where for change in folding.changes] == ["norm → a, b"]
+    assert model.a.bias.shape == (4,)
+
+
+def test_one_convolution_takes_the_batchnorms_on_both_sides():
+    model, folding = folded(lambda m, x: m.b(m.conv(m.a(x))), a=nn.BatchNorm2d(3), conv=conv(), b=norm())
+    assert [change.where for change in folding.changes] == ["a → conv", "b → conv"]
+    assert batchnorms(model) == []
+
+
+# timm's blocks with branches
+
+FEATURES = torch.randn(1, 8, 9, 7, generator=torch.Generator().manual_seed(0))
+BLOCKS_OF_TIMM = {
+    "RepVGG": (lambda: RepVggBlock(8, 8), ["0.reparam_conv"]),
+    "MobileOne": (lambda: MobileOneBlock(8, 8, 3, num_conv_branches=2), ["0.reparam_conv"]),
+    "FastViT's mixer": (lambda: RepMixer(8, 3), ["0.reparam_conv"]),
+    "RepViT": (lambda: RepVggDw(8, 3), ["0"]),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS_OF_TIMM)
+def test_branches_without_a_place_for_their_batchnorm_are_merged(block):
+    make, convolutions = BLOCKS_OF_TIMM[block]
+    torch.manual_seed(0)
+    model = nn.Sequential(lively(make()))
+    before = copy.deepcopy(model)
+    folding = fold_batchnorms(model, FEATURES)
+    assert folding.left == {}
+    assert [change.where for change in folding.changes] == ["0"]
+    assert folding.changes[0].reason == MERGED
+    assert [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)] == convolutions
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    for x in (FEATURES, torch.cat([FEATURES.flip(2), 2 * FEATURES])):
+        assert distance(model(x), before(x)) < 1e-6
+
+
+def test_a_block_whose_batchnorms_fold_keeps_its_branches():
+    model = nn.Sequential(lively(RepVggBlock(8, 6, stride=2)))
+    folding = fold_batchnorms(model, FEATURES)
+    assert {change.reason for change in folding.changes} == {REASON}
+    assert len([module for module in model.modules() if isinstance(module, nn.Conv2d)]) == 2
+
+
+def test_a_block_that_cannot_be_merged_stays_and_its_batchnorms_are_named():
+    model = nn.Sequential(lively(RepVggBlock(8, 8)))
+    model[0].conv_1x1 = nn.Identity()  # as a rewrite may leave it
+    folding = fold_batchnorms(model, FEATURES)
+    assert list(folding.left) == ["0.identity"]
+    assert [change.where for change in folding.changes] == ["0.conv_kxk.bn → 0.conv_kxk.conv"]
+
+
+def test_a_merge_that_changes_the_function_is_undone(monkeypatch):
+    def wrong(self):
+        self.reparam_conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    monkeypatch.setattr(RepVggBlock, "reparameterize", wrong)
+    model = nn.Sequential(lively(RepVggBlock(8, 8)))
+    assert list(fold_batchnorms(model, FEATURES).left) == ["0.identity"]
+    assert model[0].reparam_conv is None
+
+
+class OwnFuse(Sequence):
+    def fuse(self):
+        raise AssertionError("another library's method of the same name")
+
+
+def test_methods_of_other_libraries_are_not_called():
+    inner = lively(OwnFuse(lambda m, x: m.norm(x) + x, norm=nn.BatchNorm2d(8)))
+    assert list(fold_batchnorms(nn.Sequential(inner), FEATURES).left) == ["0.norm"]
+
+
+REAL = pytest.mark.real
+FAMILIES_WITH_BRANCHES = [
+    pytest.param("levit_128s", 224, marks=pytest.mark.slow),
+    pytest.param("fastvit_t8", 64, marks=pytest.mark.slow),
+    pytest.param("repvgg_a0", 32, marks=REAL),
+    pytest.param("mobileone_s0", 32, marks=REAL),
+    pytest.param("repghostnet_050", 64, marks=REAL),
+    pytest.param("repvit_m1", 64, marks=REAL),
+    pytest.param("efficientvit_m0", 224, marks=REAL),
+    pytest.param("inception_next_atto", 64, marks=REAL),
+    pytest.param("nextvit_small", 64, marks=REAL),
+]
+
+
+@pytest.mark.parametrize(("name", "size"), FAMILIES_WITH_BRANCHES)
+def test_no_batchnorm_of_these_families_stays_and_other_weights_give_the_same_places(name, size):
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model, again = lively(timm.create_model(name, num_classes=3)), timm.create_model(name, num_classes=3).eval()
+    before = copy.deepcopy(model)
+    make_explicit(model, ADAPTERS, image)
+    folding = fold_batchnorms(model, image)
+    assert folding.left == {}
+    assert batchnorms(model) == []
+    assert distance(model(image), before(image)) < LARGEST_CHANGE
+    make_explicit(again, ADAPTERS, image)
+    assert fold_batchnorms(again, image).changes == folding.changes
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(image), model(image))

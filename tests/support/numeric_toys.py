@@ -90,3 +90,11 @@ class Sequence(nn.Module):
 
     def forward(self, x):
         return self.function(self, x)
+
+
+class Constant(nn.Module):
+    """Random values that do not depend on the image: a table of coordinates, or learned queries."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.register_buffer("values", torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))))

@@ -14,6 +14,7 @@ from qplug.analysis.ranges.depth import Depth
 from qplug.core.errors import InputError
 from qplug.core.seeding import seeded
 from qplug.core.types import Site
+from qplug.models.batch_axes import BatchAxes, axes_and_batches, batch_first
 from qplug.quantization.calibration.samplers import SampleRows
 
 PERCENTILE = 99.0
@@ -82,8 +83,11 @@ def activation_ranges(
     recorders = {
         name: _RangeRecorder(name, images, seed) for name in (*(site.name for site in activation_sites), *depth.blocks)
     }
+    axes, batches = axes_and_batches(model, dict.fromkeys(site.module for site in activation_sites), batches)
     handles = [
-        model.get_submodule(site.module).register_forward_pre_hook(_input(recorders[site.name], site.role == "rhs"))
+        model.get_submodule(site.module).register_forward_pre_hook(
+            _input(recorders[site.name], axes, site.module, int(site.role == "rhs"))
+        )
         for site in activation_sites
     ]
     handles += [model.get_submodule(name).register_forward_hook(_output(recorders[name])) for name in depth.blocks]
@@ -91,7 +95,7 @@ def activation_ranges(
     try:
         for batch in batches:
             for recorder in recorders.values():
-                recorder.first, recorder.batch = done, len(batch)
+                recorder.begin_batch(done, len(batch))
             with torch.no_grad():
                 model(batch)
             done += len(batch)
@@ -104,8 +108,8 @@ def activation_ranges(
     return ranges + [recorders[name].range(BLOCK_OUTPUT, depth.positions[name]) for name in depth.blocks]
 
 
-def _input(recorder: _RangeRecorder, second: bool) -> Any:
-    return lambda _, args: recorder.update(args[int(second)])
+def _input(recorder: _RangeRecorder, axes: BatchAxes, module: str, operand: int) -> Any:
+    return lambda _, args: recorder.update(args[operand], axes.of(module, recorder.call).of(operand))
 
 
 def _output(recorder: _RangeRecorder) -> Any:
@@ -116,15 +120,26 @@ class _RangeRecorder:
     """Records the extremes and a sample of one activation, batch by batch."""
 
     def __init__(self, name: str, images: int, seed: int) -> None:
-        self.name, self.first, self.batch = name, 0, 0
+        self.name = name
+        self.begin_batch(0, 0)
         self._seed, self._cap = seed, max(1, SAMPLED // images)
         self._expected = images
         self._low, self._high = float("inf"), float("-inf")
         self._sample = SampleRows()
 
-    def update(self, x: Tensor) -> None:
-        """Add the activation of a batch. The values of an image, windows included, must be contiguous."""
-        values = x.detach().reshape(self.batch, -1)
+    def begin_batch(self, first: int, batch: int) -> None:
+        """Set the index of the next batch's first image, and the number of its images."""
+        self.first, self.batch, self.call = first, batch, 0
+
+    def update(self, x: Tensor, axis: int | None = 0) -> None:
+        """Add the activation of a batch. The values of an image, windows included, must be contiguous.
+
+        ``axis`` is that of the batch; ``None`` for a constant, which every image gets.
+        """
+        self.call += 1
+        x = x.detach()
+        values = x.reshape(1, -1).expand(self.batch, -1) if axis is None else batch_first(x, axis)
+        values = values.reshape(self.batch, -1)
         low, high = (float(extreme) for extreme in values.aminmax())
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             raise InputError(

@@ -35,6 +35,7 @@ def inspection_summary(inspection: Inspection, model: str) -> dict[str, Any]:
         "float_macs": dict(inspection.float_macs),
         "unknown_macs": dict(inspection.unknown),
         "bypassed": dict(inspection.bypassed),
+        "float_reasons": dict(inspection.float_reasons),
         "float_norms": dict(inspection.float_norms),
         "costs": dict(inspection.costs),
     }
@@ -53,7 +54,10 @@ def inspection_tables(inspection: Inspection, model: str, convention: Convention
         _macs(inspection),
         *(f"stays in float, in no count: {name}, {operators}" for name, operators in inspection.unknown.items()),
         *(f"cannot be quantized: {name}, as {why}" for name, why in inspection.bypassed.items()),
-        *(f"stays in float: {name}, {macs:,} MACs" for name, macs in inspection.float_macs.items()),
+        *(
+            f"stays in float: {name}, {macs:,} MACs{_reason(inspection.float_reasons.get(name))}"
+            for name, macs in inspection.float_macs.items()
+        ),
         *_norms(inspection.float_norms),
     ]
     return [
@@ -68,6 +72,10 @@ def _macs(inspection: Inspection) -> str:
         return f"{inspection.total_macs:,} MACs for one image are counted; the share that can be quantized is unknown"
     share = percent(inspection.coverage, 1)
     return f"{inspection.total_macs:,} MACs for one image; {share} of them can be quantized"
+
+
+def _reason(text: str | None) -> str:
+    return f": {text}" if text else ""
 
 
 def _norms(reasons: Mapping[str, str]) -> Iterator[str]:

@@ -17,7 +17,7 @@ def assign(
         plan = Plan(quantizers.decide(bits.by, bits.bits, advance), model.changes)
         watched = set(sites.watched)
         outside = {site.name: OUT_OF_SCOPE for site in sites.site_map.sites if site not in watched}
-        plan.float_sites = {**sites.specs.skipped, **outside, **sites.folding.left}
+        plan.float_sites = {**sites.specs.skipped, **outside, **sites.site_map.left, **sites.folding.left}
         plan.total_macs, plan.float_macs = sites.site_map.total_macs, sites.site_map.float_macs(plan.decisions)
         plan.unknown, plan.calls = sites.site_map.unknown, {name: sites.calls[name] for name in plan.modules()}
     return plan

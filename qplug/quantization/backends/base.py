@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -18,6 +19,13 @@ class Backend(Protocol):
 
         Raises:
             InputError: the backend cannot execute a quantizer or an operation.
+        """
+        ...
+
+    def refusals(self, model: nn.Module, modules: Iterable[str]) -> dict[str, str]:
+        """The paths among ``modules`` that ``apply`` refuses whatever their quantizers, each with the reason.
+
+        A run stops before it calibrates them. A backend without this method refuses in ``apply`` alone.
         """
         ...
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from qplug.core.types import Role
 from qplug.models.attention import MatMul
-from qplug.quantization.lowering import Maker, replace_planned
+from qplug.quantization.lowering import Maker, refusals, replace_planned
 from qplug.quantization.plan import Decision, Plan
 from qplug.quantization.quantizers import Quantizer
 
@@ -84,6 +84,10 @@ class Lowering(ABC):
         makers: dict[type[nn.Module], Maker] = dict.fromkeys(self.layers, self._layer) | {MatMul: self._matmul}
         replace_planned(model, plan, makers, self._input, self.name)
         return model
+
+    def refusals(self, model: nn.Module, modules: Iterable[str]) -> dict[str, str]:
+        """See ``Backend.refusals``."""
+        return refusals(model, modules, (*self.layers, MatMul), self.name)
 
     @abstractmethod
     def layer(self, original: nn.Module, quantizers: Mapping[str, Quantizer]) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from qplug.core.task import CLASSIFICATION, Task
 from qplug.core.text import listed
 from qplug.core.types import Site, SiteKind, Smoothing
 from qplug.models.attention import MatMul
+from qplug.models.batch_axes import BatchAxes, axes_and_batches, batch_first
 from qplug.quantization.calibration.gradients import backward, traced, traced_operations
 from qplug.quantization.calibration.running_ranges import RunningRanges
 from qplug.quantization.calibration.samplers import OperationSampler, SampleSize, sampler_of
@@ -44,7 +46,7 @@ class Calibration:
         self.model, self._task = model, task
         self.images = images
         self._size = size or SampleSize()
-        self._seed = seed
+        self._seed, self._axes = seed, BatchAxes()
         self.sites = list(sites)
         self.ranges = {site.name: RunningRanges(site, images) for site in sites if not site.kind.is_weight}
         modules = dict.fromkeys(site.module for site in sites)
@@ -63,16 +65,21 @@ class Calibration:
 
         With ``loss``, collect its gradient at every sampled output too.
 
+        An operation whose input is the same for every image gives each of its rows once. The images then pass one by
+        one if ``loss`` is given: their gradients at such an output could not be told apart.
+
         Raises:
             InputError: an activation is not finite, and the error names the first such site; or a module is not called.
         """
+        self._axes, batches = axes_and_batches(self.model, self.samplers, batches)
+        alone = loss is not None and self._axes.any_constant
         operations = {name: self.model.get_submodule(name) for name in self.samplers}
         gradients = nullcontext() if loss is None else traced_operations(self.model, operations.values())
         with gradients, ExitStack() as hooks:  # hooks that record outputs come behind those that trace them
             for name, operation in operations.items():
                 hooks.callback(operation.register_forward_hook(self._hook(name, self.samplers[name])).remove)
             done = 0
-            for batch in batches:
+            for batch in chain.from_iterable(torch.split(batch, 1) if alone else (batch,) for batch in batches):
                 for sampler in self.samplers.values():
                     sampler.begin_batch(done, len(batch))
                 if loss is None:
@@ -128,11 +135,15 @@ class Calibration:
         operand_ranges = [self.ranges.get(f"{name}.{role}") for role in roles]
 
         def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            axes = self._axes.of(name, operation.call)
             with torch.no_grad():
-                for ranges, tensor in zip(operand_ranges, args, strict=False):
+                for index, (ranges, x) in enumerate(zip(operand_ranges, args, strict=False)):
                     if ranges is not None:
-                        ranges.update(tensor.detach(), operation.batch)
-            operation.record(module, args, out)
+                        axis = axes.of(index)
+                        known = axis is None and operation.first > 0
+                        ranges.update(batch_first(x.detach(), axis), operation.batch, axis is None, known)
+            operation.record(module, args, out, axes)
+            operation.call += 1
 
         return hook
 

@@ -26,6 +26,8 @@ def traced_operations(model: nn.Module, operations: Iterable[nn.Module]) -> Iter
     for operation in operations:
         if is_norm(operation):
             handles.append(operation.register_forward_pre_hook(_branch))
+        elif isinstance(operation, nn.Softmax):
+            handles.append(operation.register_forward_pre_hook(_record_input))
         handles.append(operation.register_forward_hook(_record_output))
     tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
     handles += [table.register_forward_hook(_record_table) for table in tables]
@@ -87,6 +89,11 @@ def _branch(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if _starts(x):
         x = x.detach().requires_grad_(True)
     return (x.view_as(x), *args[1:])
+
+
+def _record_input(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """An input that autograd records, if it records nothing yet."""
+    return (args[0].detach().requires_grad_(True), *args[1:]) if _starts(args[0]) else None
 
 
 def _record_output(_: nn.Module, __: Any, out: Tensor) -> Tensor | None:

@@ -26,12 +26,22 @@ class RunningRanges:
         self.image_low, self.image_high = SampleRows(), SampleRows()
         self.smoothings: list[Smoothing] = []
 
-    def update(self, x: Tensor, batch: int) -> None:
-        """Update the statistics with the activation ``x`` of ``batch`` images."""
-        channels = x.movedim(self.site.channel_axis, -1).reshape(batch, -1, x.shape[self.site.channel_axis])
+    def update(self, x: Tensor, batch: int, constant: bool = False, known: bool = False) -> None:
+        """Update the statistics with the activation ``x`` of ``batch`` images.
+
+        Args:
+            x: with its batch in front.
+            batch: number of images.
+            constant: ``x`` has no batch, and every image gets the same: its minimum is that of each image.
+            known: the constant was part of an earlier batch, so only the images are new.
+        """
+        channels = x.movedim(self.site.channel_axis, -1)
+        channels = channels.reshape(1 if constant else batch, -1, channels.shape[-1])
         low, high = channels.aminmax(dim=1)
-        self.image_low.add(self.image_low.length, low.amin(1), self.images)
-        self.image_high.add(self.image_high.length, high.amax(1), self.images)
+        self.image_low.add(self.image_low.length, low.amin(1).expand(batch), self.images)
+        self.image_high.add(self.image_high.length, high.amax(1).expand(batch), self.images)
+        if known:
+            return
         total = channels.sum((0, 1), dtype=torch.float64)
         if self.count == 0:
             self.low, self.high, self.total = low.amin(0), high.amax(0), total

@@ -11,7 +11,11 @@ from torch.nn import functional as F
 
 from qplug.core.types import Site, Smoothing
 from qplug.models.attention import MatMul
+from qplug.models.batch_axes import FIRST, Axes, batch_first
 from qplug.quantization.calibration.product import Product
+
+PRODUCTS = (nn.Linear, nn.Conv2d, MatMul)
+"""Operations whose outputs are products; of any other one, gradients are sampled at the input."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,16 @@ class SampleRows:
 class OperationSampler:
     """Base of the samplers: selects the contributing images and stores their rows; subclasses define a row."""
 
+    """Attributes:
+        batch: number of images of the present batch.
+        first: index of its first image.
+        call: number of earlier calls of the operation in this batch.
+    """
+
     def __init__(self, images: int, cap: int, per_image: int, seed: int) -> None:
-        self.batch = self._first = 0
+        self.batch = self.first = self.call = 0
+        self._cap = cap
+        self._constants: dict[int, tuple[int, Tensor]] = {}
         self._chosen = set(torch.linspace(0, images - 1, min(images, cap)).round().int().tolist())
         self._per_image = max(1, per_image)
         self._generator = torch.Generator().manual_seed(seed)
@@ -74,18 +86,18 @@ class OperationSampler:
 
     def begin_batch(self, first: int, batch: int) -> None:
         """Set the index of the next batch's first image, and the number of its images."""
-        self._first, self.batch = first, batch
+        self.first, self.batch, self.call = first, batch, 0
 
     def contributing_images(self) -> list[int]:
         """Indices within the batch of the images that contribute to the sample."""
-        return [i for i in range(self.batch) if self._first + i in self._chosen]
+        return [i for i in range(self.batch) if self.first + i in self._chosen]
 
     def draw_indices(self, count: int, of: int) -> Tensor:
         """``count`` random indices below ``of``, without repetition, in ascending order."""
         return torch.randperm(of, generator=self._generator)[: min(count, of)].sort().values
 
-    def record(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        """Sample the inputs and outputs of one call of the operation."""
+    def record(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor, axes: Axes = FIRST) -> None:
+        """Sample the inputs and outputs of one call of the operation; ``axes`` are those of ``args``."""
         raise TypeError(f"{type(self).__name__} does not implement record()")
 
     def add_rows(self, piece: Tensor, images: int, target: Tensor, choose: Callable[[Tensor], Tensor]) -> None:
@@ -118,6 +130,31 @@ class OperationSampler:
             rows = self.squares.values()
             self.squares.add(self.squares.length, rows.new_zeros((missing, *rows.shape[1:])), self.inputs.length)
 
+    def add_constant_rows(self, rows: Tensor, target: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
+        """Add rows that are the same for every image once, and their squared gradients for each image.
+
+        Args:
+            rows: (R, …) every row; at most the size of the sample is drawn from them.
+            target: as in ``add_rows``.
+            choose: a gradient → its rows, (R, …).
+
+        Returns:
+            The indices of the drawn rows; empty if they are part of the sample already.
+        """
+        known = self.call in self._constants
+        if not known:
+            drawn = self.draw_indices(self._cap, len(rows)).to(rows.device)
+            self._constants[self.call] = (self.inputs.length, drawn)
+            self.inputs.add(self.inputs.length, rows[drawn], len(drawn))
+        start, drawn = self._constants[self.call]
+        if not target.requires_grad:
+            self._untraced = True
+        else:
+            target.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: self.squares.add(start, choose(gradient)[drawn].square(), len(drawn))
+            )
+        return drawn[:0] if known else drawn
+
     def product(self, module: nn.Module) -> Product | None:
         """The sample as a product, with the present weight; ``None`` for norms and Softmax."""
         return None
@@ -147,18 +184,24 @@ class OperationSampler:
 class TokenSampler(OperationSampler):
     """Sampler of a linear (a product with its weight) or a norm (no product); rows are tokens."""
 
-    def record(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        """x: (B, …, C) and out: (B, …, M), with token axes in between."""
+    def record(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor, axes: Axes = FIRST) -> None:
+        """x: (B, …, C) and out: (B, …, M), with token axes in between; the batch may be on another axis than 0."""
+        axis = axes.of(0)
+        if axis is None:
+            target = out if isinstance(module, nn.Linear) else args[0]
+            self.add_constant_rows(args[0].detach().reshape(-1, args[0].shape[-1]), target, _as_rows)
+            return
         images = self.contributing_images()
         if not images:
             return
-        x = args[0].detach().reshape(self.batch, -1, args[0].shape[-1])
+        x = batch_first(args[0].detach(), axis).reshape(self.batch, -1, args[0].shape[-1])
         tokens = torch.stack([self.draw_indices(self._per_image, x.shape[1]) for _ in images]).to(x.device)
         rows = torch.tensor(images, device=x.device).unsqueeze(1)
         target = out if isinstance(module, nn.Linear) else args[0]
 
         def choose(gradient: Tensor) -> Tensor:
-            return gradient.reshape(self.batch, -1, gradient.shape[-1])[rows, tokens].flatten(0, 1)
+            by_image = batch_first(gradient, axis).reshape(self.batch, -1, gradient.shape[-1])
+            return by_image[rows, tokens].flatten(0, 1)
 
         self.add_rows(x[rows, tokens].flatten(0, 1), len(images), target, choose)
 
@@ -182,18 +225,19 @@ class ConvSampler(OperationSampler):
         super().__init__(images, cap, per_image, seed)
         self._groups = conv.groups
 
-    def record(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        """x: (B, C, H, W), out: (B, M, H', W')."""
-        conv = module
-        assert isinstance(conv, nn.Conv2d)
-        padding = conv._reversed_padding_repeated_twice
-        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    def record(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor, axes: Axes = FIRST) -> None:
+        """x: (B·n, C, H, W), out: (B·n, M, H', W'), for n pictures of each image; a constant may have three axes."""
+        assert isinstance(module, nn.Conv2d)
+        x = args[0].detach()
+        if axes.of(0) is None:
+            self.add_constant_rows(_patches(module, x if x.dim() == 4 else x.unsqueeze(0)), out, _as_positions)
+            return
+        pictures = len(x) // self.batch
         for i in self.contributing_images():
-            x = F.pad(args[0][i : i + 1].detach(), padding, mode)
-            patches = F.unfold(x, conv.kernel_size, conv.dilation, 0, conv.stride)[0].T  # (positions, C·kh·kw)
+            own = slice(i * pictures, (i + 1) * pictures)
+            patches = _patches(module, x[own])
             places = self.draw_indices(self._per_image, len(patches)).to(x.device)
-            rows = patches[places].reshape(len(places), x.shape[1], *conv.kernel_size)
-            self.add_rows(rows, 1, out, lambda g, i=i, places=places: g[i].flatten(1).T[places])  # type: ignore[misc]
+            self.add_rows(patches[places], 1, out, lambda g, own=own, places=places: _as_positions(g[own])[places])  # type: ignore[misc]
 
     def lhs_matrix(self, x: Tensor) -> Tensor:
         """(n, C, kh, kw) → (groups, n, C/groups·kh·kw)."""
@@ -212,6 +256,24 @@ class ConvSampler(OperationSampler):
         return Product(self.lhs_matrix(self.inputs.values()), self.rhs_matrix(module.weight.detach()), importance)
 
 
+def _patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """(n, C, H, W) → (n·positions, C, kh, kw), the input patches of every output position."""
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    x = F.pad(x, conv._reversed_padding_repeated_twice, mode)
+    patches = F.unfold(x, conv.kernel_size, conv.dilation, 0, conv.stride).transpose(1, 2).flatten(0, 1)
+    return patches.view(len(patches), x.shape[1], *conv.kernel_size)
+
+
+def _as_positions(x: Tensor) -> Tensor:
+    """(n, M, H', W'), or without n → (n·positions, M)."""
+    return x.flatten(-2).transpose(-2, -1).reshape(-1, x.shape[-3])
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """(…, C) → (rows, C)."""
+    return x.reshape(-1, x.shape[-1])
+
+
 class HeadSampler(OperationSampler):
     """Sampler of an attention matmul (a product of activations) or a Softmax (no product): slices with query rows."""
 
@@ -220,10 +282,19 @@ class HeadSampler(OperationSampler):
         self.is_matmul = isinstance(module, MatMul)
         self.transpose_rhs = isinstance(module, MatMul) and module.transpose_rhs
         self.rows = rows
+        self._rows: dict[int, Tensor] = {}
         self.others = SampleRows()
 
-    def record(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        """Operands (B·windows, H, N, ·), or with any other number of axes in the place of H: they become windows."""
+    def record(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor, axes: Axes = FIRST) -> None:
+        """Operands (B·windows, H, N, ·), or with any other number of axes in the place of H: they become windows.
+
+        A constant operand belongs to every slice of the other one.
+        """
+        if self.is_matmul:
+            args = tuple(x.expand(*out.shape[: 1 + out.dim() - x.dim()], *x.shape[1:]) for x in args)
+        if axes.constant:
+            self._record_constant(args, out)
+            return
         images = self.contributing_images()
         if not images:
             return
@@ -241,6 +312,17 @@ class HeadSampler(OperationSampler):
         sampled = torch.take_along_dim(x[slices], rows, -2)
         target = out if self.is_matmul else args[0]
         self.add_rows(sampled, len(images), target, lambda g: torch.take_along_dim(_slices(g)[slices], rows, -2))
+
+    def _record_constant(self, args: tuple[Tensor, ...], out: Tensor) -> None:
+        """The same rows of every slice, the slices drawn once."""
+        x = args[0].detach()
+        rows = self.draw_indices(self.rows, x.shape[-2]) if self.call not in self._constants else self._rows[self.call]
+        self._rows[self.call] = rows
+        rows = rows.to(x.device)
+        target = out if self.is_matmul else args[0]
+        slices = self.add_constant_rows(x[..., rows, :], target, lambda gradient: gradient[..., rows, :])
+        if self.is_matmul and len(slices):
+            self.others.add(self.others.length, args[1].detach()[slices], len(slices))
 
     def lhs_matrix(self, x: Tensor) -> Tensor:
         """(s, H, r, K) → (s·H, r, K)."""

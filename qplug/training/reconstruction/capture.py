@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from qplug.core.errors import InputError
+from qplug.models.attention import MatMul
+from qplug.models.batch_axes import batch_axes
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Calls:
     """The calls of one module over all images. The tensors are on the CPU until ``to`` moves them.
 
     An image has one entry. If an operation processes parts of an image, such as Swin's windows, each part is an entry.
-    Such entries are sampled and weighted like images.
+    Such entries are sampled and weighted like images. A module that computes the same for every image, from a table of
+    coordinates for example, has one entry over all images.
 
     Attributes:
         inputs: (images · ``entries``, …), the first argument.
@@ -26,6 +29,7 @@ class Calls:
         by_image: other arguments with entries for every image, by position or name: (images · ``entries``, …).
         fixed: other arguments that are equal for every batch.
         entries: entries per image.
+        constant: the only entry is the same for every image, and the module's own tensors lack its axis.
     """
 
     inputs: Tensor
@@ -33,6 +37,7 @@ class Calls:
     by_image: dict[int | str, Tensor] = field(default_factory=dict)
     fixed: dict[int | str, Any] = field(default_factory=dict)
     entries: int = 1
+    constant: bool = False
 
     def arguments(self, inputs: Tensor, images: Tensor) -> tuple[list[Any], dict[str, Any]]:
         """Positional and keyword arguments for the entries ``images`` (int64, on the device of the calls).
@@ -42,7 +47,7 @@ class Calls:
         others = self.fixed | {key: x[images].to(inputs.device) for key, x in self.by_image.items()}
         positions = sorted(key for key in others if isinstance(key, int))
         keywords = {key: value for key, value in others.items() if isinstance(key, str)}
-        return [inputs, *(others[position] for position in positions)], keywords
+        return [inputs[0] if self.constant else inputs, *(others[position] for position in positions)], keywords
 
     def to(self, device: torch.device) -> Calls:
         """These calls with all tensors on ``device``."""
@@ -71,12 +76,16 @@ def capture(model: nn.Module, name: str, batches: Sequence[Tensor]) -> Calls:
     calls: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        _check_tensors(name, args, out, entries * len(batches[len(calls)]))
+        if isinstance(module, MatMul):  # a constant operand belongs to every entry of the other one
+            args = (args[0].expand(len(out), *args[0].shape[1:]), *args[1:])
+        _check_tensors(name, args, out, entries if constant else entries * len(batches[len(calls)]))
         calls.append(((args[0].cpu(), *args[1:]), kwargs, out.cpu()))  # moved now: the device may not hold all batches
         raise _StopForward
 
+    module = model.get_submodule(name)
     entries, single = _call_for_one_image(model, name, batches[0][:1])
-    handle = model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
+    constant = batch_axes(model, {name: module}, batches[0][:1]).of(name).constant
+    handle = module.register_forward_hook(hook, with_kwargs=True)
     try:
         with torch.no_grad():
             for batch in batches:
@@ -84,6 +93,8 @@ def capture(model: nn.Module, name: str, batches: Sequence[Tensor]) -> Calls:
                     model(batch)
     finally:
         handle.remove()
+    if constant:
+        return _constant_calls(name, calls)
     return Calls(
         torch.cat([args[0] for args, _, _ in calls]),
         torch.cat([out for _, _, out in calls]),
@@ -92,6 +103,18 @@ def capture(model: nn.Module, name: str, batches: Sequence[Tensor]) -> Calls:
         ),
         entries,
     )
+
+
+def _constant_calls(name: str, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any], Tensor]]) -> Calls:
+    """The calls of a module whose first argument is the same for every image."""
+    (inputs, *_), _, outputs = calls[0]
+    others = [_other_arguments(args, kwargs) for args, kwargs, _ in calls]
+    if not all(_equal(outputs, out) for _, _, out in calls) or not all(_equal_all(others[0], each) for each in others):
+        raise InputError(
+            "the first argument of a reconstructed module is the same for every image, and its output is not",
+            where=name,
+        )
+    return Calls(inputs.unsqueeze(0), outputs.unsqueeze(0), fixed=others[0], constant=True)
 
 
 def _split_arguments(
@@ -162,6 +185,10 @@ def _check_tensors(name: str, args: tuple[Any, ...], out: object, rows: int) -> 
 
 def _has_rows(value: object, count: int) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
+
+
+def _equal_all(first: dict[int | str, Any], second: dict[int | str, Any]) -> bool:
+    return first.keys() == second.keys() and all(_equal(value, second[key]) for key, value in first.items())
 
 
 def _equal(first: object, second: object) -> bool:

@@ -39,13 +39,13 @@ class Forwards:
     def replay_block(self, block: str) -> Forwards:
         """Forwards of ``block`` alone, so that the modules before the block do not run again for each of its parts.
 
-        A block is replayed if ``capture`` accepts it and it has one entry per image. Otherwise the model runs.
+        A block is replayed if ``capture`` accepts it and it has one entry for each image. Otherwise the model runs.
         """
         try:
             calls = self.capture(block)
         except InputError:
             return self
-        if calls.entries > 1:
+        if calls.entries > 1 or calls.constant:
             return self
         indices = torch.split(torch.arange(len(calls.inputs)), [len(batch) for batch in self.batches])
         return Forwards(self.model, indices, _ReplayedBlock(self.model, block, calls, self.batches[0].device))

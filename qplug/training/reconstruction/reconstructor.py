@@ -214,7 +214,7 @@ class Reconstructor:
         calls = floats.capture(unit)
         with self.backend.inference(quantized.executed):
             inputs = quantized.capture(unit).inputs
-        axis = _channel_axis(calls.outputs, [d for d in self.decisions(unit) if d.site.kind.is_weight])
+        axis = _channel_axis(calls, [d for d in self.decisions(unit) if d.site.kind.is_weight])
         loss = LOSSES[settings.loss]() if isinstance(settings.loss, str) else settings.loss
         block = lower_block(self.backend, self.model, unit, self.plan)
         with (
@@ -222,7 +222,9 @@ class Reconstructor:
             self.backend.inference(block),
             seeded(self.seed, by, unit, "loss"),
         ):
-            loss.prepare(Unit(unit, floats.model, block, self.batches, axis, self.loss, self.seed, self.task))
+            loss.prepare(
+                Unit(unit, floats.model, block, self.batches, axis, self.loss, self.seed, self.task, calls.constant)
+            )
         needed = 2 * calls.bytes + sum(buffer.numel() * buffer.element_size() for buffer in loss.buffers())
         if fits(needed, self.device):
             return calls.to(self.device), inputs.to(self.device), loss.to(self.device)
@@ -264,15 +266,17 @@ def _with_learners(plan: Plan, decisions: Sequence[Decision], settings: Reconstr
     return Plan(changed)
 
 
-def _channel_axis(outputs: Tensor, weights: Sequence[Decision]) -> int:
-    """The axis of the output's channels: 1 for the layout of a convolution, −1 otherwise.
+def _channel_axis(calls: Calls, weights: Sequence[Decision]) -> int:
+    """The axis of the output's channels: 1 for the layout of a convolution, −1 otherwise; 2 behind a constant's entry.
 
     The last weight has the number of channels.
     """
+    outputs = calls.outputs[0] if calls.constant else calls.outputs
     if outputs.dim() != 4 or not weights:
         return -1
     channels = [axis for axis in (1, -1) if outputs.shape[axis] == weights[-1].site.shape[0]]
-    return channels[0] if len(channels) == 1 else 1 if weights[-1].site.kind is SiteKind.CONV_WEIGHT else -1
+    axis = channels[0] if len(channels) == 1 else 1 if weights[-1].site.kind is SiteKind.CONV_WEIGHT else -1
+    return axis + 1 if calls.constant and axis == 1 else axis
 
 
 def _undecided(learners: Iterable[Learner]) -> float:

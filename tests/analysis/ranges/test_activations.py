@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mlp_toys import convmixer, embedded, resmlp
-from numeric_toys import sited
+from numeric_toys import Constant, Sequence, sited
 from torch import nn
 
 from qplug import InputError
@@ -129,3 +129,18 @@ def test_an_outlier_channel_is_seen_in_the_maximum_and_not_in_the_percentile():
         ranges.append(next(one for one in found if one.name == "blocks.3.mlp_channels.fc1.input"))
     plain, outlier = ranges
     assert outlier.largest > 20 * plain.largest
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5])
+def test_a_table_without_images_has_its_own_range(batch):
+    model = Sequence(
+        lambda m, x: m.head(x.mean((2, 3)) + m.bias(m.table.values).mean(0)),
+        bias=nn.Linear(2, 3),
+        head=nn.Linear(3, 4),
+        table=Constant(3, 2),
+    )
+    model, sites, depth = placed(model, images(1))
+    found = {r.name: r for r in activation_ranges(model, sites, depth, images().split(batch), 5)}
+    table = model.table.values.numpy()
+    assert (found["bias.input"].low, found["bias.input"].high) == (table.min(), table.max())
+    assert found["bias.input"].percentile_low == pytest.approx(np.percentile(np.repeat(table, 5), 1))

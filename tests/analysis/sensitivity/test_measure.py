@@ -27,7 +27,9 @@ PREPROCESSING = Preprocessing(SIZE, (0.5,) * 3, (0.25,) * 3, "nearest", 1.0)
 def strange_head() -> nn.Module:
     """The toy with a head that brevitas cannot hold."""
     model = toy_vit()
-    model.head.__class__ = type("StrangeLinear", (nn.Linear,), {})
+    model.head.__class__ = type(
+        "StrangeLinear", (nn.Linear,), {"forward": lambda self, x: 2 * nn.Linear.forward(self, x)}
+    )
     return model
 
 

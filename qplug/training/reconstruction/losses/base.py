@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from qplug.core.task import CLASSIFICATION, Task
@@ -20,10 +21,13 @@ class Unit:
         quantized: the unit alone, quantized by the present plan; it takes the float unit's arguments, without
             gradients.
         batches: the calibration images, (B, C, H, W) each, on the model's device.
-        channel_axis: the axis of the output's channels: 1 for a convolution's (B, C, H, W), −1 otherwise.
+        channel_axis: the axis of the output's channels: 1 for a convolution's (B, C, H, W), −1 otherwise; 2 for a
+            convolution's constant output, which has the axis of its only entry in front.
         loss: the recipe's ``calibration.loss``.
         seed: the recipe's seed.
         task: the task of the model.
+        constant: the unit computes the same for every image. Its output is one entry, and the images pass one by one,
+            so that each has a gradient of its own.
     """
 
     name: str
@@ -34,6 +38,19 @@ class Unit:
     loss: str
     seed: int
     task: Task = CLASSIFICATION
+    constant: bool = False
+
+    def pieces(self) -> Iterator[tuple[int, Tensor]]:
+        """(index of the first image, images) of each batch; of each image for a constant."""
+        first = 0
+        for batch in self.batches:
+            for piece in torch.split(batch, 1) if self.constant else (batch,):
+                yield first, piece
+                first += len(piece)
+
+    def entries(self, output: Tensor) -> Tensor:
+        """The unit's output, or its gradient, with the axis of its entries in front."""
+        return output.unsqueeze(0) if self.constant else output
 
 
 class OutputLoss(nn.Module):

@@ -16,7 +16,7 @@ class Fisher(Weighted):
 
     L is the recipe's ``calibration.loss`` at the float model; BRECQ takes the cross-entropy of the labels. With ``kl``
     the squares are, on average, the diagonal of the KL divergence's Hessian itself [ours]. Each image has its own
-    weights.
+    weights; those of a constant are summed over the images.
     """
 
     def prepare(self, unit: Unit) -> None:
@@ -29,9 +29,9 @@ class Fisher(Weighted):
                 where=unit.name,
                 fix="set calibration.loss, or choose another loss for reconstruction",
             )
-        squares, first = [], 0
-        for batch in unit.batches:
+        squares: list[torch.Tensor] = []
+        for first, batch in unit.pieces():
             loss = partial(unit.task.sum_of_losses, unit.loss, first=first, seed=unit.seed)
-            squares.append(gradient(unit.model, unit.name, batch, loss).square().cpu())
-            first += len(batch)
+            own = unit.entries(gradient(unit.model, unit.name, batch, loss).square().cpu())
+            squares = [squares[0] + own] if unit.constant and squares else [*squares, own]
         self.weigh(torch.cat(squares), unit)

@@ -59,16 +59,16 @@ class LowRank(OutputLoss):
         differences: list[Tensor] = []
         deltas = gradients = sizes = torch.zeros(())
         first = 0
-        for batch in unit.batches:
+        for _, batch in unit.pieces():
             with torch.no_grad():
                 loss = partial(unit.task.divergence, target=unit.model(batch), temperature=TEMPERATURE)
 
             def quantize_output(out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
                 quantized: Tensor = unit.quantized(*args, **kwargs)
-                differences.append((quantized - out).cpu())
+                differences.append(unit.entries((quantized - out).cpu()))
                 return quantized
 
-            g = gradient(unit.model, unit.name, batch, loss, quantize_output).flatten(1).cpu().double()
+            g = unit.entries(gradient(unit.model, unit.name, batch, loss, quantize_output)).flatten(1).cpu().double()
             part = one_hot(torch.arange(first, first + len(g)) % rank, rank).double().T
             deltas = deltas + part @ differences[-1].flatten(1).double()
             gradients, sizes = gradients + part @ g, sizes + g.abs().sum(0)

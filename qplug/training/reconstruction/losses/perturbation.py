@@ -37,7 +37,7 @@ class Perturbation(Weighted):
         super().prepare(unit)
         total: Tensor | None = None
         first = 0
-        for batch in unit.batches:
+        for _, batch in unit.pieces():
             with torch.no_grad():
                 loss = partial(unit.task.divergence, target=unit.model(batch), temperature=TEMPERATURE)
             steps: list[Tensor] = []  # ε and s of this batch, drawn at the first output
@@ -45,14 +45,17 @@ class Perturbation(Weighted):
             def perturb(
                 out: Tensor, *_: object, side: float, first: int = first, steps: list[Tensor] = steps
             ) -> Tensor:
+                out = unit.entries(out)
                 if not steps:
                     size = out.flatten(1).square().mean(1).sqrt().clamp_min(torch.finfo(out.dtype).tiny)
                     steps.append(size.view(-1, *[1] * (out.dim() - 1)) * RELATIVE_STEP)
                     steps.append(_signs(out, first, unit.seed))
-                return out + side * steps[0] * steps[1]
+                changed = out + side * steps[0] * steps[1]
+                return changed[0] if unit.constant else changed
 
             up, down = (
-                gradient(unit.model, unit.name, batch, loss, partial(perturb, side=side)) for side in (1.0, -1.0)
+                unit.entries(gradient(unit.model, unit.name, batch, loss, partial(perturb, side=side)))
+                for side in (1.0, -1.0)
             )
             change = ((up - down) / (2.0 * steps[0])).abs().sum(0, keepdim=True, dtype=torch.float64)
             total = change if total is None else total + change
