@@ -105,7 +105,8 @@ def make_explicit(
        ``forward``; if its replacement computes something else, the subclass stays. Encoders and layers of
        ``nn.Transformer`` lose their fused kernels, which call no submodule.
     2. Parameters that torch computes (parametrizations, weight and spectral norms, pruning) become their values.
-    3. A subclass of ``nn.Conv2d`` or ``nn.Linear`` without an adapter becomes a plain layer if its forward is just that.
+    3. A subclass of ``nn.Conv2d`` or ``nn.Linear`` without an adapter becomes a plain layer if its forward is just
+       that.
     4. Any other module that multiplies two activations in its own forward is made explicit by the graph of that forward
        (``qplug.models.explicit``); it keeps its identity.
 
@@ -144,13 +145,12 @@ def make_explicit(
         expected = model(image)
     for module in computed.values():
         compute_parameters(module)
+    own_kinds = {name: module for name, module in own_kinds.items() if is_own_kind(module)}  # some are plain now
     replaced = _adapt(model, table, adapted, calls)
     for name in computed.keys() & calls.keys() - replaced - own_kinds.keys():
         calls[name].check(computed[name], name, "computing the parameters")
         replaced.add(name)
-    replaced |= make_plain(
-        model, {name: own_kinds[name] for name in own_kinds if name in calls}, calls, image, expected
-    )
+    replaced |= make_plain(model, own_kinds, calls, image, expected)
     unlike = {name for name in adapted.keys() - replaced if _paths(adapted[name])[0] not in table}
     others = [name for name in finder.found if name not in adapted or name in unlike]
     if others:
@@ -175,7 +175,7 @@ def _adapt(
         explicit = adapter.build(module)
         if explicit is None or name not in calls:
             continue
-        if own not in table and calls[name].error(explicit) > LARGEST_ERROR:
+        if own not in table and not calls[name].error(explicit) <= LARGEST_ERROR:
             continue
         calls[name].check(explicit, name, f"the adapter for {adapter.path}")
         replace(model, module, explicit)
