@@ -236,7 +236,7 @@ def unread_notes(reasons: Mapping[str, str]) -> list[str]:
     """A sentence for each reason why products stay in float, with the modules that it holds for."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():
-        by_reason.setdefault(reason, []).append(name or "(model)")
+        by_reason.setdefault(reason, []).append(name)
     return [f"products of {listed(names)} stay in float: {reason}" for reason, names in by_reason.items()]
 
 
@@ -249,14 +249,17 @@ def make_products_explicit(model: nn.Module, names: Iterable[str], image: Tensor
         image: a batch of one.
 
     Returns:
-        The paths of the modules that were changed; and path → reason where products stay as they are.
+        The paths of the modules that were changed; and path → reason where products stay as they are. The path of the
+        model itself is ``(model)`` there, as among the MACs in float.
     """
     modules = {name: model.get_submodule(name) for name in names}
     changed: list[str] = []
     try:
         ones, threes = (_calls(model, modules, images) for images in (image, _three(image)))
     except Exception as error:  # the model may take one image alone
-        return [], dict.fromkeys(modules, f"the model fails on three images: {type(error).__name__}: {error}")
+        return [], dict.fromkeys(
+            map(_name, modules), f"the model fails on three images: {type(error).__name__}: {error}"
+        )
     left: dict[str, str] = {}
     for name, module in modules.items():
         try:
@@ -265,15 +268,19 @@ def make_products_explicit(model: nn.Module, names: Iterable[str], image: Tensor
             with torch.inference_mode():
                 made, rest = explicit(module, ones[name], threes[name])
         except Unreadable as reason:
-            left[name] = str(reason)
+            left[_name(name)] = str(reason)
             continue
         module.__class__ = type(made)
         vars(module).clear()
         vars(module).update(vars(made))
         changed.append(name)
         if rest:
-            left[name] = "; ".join(dict.fromkeys(rest))
+            left[_name(name)] = "; ".join(dict.fromkeys(rest))
     return changed, left
+
+
+def _name(path: str) -> str:
+    return path or "(model)"
 
 
 def _three(image: Tensor) -> Tensor:

@@ -231,7 +231,7 @@ def test_a_forward_that_cannot_be_read_stays_as_it_is_with_the_reason(what):
         expected = model(x) if what != "randomness" else None
         make_explicit(model, ADAPTERS, x, left)
         assert expected is None or close(model(x), expected)
-    assert reason in left[""]
+    assert reason in left["(model)"]
     assert unread_notes(left)[0].startswith("products of (model) stay in float: ")
     assert products(model) == []
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
