@@ -82,7 +82,7 @@ def inspect(model_source: ModelSource, registry: Registry | None = None, *, weig
         site_map.sites,
         site_map.total_macs,
         site_map.float_macs({site.name for site in site_map.sites} - site_map.bypassed.keys()),
-        {**site_map.left, **sites.refused},
+        {**site_map.left, **sites.refused, **model.unread},
         sites.folding.left,
         site_map.unknown,
         site_map.bypassed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import linecache
 from collections.abc import Callable, Iterable, Mapping
@@ -10,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import TreeSpec, tree_flatten
 
+from qplug.core.storage.hashing import sha256
 from qplug.core.text import listed
-from qplug.models.products import ExplicitGraph
+from qplug.models.nodes import called
+from qplug.models.products import FUSED, ExplicitGraph
 from qplug.models.recording import Recording, Unreadable, flat_arguments, is_input, record
 
 LARGEST_ERROR = 1e-5
@@ -26,18 +29,38 @@ Call = tuple[tuple[Any, ...], dict[str, Any], Any]
 class Compiled:
     """A recorded forward as a function. Copies of a module share it."""
 
-    def __init__(self, recording: Recording, signature: inspect.Signature, owner: str) -> None:
-        source = recording.graph.python_code("self")
-        self.code, self.signature, self.spec = source.src.strip(), signature, recording.spec
-        self.constants, self.owner = recording.constants, owner
-        file = f"<{owner}, {abs(hash(self.code)):x}>"
-        linecache.cache[file] = (len(self.code), None, self.code.splitlines(keepends=True), file)  # for tracebacks
-        place = dict(source.globals)
-        exec(compile(self.code, file, "exec"), place)  # the code that torch.fx generated
+    def __init__(
+        self,
+        source: str,
+        names: dict[str, Any],
+        signature: inspect.Signature,
+        spec: TreeSpec,
+        constants: dict[int, Any],
+        owner: str,
+    ) -> None:
+        """The function of ``source``, with ``names`` that it uses; a module among them is given by its name."""
+        self._state = source, names, signature, spec, constants, owner
+        self.code, self.signature, self.spec, self.constants, self.owner = source, signature, spec, constants, owner
+        file = f"<forward of {owner}, {sha256(source.encode())[:8]}>"
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # for tracebacks
+        place: dict[str, Any] = {
+            name: importlib.import_module(x) if isinstance(x, str) else x for name, x in names.items()
+        }
+        exec(compile(source, file, "exec"), place)  # the code that torch.fx generated
         self.function: Callable[..., Any] = place["forward"]
+
+    @classmethod
+    def of(cls, recording: Recording, signature: inspect.Signature, owner: str) -> Compiled:
+        """The graph of ``recording``, of a module of the class ``owner``."""
+        made = recording.graph.python_code("self")
+        names = {name: x.__name__ if inspect.ismodule(x) else x for name, x in made.globals.items()}  # for pickle
+        return cls(made.src.strip(), names, signature, recording.spec, recording.constants, owner)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Compiled, self._state
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward of ``module``.
@@ -68,8 +91,11 @@ class ExplicitForward(nn.Module):
         return self._compiled(self, args, kwargs)
 
     def extra_repr(self) -> str:
-        """The code of the forward: keys of cached results hold it."""
-        return f"{super().extra_repr()}\n{self._compiled.code}".strip()
+        """The digest of the forward's code: keys of cached results hold what ``repr`` returns."""
+        return ", ".join(filter(None, (super().extra_repr(), f"forward={sha256(self._compiled.code.encode())[:16]}")))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _without_state, (type(self).__mro__[2],), dict(vars(self))
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
@@ -81,6 +107,11 @@ def _explicit_class(original: type[nn.Module]) -> type[nn.Module]:
         name, bases = f"Explicit{original.__name__}", (ExplicitForward, original)
         _CLASSES[original] = type(name, bases, {"__module__": __name__})
     return _CLASSES[original]
+
+
+def _without_state(original: type[nn.Module]) -> nn.Module:
+    made: nn.Module = object.__new__(_explicit_class(original))
+    return made
 
 
 def clone(module: nn.Module, kind: type[nn.Module] | None = None) -> Any:
@@ -111,6 +142,8 @@ def explicit(module: nn.Module, ones: list[Call], threes: list[Call]) -> tuple[n
     signature = inspect.signature(module.forward)
     one, three = (_record(module, calls[0]) for calls in (ones, threes))
     _pair(one.graph, three.graph)
+    if any(called(node) in (FUSED, "dropout") for node in one.graph.nodes):
+        _note_dropout(one.graph, module, ones[0])
     rewritten = ExplicitGraph(module, one.graph)
     rewritten.make()
     if not rewritten.modules:
@@ -120,14 +153,36 @@ def explicit(module: nn.Module, ones: list[Call], threes: list[Call]) -> tuple[n
         del made._parameters[name]
     for name, new in rewritten.modules.items():
         made.add_module(name, new.eval())
-    made._compiled = Compiled(one, signature, type(module).__name__)
+    made._compiled = Compiled.of(one, signature, type(module).__name__)
     for args, kwargs, expected in (*ones, *threes):
         _check(made, args, kwargs, expected)
     return made, rewritten.left
 
 
-def _record(module: nn.Module, call: Call) -> Recording:
+def _note_dropout(graph: fx.Graph, module: nn.Module, call: Call) -> None:
+    """Give functional dropout the arguments that it has in training, unless training runs other operations.
+
+    Only the module's own flag is switched: its submodules stay in eval mode.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            trained = _record(module, call, training=True).graph
+        except Unreadable:
+            return
+    pairs = list(zip_longest(graph.nodes, trained.nodes))
+    if any(a is None or b is None or (a.op, a.target) != (b.op, b.target) for a, b in pairs):
+        return
+    differing = [(a, b) for a, b in pairs if _line(a) != _line(b)]
+    if all(called(node) in (FUSED, "dropout") for node, _ in differing):
+        nodes = {other: node for node, other in pairs}
+        for node, other in differing:
+            node.args = fx.node.map_arg(other.args, lambda n: nodes[n])
+            node.kwargs = fx.node.map_arg(other.kwargs, lambda n: nodes[n])
+
+
+def _record(module: nn.Module, call: Call, training: bool = False) -> Recording:
     copied = clone(module)
+    copied.training = training
     before = dict(vars(copied))
     args, kwargs, _ = call
     try:
@@ -181,7 +236,7 @@ def unread_notes(reasons: Mapping[str, str]) -> list[str]:
     """A sentence for each reason why products stay in float, with the modules that it holds for."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():
-        by_reason.setdefault(reason, []).append(name or "(model)")
+        by_reason.setdefault(reason, []).append(name)
     return [f"products of {listed(names)} stay in float: {reason}" for reason, names in by_reason.items()]
 
 
@@ -194,14 +249,17 @@ def make_products_explicit(model: nn.Module, names: Iterable[str], image: Tensor
         image: a batch of one.
 
     Returns:
-        The paths of the modules that were changed; and path → reason where products stay as they are.
+        The paths of the modules that were changed; and path → reason where products stay as they are. The path of the
+        model itself is ``(model)`` there, as among the MACs in float.
     """
     modules = {name: model.get_submodule(name) for name in names}
     changed: list[str] = []
     try:
         ones, threes = (_calls(model, modules, images) for images in (image, _three(image)))
     except Exception as error:  # the model may take one image alone
-        return [], dict.fromkeys(modules, f"the model fails on three images: {type(error).__name__}: {error}")
+        return [], dict.fromkeys(
+            map(_name, modules), f"the model fails on three images: {type(error).__name__}: {error}"
+        )
     left: dict[str, str] = {}
     for name, module in modules.items():
         try:
@@ -210,15 +268,19 @@ def make_products_explicit(model: nn.Module, names: Iterable[str], image: Tensor
             with torch.inference_mode():
                 made, rest = explicit(module, ones[name], threes[name])
         except Unreadable as reason:
-            left[name] = str(reason)
+            left[_name(name)] = str(reason)
             continue
         module.__class__ = type(made)
         vars(module).clear()
         vars(module).update(vars(made))
         changed.append(name)
         if rest:
-            left[name] = "; ".join(dict.fromkeys(rest))
+            left[_name(name)] = "; ".join(dict.fromkeys(rest))
     return changed, left
+
+
+def _name(path: str) -> str:
+    return path or "(model)"
 
 
 def _three(image: Tensor) -> Tensor:

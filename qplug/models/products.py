@@ -55,6 +55,8 @@ class ExplicitGraph:
                 self._multiplication(node, roles.get(node, "matmul"))
             elif name == "softmax":
                 self._softmax(node)
+            elif name == "dropout":
+                self._dropout(node)
             elif name in LAYERS:
                 self._layer(node)
             elif name == "iadd" and is_read_once(node.args[0]):  # hooks may hold the output of a module
@@ -247,6 +249,13 @@ class ExplicitGraph:
             else:
                 out = self._new("softmax", nn.Softmax(dim), scores)
         self._replace(node, out)
+
+    def _dropout(self, node: fx.Node) -> None:
+        x, probability, training = arguments(node, "input", "p", "training")
+        if training is not False and isinstance(probability, float) and node.target is torch.nn.functional.dropout:
+            with self.graph.inserting_before(node):
+                out = self._new("dropout", nn.Dropout(probability), x)
+            self._replace(node, out)
 
     def _layer(self, node: fx.Node) -> None:
         layer = Layer.of(self.module, node)

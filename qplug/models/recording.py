@@ -6,9 +6,11 @@ are integers that remember how they were computed: the graph computes them again
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodDescriptorType, WrapperDescriptorType
 from typing import Any
@@ -150,7 +152,7 @@ def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         )
     ]
     try:
-        with recorder:
+        with recorder, _lengths_as_sizes():
             out = module.forward(*call.args, **call.kwargs)
     finally:
         for handle in handles:
@@ -158,6 +160,17 @@ def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     recorder.graph.output(recorder.arg(out))
     constants = {index: leaf for index, leaf in enumerate(leaves) if not is_input(leaf)}
     return Recording(recorder.graph, spec, constants)
+
+
+@contextmanager
+def _lengths_as_sizes() -> Iterator[None]:
+    """``len`` of a tensor is a ``Size``: Python makes a plain integer of what ``__len__`` returns."""
+    plain = builtins.len
+    builtins.len = lambda x: x.shape[0] if isinstance(x, Tensor) and x.dim() else plain(x)
+    try:
+        yield
+    finally:
+        builtins.len = plain
 
 
 class Recorder(TorchFunctionMode):
@@ -241,8 +254,6 @@ class Recorder(TorchFunctionMode):
         if name == "__get__":
             attribute = func.__self__.__name__
             return lambda given, _: self.graph.call_function(getattr, (given[0], attribute))
-        if name == "__len__":
-            return lambda given, _: self.graph.call_function(len, given)
         function = getattr(operator, name.strip("_"), None) if name.startswith("__") else None
         if function is not None and not name.startswith(("__r", "__i")):
             return lambda given, _: self.graph.call_function(function, given)
@@ -292,4 +303,4 @@ def _holds_tensors(out: Any) -> bool:
 def _is_size(name: str, func: Any, out: Any) -> bool:
     if name == "__get__":
         return isinstance(out, torch.Size)
-    return name in ("size", "numel", "nelement", "__len__") and isinstance(out, (int, torch.Size))
+    return name in ("size", "numel", "nelement") and isinstance(out, (int, torch.Size))

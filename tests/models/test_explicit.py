@@ -1,6 +1,7 @@
 """Any module that multiplies activations is read as a graph, and its products, Softmax and layers become modules."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from qplug import SiteKind
 from qplug.models.adapters import ADAPTERS, make_explicit
 from qplug.models.attention import MatMul
+from qplug.models.explicit import unread_notes
 from qplug.quantization.sites import find_sites
 
 QK_AV = ["matmul_av", "matmul_qk", "softmax"]
@@ -140,3 +142,150 @@ def test_an_attention_of_ones_own_is_read_however_it_is_written(way):
     assert found["matmul_av.rhs"].kind is SiteKind.VALUE
     assert {"linear.weight", "linear.input", "proj.weight"} <= set(found)
     assert find_sites(model, x).uncovered_macs == {}
+
+
+def test_pickled_and_copied_modules_compute_the_same():
+    model, x = toy("cait")
+    explicit(model, x)
+    for other in (copy.deepcopy(model.attn), pickle.loads(pickle.dumps(model.attn))):  # noqa: S301
+        assert type(other) is type(model.attn)
+        assert repr(other) == repr(model.attn)
+        assert torch.equal(other(x), model.attn(x))
+
+
+def test_dropout_of_the_original_is_kept_for_training():
+    def weigh(m, q, k, v):
+        dropped = F.dropout(v, 0.25, m.training)
+        return F.scaled_dot_product_attention(q, k, dropped, dropout_p=0.5 if m.training else 0.0)
+
+    model, x = own(weigh)
+    state = torch.get_rng_state()
+    explicit(model, x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (model.attn_dropout.p, model.dropout.p) == (0.5, 0.25)
+    assert torch.equal(model(x), model(x))
+    assert not torch.equal(model.train()(x), model(x))
+
+
+def test_arguments_of_other_kinds_than_those_that_were_read_are_refused():
+    model, x = toy("swinv2")
+    explicit(model, x)
+    with pytest.raises(ValueError, match="a tensor is given that was not, or the reverse"):
+        model.attn(x)
+    model, x = toy("latent pool")
+    model.attn.pool = "avg"
+    explicit(model, x)
+    with pytest.raises(ValueError, match="a tensor is given"):
+        model.attn(x, attn_mask=torch.zeros(1, 9))
+
+
+def fixed(m, q, k, v):
+    return (q.reshape(len(q), 2, 6, 4) @ k.mT).softmax(-1) @ v if q.shape[2] == 6 else v
+
+
+def test_a_size_that_the_forward_asked_for_is_held_to():
+    model, x = own(fixed)
+    explicit(model, x)
+    with pytest.raises(ValueError, match="has to be True is False"):
+        model(torch.randn(1, 7, 8))
+
+
+def test_other_sizes_are_computed_where_the_original_computes_them():
+    model, _ = toy("xcit")
+    x = torch.randn(2, 13, 24)
+    with torch.no_grad():
+        expected = model(x)
+        explicit(model, torch.randn(1, 9, 24))
+        assert close(model(x), expected)
+
+
+UNREAD = {
+    "one image": (lambda m, q, k, v: (q.view(1, 2, 6, 4) @ k.mT).softmax(-1) @ v, "fails on three images"),
+    "a branch for one image": (
+        lambda m, q, k, v: (q @ k.mT).softmax(-1) @ v if len(q) > 1 else (q @ k.mT).softmax(-1) @ v + 0,
+        "depends on the number of images",
+    ),
+    "the batch as a constant": (
+        lambda m, q, k, v: (q.reshape(int(str(q.shape[0])), 2, 6, 4) @ k.mT).softmax(-1) @ v,
+        "depends on the number of images",
+    ),
+    "a value": (lambda m, q, k, v: (q @ k.mT).softmax(-1) @ v * float(q.max()), "values of a tensor"),
+    "gradients": (lambda m, q, k, v: torch.no_grad().__enter__() or q @ k.mT @ v, "switches gradients"),
+    "a tensor of nobody": (lambda m, q, k, v: (q @ k.mT + NOBODY).softmax(-1) @ v, "neither an argument nor a part"),
+    "state": (lambda m, q, k, v: setattr(m, "kept", q.mean()) or (q @ k.mT).softmax(-1) @ v, "sets kept"),
+    "images in the second axis": (
+        lambda m, q, k, v: (q.transpose(0, 1) @ k.transpose(0, 1).mT @ v.transpose(0, 1)).transpose(0, 1),
+        "no common axis of images",
+    ),
+    "randomness": (lambda m, q, k, v: (q @ k.mT + torch.rand(6, 6)).softmax(-1) @ v, "changes the output by"),
+}
+NOBODY = torch.ones(6, 6)
+
+
+@pytest.mark.parametrize("what", UNREAD)
+def test_a_forward_that_cannot_be_read_stays_as_it_is_with_the_reason(what):
+    weigh, reason = UNREAD[what]
+    model, x = own(weigh)
+    left = {}
+    with torch.no_grad():
+        expected = model(x) if what != "randomness" else None
+        make_explicit(model, ADAPTERS, x, left)
+        assert expected is None or close(model(x), expected)
+    assert reason in left["(model)"]
+    assert unread_notes(left)[0].startswith("products of (model) stay in float: ")
+    assert products(model) == []
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_tensors_that_a_module_remembers_are_computed_again():
+    """timm's LeViT keeps its position bias from the first forward on, which other weights would make stale."""
+    model, x = toy("levit")
+    with torch.no_grad():
+        model(x)
+        explicit(model, x)
+        model.attn.attention_biases.copy_(torch.randn_like(model.attn.attention_biases))
+        other, _ = toy("levit")
+        other.load_state_dict(dict(model.state_dict()))
+        assert close(model(x), other(x))
+
+
+def test_gradients_are_those_of_the_original():
+    model, x = toy("eva")
+    reference = copy.deepcopy(model)
+    explicit(model, x)
+    for one in (model, reference):
+        one(torch.cat([x, x * 0.5])).square().sum().backward()
+    wanted = dict(reference.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert close(parameter.grad, wanted[name].grad), name
+
+
+def test_a_block_stays_one_of_its_class_and_shares_its_place():
+    model, x = toy("parallel")
+    model.again = model.attn
+    block = model.attn
+    explicit(model, x)
+    assert model.again is model.attn is block
+
+
+def test_a_program_of_torch_export_takes_any_number_of_images():
+    model, x = toy("convit")
+    explicit(model, x)
+    batch = torch.export.Dim("batch")
+    pair = torch.cat([x, x])
+    program = torch.export.export(model, (pair,), dynamic_shapes={"x": {0: batch}}, strict=False).module()
+    five = torch.randn(5, *x.shape[1:])
+    with torch.no_grad():
+        assert close(program(five), model(five))
+
+
+def test_layers_that_read_one_weight_together_stay_functions():
+    class Tied(Plain):
+        def forward(self, x):
+            return super().forward(x) + F.linear(x, self.weight[:8])
+
+    model, x = Tied().eval(), torch.randn(1, 6, 8)
+    explicit(model, x)
+    assert sorted(products(model)) == QK_AV
+    assert "weight" in model.state_dict()
+    assert set(find_sites(model, x).uncovered_macs) == {"(model)"}

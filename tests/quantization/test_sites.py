@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from qplug import SiteKind
 from qplug.core.types import Smoothing
+from qplug.models.attention import MatMul
 from qplug.models.smoothing import fold
 from qplug.quantization.sites import find_sites
 
@@ -174,6 +175,15 @@ def test_unread_attention_is_named_as_uncovered():
     found = find_sites(model, torch.randn(1, 6, 8))
     assert found.uncovered_macs == {"1": 2 * 6 * 6 * 8}
     assert found.total_macs == 6 * 8 * (8 + 24 + 8) + 2 * 6 * 6 * 8
+
+
+def test_only_operands_of_four_axes_have_heads():
+    for axes, head_axis in (((6,), None), ((2, 6), -3), ((2, 3, 6), None)):
+        model = Sequence(
+            lambda m, x: m.p(m.s(m.q(x, x)), x), q=MatMul(transpose_rhs=True), s=nn.Softmax(-1), p=MatMul()
+        )
+        found = find_sites(model, torch.randn(1, *axes, 8))
+        assert {site.head_axis for site in found.sites} == {head_axis}
 
 
 def test_macs_outside_every_module_belong_to_the_model():

@@ -1,17 +1,20 @@
 """The three rewrite hooks, with toy techniques."""
 
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
 import torch
-from numeric_toys import steps, vit
+from numeric_toys import Sequence, steps, vit
 from torch import nn
 
 import qplug
 from qplug import Rewrite
 from qplug.core.errors import EquivalenceError
 from qplug.models.equivalence import EquivalenceCheck
-from qplug.pipeline.stages.rewrite import rewrite_modules
+from qplug.pipeline.context import RunContext
+from qplug.pipeline.results import Inputs
+from qplug.pipeline.stages.rewrite import rewrite, rewrite_modules
 
 
 class NoCheck:
@@ -206,3 +209,17 @@ def test_a_promise_is_checked_whatever_another_rewrite_did():
     model = vit()
     with pytest.raises(EquivalenceError, match="moved by"):
         rewrite_modules(model, steps(Mixed), EquivalenceCheck(model, torch.randn(2, 3, 32, 32)))
+
+
+def test_products_that_cannot_be_read_are_a_warning_and_part_of_the_model():
+    def call(model, x):
+        return model.a(x) @ model.a(x).mT * float(x.max())
+
+    float_model = SimpleNamespace(
+        module=Sequence(call, a=nn.Linear(8, 8)), preprocessing=SimpleNamespace(example=lambda: torch.randn(1, 6, 8))
+    )
+    with RunContext.of() as ctx:
+        model = rewrite(ctx, Inputs(float_model), ask=False)
+    reason = "it depends on values of a tensor (float)"
+    assert model.unread == {"(model)": reason}
+    assert ctx.warnings == [f"products of (model) stay in float: {reason}"]

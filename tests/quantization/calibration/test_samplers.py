@@ -78,6 +78,17 @@ def test_matmul(transpose, windows):
     assert torch.equal(operation.product(module).importance, gradient.flatten(0, 1).square())
 
 
+@pytest.mark.parametrize("transpose", [True, False])
+@pytest.mark.parametrize("axes", [(12,), (3, 2, 2)])
+def test_matmul_without_an_axis_of_heads_or_with_more_axes(transpose, axes):
+    module = MatMul(transpose_rhs=transpose)
+    lhs = rand(*axes, 5, 6).requires_grad_(True)
+    rhs = rand(*axes, 7, 6) if transpose else rand(*axes, 6, 7)
+    operation, out, gradient = record(module, lhs, rhs, batch=3)
+    assert torch.allclose(computed(operation, module), out.flatten(0, -3), atol=1e-6)
+    assert torch.equal(operation.product(module).importance, gradient.flatten(0, -3).square())
+
+
 def test_sampled_rows_and_gradients_belong_together():
     linear = nn.Linear(8, 6, bias=False)
     x = rand(4, 50, 8).requires_grad_(True)
@@ -201,6 +212,10 @@ KEPT = {
     "value": (MatMul(transpose_rhs=False), [(3, 2, 5, 7), (3, 2, 7, 6)]),
     "softmax": (nn.Softmax(-1), [(3, 2, 5, 7)]),
     "softmax without heads": (nn.Softmax(-1), [(3, 5, 7)]),
+    "softmax of vectors": (nn.Softmax(-1), [(3, 7)]),
+    "softmax of blocks and heads": (nn.Softmax(-1), [(3, 2, 2, 5, 7)]),
+    "key without heads": (MatMul(transpose_rhs=True), [(12, 5, 6), (12, 7, 6)]),
+    "value of blocks and heads": (MatMul(transpose_rhs=False), [(3, 2, 2, 5, 7), (3, 2, 2, 7, 6)]),
 }
 
 
