@@ -156,7 +156,10 @@ def fingerprint(state: dict[str, Any]) -> str:
     for key in sorted(state):
         tensor = state[key].detach().cpu().contiguous()
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        flat = tensor.reshape(-1)
+        if flat.stride(0) != 1:  # one expanded element is contiguous, whatever its stride
+            flat = torch.empty(flat.shape, dtype=flat.dtype).copy_(flat)
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
