@@ -12,7 +12,7 @@ from qplug.core.component import Config, DataSource
 from qplug.core.errors import InputError
 from qplug.core.examples import Classes
 from qplug.core.storage.hashing import file_digest
-from qplug.core.storage.plain_file import refuse_special
+from qplug.core.storage.plain_file import refuse_special, require_file
 from qplug.core.text import listed
 from qplug.data.class_folders import FolderTree, Parts, inner_folders, read_tree
 from qplug.data.class_map import IMAGENET, class_map
@@ -68,7 +68,7 @@ class Folder(DataSource):
             raise InputError(
                 f"no class folder in it holds an image ({common}, …){left}",
                 where=str(root),
-                fix="store the images as <path>/<class>/<image>",
+                fix="store the images as <path>/<class>/<image>; hidden folders are passed over",
             )
         classes = self._classes(tree) if tree.images else None
         chosen = choose(len(paths), self.config.images, seed, str(root))
@@ -123,7 +123,7 @@ class FolderImages:
 
     def size_hint(self, index: int) -> int:
         """The file's size in bytes."""
-        return self._path(index).stat().st_size
+        return require_file(self._path(index), "image").st_size
 
     def digest(self, index: int) -> str:
         """SHA-256 of the file."""
