@@ -6,7 +6,6 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -243,11 +242,12 @@ def _identity(folder: Path) -> tuple[int, int] | str:
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
 
 
-def inner_folders(tree: FolderTree) -> Iterator[tuple[Path, int]]:
+def inner_folders(tree: FolderTree) -> dict[Path, int]:
     """Each folder of ``tree.root`` whose images all lie in folders of its own, with the number of these folders."""
-    for name in tree.classes:
-        below = [parts for parts in tree.images if parts[0] == name]
-        if below and all(len(parts) > 2 for parts in below):
+    flat = {parts[0] for parts in tree.images if len(parts) == 2}
+    found = {}
+    for name in dict.fromkeys(parts[0] for parts in tree.images):
+        if name not in flat:
             path = tree.root / name
-            inner = [entry.name for entry in os.scandir(path) if entry.is_dir() and not passed_over(entry.name)]
-            yield path, len(inner)
+            found[path] = sum(entry.is_dir() and not passed_over(entry.name) for entry in os.scandir(path))
+    return found

@@ -12,6 +12,7 @@ from qplug.core.component import Config, DataSource
 from qplug.core.errors import InputError
 from qplug.core.examples import Classes
 from qplug.core.storage.hashing import file_digest
+from qplug.core.storage.plain_file import refuse_special, require_file
 from qplug.core.text import listed
 from qplug.data.class_folders import FolderTree, Parts, inner_folders, read_tree
 from qplug.data.class_map import IMAGENET, class_map
@@ -54,6 +55,7 @@ class Folder(DataSource):
     def open(self, seed: int) -> FolderImages:
         """List and draw the images; raises ``InputError`` for an invalid path, class map or number."""
         root = Path(self.config.path).expanduser()
+        refuse_special(root, "folder")
         if not root.is_dir():
             raise InputError(
                 "is a file, not a folder" if root.exists() else "the folder does not exist", where=str(root)
@@ -66,7 +68,7 @@ class Folder(DataSource):
             raise InputError(
                 f"no class folder in it holds an image ({common}, …){left}",
                 where=str(root),
-                fix="store the images as <path>/<class>/<image>",
+                fix="store the images as <path>/<class>/<image>; hidden folders are passed over",
             )
         classes = self._classes(tree) if tree.images else None
         chosen = choose(len(paths), self.config.images, seed, str(root))
@@ -75,7 +77,7 @@ class Folder(DataSource):
     def _classes(self, tree: FolderTree) -> Classes:
         if self.config.class_map is not None:
             return _mapped(tree, self.config.class_map)
-        inner = dict(inner_folders(tree))
+        inner = inner_folders(tree)
         if len(inner) == len(tree.classes) and SPLITS.issuperset(map(str.lower, tree.classes)):
             likely = next((path for path in inner if path.name.startswith("val")), min(inner))
             raise InputError(
@@ -121,7 +123,7 @@ class FolderImages:
 
     def size_hint(self, index: int) -> int:
         """The file's size in bytes."""
-        return self._path(index).stat().st_size
+        return require_file(self._path(index), "image").st_size
 
     def digest(self, index: int) -> str:
         """SHA-256 of the file."""

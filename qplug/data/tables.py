@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qplug.core.errors import InputError
-from qplug.core.storage.plain_file import require_file
+from qplug.core.storage.plain_file import refuse_special, require_file
 from qplug.core.text import listed
 from qplug.core.types import Extra
 from qplug.data.class_folders import passed_over
@@ -47,7 +47,7 @@ def need_datasets(source: str) -> None:
 def folder_of(path: str) -> Path | None:
     """``path`` as an existing folder, or ``None`` if it is the name of a data set; raises ``InputError``."""
     folder = Path(path).expanduser()
-    if folder.exists():
+    if refuse_special(folder, "folder") is not None:
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path):
         raise InputError("the folder does not exist", where=str(folder))

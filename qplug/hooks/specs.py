@@ -88,8 +88,9 @@ class DiscoverySpecs:
         """Offer data sources: where ``data.*: {source: …}`` of a recipe gets its examples.
 
         Each is a class whose ``Config`` has the tag ``source``, and whose ``open`` returns the examples that a seed
-        chooses. An example is a decoded PIL image with its label. ``qplug.core.examples.Examples`` lists the methods of
-        what ``open`` returns. ``qplug.testing.DataSourceContract`` tests it.
+        chooses. An example is a decoded PIL image with its label, or ``None`` without one, which suffices for
+        calibration. ``qplug.core.examples.Examples`` lists the methods of what ``open`` returns.
+        ``qplug.testing.DataSourceContract`` tests it.
 
         Example::
 

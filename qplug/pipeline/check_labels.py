@@ -56,6 +56,13 @@ def _check_classes(task: Task, shape: Sequence[int], examples: Examples, name: s
     classes, count = classes_of(examples), task.classes(shape)
     if classes is None or count is None:
         return []
+    last, label = max(classes.labels.items(), key=lambda item: item[1])
+    if not classes.complete and label >= count:  # refused though no such image may be there: the others are shifted too
+        raise InputError(
+            f"the {classes.by} gives class {last} the label {label}, and the model has outputs 0 … {count - 1}",
+            where=name,
+            fix=_label_fix(examples, name),
+        )
     if len(classes.labels) == count:
         return list(classes.notes)
     if classes.complete:

@@ -58,6 +58,12 @@ def test_the_table(capsys, runs):
     assert "A: weights per channel, symmetric" in out
 
 
+def test_a_float_model_at_chance_is_marked(capsys, tmp_path):
+    write_run(tmp_path / "run", **{"float.top1": 0.125, "float.chance": 0.2})
+    _, out, _ = qplug(capsys, tmp_path)
+    assert out.splitlines()[0] == "deit_tiny: 40 images, float top-1 12.5 %, NO BETTER THAN CHANCE"
+
+
 def test_rows_with_different_seeds_are_noted(capsys, runs):
     write_run(runs / "a1", resolved("a", seed=1), np.arange(60) < 49, decisions=[decision("x")])
     write_run(runs / "b1", resolved("b", seed=1), np.arange(60) < 49, decisions=[decision("x")])

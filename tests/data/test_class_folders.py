@@ -194,6 +194,15 @@ def test_a_folder_without_permission_is_refused_by_name(tmp_path: Path, monkeypa
     assert error.value.where == str(tmp_path / "cat")
 
 
+def test_an_image_that_vanished_is_named(tmp_path: Path) -> None:
+    images = open_folder(tidy(tmp_path))
+    (tmp_path / "ant" / "0.png").unlink()
+    index = [images.key(i) for i in range(len(images))].index(str(tmp_path / "ant" / "0.png"))
+    for look in (images.size_hint, images.digest, images.__getitem__):
+        with pytest.raises(InputError, match=r"ant/0\.png: the (image|file) does not exist"):
+            look(index)
+
+
 @pytest.mark.parametrize("splits", [("train", "val"), ("Test",), ("train", "valid", "test")])
 def test_the_folder_above_the_splits_is_refused(tmp_path: Path, splits: tuple[str, ...]) -> None:
     for split in splits:

@@ -61,6 +61,11 @@ def test_missing_and_empty_folders_are_refused(photos: Path, tmp_path: Path) -> 
         open_folder(tmp_path / "nowhere")
     with pytest.raises(InputError, match="not a folder"):
         open_folder(photos / "cat" / "0.PNG")
+    with pytest.raises(InputError, match="is a character device, not a folder"):
+        open_folder(Path("/dev/zero"))
+    (tmp_path / "gone").symlink_to("nowhere")
+    with pytest.raises(InputError, match="is a link to a folder that does not exist: nowhere"):
+        open_folder(tmp_path / "gone")
     (tmp_path / "empty" / "cat").mkdir(parents=True)
     (tmp_path / "empty" / "cat" / "0.npy").touch()
     with pytest.raises(InputError, match=r"no class folder in it holds an image .*\n.*1 file is left out.*\.npy \(1\)"):

@@ -120,10 +120,13 @@ def test_a_class_map_of_another_length_is_a_warning(tmp_path: Path) -> None:
     images = folder(tmp_path / "set", ("ant", "bee"), str(tmp_path / "map.txt"))
     (warning,) = checked(3, images)
     assert warning == "data.evaluation: the class map map.txt lists 2 classes, and the model has 3 outputs"
-    (tmp_path / "map.txt").write_text("ant 0\nbee 3\n")
-    error = refusal(3, folder(tmp_path / "other", ("ant", "bee"), str(tmp_path / "map.txt")))
-    assert "class bee (class map map.txt) has label 3, and the model has outputs 0 … 2" in error.what
-    assert "give data.evaluation.class_map that" in error.fix
+
+
+def test_a_class_map_that_counts_from_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "map.txt").write_text("ant 1\nbee 2\ncat 3\n")
+    error = refusal(3, folder(tmp_path / "set", ("ant", "bee"), str(tmp_path / "map.txt")))  # no image of label 3
+    assert error.what == "the class map map.txt gives class cat the label 3, and the model has outputs 0 … 2"
+    assert "give data.evaluation.class_map that the model was trained with" in error.fix
 
 
 def test_images_without_classes_one_output_and_features_are_refused(tmp_path: Path) -> None:

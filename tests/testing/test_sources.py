@@ -42,6 +42,16 @@ class TestFolder(DataSourceContract):
         return {"path": str(tmp_path), "images": request.param}
 
 
+class TestFolderWithoutLabels(DataSourceContract):
+    source = Folder
+
+    @pytest.fixture
+    def parameters(self, tmp_path):
+        for index in range(3):
+            Image.new("RGB", (5, 4 + index), (index, 0, 0)).save(tmp_path / f"{index}.png")
+        return {"path": str(tmp_path)}
+
+
 class TestText(DataSourceContract):
     source = Text
 

@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from qplug.analysis.compare.noise import SeedDifference, difference, letters
+from qplug.core.chance import Chance
 from qplug.hooks.offers import RESERVED
 from qplug.pipeline.read_run import Run
 from qplug.pipeline.run_key import WITHOUT_INFLUENCE
@@ -115,6 +116,17 @@ class Group:
     def float_top1(self) -> float:
         """Top-1 of the float model."""
         return float(self.rows[0].runs[0].metrics["float.top1"])
+
+    @property
+    def float_at_chance(self) -> bool:
+        """Whether the float model is no better than chance, so that no accuracy of the group says anything.
+
+        ``False`` for runs of a version that did not measure it.
+        """
+        expected = self.rows[0].runs[0].metrics.get("float.chance")
+        if expected is None:
+            return False
+        return Chance(round(self.float_top1 * self.images), self.images, float(expected)).is_likely
 
     @cached_property
     def ties(self) -> list[str]:

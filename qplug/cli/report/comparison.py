@@ -174,6 +174,7 @@ def comparison_tables(groups: Sequence[Group], rows: Sequence[Values], conventio
             row["letter"] = letters.setdefault(text, letter(len(letters)).upper())
         images = f" ({group.evaluation[:8]}…)" if models[group.model] > 1 else ""
         title = f"{group.model}: {group.images} images{images}, float top-1 {percent(group.float_top1, 1)}"
+        title += ", NO BETTER THAN CHANCE" if group.float_at_chance else ""
         notes = [_seeds(members), *([SAME_LETTER] if any(row["tie"] for row in members) else [])]
         fine_tuned = any(row["finetuned_top1"] is not None for row in members)
         columns = [(name, cell) for name, cell in COLUMNS if fine_tuned or name != FINE_TUNED]

@@ -19,7 +19,7 @@ from qplug.core.errors import InputError
 from qplug.core.storage.plain_file import require_file
 
 if TYPE_CHECKING:
-    from qplug.core.examples import Examples
+    from qplug.core.examples import Examples, Label
 
 WITHOUT_INFLUENCE = {"qplug": ("analysis", "cli", "testing")}
 """Package → its folders whose code does not affect results."""
@@ -70,10 +70,20 @@ def _digest(path: Path, changed_ns: int, size: int) -> str:
 
 
 def images_digest(images: Examples, *, labels: bool = True) -> str:
-    """SHA-256 over every example's content and label, in order, without decoding; ``labels=False`` reads no label."""
+    """SHA-256 over every example's content and label, ``None`` if it has none, in order and without decoding.
+
+    ``labels=False`` reads no label.
+    """
     return content_key(
-        images=[[images.digest(index), images.label(index) if labels else None] for index in range(len(images))]
+        images=[[images.digest(index), _label(images, index) if labels else None] for index in range(len(images))]
     )
+
+
+def _label(images: Examples, index: int) -> Label | None:
+    try:
+        return images.label(index)
+    except InputError:
+        return None
 
 
 def code_digest(module: str) -> str:
@@ -146,7 +156,10 @@ def fingerprint(state: dict[str, Any]) -> str:
     for key in sorted(state):
         tensor = state[key].detach().cpu().contiguous()
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        flat = tensor.reshape(-1)
+        if flat.stride(0) != 1:  # one expanded element is contiguous, whatever its stride
+            flat = torch.empty(flat.shape, dtype=flat.dtype).copy_(flat)
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -37,18 +37,19 @@ def require_file(path: Path, noun: str = "file") -> os.stat_result:
 
 def refuse_special(path: Path, noun: str = "file") -> os.stat_result | None:
     """The status of a file or folder; ``None`` if there is nothing. Raises as ``require_file`` for everything else."""
+    thing = "folder" if noun == "folder" else "file"
     try:
         status = path.stat()
     except FileNotFoundError:
         if not path.is_symlink():
             return None
-        what = f"is a link to a file that does not exist: {os.readlink(path)}"
-        raise InputError(what, where=str(path), fix="restore the file, or remove the link") from None
+        what = f"is a link to a {thing} that does not exist: {os.readlink(path)}"
+        raise InputError(what, where=str(path), fix=f"restore the {thing}, or remove the link") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character
         raise InputError(f"the {noun} cannot be read: {_reason(error)}", where=str(path)) from None
     kind = KINDS.get(stat.S_IFMT(status.st_mode))
     if kind is not None:
-        raise InputError(f"is {kind}, not a file", where=str(path), fix=f"give a {noun} that is stored on disk")
+        raise InputError(f"is {kind}, not a {thing}", where=str(path), fix=f"give a {noun} that is stored on disk")
     return status
 
 

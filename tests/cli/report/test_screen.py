@@ -7,10 +7,12 @@ import io
 import pytest
 from recipe_toys import registry
 
+from qplug.cli.app import show
 from qplug.cli.report.catalogue import plugins_table, technique, technique_tables, techniques_table
 from qplug.cli.report.progress import Progress
 from qplug.cli.report.screen import Screen, Table
 from qplug.core.errors import InputError, Problem, RecipeError
+from qplug.core.text import Alarm
 from qplug.core.types import Event
 
 
@@ -134,3 +136,15 @@ def test_progress_on_a_terminal_draws_bars() -> None:
         progress.qplug_observe(Event("unknown length", "end"))
     assert "statistics" in stream.getvalue()
     progress.qplug_observe(Event("late", "start"))  # behind the block, nothing is drawn
+
+
+def test_alarms_come_first_and_in_bold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for terminal in (True, False):
+        stream = Terminal() if terminal else io.StringIO()
+        monkeypatch.setattr("sys.stdout", stream)
+        show((), ["random weights", Alarm("at chance")])
+        first, second = stream.getvalue().splitlines()
+        assert first == ("\x1b[1;31mwarning: at chance\x1b[0m" if terminal else "warning: at chance")
+        assert "random weights" in second

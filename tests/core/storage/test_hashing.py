@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from paths import ROOT
 from PIL import Image
 
 from qplug.core.errors import InputError
 from qplug.core.examples import Classes
-from qplug.core.storage.hashing import code_digest, content_key, file_digest, images_digest
+from qplug.core.storage.hashing import code_digest, content_key, file_digest, fingerprint, images_digest
 from qplug.data import folder as folders
 from qplug.data.folder import Folder, FolderImages
 from qplug.testing.run import ToyImages
@@ -212,3 +213,11 @@ def test_no_image_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     images = photos(tmp_path, ("cat/0.png",))
     monkeypatch.setattr(folders, "decode", lambda *_: pytest.fail("decoded"))
     assert len(images_digest(images)) == 64
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.ones(1).expand(1, 1), torch.ones(()).expand(1), torch.zeros(0), torch.ones(3, 2).T]
+)
+def test_a_fingerprint_does_not_depend_on_strides(tensor: torch.Tensor) -> None:
+    plain = torch.tensor(tensor.tolist(), dtype=tensor.dtype).reshape(tensor.shape)
+    assert fingerprint({"a": tensor}) == fingerprint({"a": plain})
