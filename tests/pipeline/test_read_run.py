@@ -44,6 +44,11 @@ def test_a_whole_folder_is_read(folder: Path) -> None:
     assert run.check_files() == []
 
 
+def test_an_unknown_coverage_is_a_figure(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one", **{"coverage.macs": None, "bops_g": None, "quantized.logit_sqnr_db": None})
+    assert read_run(run).metrics["coverage.macs"] is None
+
+
 @pytest.mark.parametrize(
     "name", ["recipe.yaml", "plan.json", "metrics.json", "evaluation.safetensors", "model.safetensors"]
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from qplug.analysis.compare.rows import ComparisonRow
 from qplug.core.storage.hashing import content_key
+from qplug.core.text import percent
 from qplug.pipeline.read_run import Run
 
 TRAININGS = {"finetune": "fine-tuned", "qat": "QAT"}
@@ -38,7 +39,7 @@ def protocol(run: Run) -> dict[str, str]:
 
 
 def _in_float(coverage: float | None) -> str:
-    return "unknown" if coverage is None else f"{100 * (1 - coverage):.1f} %"
+    return "unknown" if coverage is None else percent(1 - coverage)
 
 
 def _trained(run: Run) -> dict[str, str]:

@@ -107,7 +107,7 @@ class Metrics(BaseModel):
     quantized_top1: float = Field(alias="quantized.top1")
     weights: float = Field(alias="bits.weights_mean")
     activations: float = Field(alias="bits.activations_mean")
-    coverage: float = Field(alias="coverage.macs")
+    coverage: float | None = Field(alias="coverage.macs")
     calibration: int = Field(alias="images.calibration")
     evaluation: int = Field(alias="images.evaluation", ge=1)
     bits_by: str = Field("recipe", alias="bits.by")
