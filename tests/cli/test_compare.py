@@ -179,6 +179,7 @@ def test_a_recipe_and_a_run_are_compared_in_the_order_in_which_they_are_named(ca
     plan = json.loads(Path("elsewhere/plan.json").read_text())
     plan["decisions"][0]["technique"] = "edited"
     Path("elsewhere/plan.json").write_text(json.dumps(plan))
+    relocked(Path("elsewhere"))
     (found,) = json.loads(qplug(capsys, "--json", "--diff", "minmax.yaml", "elsewhere")[1])["differences"]
     assert ("edited" in found["ours"], "edited" in found["theirs"]) == (False, True)
 

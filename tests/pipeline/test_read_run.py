@@ -160,7 +160,7 @@ def test_values_that_no_run_writes_are_refused_though_the_digests_match(
         ("a: [", "this is not YAML"),
         ("", "the recipe is empty"),
         (LAUGHS, "more than 20000 values"),
-        ("a: " + "[" * 3000, "is nested too deeply"),
+        ("a: " + "[" * 3000, "is nested more than 64 levels"),
         ("a: !!python/object/apply:os.system [ls]", "is not allowed"),
     ],
 )
