@@ -360,6 +360,14 @@ def test_every_row_names_its_folder(capsys, runs):
     assert json.loads(qplug(capsys, runs, "--json", "--where", "folder=b")[1])["rows"][0]["name"] == "b"
 
 
+def test_folders_of_one_name_are_told_apart(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("one", "two"):
+        write_run(Path(place, "a"), resolved(place))
+    rows = json.loads(qplug(capsys, "one/a", "two/a", "--json", "--sort", "none")[1])["rows"]
+    assert [row["folder"] for row in rows] == ["one/a", "two/a"]
+
+
 def test_keys_that_a_check_knows_are_those_of_a_row(capsys, runs):
     from qplug.cli.report.comparison import example_values
 
