@@ -66,3 +66,10 @@ def listed(names: Iterable[str], most: int = 3) -> str:
     every = list(names)
     more = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share between 0 and 1 in percent, with more digits where they would round it to 0 or to 100 % and it is not."""
+    while 0.0 < share < 1.0 and round(100 * share, digits) in (0.0, 100.0) and digits < 6:
+        digits += 1
+    return f"{100 * share:.{digits}f} %"

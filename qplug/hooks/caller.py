@@ -9,11 +9,12 @@ from typing import Any
 from qplug.core.component import Technique
 from qplug.core.errors import PluginError, QplugError, Terminated
 from qplug.core.seeding import seeded
+from qplug.core.text import listed
 from qplug.core.types import Event
 from qplug.hooks import specs
 from qplug.hooks.manager import Manager
 from qplug.hooks.registry import Registry
-from qplug.hooks.torch_state import torch_state_kept
+from qplug.hooks.torch_state import torch_state_kept, versions_of
 
 
 class TechniqueCaller:
@@ -83,14 +84,22 @@ class TechniqueCaller:
         """One call of one technique's hook: seeded, and any error named with technique, plugin and version.
 
         Settings of torch that the technique changed are restored. They become a note of the technique, which is a
-        warning of the run.
+        warning of the run. A technique that writes to a tensor that it was given is an error.
         """
         subject = next((getattr(v, "name", getattr(v, "norm", v)) for v in arguments.values()), "")
+        given = versions_of(arguments)
         with (
             seeded(self._seed, technique.name(), subject if isinstance(subject, str) else ""),
             self._guarded(technique, hook, subject),
         ):
             result = caller(**arguments)
+        written = [name for name, (tensor, version) in given.items() if tensor._version != version]
+        if written:
+            raise PluginError(
+                f"wrote to {listed(written)}, which the other techniques and the run read too",
+                where=self.where(technique, hook, subject),
+                fix=f"copy it before you change it, as in {written[0]}.clone()",
+            )
         if isinstance(result, list):  # a broadcast hook answers with a list, of one here
             result = result[0] if result else None
         if result is not None:

@@ -32,7 +32,8 @@ def measure(
         changed: list[str] = []
         try:
             with seeded(seed, name), torch_state_kept() as changed:
-                values[name] = number(metric.compute(float_logits, logits, labels))
+                given = [tensor.clone() for tensor in (float_logits, logits, labels)]  # whatever it writes to them
+                values[name] = number(metric.compute(*given))
         except (Exception, SystemExit) as error:
             warnings.append(f"{who} has no value: {type(error).__name__}: {error}")
         warnings += [f"{who} changed {what}; qplug restored it" for what in changed]

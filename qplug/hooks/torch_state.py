@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from functools import cache
 from typing import Any
 
@@ -52,3 +53,28 @@ def _settings() -> tuple[tuple[str, Callable[[], Any], Callable[[Any], Any]], ..
         ),
         *map(flag, ("enabled", "benchmark", "deterministic", "allow_tf32")),
     )
+
+
+def versions_of(arguments: Mapping[str, Any]) -> dict[str, tuple[Any, int]]:
+    """Name → (tensor, its version) of every tensor that a hook is given; writing to a tensor raises its version.
+
+    Tensors are found in the arguments, in their fields and in fields of these, not in modules.
+    """
+    found: dict[str, tuple[Any, int]] = {}
+    for name, value in arguments.items():
+        _collect(name, value, found, depth=3)
+    return found
+
+
+def _collect(name: str, value: Any, found: dict[str, tuple[Any, int]], depth: int) -> None:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        if not value.is_inference():  # such a tensor has no version
+            found[name] = (value, value._version)
+    elif depth and is_dataclass(value) and not isinstance(value, type):
+        for key, item in vars(value).items():
+            _collect(f"{name}.{key}", item, found, depth - 1)
+    elif depth and isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _collect(f"{name}[{index}]", item, found, depth - 1)

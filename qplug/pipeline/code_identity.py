@@ -123,10 +123,10 @@ def _files(then: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def missing_plugins(lock: Lock, registry: Registry) -> dict[str, str]:
-    """Plugins whose code loads the run and that cannot be used now: words → the requirement that installs one."""
+    """Plugins whose code the run used and that cannot be used now: words → the requirement that installs one."""
     usable = {plugin.name: plugin for plugin in registry.plugins if not plugin.error}
     broken = {plugin.name: plugin.error.splitlines()[0] for plugin in registry.broken()}
-    used = {record.distribution for record in lock.code.values() if record.loads}
+    used = {record.distribution for record in lock.code.values()}
     missing = {}
     for name, record in lock.plugins.items():
         if record.loaded and name not in usable and record.distribution in used:

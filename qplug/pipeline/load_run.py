@@ -111,8 +111,7 @@ def load_planned(
 ) -> LoadedRun:
     """The float model of a run and its plan, for any backend or exporter to lower; see ``load_quantized``."""
     run = read_run(run_folder)
-    if errors := run.check_files():
-        raise _together(errors)
+    run.check()
     recipe = _recipe(run, registry, allow_code)
     changes = changed_since(run, recipe, registry)
     if changes and not changed_code:
@@ -133,14 +132,6 @@ def load_planned(
             raise InputError(what, where=str(run.folder / "plan.json"), fix=AGAIN)
     refuse_bypassed(sites.site_map.bypassed, plan.decisions)
     return LoadedRun(run, recipe, model.module, plan, source.preprocessing, source.task, changes)
-
-
-def _together(errors: list[InputError]) -> InputError:
-    """One error for all files."""
-    if len(errors) == 1:
-        return errors[0]
-    text = "; ".join(f"{Path(error.where).name} {error.what}" for error in errors)
-    return InputError(text, where=str(Path(errors[0].where).parent), fix=ONE_PIECE)
 
 
 def _recipe(run: Run, registry: Registry, allow_code: AllowCode) -> Recipe:

@@ -92,6 +92,15 @@ class Run:
                 errors.append(error)
         return errors
 
+    def check(self) -> None:
+        """Raise one ``InputError`` for all files that are not those that the run wrote."""
+        errors = self.check_files()
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            text = "; ".join(f"{Path(error.where).name} {error.what}" for error in errors)
+            raise InputError(text, where=str(self.folder), fix=ONE_PIECE)
+
 
 def read_run(folder: str | Path) -> Run:
     """Read a run folder; raises ``InputError`` if it is not one, is incomplete, or has an unsupported format."""

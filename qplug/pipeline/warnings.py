@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from qplug.core.chance import Chance
-from qplug.core.text import Alarm, listed
+from qplug.core.text import Alarm, listed, percent
 from qplug.core.types import Change
 from qplug.quantization.plan import Plan
 
@@ -25,7 +25,7 @@ def model_warnings(source: FloatModel, plan: Plan) -> list[str]:
         found.append(f"{len(tables)} embedding tables stay in float32, {size:.1f} MB: they are looked up, without MACs")
     if plan.float_macs:
         share = sum(plan.float_macs.values()) / plan.total_macs
-        found.append(f"{share:.1%} of the MACs stay in float: {listed(plan.float_macs)}")
+        found.append(f"{percent(share)} of the MACs stay in float: {listed(plan.float_macs)}")
     return found + unknown_macs(plan.unknown)
 
 

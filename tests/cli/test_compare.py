@@ -185,6 +185,7 @@ def test_a_recipe_and_a_run_are_compared_in_the_order_in_which_they_are_named(ca
     plan = json.loads(Path("elsewhere/plan.json").read_text())
     plan["decisions"][0]["technique"] = "edited"
     Path("elsewhere/plan.json").write_text(json.dumps(plan))
+    relocked(Path("elsewhere"))
     (found,) = json.loads(qplug(capsys, "--json", "--diff", "minmax.yaml", "elsewhere")[1])["differences"]
     assert ("edited" in found["ours"], "edited" in found["theirs"]) == (False, True)
 
@@ -363,6 +364,14 @@ def test_every_row_names_its_folder(capsys, runs):
     assert out[1].rstrip().endswith("folder")
     assert [line.split("  ")[-1].strip() for line in out[3:6]] == ["a and 1 more", "b", "c"]
     assert json.loads(qplug(capsys, runs, "--json", "--where", "folder=b")[1])["rows"][0]["name"] == "b"
+
+
+def test_folders_of_one_name_are_told_apart(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("one", "two"):
+        write_run(Path(place, "a"), resolved(place))
+    rows = json.loads(qplug(capsys, "one/a", "two/a", "--json", "--sort", "none")[1])["rows"]
+    assert [row["folder"] for row in rows] == ["one/a", "two/a"]
 
 
 def test_keys_that_a_check_knows_are_those_of_a_row(capsys, runs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qplug.core.text import close, did_you_mean, escaped, short
+from qplug.core.text import close, did_you_mean, escaped, percent, short
 
 NAMES = ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "davit_tiny", "deit_small_patch16_224"]
 
@@ -61,3 +61,18 @@ def test_a_long_name_is_cut() -> None:
     assert short("x" * 100_000) == "x" * 59 + "…"
     assert len(short("\x1b" * 100_000)) == 60
     assert close("x" * 100_000, ["x.y", "baseline.mse"]) == []
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.0, "0.0 %"),
+        (1.0, "100.0 %"),
+        (0.5, "50.0 %"),
+        (0.0001, "0.01 %"),
+        (0.99999, "99.999 %"),
+        (1e-9, "0.000000 %"),
+    ],
+)
+def test_a_share_is_0_or_100_percent_only_where_it_is(share, text):
+    assert percent(share) == text

@@ -8,6 +8,7 @@ import torch
 from cnn_toys import FAMILIES, family, lively, small_mobilenet
 from paths import RECIPES
 from qplug_plugins.brecq import Brecq
+from run_toys import relocked
 from torch import nn
 
 import qplug
@@ -136,6 +137,7 @@ def test_a_folder_whose_norms_are_not_folded_as_in_the_run_is_refused(tmp_path):
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     plan["changes"] = plan["changes"][1:]
     (tmp_path / "run" / "plan.json").write_text(json.dumps(plan))
+    relocked(tmp_path / "run")
     with pytest.raises(InputError, match=r"core.fold_batchnorm does not rewrite bn1 → conv_stem.conv as it did"):
         loaded(result, toys)
 

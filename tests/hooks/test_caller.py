@@ -15,6 +15,7 @@ from qplug.hooks.checks import check_technique
 from qplug.hooks.manager import RENAMED
 from qplug.hooks.specs import RunSpecs
 from qplug.hooks.torch_state import torch_state_kept
+from qplug.quantization.calibration.statistics import SiteStats
 
 HOOK = "qplug_make_quantizer"
 SITE = Site("a.input", SiteKind.LINEAR_INPUT, "a", "input", (4,))
@@ -274,3 +275,44 @@ def test_old_names_are_none_of_the_present_ones():
     known = set(vars(RunSpecs))
     assert set(RENAMED.values()) <= known
     assert not set(RENAMED) & known
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (lambda stats: stats.sample.mul_(2.0), "stats.sample"),
+        (lambda stats: stats.sample[0].zero_(), "stats.sample"),
+        (lambda stats: stats.max.fill_(1.0), "stats.max"),
+        (lambda stats: stats.channel_max.abs_(), "stats.channel_max"),
+    ],
+)
+def test_a_technique_that_writes_to_what_it_was_given_is_named(write, name):
+    """Otherwise the steps behind it would see other statistics, without a word."""
+
+    class Writer(qplug.Technique):
+        class Config(qplug.Config):
+            use: Literal["toy.writer"] = "toy.writer"
+
+        @qplug.hookimpl
+        def qplug_make_quantizer(self, stats):
+            write(stats)
+
+    stats = SiteStats.from_tensor(torch.randn(2, 3, 4))
+    with pytest.raises(PluginError, match=rf"wrote to {name}, which the other techniques") as caught:
+        steps(Writer).first(HOOK, site=SITE, spec=QuantSpec(4), stats=stats)
+    assert "toy.writer" in caught.value.where
+    assert f"{name}.clone()" in caught.value.fix
+
+
+def test_a_weight_of_a_norms_group_is_not_to_be_written_either():
+    class Writer(qplug.Technique):
+        class Config(qplug.Config):
+            use: Literal["toy.writer"] = "toy.writer"
+
+        @qplug.hookimpl
+        def qplug_smooth(self, group):
+            group.weights[1].add_(1.0)
+
+    group = qplug.NormGroup("norm", ("a", "b"), (torch.ones(2, 3), torch.ones(2, 3)))
+    with pytest.raises(PluginError, match=r"wrote to group\.weights\[1\]"):
+        steps(Writer).first("qplug_smooth", group=group, stats=None)

@@ -81,3 +81,14 @@ def test_a_run_survives_every_metric_and_says_which_failed():
         "metric odd.leave of qplug-odd 0.3 has no value: SystemExit: 0",
         "metric odd.text of qplug-odd 0.3 has no value: TypeError: a number was expected, got 'good'",
     ]
+
+
+def test_a_metric_that_writes_to_what_it_is_given_changes_nothing_for_the_others():
+    logits, labels = torch.ones(4, 3), torch.arange(4)
+    registry = registry_with(
+        first=lambda f, q, y: float(f.zero_().sum() + q.zero_().sum() + y.zero_().sum()),
+        second=lambda f, q, y: float(f.sum() + q.sum() + y.sum()),
+    )
+    values, warnings = measure(registry, 0, logits, logits.clone(), labels)
+    assert (values, warnings) == ({"odd.first": 0.0, "odd.second": 30.0}, [])
+    assert labels.tolist() == [0, 1, 2, 3]

@@ -156,6 +156,13 @@ def test_an_uninstalled_plugin_is_named_with_the_version_of_the_run(folder: Path
     assert "remove" not in str(error)
 
 
+def test_a_plugin_that_only_brought_the_data_is_named_too(folder: Path) -> None:
+    lock = read_run(folder).lock
+    code = {name: record.model_dump() for name, record in lock.code.items()}
+    relocked(folder, code={**code, MODULE: {**code[MODULE], "loads": False}})
+    assert "the run used qplug-mine 0.1.0" in refusal(folder, toy_registry()).what
+
+
 def test_a_broken_plugin_is_named_with_its_reason(folder: Path) -> None:
     registry = copy.copy(toy_registry())
     registry.plugins = [*registry.plugins, Plugin("mine", "qplug-mine", "0.3", MODULE, error="ImportError: no scipy")]

@@ -86,7 +86,7 @@ def test_max_is_the_int8_default(tmp_path):
             assert torch.equal(quantizer.scale, getattr(layer, f"{role}_quantizer").amax / 127)
     assert {decision.technique for decision in result.plan} == {"modelopt.max"}
     (warning,) = result.warnings
-    assert re.fullmatch(r"\d+\.\d% of the MACs stay in float: blocks\.0\.attn\.matmul_qk, .*", warning)
+    assert re.fullmatch(r"\d+\.\d % of the MACs stay in float: blocks\.0\.attn\.matmul_qk, .*", warning)
 
 
 def test_max_leaves_what_modelopts_integers_cannot_express():

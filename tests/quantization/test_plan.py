@@ -2,17 +2,18 @@
 
 import copy
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from numeric_toys import calibrated
 
-from qplug import Granularity, InputError, Plan, QuantSpec, Region, RegionQuantizer, SiteKind, UniformQuantizer
+from qplug import Granularity, InputError, Plan, QuantSpec, Region, RegionQuantizer, Site, SiteKind, UniformQuantizer
 from qplug.core.types import Change
 from qplug.hooks.registry import installed
 from qplug.quantization.backends.brevitas import BrevitasBackend
 from qplug.quantization.plan import Decision
+from qplug.quantization.plan_record import ChangeRecord, DecisionRecord, PlanRecord, SiteRecord, SpecRecord
 from qplug.testing import toy_images
 
 
@@ -135,3 +136,17 @@ def test_scales_that_do_not_broadcast_with_an_activation_are_refused(planned, sc
     row["quantizer"].update(scale=scale)
     with pytest.raises(InputError, match=f"quantizer 'uniform' of {row['site']['name']} cannot be read"):
         Plan.from_dict(data, installed().quantizers)
+
+
+@pytest.mark.parametrize(
+    ("record", "kind", "more"),
+    [
+        (SiteRecord, Site, set()),
+        (SpecRecord, QuantSpec, set()),
+        (DecisionRecord, Decision, set()),
+        (ChangeRecord, Change, set()),
+        (PlanRecord, Plan, {"format"}),
+    ],
+)
+def test_what_is_checked_is_what_is_written(record, kind, more):
+    assert set(record.model_fields) == {field.name for field in fields(kind)} | more

@@ -89,7 +89,7 @@ def write_run(
         more = {"packages": {}, "code": {}, "machine": {"device": "cpu"}, **(lock or {})}
         more["code"] = {package: {"digest": digest} for package, digest in more["code"].items()}
         run.write_lock({**known, "hashes": hashes, **more})
-        rest = {"float_sites": {}, "float_macs": {}, "total_macs": 16}
+        rest = {"float_sites": {}, "float_macs": {}, "total_macs": 16, "unknown": {}, "calls": {}}
         run.write_json("plan.json", {"format": 1, "decisions": decisions or [], "changes": changes or [], **rest})
         run.write_json(
             "metrics.json",

@@ -65,8 +65,12 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> Run:
-    """Read a run with its recipe and images, so that a damaged file fails here and not in a table."""
+    """Read a run with its recipe and images, so that a damaged file fails here and not in a table.
+
+    Every file is checked, those that no table reads too: a run folder is one piece.
+    """
     run = read_run(folder)
+    run.check()
     _ = run.recipe, run.evaluation
     return run
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qplug.analysis.compare.rows import ComparisonRow
+from qplug.core.storage.hashing import content_key
+from qplug.core.text import percent
 from qplug.pipeline.read_run import Run
 
 TRAININGS = {"finetune": "fine-tuned", "qat": "QAT"}
@@ -20,22 +22,24 @@ def protocol(run: Run) -> dict[str, str]:
     recipe, metrics = run.recipe, run.metrics
     quantize, scope = recipe["quantize"], recipe["quantize"]["scope"]
     return {
-        "weights": _tensors(quantize["weights"]),
-        "activations": _tensors(quantize["activations"]),
+        "weights": _tensors(quantize["weights"], run.lock.numbers.get("weights")),
+        "activations": _tensors(quantize["activations"], run.lock.numbers.get("activations")),
         "exceptions": "; ".join(map(_override, quantize["overrides"])) or "none",
         "Softmax inputs": "quantized" if scope["softmax"] else "float",
         "LayerNorm inputs": "quantized" if scope["layernorm"] else "float",
         "MACs in float": _in_float(metrics["coverage.macs"]),
         "importance": recipe["calibration"]["loss"],
         "calibration images": str(metrics["images.calibration"]),
+        "calibration data": _calibration(run),
         "evaluation images": str(metrics["images.evaluation"]),
         "backend": recipe["backend"],
-        **{title: _training(recipe[stage], metrics[f"{stage}.images"]) for stage, title in _trained(run).items()},
+        "computed by": _machine(run),
+        **{title: _training(recipe[stage], metrics.get(f"{stage}.images")) for stage, title in _trained(run).items()},
     }
 
 
 def _in_float(coverage: float | None) -> str:
-    return "unknown" if coverage is None else f"{100 * (1 - coverage):.1f} %"
+    return "unknown" if coverage is None else percent(1 - coverage)
 
 
 def _trained(run: Run) -> dict[str, str]:
@@ -43,7 +47,7 @@ def _trained(run: Run) -> dict[str, str]:
     return {stage: title for stage, title in TRAININGS.items() if run.recipe.get(stage) is not None}
 
 
-def _training(config: Mapping[str, Any], images: int) -> str:
+def _training(config: Mapping[str, Any], images: int | None) -> str:
     """Main options of a training. Differences in the other options appear in the names of the rows."""
     parts = [f"{config['epochs']} epochs of {images} images in batches of {config['batch_size']}"]
     parts += [f"{config['optimizer']} at {config['learning_rate']:g}"]
@@ -52,16 +56,35 @@ def _training(config: Mapping[str, Any], images: int) -> str:
     return ", ".join(parts)
 
 
-def _tensors(config: Mapping[str, Any]) -> str:
+def _calibration(run: Run) -> str:
+    """The source, and a digest of the images, which the seed chooses."""
+    config = run.recipe["data"]["calibration"]
+    words = [str(config.get("source", "")), str(config.get("split") or "")]
+    digest = content_key(images=run.lock.hashes.calibration_images)[:8]
+    return f"{' '.join(filter(None, words))}, {digest} at seed {run.recipe['seed']}"
+
+
+def _machine(run: Run) -> str:
+    """What the last bits of a result depend on: torch, and the kind of processor."""
+    machine, torch = run.lock.machine, run.lock.packages.get("torch")
+    device = machine.device.partition(":")[0]
+    name = machine.device_name if device != "cpu" else machine.instructions
+    return " ".join(filter(None, (f"torch {torch}" if torch else "", device, name)))
+
+
+def _tensors(config: Mapping[str, Any], numbers: str | None = None) -> str:
     symmetry = "symmetric" if config["symmetric"] else "asymmetric"
     zero = " with a float zero point" if config.get("zero_point") == "float" else ""
-    return f"{config['granularity'].replace('_', ' ')}, {symmetry}{zero}"
+    number_format = config.get("number_format", "int")
+    more = ", ".join(filter(None, ("" if number_format == "int" else number_format, numbers)))
+    return f"{config['granularity'].replace('_', ' ')}, {symmetry}{zero}" + (f", {more}" if more else "")
 
 
 def _override(override: Mapping[str, Any]) -> str:
     if override["skip"]:
         return f"{override['match']} in float"
     parts = [f"{override['bits']} bits" if override["bits"] else "", (override["granularity"] or "").replace("_", " ")]
+    parts.append(override.get("number_format") or "")
     if override["symmetric"] is not None:
         parts.append("symmetric" if override["symmetric"] else "asymmetric")
     return f"{override['match']} {', '.join(filter(None, parts))}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from qplug.analysis.compare.noise import letter
@@ -38,11 +39,16 @@ def values(groups: Iterable[Group], convention: Convention) -> list[Values]:
     """
     groups = list(groups)
     names = dict.fromkeys(name for group in groups for row in group.rows for name in row.plugin_metrics)
-    return [
+    rows = [
         {**_values(group, row, tie, convention), **_of_plugins(row, names)}
         for group in groups
         for row, tie in zip(group.rows, group.ties, strict=True)
     ]
+    folders = Counter(row["folder"] for row in rows)
+    for row in rows:
+        if folders[row["folder"]] > 1:  # of the same name in other places
+            row["folder"] = row["folders"][0] + row["folder"].removeprefix(PurePath(row["folders"][0]).name)
+    return rows
 
 
 def _of_plugins(row: ComparisonRow, names: Iterable[str]) -> Values:

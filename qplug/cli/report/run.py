@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qplug.cli.report.screen import Table
-from qplug.core.text import listed
+from qplug.core.text import listed, percent as text_of_percent
 from qplug.core.types import OUT_OF_SCOPE
 from qplug.quantization.accounting import Convention
 
@@ -192,7 +192,7 @@ def _span(low: int, high: int) -> str:
 
 def percent(share: float | None, digits: int = 2) -> str:
     """A share between 0 and 1 as text, in percent; a dash if there is none."""
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
+    return "–" if share is None else text_of_percent(share, digits)
 
 
 def coverage(share: float | None, digits: int = 2) -> str:

@@ -75,6 +75,8 @@ class Machine(Stored):
 class Lock(Stored):
     """``lock.json``: what the run depends on, and the digests of its files.
 
+    ``numbers`` says for ``weights`` and ``activations`` what bits and granularity do not: number formats of plugins,
+    scales in blocks, dynamic ranges.
     ``digest`` is the SHA-256 of the rest. It shows damage and edits by accident. It is no signature: whoever changes
     the folder on purpose can compute it again.
     """
@@ -87,6 +89,7 @@ class Lock(Stored):
     plugins: dict[str, PluginRecord] = {}
     hashes: Hashes
     machine: Machine
+    numbers: dict[str, str] = {}
     files: dict[str, FileRecord]
     digest: str
 
@@ -104,7 +107,7 @@ class Metrics(BaseModel):
     quantized_top1: float = Field(alias="quantized.top1")
     weights: float = Field(alias="bits.weights_mean")
     activations: float = Field(alias="bits.activations_mean")
-    coverage: float = Field(alias="coverage.macs")
+    coverage: float | None = Field(alias="coverage.macs")
     calibration: int = Field(alias="images.calibration")
     evaluation: int = Field(alias="images.evaluation", ge=1)
     bits_by: str = Field("recipe", alias="bits.by")

@@ -8,6 +8,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from qplug.core.text import percent
 from qplug.core.types import MASKED
 
 ELEMENT_TOLERANCE = 1e-4
@@ -85,4 +86,5 @@ class OutputDifference:
         return self.norm <= self.limit and self.off <= self.share
 
     def __str__(self) -> str:
-        return f"{self.norm:.1e} of the norm (limit {self.limit:.0e}), up to {self.off:.0%} of a channel, head or token"
+        spread = f", up to {percent(self.off, 0)} of a channel, head or token" if self.off else ""
+        return f"{self.norm:.1e} of the norm (limit {self.limit:.0e}){spread}"

@@ -8,6 +8,7 @@ from qplug.core.examples import classes_of
 from qplug.core.storage.hashing import images_digest
 from qplug.core.storage.run_folder import RunFolder
 from qplug.pipeline.context import RunContext
+from qplug.pipeline.number_words import number_words
 from qplug.pipeline.proof import proof
 from qplug.pipeline.results import BitAllocation, Evaluation, Inputs, PreparedSites, RewrittenModel, RunResult
 from qplug.pipeline.run_key import lock, run_key_if_known
@@ -67,7 +68,7 @@ def _write(ctx: RunContext, result: RunResult, inputs: Inputs, model: RewrittenM
                 registry=ctx.registry,
                 kinds=sorted({decision.quantizer.kind for decision in result.plan}),
             )
-            | {"labels": _labels(inputs)},
+            | {"labels": _labels(inputs), "numbers": number_words(result.plan, ctx.registry)},
         )
         folder.write_json("plan.json", result.plan.to_dict())
         folder.write_json("metrics.json", {**result.metrics, "warnings": result.warnings})

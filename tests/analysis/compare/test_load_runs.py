@@ -158,3 +158,14 @@ def test_a_path_that_cannot_be_a_folder_is_named(tmp_path, path, message):
     (tmp_path / "table").write_text("")
     (failure,) = read_all([tmp_path / path]).failures
     assert message in str(failure)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "plan.json"])
+def test_a_file_that_no_table_reads_must_be_that_of_the_run_too(tmp_path, name):
+    good, damaged = write_run(tmp_path / "good"), write_run(tmp_path / "damaged")
+    content = bytearray((damaged / name).read_bytes())
+    content[-1] ^= 1
+    (damaged / name).write_bytes(content)
+    found = read_all([good, damaged])
+    assert [run.folder for run in found.runs] == [good]
+    assert f"{name}: is not the file that the run wrote" in str(found.failures[0])

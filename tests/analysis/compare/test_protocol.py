@@ -6,6 +6,7 @@ from run_toys import resolved, write_run
 
 from qplug.analysis.compare import group
 from qplug.analysis.compare.protocol import paper_figure, protocol
+from qplug.core.storage.hashing import content_key
 from qplug.pipeline.read_run import read_run
 
 
@@ -19,8 +20,10 @@ def test_protocol(tmp_path):
         "MACs in float": "25.0 %",
         "importance": "kl",
         "calibration images": "32",
+        "calibration data": f"digits, {content_key(images=[])[:8]} at seed 0",
         "evaluation images": "40",
         "backend": "brevitas",
+        "computed by": "cpu",
     }
 
 
@@ -73,3 +76,29 @@ def test_of_other_bits_or_models_nothing_is_published(tmp_path):
 
 def test_a_recipe_without_a_paper_has_no_figure(tmp_path):
     assert paper_figure(group([read_run(write_run(tmp_path / "one"))])[0].rows[0]) is None
+
+
+def test_what_differs_is_in_the_protocol(tmp_path):
+    """Number formats, blocks, dynamic ranges, other calibration data, another torch and another processor."""
+    base = protocol(read_run(write_run(tmp_path / "base")))
+
+    def differs(name, recipe=None, **more):
+        run = protocol(read_run(write_run(tmp_path / name, recipe, **more)))
+        return {key: run[key] for key in run if run[key] != base[key]}
+
+    numbers = {"numbers": {"weights": "mine.mx, scales in blocks", "activations": "mine.mx, dynamic ranges"}}
+    assert differs("blocks", lock=numbers) == {
+        "weights": "per channel, symmetric, mine.mx, scales in blocks",
+        "activations": "per tensor, symmetric, mine.mx, dynamic ranges",
+    }
+    noise = resolved(data={"calibration": {"source": "noise"}})
+    assert list(differs("noise", noise)) == ["calibration data"]
+    hashes = {"model": "m", "evaluation_images": "e", "calibration_images": ["other"]}
+    assert list(differs("images", lock={"hashes": hashes})) == ["calibration data"]
+    machine = {"machine": {"device": "cuda:1", "device_name": "H200"}, "packages": {"torch": "2.9"}}
+    assert differs("machine", lock=machine) == {"computed by": "torch 2.9 cuda H200"}
+    instructions = {"machine": {"device": "cpu", "instructions": "AVX2"}}
+    assert differs("avx2", lock=instructions) == {"computed by": "cpu AVX2"}
+    wide = resolved()
+    wide["quantize"]["overrides"][0] |= {"granularity": "per_head"}
+    assert list(differs("override", wide)) == ["exceptions"]
