@@ -21,6 +21,7 @@ from qplug.cli.app import COMMANDS, State, app, report_error, screen_of
 from qplug.cli.streams import OutputError, abandon_output, named_output, prepare_streams
 from qplug.core.errors import QplugError, Terminated, ending, out_of_memory
 from qplug.core.memory import keep_freed_memory
+from qplug.core.threads import wait_passively_if_busy
 
 __all__ = ["app", "main"]
 
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         prepare_streams()
         keep_freed_memory()
+        wait_passively_if_busy()
         with named_output():
             code = app(args=arguments, prog_name="qplug", standalone_mode=False)
     except KeyboardInterrupt:
