@@ -87,3 +87,64 @@ def test_docstrings_become_markdown():
         "Return `x < y` in \\[0, 1\\].\n\n**Args**\n\n- x: a \\*bound\\*, in dB.\n\n"
         "**Example**\n\n```python\nif True:\n\n    run()\n```\n"
     )
+
+
+def row(family, **more):
+    return {"family": family, "model": f"{family}_s", "parameters": 2_500_000, "size": [3, 64, 64], "error": "", **more}
+
+
+MEASURED = {"inspected": 1.0, "coverage": 1.0, "sqnr": 30.26, "sites": 12, "float": {}, "norms": 0, "seconds": 9.7}
+
+
+def test_the_page_of_timms_families_counts_and_names_what_is_in_float():
+    from generators.timm_families import page
+
+    rows = [
+        row("b", **MEASURED | {"coverage": 0.97, "float": {"Conv": 0.03}, "norms": 2}),
+        row("a", **MEASURED),
+        row("c", error="not finished within 120 s", seconds=120.0),
+    ]
+    text = page(rows, 120)
+    assert "3 families: 2 run, 1 at 100 %, 2 at 95% or more." in text
+    assert text.splitlines()[-3:] == [
+        "| a | `a_s` | 2.5 | 3×64×64 | 100.0 % | 12 | 30.3 dB |  | 10 |",
+        "| b | `b_s` | 2.5 | 3×64×64 | 97.0 % | 12 | 30.3 dB | Conv 3 %; 2 BatchNorms; inspect says 100.0 % | 10 |",
+        "| c | `c_s` | 2.5 | 3×64×64 | error | – | – | not finished within 120 s | 120 |",
+    ]
+
+
+def test_rows_that_are_kept_are_not_measured_again(tmp_path, monkeypatch, capsys):
+    from generators import timm_families
+
+    asked = []
+
+    def measure(family, limit, own_size):
+        asked.append(family)
+        return row(family, **MEASURED) if family == "a" else row(family, error="no", seconds=1.0)
+
+    monkeypatch.setattr(timm_families, "measure", measure)
+    options = ["--keep", str(tmp_path / "rows"), "--out", str(tmp_path / "page.md"), "--families", "a", "b"]
+    for more in ([], [], ["--retry"]):
+        assert timm_families.main([*options, *more]) == 0
+    assert asked == ["a", "b", "b"]
+    assert "2 families: 1 run" in (tmp_path / "page.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_smallest_member_and_the_smallest_image():
+    from generators.timm_families import smallest, smallest_size
+
+    assert smallest("levit") == ("levit_128s", 7_777_058)
+    assert smallest_size("levit_128s") == (3, 64, 64)
+    assert smallest_size("levit_128s", ()) == (3, 224, 224)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("family", ["levit", "nfnet", "swin_transformer_v2", "xcit", "repvit"])
+def test_a_family_is_measured(family):
+    from generators.timm_families import measure
+
+    found = measure(family, 600)
+    assert found["error"] == ""
+    assert found["sqnr"] > 10
+    assert found["inspected"] == found["coverage"]
