@@ -94,6 +94,8 @@ READS = {
     "a product": lambda layer, x: x @ layer.weight.t(),
     "einsum": lambda layer, x: torch.einsum("bnc,mc->bnm", x, layer.weight),
     "a scaled copy": lambda layer, x: F.linear(x, layer.weight * 0.5),
+    "its data": lambda layer, x: x @ layer.weight.data,
+    "its forward, without a call": lambda layer, x: layer.forward(x),
     "a convolution": lambda layer, x: F.conv1d(x.mT, layer.weight.unsqueeze(-1)).mT,
 }
 
@@ -131,6 +133,42 @@ def test_inspect_names_what_passes_a_quantizer_by():
     assert list(found.bypassed) == ["body.layer.weight"]
     assert "aten.mm in body" in found.bypassed["body.layer.weight"]
     assert found.coverage < 1.0
+
+
+def test_a_weight_that_is_a_table_too_is_quantized_where_it_multiplies():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.table = nn.Linear(WIDTH, WIDTH, bias=False), nn.Embedding(WIDTH, WIDTH)
+            self.layer.weight = self.table.weight
+
+        def forward(self, x):
+            return self.layer(x) + self.table(torch.arange(x.shape[1]))
+
+    result = run_of(lambda: Patches(Tied))
+    assert "body.layer.weight" in result.plan.decisions
+    assert result.plan.coverage == 1.0
+
+
+def test_loading_refuses_a_model_that_computes_past_its_quantizers(tmp_path):
+    run_of(lambda: Patches(lambda: Functional(lambda layer, x: x, call=True)), tmp_path / "run")
+    qplug.load_quantized(tmp_path / "run", registry=registry_of(lambda: Patches(lambda: Functional(still, call=True))))
+    for read, message in (
+        (linear, r"past a quantizer: body\.layer\.weight"),
+        (past, r"the loaded model calls .*body\.layer"),
+    ):
+        changed = registry_of(lambda read=read: Patches(lambda: Functional(read, call=read is linear)))
+        with pytest.raises(InputError, match=message):
+            qplug.load_quantized(tmp_path / "run", registry=changed)
+
+
+def still(layer, x):
+    return x * 1
+
+
+def past(layer, x):
+    """Calls the layer as long as it is not quantized."""
+    return layer(x) if type(layer) is nn.Linear else linear(layer, x)
 
 
 class Fused(nn.Module):
