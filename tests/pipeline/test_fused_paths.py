@@ -208,18 +208,18 @@ def test_a_path_that_opens_behind_quantization_is_refused_in_evaluation():
 
 
 def test_a_layer_that_calibration_does_not_call_is_refused():
-    class Once(nn.Module):
-        """Calls its layer for a single image only, as the one that sites are found with."""
+    class Rare(nn.Module):
+        """Calls its layer for values that no image has, as the example that sites are found with."""
 
         def __init__(self):
             super().__init__()
-            self.layer = nn.Linear(WIDTH, WIDTH)
+            self.layer, self.head = nn.Conv2d(3, 3, 1), nn.Linear(3, 5)
 
         def forward(self, x):
-            return self.layer(x) if len(x) == 1 else x
+            return self.head((self.layer(x) if x.max() > 2.1 else x).mean((2, 3)))
 
-    with pytest.raises(InputError, match=r"calibration calls body\.layer in no forward"):
-        run_of(lambda: Patches(Once))
+    with pytest.raises(InputError, match=r"calibration calls layer in no forward"):
+        run_of(Rare)
 
 
 def test_calls_are_counted_by_forward_and_more_of_them_are_no_fault(tmp_path):
