@@ -105,7 +105,7 @@ def make_explicit(
        ``forward``; if its replacement computes something else, the subclass stays. Encoders and layers of
        ``nn.Transformer`` lose their fused kernels, which call no submodule.
     2. Parameters that torch computes (parametrizations, weight and spectral norms, pruning) become their values.
-    3. A subclass of ``nn.Conv2d`` or ``nn.Linear`` without an adapter becomes a plain layer if its forward is just that.
+    3. A subclass of ``nn.Conv2d`` or ``nn.Linear`` without an adapter becomes a plain layer if its forward is that.
     4. Any other module that multiplies two activations in its own forward is made explicit by the graph of that forward
        (``qplug.models.explicit``); it keeps its identity.
 
@@ -140,8 +140,11 @@ def make_explicit(
         if is_reparametrized(module):
             computed[name] = module
     finder = ProductFinder(model)
-    with recorded_calls({**adapted, **computed, **own_kinds}) as calls, finder, torch.inference_mode():
-        expected = model(image)
+    try:
+        with recorded_calls({**adapted, **computed, **own_kinds}) as calls, finder, torch.inference_mode():
+            expected = model(image)
+    finally:
+        finder.remove()
     for module in computed.values():
         compute_parameters(module)
     replaced = _adapt(model, table, adapted, calls)

@@ -34,8 +34,8 @@ def prepare(
 
     Raises:
         EquivalenceError: folding moved the outputs.
-        InputError: an override matches no site; or the recipe quantizes layers that its backend cannot hold; or the model
-            computes past a quantizer that the recipe asks for.
+        InputError: an override matches no site; or the recipe quantizes layers that its backend cannot hold; or the
+            model computes past a quantizer that the recipe asks for.
     """
     with ctx.stage("sites"):
         folding = fold_batchnorms(model.module, model.example)
