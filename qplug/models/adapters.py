@@ -105,8 +105,7 @@ def make_explicit(
        ``forward``; if its replacement computes something else, the subclass stays. Encoders and layers of
        ``nn.Transformer`` lose their fused kernels, which call no submodule.
     2. Parameters that torch computes (parametrizations, weight and spectral norms, pruning) become their values.
-    3. A subclass of ``nn.Conv2d`` or ``nn.Linear`` without an adapter becomes a plain layer if its forward is just
-       that.
+    3. A subclass of ``nn.Conv2d`` or ``nn.Linear`` without an adapter becomes a plain layer if its forward is that.
     4. Any other module that multiplies two activations in its own forward is made explicit by the graph of that forward
        (``qplug.models.explicit``); it keeps its identity.
 

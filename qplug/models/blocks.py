@@ -1,4 +1,4 @@
-"""Classes of timm, torchvision and transformers that are blocks. Importing this module does not import torch."""
+"""Classes of torch, timm, torchvision and transformers that are blocks. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ _TORCHVISION = {
     "mnasnet": ("_InvertedResidual",),
     "efficientnet": ("MBConv", "FusedMBConv"),
     "convnext": ("CNBlock",),
+    "vision_transformer": ("EncoderBlock",),
 }
 _TRANSFORMERS = {"bert.modeling_bert": ("BertLayer",), "distilbert.modeling_distilbert": ("TransformerBlock",)}
 
@@ -35,4 +36,5 @@ BLOCKS = [
     for module, names in modules.items()
     for name in names
 ]
+BLOCKS += [f"torch.nn.modules.transformer:{name}" for name in ("TransformerEncoderLayer", "TransformerDecoderLayer")]
 """``module:Class`` of each block class. Instances of its subclasses are blocks, too."""

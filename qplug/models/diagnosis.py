@@ -146,7 +146,7 @@ def _hooks(
     handles: list[Any] = []
     try:
         for path, module in model.named_modules():
-            if wanted(module):
+            if wanted(module) and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                 before, after = watch(path)
                 if before is not None:
                     handles.append(module.register_forward_pre_hook(before, with_kwargs=True))

@@ -93,7 +93,7 @@ def settle_interface(model: nn.Module, example: Tensor, task: Task, where: str) 
     handles = [
         module.register_forward_pre_hook(_find_keyword(name, by_keyword), with_kwargs=True, prepend=True)
         for name, module in model.named_modules()
-        if name
+        if name and not isinstance(module, torch.jit.ScriptModule)  # takes no hook, and its parts are called inside
     ]
     try:
         with torch.no_grad():

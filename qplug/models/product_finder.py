@@ -27,6 +27,8 @@ class ProductFinder(TorchFunctionMode):
         self._inside: list[tuple[str, nn.Module]] = []
         self._handles: list[Any] = []
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                continue
             self._handles += [
                 module.register_forward_pre_hook(lambda part, _, n=name: self._inside.append((n, part))),
                 module.register_forward_hook(lambda *_: self._inside.pop() and None),

@@ -94,6 +94,8 @@ READS = {
     "a product": lambda layer, x: x @ layer.weight.t(),
     "einsum": lambda layer, x: torch.einsum("bnc,mc->bnm", x, layer.weight),
     "a scaled copy": lambda layer, x: F.linear(x, layer.weight * 0.5),
+    "its data": lambda layer, x: x @ layer.weight.data,
+    "its forward, without a call": lambda layer, x: layer.forward(x),
     "a convolution": lambda layer, x: F.conv1d(x.mT, layer.weight.unsqueeze(-1)).mT,
 }
 
@@ -133,6 +135,42 @@ def test_inspect_names_what_passes_a_quantizer_by():
     assert found.coverage < 1.0
 
 
+def test_a_weight_that_is_a_table_too_is_quantized_where_it_multiplies():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.table = nn.Linear(WIDTH, WIDTH, bias=False), nn.Embedding(WIDTH, WIDTH)
+            self.layer.weight = self.table.weight
+
+        def forward(self, x):
+            return self.layer(x) + self.table(torch.arange(x.shape[1]))
+
+    result = run_of(lambda: Patches(Tied))
+    assert "body.layer.weight" in result.plan.decisions
+    assert result.plan.coverage == 1.0
+
+
+def test_loading_refuses_a_model_that_computes_past_its_quantizers(tmp_path):
+    run_of(lambda: Patches(lambda: Functional(lambda layer, x: x, call=True)), tmp_path / "run")
+    qplug.load_quantized(tmp_path / "run", registry=registry_of(lambda: Patches(lambda: Functional(still, call=True))))
+    for read, message in (
+        (linear, r"past a quantizer: body\.layer\.weight"),
+        (past, r"the loaded model calls .*body\.layer"),
+    ):
+        changed = registry_of(lambda read=read: Patches(lambda: Functional(read, call=read is linear)))
+        with pytest.raises(InputError, match=message):
+            qplug.load_quantized(tmp_path / "run", registry=changed)
+
+
+def still(layer, x):
+    return x * 1
+
+
+def past(layer, x):
+    """Calls the layer as long as it is not quantized."""
+    return layer(x) if type(layer) is nn.Linear else linear(layer, x)
+
+
 class Fused(nn.Module):
     """What torch's encoder layers do: one kernel for two layers where no gradient is asked for, unless traced."""
 
@@ -170,18 +208,18 @@ def test_a_path_that_opens_behind_quantization_is_refused_in_evaluation():
 
 
 def test_a_layer_that_calibration_does_not_call_is_refused():
-    class Once(nn.Module):
-        """Calls its layer for a single image only, as the one that sites are found with."""
+    class Rare(nn.Module):
+        """Calls its layer for values that no image has, as the example that sites are found with."""
 
         def __init__(self):
             super().__init__()
-            self.layer = nn.Linear(WIDTH, WIDTH)
+            self.layer, self.head = nn.Conv2d(3, 3, 1), nn.Linear(3, 5)
 
         def forward(self, x):
-            return self.layer(x) if len(x) == 1 else x
+            return self.head((self.layer(x) if x.max() > 2.1 else x).mean((2, 3)))
 
-    with pytest.raises(InputError, match=r"calibration calls body\.layer in no forward"):
-        run_of(lambda: Patches(Once))
+    with pytest.raises(InputError, match=r"calibration calls layer in no forward"):
+        run_of(Rare)
 
 
 def test_calls_are_counted_by_forward_and_more_of_them_are_no_fault(tmp_path):

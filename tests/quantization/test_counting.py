@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from qplug import InputError
-from qplug.quantization.counting import ROOT, count
+from qplug.quantization.counting import count
+from qplug.quantization.module_stack import ROOT
 
 B, N, C, M = 1, 6, 8, 5
 

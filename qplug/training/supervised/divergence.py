@@ -79,7 +79,8 @@ def _first_not_finite(model: nn.Module, inputs: Tensor) -> str:
 
         return check
 
-    handles = [module.register_forward_hook(hook(name or "the model")) for name, module in model.named_modules()]
+    watched = [(n, m) for n, m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule)]  # takes no hooks
+    handles = [module.register_forward_hook(hook(name or "the model")) for name, module in watched]
     try:
         model(inputs)
     finally:

@@ -7,6 +7,7 @@ import torch
 from numeric_toys import Sequence, mixer, sited
 from plugin_toys import toy_swin
 from torch import nn
+from transformer_toys import Patches, encoder, vision_transformer
 
 from qplug import InputError
 from qplug.models.blocks import BLOCKS
@@ -40,6 +41,18 @@ def test_every_operation_lies_in_one_block_of_a_swin():
         assert sum(block_contains(block, operation) for block in blocks) == 1
     assert blocks[0] == "patch_embed.proj"
     assert any(block.endswith("downsample.reduction") for block in blocks)
+
+
+@pytest.mark.parametrize(
+    ("build", "blocks"),
+    [
+        (lambda: Patches(encoder), ["patch", "body.layers.0", "head"]),
+        (vision_transformer, ["conv_proj", "encoder.layers.encoder_layer_0", "heads.head"]),
+    ],
+)
+def test_layers_of_torch_are_blocks(build, blocks):
+    model, found = sited(build().eval().requires_grad_(False), toy_images(1))
+    assert find_blocks(model, operations(found), toy_images(1), BLOCKS) == blocks
 
 
 def test_a_residual_network_and_a_block_that_is_never_called():
