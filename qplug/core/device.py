@@ -38,7 +38,8 @@ def _check_gpu(device: torch.device) -> None:
     if count == 0:
         built = torch.version.cuda is not None or torch.version.hip is not None
         reason = "torch finds none" if built else f"torch {torch.__version__} is built for CPUs only"
-        raise InputError(f"this machine has no GPU that torch can use: {reason}", where="--device", fix="use cpu")
+        what = f"device '{device}' cannot be used: this machine has no GPU that torch can use: {reason}"
+        raise InputError(what, where="--device", fix="use cpu")
     if device.index is not None and device.index >= count:
         names = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         raise InputError(f"expected {names}, received '{device}': this machine has {count} GPUs", where="--device")

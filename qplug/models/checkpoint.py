@@ -74,7 +74,7 @@ def _check_kinds(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], path
     ]
     if wrong:
         raise InputError(
-            f"{len(wrong)} tensors of the checkpoint hold another kind of numbers than the model's: {listed(wrong, 5)}",
+            f"tensors of the checkpoint hold another kind of numbers than the model's: {listed(wrong, 5)}",
             where=str(path),
             fix="give the checkpoint of the float model: qplug quantizes float weights, not those that are integers",
         )

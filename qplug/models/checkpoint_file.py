@@ -34,9 +34,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     from timm.models import clean_state_dict
 
     require_file(path, "checkpoint")
-    states = dict(_states(_content(path)))
-    if not states:
+    found = dict(_states(_content(path)))
+    if not found:
         raise InputError("the checkpoint holds no state dict (tensors by name)", where=str(path))
+    most = max(map(len, found.values()))
+    states = {name: state for name, state in found.items() if 2 * len(state) > most}  # no moments of an optimizer
     chosen = _choose(states, path)
     notes = []
     if len(states) > 1:

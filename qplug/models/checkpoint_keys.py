@@ -47,7 +47,7 @@ def unwrap(wanted: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -
     left = [key for key in state if not key.startswith(best)]
     note = f"the prefix '{best}' was removed from the checkpoint's keys"
     if left:
-        note += f", and {len(left)} tensors without it were left out: {listed(left)}"
+        note += f", and what lies beside it was left out: {listed(left)}"
     return {key.removeprefix(best): value for key, value in state.items() if key.startswith(best)}, note
 
 
@@ -89,5 +89,5 @@ def _mixed(
         return None  # tensors beside the model's own, which it does not know
     note = f"the prefixes {', '.join(map(repr, removed))} were removed from the checkpoint's keys"
     if rest:
-        note += f", and {len(rest)} other tensors were left out: {listed(rest)}"
+        note += f", and other tensors were left out: {listed(rest)}"
     return {name: state[key] for name, key in found.items()}, note

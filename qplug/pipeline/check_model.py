@@ -30,7 +30,7 @@ ALONE = 1e-3
 
 
 def check_model(source: FloatModel, stream: Stream) -> tuple[int, ...]:
-    """Check the model of a run on its first two calibration images, in at most four forwards.
+    """Check the model of a run on its first two calibration images, in five forwards.
 
     The model gets the interface of ``settle_interface``; what that does is added to the note of ``source``.
 
@@ -42,8 +42,10 @@ def check_model(source: FloatModel, stream: Stream) -> tuple[int, ...]:
             than float32, or it gives an image other outputs a second time, or in another batch.
     """
     pair = stream.first(min(2, stream.batch_size))
+    evaluated = [(path, part) for path, part in source.module.named_modules() if not part.training]
     with torch.random.fork_rng(devices=[]):  # a model that draws numbers must not change those of the run
         notes = settle_interface(source.module, pair[:1], source.task, source.name)
+        _check_training_mode(source, [path for path, part in evaluated if part.training and not [*part.children()]])
         shape = _check_outputs(source, pair)
     if getattr(source.module, "num_classes", None) == 0:  # timm's name for a model without a classifier
         notes.append(f"the model has no classifier (num_classes: 0): its {shape[-1]} outputs are features, not classes")
@@ -94,7 +96,6 @@ def _check_outputs(source: FloatModel, pair: Tensor) -> tuple[int, ...]:
             raise _changes_input(name)
         if len(first) != len(pair):
             raise _fixed_batch(len(first), len(pair), name)
-        _check_training_mode(module, name)
         other = first_in_other_precision(module, pair[:1])
         if other is not None:
             raise _other_precision(module, *other, name)
@@ -109,13 +110,14 @@ def _check_outputs(source: FloatModel, pair: Tensor) -> tuple[int, ...]:
     return tuple(first.shape[1:])
 
 
-def _check_training_mode(module: nn.Module, name: str) -> None:
-    training = [path for path, part in module.named_modules() if part.training and next(part.children(), None) is None]
+def _check_training_mode(source: FloatModel, training: list[str]) -> None:
+    """Refuse a model whose forward changed the modules ``training`` from eval mode to training mode."""
     if training:
+        places = listed(named(source.module, path) for path in training)
         raise InputError(
-            f"the model's forward sets {listed(named(module, path) for path in training)} to training mode, so that "
-            "an image's outputs depend on chance or on the other images of its batch",
-            where=name,
+            f"the model's forward sets {places} to training mode, so that an image's outputs depend on chance or on "
+            "the other images of its batch",
+            where=source.name,
             fix="remove .train() from the model's forward: qplug quantizes models in eval mode",
         )
 

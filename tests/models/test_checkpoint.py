@@ -152,7 +152,8 @@ def under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
         (lambda s, o: {"model": o, "model_ema": s, "epoch": 3}, "model_ema was loaded, and not model"),
         (lambda s, o: {"ema": {"module": s}, "model": o}, "ema.module was loaded, and not model"),
         (lambda s, o: {"student": under("module.", o), "teacher": under("module.", s)}, "teacher was loaded, and not"),
-        (lambda s, o: {"net": s, "optimizer": {"state": {}, "param_groups": []}}, ""),
+        (lambda s, o: {"net": s, "optimizer": {"state": {0: {"exp_avg": s["head.bias"], "step": s["bn.bias"]}}}}, ""),
+        (lambda s, o: {"state_dict": s, "callbacks": {"best": {"score": torch.ones(())}}, "epoch": 3}, ""),
         (lambda s, o: {"state_dict": {**s, "epoch": 3}}, "that are no tensors were left out: epoch"),
     ],
 )
@@ -181,7 +182,7 @@ def test_states_that_no_name_tells_apart_are_listed(tmp_path: Path) -> None:
         (lambda s: under("a.b.", s), "the prefix 'a.b.' was removed"),
         (
             lambda s: {**under("model.", s), "criterion.weight": torch.ones(4)},
-            "and 1 tensors without it were left out: criterion.weight",
+            "and what lies beside it was left out: criterion.weight",
         ),
         (
             lambda s: {**under("student.", {k: v * 0 for k, v in s.items()}), **under("teacher.", s)},
@@ -226,7 +227,7 @@ def test_prefixes_that_leave_a_choice_are_not_guessed(tmp_path: Path) -> None:
 )
 def test_numbers_of_another_kind_are_refused_by_name(tmp_path: Path, convert, named: str) -> None:
     _, state = small()
-    with pytest.raises(InputError, match=f"1 tensors of the checkpoint hold another kind .*: conv.weight \\({named}"):
+    with pytest.raises(InputError, match=f"tensors of the checkpoint hold another kind .*: conv.weight \\({named}"):
         loaded(tmp_path / "w.pth", {**state, "conv.weight": convert(state["conv.weight"])})
 
 

@@ -143,6 +143,26 @@ class TrainedNorm(Net):
         return super().forward(x)
 
 
+class StaysInTraining(nn.BatchNorm2d):
+    """As frozen norms do that ignore train() and eval(), and normalize by the batch all the same."""
+
+    def train(self, mode=True):
+        return self
+
+
+class IgnoresEval(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = StaysInTraining(8)
+
+
+class FlagAlone(nn.Identity):
+    """``eval()`` does not reach its flag, which it does not read."""
+
+    def train(self, mode=True):
+        return self
+
+
 class BatchStatistics(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -179,6 +199,7 @@ class Counting(Net):
         (Counting, ["answers differently", "the model's own forward"]),
         (TrainedDropout, ["sets drop (Dropout) to training mode"]),
         (TrainedNorm, ["sets bn (BatchNorm2d) to training mode"]),
+        (IgnoresEval, ["depend on the other images of its batch", "bn (StaysInTraining)"]),
         (BatchStatistics, ["depend on the other images of its batch", "bn (BatchNorm2d)"]),
         (FunctionalBatchNorm, ["depend on the other images of its batch", "own forward, before head (Linear)"]),
         (MeanOfBatch, ["depend on the other images of its batch", "the model's own forward"]),
@@ -350,6 +371,10 @@ def test_hooks_of_a_model_hold_in_its_run_folder_and_its_trace(tmp_path) -> None
 def test_checks_need_neither_two_images_nor_two_in_a_batch() -> None:
     check_model(*opened(Net(), count=1))
     check_model(*opened(FixedBatch(1), batch_size=1))
+
+
+def test_a_flag_of_training_that_nothing_reads_is_no_fault() -> None:
+    check_model(*opened(nn.Sequential(Net(), FlagAlone())))
 
 
 def test_a_sound_model_has_no_note_and_no_hook() -> None:
