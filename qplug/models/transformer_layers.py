@@ -44,12 +44,16 @@ class PaddedEncoder(nn.TransformerEncoder):
         return out if self.last_norm is None else self.last_norm(out)
 
 
-FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+def _nests(module: nn.Module) -> bool:
+    """Whether an encoder makes nested tensors of padded batches; encoders of old checkpoints lack the attribute."""
+    return isinstance(module, nn.TransformerEncoder) and bool(getattr(module, "use_nested_tensor", False))
 
 
-def _nests(encoder: nn.TransformerEncoder) -> bool:
-    """Whether the encoder makes nested tensors of padded batches; encoders of old checkpoints lack the attribute."""
-    return bool(getattr(encoder, "use_nested_tensor", False))
+def _fuses(module: nn.Module) -> bool:
+    """Whether a layer may call a fused kernel, or calls its activation as a function."""
+    if not isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+        return False
+    return module.activation in ACTIVATIONS or bool(getattr(module, "activation_relu_or_gelu", False))
 
 
 def without_fused_kernels(model: nn.Module, image: Tensor) -> None:
@@ -64,13 +68,13 @@ def without_fused_kernels(model: nn.Module, image: Tensor) -> None:
     Raises:
         EquivalenceError: the outputs changed by more than 1e-4 of their norm.
     """
-    fused = [module for module in model.modules() if isinstance(module, FUSED)]
+    fused: list[Any] = [module for module in model.modules() if _nests(module) or _fuses(module)]
     if not fused:
         return
     check = EquivalenceCheck(model, image)
     for module in fused:
         if isinstance(module, nn.TransformerEncoder):
-            if type(module).forward is nn.TransformerEncoder.forward and module is not model and _nests(module):
+            if type(module).forward is nn.TransformerEncoder.forward and module is not model:
                 replace(model, module, PaddedEncoder(module).eval())
             module.use_nested_tensor = False
             continue

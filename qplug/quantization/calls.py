@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from qplug.core.errors import InputError
+from qplug.core.errors import InputError, PluginError
 from qplug.core.text import listed
 from qplug.quantization.plan import Plan
 
@@ -34,8 +34,9 @@ def checked_calls(model: nn.Module, plan: Plan, where: str) -> Iterator[None]:
 
     Raises:
         InputError: a module was called less often. It names the module and its sites.
+        PluginError: the backend left no module at a planned path.
     """
-    names = {id(model.get_submodule(name)): name for name in plan.modules()}
+    names = {id(_planned(model, name, where)): name for name in plan.modules()}
     now: Counter[str] = Counter()
 
     def enter(module: nn.Module, _: Any) -> None:
@@ -54,6 +55,17 @@ def checked_calls(model: nn.Module, plan: Plan, where: str) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _planned(model: nn.Module, name: str, where: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise PluginError(
+            f"the backend left no module at {name}, so that nobody can count its calls",
+            where=where,
+            fix="let the backend replace each planned module at its path (Backend.apply)",
+        ) from error
 
 
 def check_one_forward(model: nn.Module, plan: Plan, example: Tensor, where: str) -> None:

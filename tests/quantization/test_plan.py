@@ -38,6 +38,7 @@ def planned():
             )
         plan.decisions[site.name] = Decision(site, spec, quantizer, "toy.b", "because", "recipe")
     plan.total_macs, plan.float_macs = found.total_macs, found.float_macs(plan.decisions)
+    plan.calls = {name: found.calls[name] for name in plan.modules()}
     return model, plan
 
 
@@ -51,6 +52,7 @@ def test_both_ways_through_json_bit_by_bit(planned):
     assert json.dumps(other.to_dict()) == json.dumps(plan.to_dict())
     assert (other.changes, other.float_sites, other.float_macs) == (plan.changes, plan.float_sites, plan.float_macs)
     assert (other.total_macs, other.coverage) == (plan.total_macs, plan.coverage)
+    assert other.calls == plan.calls
     assert list(other.decisions) == list(plan.decisions)
     for one, two in zip(plan, other, strict=True):
         assert (one.site, one.spec, one.technique, one.reason, one.bits_by) == (
@@ -96,6 +98,7 @@ def test_coverage_counts_operations_with_two_quantized_operands(planned):
     assert plan.float_macs == {"head": 16 * 5}
     assert plan.coverage == 1 - 80 / plan.total_macs
     assert Plan().coverage == 0.0
+    assert again(Plan(total_macs=80, unknown={"body": "aten._fft_r2c"})).coverage is None
 
 
 def weight_of(data):

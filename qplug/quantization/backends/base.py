@@ -17,6 +17,8 @@ class Backend(Protocol):
     def apply(self, model: nn.Module, plan: Plan) -> nn.Module:
         """Quantize ``model`` (eval mode, explicit attention) in place by ``plan``, and return it.
 
+        The quantized operation stands at the path of the planned module: a run counts its calls there.
+
         Raises:
             InputError: the backend cannot execute a quantizer or an operation.
         """
