@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from qplug.core.errors import InputError
 from qplug.models.tracing import no_grad_forward
 from qplug.quantization.module_stack import ROOT, ModuleStack
-from qplug.quantization.operator_watch import OperatorWatch, is_matrix, storage_of
+from qplug.quantization.operator_watch import OperatorWatch
 from qplug.quantization.operators import formulas
+from qplug.quantization.unseen_reads import read_elsewhere, unseen_matrices
 
 
 @dataclass
@@ -61,8 +59,10 @@ def count(model: nn.Module, image: Tensor) -> Count:
     macs = _by_module(model, counter)
     for name, more in operations.products.items():
         macs[name] = macs.get(name, 0) + more
-    for name in _hidden(model, image, operations.read):
+    for name in unseen_matrices(model, image, operations.read):
         operations.unknown[name].add("its weight")
+    for name in read_elsewhere(model, image, operations.reads):
+        operations.reads[name] = "code outside torch"
     unknown = {name: ", ".join(sorted(found)) for name, found in operations.unknown.items()}
     return Count(macs, unknown, dict(stack.calls), dict(operations.reads))
 
@@ -104,29 +104,3 @@ def _unfused() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _hidden(model: nn.Module, image: Tensor, read: set[int]) -> list[str]:
-    """Modules with matrices that no operator reads although the outputs depend on them: code outside torch computes."""
-    unread: dict[str, list[Tensor]] = defaultdict(list)
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if is_matrix(tensor) and storage_of(tensor) not in read:
-            unread[name.rpartition(".")[0] or ROOT].append(tensor)
-    if not unread or not _depend(model, image, [tensor for tensors in unread.values() for tensor in tensors]):
-        return []
-    return [name for name, tensors in unread.items() if _depend(model, image, tensors)]
-
-
-def _depend(model: nn.Module, image: Tensor, tensors: list[Tensor]) -> bool:
-    """Whether the outputs are NaN if these tensors are."""
-    values = [tensor.data for tensor in tensors]
-    try:
-        for tensor in tensors:
-            tensor.data = torch.full_like(tensor, float("nan"))
-        outputs = [one for one in tree_iter(no_grad_forward(model, image)) if isinstance(one, Tensor)]
-    except Exception:  # whatever the code makes of NaN, it read them
-        return True
-    finally:
-        for tensor, value in zip(tensors, values, strict=True):
-            tensor.data = value
-    return any(bool(one.isnan().any()) for one in outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -17,6 +17,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from qplug.quantization.module_stack import ModuleStack
 from qplug.quantization.operators import aten, formulas, is_free, is_of_shapes, is_view
+
+COPIES = (aten._unsafe_view, aten.clone, aten._to_copy)
+"""Operators that return the values of their argument, and are no views."""
 
 
 class OperatorWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of torch
@@ -41,17 +44,18 @@ class OperatorWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of t
         self._counted = formulas().keys() | FlopCounterMode(display=False).flop_registry.keys()
         self._factors: Any = WeakTensorKeyDictionary()  # tensor → the product that it is
         self._holders: dict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
-        self._matrices: set[int] = set()
+        self._matrices: dict[int, int] = {}  # storage → elements
+        self._parts: dict[tuple[str, int], set[int]] = defaultdict(set)  # module and matrix → factors within it
         for name, module in model.named_modules():
             for leaf, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
                 self._holders[storage_of(tensor)].append((f"{name}.{leaf}".removeprefix("."), module))
                 if is_matrix(tensor):
-                    self._matrices.add(storage_of(tensor))
+                    self._matrices[storage_of(tensor)] = tensor.numel()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         tensors = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
-        if any(one.is_floating_point() or one.is_complex() for one in tensors):
+        if any(one.is_floating_point() or one.is_complex() or one.is_quantized for one in tensors):
             self._look(func, args, tensors, out)
         return out
 
@@ -61,10 +65,11 @@ class OperatorWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of t
                 self.unknown[self.stack.innermost].add(str(func))
             return
         operator, name = func._overloadpacket, str(func._overloadpacket)
-        if is_view(func):
+        if is_view(func) or operator in COPIES:
             if args and args[0] in self._factors and isinstance(out, Tensor):  # the axes of a view are others
                 self._factors[out] = replace(self._factors[args[0]], axes=None)
-            return
+            if is_view(func):
+                return
         where = self.stack.innermost
         if not is_of_shapes(func):
             self._note_reads(name, tensors, where)
@@ -75,12 +80,22 @@ class OperatorWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of t
             and tensors[0] is not tensors[1]
         ):
             self._factors[out] = _Product.of(tensors[0], tensors[1], out, self._matrices)
+            self._note_parts(tensors, where)
         elif operator in (aten.sum, aten.mean) and args[0] in self._factors:
             product, axes = self._factors[args[0]], args[1] if len(args) > 1 else None
             if product.is_contracted(axes, mean=operator is aten.mean):
                 self.products[where] += product.elements
         elif operator not in self._counted and not is_free(func):
             self.unknown[where].add(name)
+
+    def _note_parts(self, factors: list[Tensor], where: str) -> None:
+        """Products of a matrix, one row after another, are a product with the matrix, as in a loop over taps."""
+        for factor in factors:
+            storage = storage_of(factor)
+            if 1 < factor.numel() < self._matrices.get(storage, 0):
+                self._parts[where, storage].add(int(factor.storage_offset()))
+                if len(self._parts[where, storage]) > 1:
+                    self.unknown[where].add(f"aten.mul by parts of {self._holders[storage][0][0]}")
 
     def _note_reads(self, name: str, tensors: list[Tensor], where: str) -> None:
         for storage in ({storage_of(one) for one in tensors} & self._holders.keys()) - {0}:
@@ -106,7 +121,7 @@ class _Product:
     dims: int
 
     @classmethod
-    def of(cls, one: Tensor, two: Tensor, out: Tensor, matrices: set[int]) -> _Product:
+    def of(cls, one: Tensor, two: Tensor, out: Tensor, matrices: Container[int]) -> _Product:
         sizes = [_sizes(factor, out.dim()) for factor in (one, two)]
         larger = [any(size < whole for size, whole in zip(each, out.shape, strict=True)) for each in sizes]
         matrix = [storage_of(factor) in matrices for factor in (one, two)]

@@ -48,6 +48,7 @@ FORMULAS = {
     "mean of products": (lambda m, x: (x.unsqueeze(-1) * m.w).mean(-2), {"w": (C, M)}, N * C * M),
     "products in place": (lambda m, x: x.clone().mul_(m.w).sum(-1), {"w": (N, C)}, N * C),
     "sum of a view": (lambda m, x: (x[..., None] * m.w).flatten(0, 1).sum(1), {"w": (C, M)}, N * C * M),
+    "sum of a copy": (lambda m, x: torch.kron(x[0], m.w).view(N, C, C, M).sum((1, 2)), {"w": (C, M)}, N * C * C * M),
     "pooling by attention": (lambda m, x: (x * (x @ m.w).softmax(1)).sum(1), {"w": (C, 1)}, 2 * N * C),
     "attention": (lambda m, x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None]), {}, 2 * N * N * C),
     "grid_sample": (
@@ -76,6 +77,8 @@ FREE = {
     "scaled channels, summed": (lambda m, x: (x * m.w).sum(1), {"w": (C,)}),
     "gated, flattened, summed": (lambda m, x: (x * x.sigmoid().mean(1, True)).flatten(0, 1).sum(0), {}),
     "angles": (lambda m, x: (torch.arange(4.0)[:, None] * m.w).sin(), {"w": (C,)}),
+    "gates by position": (lambda m, x: x * m.w, {"w": (N, C)}),
+    "a row of a table of gates": (lambda m, x: x * m.w[2], {"w": (3, C)}),
     "a sum of squares": (lambda m, x: (x * x).sum(-1), {}),
     "positions": (lambda m, x: x + m.w, {"w": (N, C)}),
     "resampled positions": (lambda m, x: F.interpolate(m.w[None], (N, C), mode="bicubic") + x, {"w": (1, 3, 4)}),
@@ -117,6 +120,12 @@ UNKNOWN = {
     ),
     "inverse": (lambda m, x: torch.linalg.inv(m.w), {"w": (C, C)}, "aten.linalg_inv_ex"),
     "numpy": (lambda m, x: torch.from_numpy(x.numpy() @ m.w.numpy()), {"w": (C, M)}, "its weight"),
+    "a loop over taps": (lambda m, x: sum(x.roll(k, 1) * m.w[k] for k in range(3)), {"w": (3, C)}, "by parts of 1.w"),
+    "taps, unbound": (
+        lambda m, x: sum(x.roll(k, 1) * w for k, w in enumerate(m.w.unbind(1))),
+        {"w": (C, 3)},
+        "parts of 1.w",
+    ),
     "an own function": (lambda m, x: Own.apply(x, m.w), {"w": (C, M)}, "its weight"),
 }
 
@@ -137,6 +146,22 @@ def test_a_custom_operator_is_named():
         return x @ w
 
     assert counted(lambda m, x: product(x, m.w), w=(C, M)).unknown == {ROOT: "qplug_test.product"}
+
+
+def test_a_weight_that_code_outside_torch_reads_beside_its_layer_is_found():
+    layer = nn.Linear(C, C, bias=False)
+    model = Of(lambda m, x: m.layer(x) + torch.from_numpy(x.numpy() @ m.layer.weight.numpy()))
+    model.layer, before = layer, layer.weight.clone()
+    model.eval().requires_grad_(False)
+    assert count(model, torch.randn(B, N, C)).reads == {"layer.weight": "code outside torch"}
+    assert torch.equal(layer.weight, before)
+
+
+def test_layers_that_are_called_often_or_in_place_or_share_a_weight_are_read_by_their_calls_alone():
+    model = Of(lambda m, x: m.one(m.two(F.relu_(m.two(F.relu_(m.two(x)))))) + m.table(torch.arange(N)))
+    model.one, model.two, model.table = nn.Linear(C, C), nn.Linear(C, C), nn.Embedding(C, C)
+    model.one.weight = model.table.weight
+    assert count(model.eval().requires_grad_(False), torch.randn(B, N, C)).reads == {}
 
 
 def test_matrices_that_nothing_reads_are_not_missed():
