@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qplug.core.errors import InputError
 from qplug.core.text import listed
-from qplug.models.diagnosis import run_forward
+from qplug.models.diagnosis import first_in_other_precision, named, run_forward
 
 if TYPE_CHECKING:
     from qplug.core.task import Task
@@ -76,7 +76,7 @@ class SelectedOutput:
 def settle_interface(model: nn.Module, example: Tensor, task: Task, where: str) -> list[str]:
     """Give ``model`` the interface that every stage expects, by hooks in place; returns notes on what they do.
 
-    One forward finds what is needed. Hooks change no name and no value. ``copy.deepcopy`` and exports keep them.
+    Two forwards find what is needed. Hooks change no name and no value. ``copy.deepcopy`` and exports keep them.
 
     Args:
         model: in eval mode.
@@ -85,7 +85,8 @@ def settle_interface(model: nn.Module, example: Tensor, task: Task, where: str) 
         where: name of the model, for errors.
 
     Raises:
-        InputError: the forward fails, or its outputs cannot be read as outputs of ``task``.
+        InputError: the forward fails, an operation computes in another type than float32, or the outputs cannot be read
+            as outputs of ``task``.
     """
     if not any(isinstance(hook, KeywordInput) for hook in model._forward_pre_hooks.values()):
         _take_by_keyword(model, where)
@@ -103,6 +104,7 @@ def settle_interface(model: nn.Module, example: Tensor, task: Task, where: str) 
             handle.remove()
     for path, name in by_keyword.items():
         model.get_submodule(path).register_forward_pre_hook(PositionalInput(name), with_kwargs=True, prepend=True)
+    _check_precision(model, example, where)
     selected = _select(out, len(example), task, where)
     if selected is not None:
         model.register_forward_hook(selected)
@@ -121,6 +123,17 @@ def positional_again(old: nn.Module, new: nn.Module) -> None:
     for hook in old._forward_pre_hooks.values():
         if isinstance(hook, PositionalInput):
             new.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+
+
+def _check_precision(model: nn.Module, example: Tensor, where: str) -> None:
+    other = first_in_other_precision(model, example)
+    if other is not None:
+        path, dtype = other
+        raise InputError(
+            f"{named(model, path)} computes in {dtype}; expected is float32 everywhere",
+            where=where,
+            fix="remove torch.autocast, .half(), .bfloat16() and .double() from the model's forward",
+        )
 
 
 def _take_by_keyword(model: nn.Module, where: str) -> None:

@@ -11,7 +11,6 @@ from qplug.data.stream import Stream
 from qplug.models.diagnosis import (
     calls_of,
     first_difference,
-    first_in_other_precision,
     first_not_finite,
     is_operation,
     named,
@@ -96,9 +95,6 @@ def _check_outputs(source: FloatModel, pair: Tensor) -> tuple[int, ...]:
             raise _changes_input(name)
         if len(first) != len(pair):
             raise _fixed_batch(len(first), len(pair), name)
-        other = first_in_other_precision(module, pair[:1])
-        if other is not None:
-            raise _other_precision(module, *other, name)
         if not bool(torch.isfinite(first).all()):
             raise _not_finite(module, pair, name)
         again: Tensor = module(pair)
@@ -135,14 +131,6 @@ def _fixed_batch(rows: int, batch: int, name: str) -> InputError:
         f"the model returns {rows} rows for a batch of {batch}: a batch size seems to be written into it",
         where=name,
         fix="write the batch size as x.shape[0] in the model's forward",
-    )
-
-
-def _other_precision(module: nn.Module, path: str, dtype: str, name: str) -> InputError:
-    return InputError(
-        f"{named(module, path)} computes in {dtype}; expected is float32 everywhere",
-        where=name,
-        fix="remove torch.autocast, .half(), .bfloat16() and .double() from the model's forward",
     )
 
 

@@ -226,3 +226,19 @@ def test_real_weights_reach_their_accuracy(shared: Path, name: str) -> None:
         ]
     measured = {"vit_tiny_patch16_224": 85, "deit_tiny_patch16_224": 77, "mobilenetv1_025": 49}
     assert float(sum(correct)) >= measured[name] - 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hf-hub:timm/test_vit.r160_in1k", "timm/test_vit.r160_in1k", "https://huggingface.co/timm/test_vit.r160_in1k"],
+)
+def test_names_of_the_hub_are_understood_and_said(name):
+    found = TimmModel(TimmModel.Config(source="timm", name=name)).load()
+    assert found.name == "test_vit.r160_in1k"
+    assert found.note.startswith(f"{name} is timm's test_vit.r160_in1k; the weights are random")
+
+
+@pytest.mark.parametrize("name", ["hf-hub:google/vit-base", "someone/net", "hf-hub:a/b/c"])
+def test_names_of_other_owners_on_the_hub_are_refused(name):
+    with pytest.raises(InputError, match="of another owner on the hub"):
+        TimmModel(TimmModel.Config(source="timm", name=name)).load()

@@ -223,6 +223,12 @@ class Autocast(Net):
             return super().forward(x).float()
 
 
+class AutocastToTheEnd(Net):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x)
+
+
 class HalfHead(Net):
     def forward(self, x):
         return F.linear(self.features(x).bfloat16(), self.head.weight.bfloat16()).float() + 0 * self.head(
@@ -249,6 +255,7 @@ class DoubleNorm(Net):
     ("model", "words"),
     [
         (Autocast, ["conv (Conv2d) computes in bfloat16; expected is float32 everywhere", "torch.autocast"]),
+        (AutocastToTheEnd, ["conv (Conv2d) computes in bfloat16"]),
         (HalfInput, ["fails on a batch (1, 3, 8, 8) float32, in conv (Conv2d)", "qplug computes in float32"]),
         (DoubleNorm, ["fails on a batch", "in head (Linear)", ".double()"]),
         (HalfOutput, ["of float16; expected are scores in float32"]),
