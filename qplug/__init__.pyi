@@ -15,6 +15,7 @@ from .core.errors import (
     QplugError as QplugError,
     RecipeError as RecipeError,
 )
+from .core.examples import Classes as Classes
 from .core.types import (
     Adapter as Adapter,
     BackendOffer as BackendOffer,

@@ -10,6 +10,7 @@ from qplug.core.errors import InputError
 from qplug.core.examples import Classes, Examples, classes_of, notes_of
 from qplug.core.task import Task
 from qplug.core.task.choices import KIND_FIX
+from qplug.core.text import listed
 from qplug.data.class_map import IMAGENET, imagenet_synsets
 from qplug.models.float_model import FloatModel
 
@@ -35,6 +36,7 @@ def check_labels(model: FloatModel, shape: Sequence[int], sets: Mapping[str, Exa
             _check_outputs(model, shape, name)
             warnings += [*notes_of(examples), *_check_classes(model.task, shape, examples, name)]
             warnings += _check_each(model.task, shape, examples, name)
+    _check_same({name: examples for name, examples in sets.items() if examples is not None})
     return warnings
 
 
@@ -74,6 +76,21 @@ def _check_classes(task: Task, shape: Sequence[int], examples: Examples, name: s
         )
     more = [f"{name}: the {classes.by} lists {len(classes.labels):,} classes, and the model has {count:,} outputs"]
     return [*classes.notes, *more]
+
+
+def _check_same(sets: Mapping[str, Examples]) -> None:
+    """Refuse data sets whose labels follow the names of folders that differ: one label would be two classes."""
+    found = {name: classes_of(examples) for name, examples in sets.items()}
+    by_name = {name: list(one.labels) for name, one in found.items() if one is not None and one.complete and one.folder}
+    for name, names in by_name.items():
+        other, expected = next(iter(by_name.items()))
+        if names != expected:
+            odd = sorted(set(names) ^ set(expected))
+            raise InputError(
+                f"the class folders differ from those of {other} ({listed(odd)}), so the labels are not the same",
+                where=name,
+                fix="give both a class_map: a text file with one class folder a line, in the order of the outputs",
+            )
 
 
 def _fix(classes: Classes, count: int, name: str) -> str:

@@ -129,6 +129,18 @@ def test_a_class_map_that_counts_from_one_is_refused(tmp_path: Path) -> None:
     assert "give data.evaluation.class_map that the model was trained with" in error.fix
 
 
+def test_training_and_evaluation_must_have_the_same_class_folders(tmp_path: Path) -> None:
+    sets = {
+        "data.evaluation": folder(tmp_path / "val", ("ant", "bee", "cat")),
+        "data.training": folder(tmp_path / "train", ("ant", "bee", "dog")),
+    }
+    with pytest.raises(InputError, match=r"differ from those of data.evaluation \(cat, dog\)") as error:
+        check_labels(model(3), (3,), sets)
+    assert error.value.where == "data.training"
+    sets["data.training"] = folder(tmp_path / "same", ("ant", "bee", "cat"))
+    assert check_labels(model(3), (3,), sets) == []
+
+
 def test_images_without_classes_one_output_and_features_are_refused(tmp_path: Path) -> None:
     folder(tmp_path, ("ant",))
     flat = Folder(Folder.Config(source="folder", path=str(tmp_path / "ant"))).open(0)
