@@ -84,8 +84,7 @@ def verify(
     errors = run.check_files()
     detail = "; ".join(f"{Path(error.where).name} {error.what}" for error in errors)
     found.add("files", "differs" if errors else "same", detail or f"{len(run.lock.files)} files, by SHA-256")
-    others = sorted(path.name for path in run.folder.iterdir() if path.name not in {*run.lock.files, "lock.json"})
-    if others:
+    if others := run.added():
         found.add("other files", "not checked", f"the run did not write {listed(others, 5)}")
     if errors:
         found.add("outputs", "not checked", "the files are not those of the run")

@@ -7,10 +7,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qplug.core.component import ModelSource
 from qplug.core.device import parse_device
 from qplug.core.errors import InputError, RecipeError, exits_named
 from qplug.core.storage.run_folder import AGAIN
 from qplug.core.task import Task
+from qplug.core.text import listed
 from qplug.core.types import Change
 from qplug.hooks.registry import Registry, backend_of, component, installed
 from qplug.models.batchnorm import BY
@@ -117,7 +119,7 @@ def load_planned(
     if changes and not changed_code:
         raise InputError("; ".join(changes), where=str(run.folder / "lock.json"), fix=CHANGED)
     plan = _plan(run, registry)
-    source = component(registry.models, recipe.model).kept_in(run.folder).architecture()
+    source = _source(run, recipe, registry).architecture()
     settle_inputs(source)
     techniques = [component(registry.techniques, step) for step in recipe.techniques]
     with RunContext.of(techniques, recipe.backend, recipe.seed, registry=registry) as ctx:
@@ -146,6 +148,17 @@ def _recipe(run: Run, registry: Registry, allow_code: AllowCode) -> Recipe:
         names = " ".join(f"'{name}'" for name in missing.values())
         fix = f"pip install {names}; 'qplug plugins' lists what is installed"
         raise InputError(what, where=str(run.folder), fix=fix) from error
+
+
+def _source(run: Run, recipe: Recipe, registry: Registry) -> ModelSource:
+    """The source of the model; one that reads files of the run folder reads those that the run wrote alone."""
+    source = component(registry.models, recipe.model)
+    if type(source).kept_in is not ModelSource.kept_in and (added := run.added()):
+        what = (
+            f"holds {listed(added, 5)}, which the run did not write, and the source '{source.name()}' reads the folder"
+        )
+        raise InputError(what, where=str(run.folder), fix="move these files to another folder")
+    return source.kept_in(run.folder)
 
 
 def changed_since(run: Run, recipe: Recipe, registry: Registry) -> list[str]:

@@ -92,6 +92,10 @@ class Run:
                 errors.append(error)
         return errors
 
+    def added(self) -> list[str]:
+        """Names of files in the folder that the run did not write."""
+        return sorted(path.name for path in self.folder.iterdir() if path.name not in {*self.lock.files, "lock.json"})
+
     def check(self) -> None:
         """Raise one ``InputError`` for all files that are not those that the run wrote."""
         errors = self.check_files()
