@@ -52,6 +52,11 @@ class Verification:
         proven = states.get("quantized outputs") == "same"
         return not any(state == "differs" and not (proven and what == "code") for what, state in states.items())
 
+    @property
+    def proven_by_other_code(self) -> bool:
+        """Whether the code is not that of the run, and gives the same outputs."""
+        return self.holds and any(check.what == "code" and check.state == "differs" for check in self.checks)
+
     def add(self, what: str, state: State, detail: str = "") -> None:
         """Append a check."""
         self.checks.append(Check(what, state, detail))

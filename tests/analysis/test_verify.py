@@ -124,6 +124,7 @@ def test_changed_code_is_no_fault_where_the_outputs_are_the_same(folder: Path) -
     found = checked(folder)
     assert states(found)["code"] == "differs"
     assert found.holds
+    assert "the outputs are those of the run, by other code" in verification_table(found).title
 
 
 @pytest.mark.parametrize("kind", ["images", "weights", "data"])
