@@ -81,7 +81,8 @@ def verify(
         allow_code: whether the run's recipe may name code from outside the installed packages, as ``load_recipe``.
 
     Raises:
-        InputError: the folder cannot be read as a run folder, or ``device`` is absent.
+        InputError: the folder cannot be read as a run folder, names something that is not installed, or ``device`` is
+            absent.
     """
     registry = registry or installed()
     run = read_run(folder)
@@ -94,12 +95,18 @@ def verify(
     if errors:
         found.add("outputs", "not checked", "the files are not those of the run")
         return found
+    from qplug.pipeline.load_run import recipe_of
+
+    recipe_of(run, registry, allow_code)  # what is not installed, or not allowed, is no fault of the folder
     try:
         _verify_outputs(found, run, device, registry, advance, allow_code)
     except QplugError as error:
         if isinstance(error, CodeNotAllowed) or (device is not None and error.where == "--device"):
             raise
         found.add("model", "differs", " ".join(f"{error.where}: {error.what}".split()))
+    except Exception as error:  # of a model, or of a quantizer of a plugin: other run folders are still verified
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        found.add("model", "differs", f"the outputs cannot be computed: {words}")
     return found
 
 

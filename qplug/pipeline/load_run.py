@@ -114,7 +114,7 @@ def load_planned(
     """The float model of a run and its plan, for any backend or exporter to lower; see ``load_quantized``."""
     run = read_run(run_folder)
     run.check()
-    recipe = _recipe(run, registry, allow_code)
+    recipe = recipe_of(run, registry, allow_code)
     changes = changed_since(run, recipe, registry)
     if changes and not changed_code:
         raise InputError("; ".join(changes), where=str(run.folder / "lock.json"), fix=CHANGED)
@@ -136,8 +136,13 @@ def load_planned(
     return LoadedRun(run, recipe, model.module, plan, source.preprocessing, source.task, changes)
 
 
-def _recipe(run: Run, registry: Registry, allow_code: AllowCode) -> Recipe:
-    """The recipe; where it names something that is not installed, the error names the distribution of the run."""
+def recipe_of(run: Run, registry: Registry, allow_code: AllowCode) -> Recipe:
+    """The recipe of a run.
+
+    Raises:
+        InputError: it names something that is not installed; the error names the distribution and version of the run.
+        CodeNotAllowed: as ``load_recipe``.
+    """
     missing = missing_plugins(run.lock, registry)
     try:
         return load_recipe(run.folder / "recipe.yaml", registry=registry, allow_code=allow_code)
