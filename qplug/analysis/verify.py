@@ -52,6 +52,11 @@ class Verification:
         proven = states.get("quantized outputs") == "same"
         return not any(state == "differs" and not (proven and what == "code") for what, state in states.items())
 
+    @property
+    def proven_by_other_code(self) -> bool:
+        """Whether the code is not that of the run, and gives the same outputs."""
+        return self.holds and any(check.what == "code" and check.state == "differs" for check in self.checks)
+
     def add(self, what: str, state: State, detail: str = "") -> None:
         """Append a check."""
         self.checks.append(Check(what, state, detail))
@@ -76,7 +81,8 @@ def verify(
         allow_code: whether the run's recipe may name code from outside the installed packages, as ``load_recipe``.
 
     Raises:
-        InputError: the folder cannot be read as a run folder, or ``device`` is absent.
+        InputError: the folder cannot be read as a run folder, names something that is not installed, or ``device`` is
+            absent.
     """
     registry = registry or installed()
     run = read_run(folder)
@@ -84,18 +90,23 @@ def verify(
     errors = run.check_files()
     detail = "; ".join(f"{Path(error.where).name} {error.what}" for error in errors)
     found.add("files", "differs" if errors else "same", detail or f"{len(run.lock.files)} files, by SHA-256")
-    others = sorted(path.name for path in run.folder.iterdir() if path.name not in {*run.lock.files, "lock.json"})
-    if others:
+    if others := run.added():
         found.add("other files", "not checked", f"the run did not write {listed(others, 5)}")
     if errors:
         found.add("outputs", "not checked", "the files are not those of the run")
         return found
+    from qplug.pipeline.load_run import recipe_of
+
+    recipe_of(run, registry, allow_code)  # what is not installed, or not allowed, is no fault of the folder
     try:
         _verify_outputs(found, run, device, registry, advance, allow_code)
     except QplugError as error:
         if isinstance(error, CodeNotAllowed) or (device is not None and error.where == "--device"):
             raise
         found.add("model", "differs", " ".join(f"{error.where}: {error.what}".split()))
+    except Exception as error:  # of a model, or of a quantizer of a plugin: other run folders are still verified
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        found.add("model", "differs", f"the outputs cannot be computed: {words}")
     return found
 
 

@@ -7,10 +7,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qplug.core.component import ModelSource
 from qplug.core.device import parse_device
 from qplug.core.errors import InputError, RecipeError, exits_named
 from qplug.core.storage.run_folder import AGAIN
 from qplug.core.task import Task
+from qplug.core.text import listed
 from qplug.core.types import Change
 from qplug.hooks.registry import Registry, backend_of, component, installed
 from qplug.models.batchnorm import BY
@@ -112,12 +114,12 @@ def load_planned(
     """The float model of a run and its plan, for any backend or exporter to lower; see ``load_quantized``."""
     run = read_run(run_folder)
     run.check()
-    recipe = _recipe(run, registry, allow_code)
+    recipe = recipe_of(run, registry, allow_code)
     changes = changed_since(run, recipe, registry)
     if changes and not changed_code:
         raise InputError("; ".join(changes), where=str(run.folder / "lock.json"), fix=CHANGED)
     plan = _plan(run, registry)
-    source = component(registry.models, recipe.model).kept_in(run.folder).architecture()
+    source = _source(run, recipe, registry).architecture()
     settle_inputs(source)
     techniques = [component(registry.techniques, step) for step in recipe.techniques]
     with RunContext.of(techniques, recipe.backend, recipe.seed, registry=registry) as ctx:
@@ -134,8 +136,13 @@ def load_planned(
     return LoadedRun(run, recipe, model.module, plan, source.preprocessing, source.task, changes)
 
 
-def _recipe(run: Run, registry: Registry, allow_code: AllowCode) -> Recipe:
-    """The recipe; where it names something that is not installed, the error names the distribution of the run."""
+def recipe_of(run: Run, registry: Registry, allow_code: AllowCode) -> Recipe:
+    """The recipe of a run.
+
+    Raises:
+        InputError: it names something that is not installed; the error names the distribution and version of the run.
+        CodeNotAllowed: as ``load_recipe``.
+    """
     missing = missing_plugins(run.lock, registry)
     try:
         return load_recipe(run.folder / "recipe.yaml", registry=registry, allow_code=allow_code)
@@ -146,6 +153,17 @@ def _recipe(run: Run, registry: Registry, allow_code: AllowCode) -> Recipe:
         names = " ".join(f"'{name}'" for name in missing.values())
         fix = f"pip install {names}; 'qplug plugins' lists what is installed"
         raise InputError(what, where=str(run.folder), fix=fix) from error
+
+
+def _source(run: Run, recipe: Recipe, registry: Registry) -> ModelSource:
+    """The source of the model; one that reads files of the run folder reads those that the run wrote alone."""
+    source = component(registry.models, recipe.model)
+    if type(source).kept_in is not ModelSource.kept_in and (added := run.added()):
+        what = (
+            f"holds {listed(added, 5)}, which the run did not write, and the source '{source.name()}' reads the folder"
+        )
+        raise InputError(what, where=str(run.folder), fix="move these files to another folder")
+    return source.kept_in(run.folder)
 
 
 def changed_since(run: Run, recipe: Recipe, registry: Registry) -> list[str]:

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from qplug.core.errors import InputError
 from qplug.core.storage.hashing import file_digest
-from qplug.core.storage.read_file import plain_file, read_json
+from qplug.core.storage.plain_file import require_file
+from qplug.core.storage.read_json import read_json
 from qplug.core.storage.run_folder import AGAIN, FILES, FORMAT
 from qplug.core.storage.run_schema import Lock, Metrics, digest_of, problem_of, validated
 from qplug.core.text import listed
@@ -76,7 +77,7 @@ class Run:
     def checked(self, name: str) -> Path:
         """The path of a file; raises ``InputError`` if it is not the file that the run wrote."""
         path, record = self.folder / name, self.lock.files[name]
-        size = plain_file(path).st_size
+        size = require_file(path).st_size
         if size != record.bytes or file_digest(path) != record.sha256:
             what = f"is not the file that the run wrote: its {'size' if size != record.bytes else 'content'} differs"
             raise InputError(f"{what} from lock.json", where=str(path), fix=ONE_PIECE)
@@ -91,6 +92,10 @@ class Run:
             except InputError as error:
                 errors.append(error)
         return errors
+
+    def added(self) -> list[str]:
+        """Names of files in the folder that the run did not write."""
+        return sorted(path.name for path in self.folder.iterdir() if path.name not in {*self.lock.files, "lock.json"})
 
     def check(self) -> None:
         """Raise one ``InputError`` for all files that are not those that the run wrote."""

@@ -124,6 +124,7 @@ def test_changed_code_is_no_fault_where_the_outputs_are_the_same(folder: Path) -
     found = checked(folder)
     assert states(found)["code"] == "differs"
     assert found.holds
+    assert "the outputs are those of the run, by other code" in verification_table(found).title
 
 
 @pytest.mark.parametrize("kind", ["images", "weights", "data"])
@@ -171,3 +172,20 @@ def test_a_proof_holds_the_first_outputs_and_a_digest_of_each() -> None:
     assert (found.same, found.change) == (8, 0.0)
     with pytest.raises(ValueError, match="expected outputs of shape"):
         compare_outputs("quantized", held, outputs[:3])
+
+
+def test_a_plugin_that_is_not_installed_is_no_fault_of_the_folder(folder: Path) -> None:
+    registry = toy_registry()
+    registry.techniques = {name: one for name, one in registry.techniques.items() if name != "baseline.minmax"}
+    with pytest.raises(InputError, match=r"baseline\.minmax"):
+        verify(folder, registry=registry)
+
+
+def test_a_model_that_raises_is_named_in_its_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr("qplug.pipeline.answers.answers_of", breaks)
+    found = checked(folder)
+    assert not found.holds
+    assert detail(found, "model") == "the outputs cannot be computed: RuntimeError: no such operator"

@@ -329,3 +329,15 @@ def test_no_folder_and_no_device(whole, tmp_path):
 def test_the_file_says_what_it_is(whole):
     with safe_open(whole / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"fingerprint": fingerprint(load_file(whole / "model.safetensors"))}
+
+
+def test_a_file_that_was_added_is_refused_where_the_models_source_reads_the_folder(folder):
+    """Such as a tokenizer's file; a note beside a run of another source harms nobody."""
+    (folder / "added_tokens.json").write_text("{}")
+    qplug.load_quantized(folder, registry=toy_registry())
+    registry = toy_registry()
+    reads = {"kept_in": lambda self, folder: self}
+    registry.models["toy"] = type("Reads", (registry.models["toy"],), reads)
+    with pytest.raises(InputError, match=r"holds added_tokens\.json, which the run did not write") as caught:
+        qplug.load_quantized(folder, registry=registry, changed_code=True)
+    assert caught.value.where == str(folder)

@@ -204,7 +204,7 @@ def test_what_is_no_file_of_the_run_is_refused_unread(
     elif kind == "huge":
         with path.open("wb") as file:
             file.truncate(1 << 40)  # without blocks on the disk
-    words = {"folder": "a folder", "fifo": "a FIFO", "socket": "a socket", "device": "a device"}
+    words = {"folder": "a folder", "fifo": "a pipe", "socket": "a socket", "device": "a character device"}
     assert words.get(kind, "") in refusal(folder).what
 
 

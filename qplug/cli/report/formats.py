@@ -12,7 +12,7 @@ from typing import Any
 from qplug.cli.report.screen import Table
 from qplug.core.text import escaped
 
-FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """Beginnings of a cell that a spreadsheet takes for a formula, in full width too."""
 
 STYLE = (
@@ -67,7 +67,6 @@ def _inert(value: Any) -> Any:
     text = json.dumps(value) if isinstance(value, (list, dict)) else value
     if not isinstance(text, str):
         return text
-    text = text.replace("\r", "\n")  # the writer quotes a cell for "\n" alone
     return escaped(f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text, breaks=False)
 
 

@@ -20,8 +20,9 @@ def verification_table(found: Verification) -> Table:
     """A row for each check; the title says the result."""
     rows = [(check.what, check.state, check.detail) for check in found.checks]
     unchecked = [check.what for check in found.checks if check.state == "not checked" and check.what != "other files"]
-    result = "nothing differs" if found.holds else "not what the run wrote or measured"
+    same = "the outputs are those of the run, by other code" if found.proven_by_other_code else "nothing differs"
+    result = same if found.holds else "not what the run wrote or measured"
     if found.holds and unchecked:
-        result = f"nothing differs; not checked: {', '.join(unchecked)}"
+        result += f"; not checked: {', '.join(unchecked)}"
     notes = ["digests show damage and edits by accident; they are no signature"]
     return Table(f"{found.folder}: {result}", ("check", "result", "details"), rows, notes=notes)

@@ -135,7 +135,7 @@ class RunFolder:
 
     def _write_lock(self, partial: Path, values: dict[str, Any]) -> None:
         with self._writing():
-            files = {path.name: path for path in sorted(partial.iterdir())}
+            files = {path.name: path for path in sorted(partial.iterdir()) if path.is_file()}
             records = {n: {"bytes": p.stat().st_size, "sha256": file_digest(p)} for n, p in files.items()}
             whole = {**values, "files": records}
             self.write_json("lock.json", {**whole, "digest": digest_of(whole)})

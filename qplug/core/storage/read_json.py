@@ -1,35 +1,21 @@
-"""Files of unknown origin: whatever is no plain file, or is too large, is refused before it is opened."""
+"""JSON files of unknown origin: whatever is no plain file, is too large, or holds no object is refused."""
 
 from __future__ import annotations
 
 import json
-import os
-import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
 from qplug.core.errors import InputError
+from qplug.core.storage.plain_file import require_file
 
 LARGEST_JSON = 256 << 20
 """Bytes of a JSON file, at most; the list of the images of ImageNet's training set takes 90 MB."""
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-
-
-def plain_file(path: Path) -> os.stat_result:
-    """The status of a plain file; links are followed. Raises ``InputError`` for a folder, a FIFO, a device, …"""
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        raise InputError(f"the file cannot be read: {getattr(error, 'strerror', error)}", where=str(path)) from error
-    if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
-        raise InputError(f"expected a file, received {kind}", where=str(path))
-    return status
 
 
 def read_json(path: Path, limit: int = LARGEST_JSON) -> dict[str, Any]:
     """The JSON object in a plain file of at most ``limit`` bytes; raises ``InputError``."""
-    size = plain_file(path).st_size
+    size = require_file(path).st_size
     if size > limit:
         raise InputError(f"expected at most {limit} bytes, received {size}", where=str(path))
     try:
