@@ -108,7 +108,7 @@ def test_the_page_of_timms_families_counts_and_names_what_is_in_float():
     assert "3 families: 2 run, 1 at 100 %, 2 at 95% or more." in text
     assert text.splitlines()[-3:] == [
         "| a | `a_s` | 2.5 | 3×64×64 | 100.0 % | 12 | 30.3 dB |  | 10 |",
-        "| b | `b_s` | 2.5 | 3×64×64 | 97.0 % | 12 | 30.3 dB | Conv 3 %; 2 BatchNorms; inspect says 100.0 % | 10 |",
+        "| b | `b_s` | 2.5 | 3×64×64 | 97.0 % | 12 | 30.3 dB | Conv 3 %; 2 BatchNorms; inspect says 1.0 | 10 |",
         "| c | `c_s` | 2.5 | 3×64×64 | error | – | – | not finished within 120 s | 120 |",
     ]
 

@@ -149,7 +149,7 @@ def measured(name: str, size: tuple[int, int, int]) -> Row:
             recipe = load_recipe(path)
             inspection = inspect(component(installed().models, recipe.model))
             row |= {"inspected": inspection.coverage, "sites": len(inspection.sites), "macs": inspection.total_macs}
-            row["norms"] = len(inspection.float_norms)
+            row["norms"], row["unknown"] = len(inspection.float_norms), sorted(set(inspection.unknown.values()))
             result = qplug.run(recipe, out=Path(folder, "run"))
             row["coverage"] = result.plan.coverage
             row["sqnr"] = result.metrics["quantized.logit_sqnr_db"]
@@ -202,8 +202,8 @@ def page(rows: Iterable[Row], limit: int) -> str:
 
     rows = sorted(rows, key=lambda row: row["family"])
     ran = [row for row in rows if not row["error"]]
-    full = [row for row in ran if row["coverage"] >= 1.0]
-    below = [row for row in ran if row["coverage"] < GOAL]
+    full = [row for row in ran if _share(row) >= 1.0]
+    below = [row for row in ran if _share(row) < GOAL]
     lines = [
         "# The families of timm",
         "",
@@ -226,6 +226,12 @@ def page(rows: Iterable[Row], limit: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _share(row: Row) -> float:
+    """Coverage of the run; 0 if operators without a formula leave it unknown."""
+    share: float | None = row["coverage"]
+    return 0.0 if share is None else share
+
+
 def _line(row: Row) -> str:
     sqnr = f"{row['sqnr']:.1f} dB" if "sqnr" in row else "–"
     cells = (
@@ -243,8 +249,8 @@ def _line(row: Row) -> str:
 
 
 def _result(row: Row) -> str:
-    if not row["error"] or "coverage" in row:
-        return f"{100 * row['coverage']:.1f} %"
+    if "coverage" in row:
+        return "unknown" if row["coverage"] is None else f"{100 * row['coverage']:.1f} %"
     return "error"
 
 
@@ -253,8 +259,9 @@ def _rest(row: Row) -> str:
     parts += [f"{kind} {100 * share:.2g} %" for kind, share in row.get("float", {}).items()]
     if row.get("norms"):
         parts.append(f"{row['norms']} BatchNorms")
-    if "inspected" in row and "coverage" in row and abs(row["inspected"] - row["coverage"]) > 1e-9:
-        parts.append(f"inspect says {100 * row['inspected']:.1f} %")
+    parts += [f"no formula for {what}" for what in row.get("unknown", [])]
+    if "inspected" in row and "coverage" in row and row["inspected"] != row["coverage"]:
+        parts.append(f"inspect says {row['inspected']}")
     return "; ".join(parts)
 
 

@@ -133,9 +133,9 @@ def make_explicit(
     table = {adapter.path: adapter for adapter in reversed(list(adapters))}
     adapted, computed, own_kinds = {}, {}, {}
     for name, module in model.named_modules():
-        if not table.keys().isdisjoint(_paths(module)):
+        if name and not table.keys().isdisjoint(_paths(module)):
             adapted[name] = module
-        elif is_own_kind(module):
+        elif name and is_own_kind(module):  # the model itself has no place in which another could be put
             own_kinds[name] = module
         if is_reparametrized(module):
             computed[name] = module

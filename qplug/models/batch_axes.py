@@ -95,9 +95,11 @@ def batch_axes(model: nn.Module, operations: Mapping[str, nn.Module], example: T
             found[name] = [Axes(problem="is called as often as the batch has examples")] * len(calls)
             continue
         found[name] = [
-            _axes(shapes, two[name][call], same, again[name][call] if name in suspects else [])
+            _axes(shapes, two[name][call], same, again[name][call] if call < len(again.get(name, [])) else [])
             for call, (shapes, same) in enumerate(calls)
         ]
+        if isinstance(operations[name], (MatMul, nn.Softmax)):
+            found[name] = [_with_slices(each) for each in found[name]]
     return found
 
 
@@ -118,6 +120,13 @@ def batch_first(x: Tensor, axis: int | None) -> Tensor:
     return x.movedim(axis, 0) if axis else x
 
 
+def _with_slices(found: Axes) -> Axes:
+    """The axes of attention, whose slices are along the first one; a batch behind it would count as heads or rows."""
+    if all(axis in (0, None) for axis in found.axes):
+        return found
+    return Axes(problem="has the examples of a batch behind the first axis, where heads and tokens are expected")
+
+
 def _axes(
     one: Sequence[tuple[int, ...]],
     two: Sequence[tuple[int, ...]],
@@ -128,7 +137,7 @@ def _axes(
     for index, (shape, doubled) in enumerate(zip(one, two, strict=True)):
         kept = same[index]
         if kept is not None:
-            if not _equal(kept, again[index]):
+            if index >= len(again) or not _equal(kept, again[index]):
                 return Axes(problem="reads a mixture of the examples of a batch")
             axes.append(None)
             continue

@@ -64,6 +64,10 @@ PROBLEMS = {
         lambda m, x: torch.stack([m.fc(each) for each in x]),
         "is called as often as the batch has examples",
     ),
+    "heads first": (
+        lambda m, x: x + m.softmax(m.fc(x).view(len(x), 6, 2, 4).transpose(0, 2)).sum(),
+        "has the examples of a batch behind the first axis, where heads and tokens are expected",
+    ),
     "pairs": (
         lambda m, x: m.fc(x.unsqueeze(0) + x.unsqueeze(1)).mean(0),
         "reads a tensor without an axis that counts the examples of a batch",
@@ -74,7 +78,8 @@ PROBLEMS = {
 @pytest.mark.parametrize("what", PROBLEMS)
 def test_what_mixes_examples_is_said(what):
     function, problem = PROBLEMS[what]
-    assert axes(function, fc=nn.Linear(8, 8)).problems() == {"fc": problem}
+    found = axes(function, fc=nn.Linear(8, 8), softmax=nn.Softmax(-1)).problems()
+    assert found == {"softmax" if what == "heads first" else "fc": problem}
 
 
 def test_a_model_for_one_example_has_its_batch_on_the_first_axis():

@@ -130,6 +130,12 @@ def test_parameters_of_other_modules_and_of_the_model_itself():
     assert type(alone) is nn.Linear
 
 
+def test_a_model_that_is_itself_a_subclass_of_a_layer_stays():
+    model = type("Own", (nn.Linear,), {})(7, 3).eval()
+    assert explicit(model) == []
+    assert [name for name, _ in model.named_modules()] == [""]
+
+
 class Standardized(nn.Conv2d):
     """A weight-standardized convolution as many projects have their own."""
 

@@ -291,7 +291,7 @@ class HeadSampler(OperationSampler):
         A constant operand belongs to every slice of the other one.
         """
         if self.is_matmul:
-            args = tuple(x.expand(*out.shape[: 1 + out.dim() - x.dim()], *x.shape[1:]) for x in args)
+            args = tuple(_spread(x, out) for x in args)
         if axes.constant:
             self._record_constant(args, out)
             return
@@ -315,14 +315,18 @@ class HeadSampler(OperationSampler):
 
     def _record_constant(self, args: tuple[Tensor, ...], out: Tensor) -> None:
         """The same rows of every slice, the slices drawn once."""
-        x = args[0].detach()
+
+        def slices_of(x: Tensor) -> Tensor:
+            return x.unsqueeze(0) if x.dim() == 2 else _slices(x)
+
+        x = slices_of(args[0].detach())
         rows = self.draw_indices(self.rows, x.shape[-2]) if self.call not in self._constants else self._rows[self.call]
         self._rows[self.call] = rows
         rows = rows.to(x.device)
         target = out if self.is_matmul else args[0]
-        slices = self.add_constant_rows(x[..., rows, :], target, lambda gradient: gradient[..., rows, :])
+        slices = self.add_constant_rows(x[..., rows, :], target, lambda gradient: slices_of(gradient)[..., rows, :])
         if self.is_matmul and len(slices):
-            self.others.add(self.others.length, args[1].detach()[slices], len(slices))
+            self.others.add(self.others.length, slices_of(args[1].detach())[slices], len(slices))
 
     def lhs_matrix(self, x: Tensor) -> Tensor:
         """(s, H, r, K) → (s·H, r, K)."""
@@ -353,6 +357,12 @@ def _slices(x: Tensor) -> Tensor:
     if x.dim() < 3:
         return x.unsqueeze(1)
     return x if x.dim() == 4 else x.flatten(0, -3)
+
+
+def _spread(x: Tensor, out: Tensor) -> Tensor:
+    """An operand of a matmul with the first axis of the result, or all leading axes if it has fewer."""
+    missing = out.dim() - x.dim()
+    return x.expand(*out.shape[:missing], *x.shape) if missing > 0 else x.expand(len(out), *x.shape[1:])
 
 
 def sampler_of(module: nn.Module, images: int, size: SampleSize, seed: int) -> OperationSampler:

@@ -78,13 +78,16 @@ def capture(model: nn.Module, name: str, batches: Sequence[Tensor]) -> Calls:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         if isinstance(module, MatMul):  # a constant operand belongs to every entry of the other one
             args = (args[0].expand(len(out), *args[0].shape[1:]), *args[1:])
-        _check_tensors(name, args, out, entries if constant else entries * len(batches[len(calls)]))
+        images = len(batches[len(calls)])
+        if not calls and images > 1 and _entries(args) == entries:
+            constant.append(True)
+        _check_tensors(name, args, out, entries if constant else entries * images)
         calls.append(((args[0].cpu(), *args[1:]), kwargs, out.cpu()))  # moved now: the device may not hold all batches
         raise _StopForward
 
     module = model.get_submodule(name)
     entries, single = _call_for_one_image(model, name, batches[0][:1])
-    constant = batch_axes(model, {name: module}, batches[0][:1]).of(name).constant
+    constant = [True] if len(batches[0]) == 1 and _is_constant(model, name, batches[0]) else []
     handle = module.register_forward_hook(hook, with_kwargs=True)
     try:
         with torch.no_grad():
@@ -94,6 +97,8 @@ def capture(model: nn.Module, name: str, batches: Sequence[Tensor]) -> Calls:
     finally:
         handle.remove()
     if constant:
+        if not _is_constant(model, name, batches[0][:1]):
+            raise _no_batch(name)
         return _constant_calls(name, calls)
     return Calls(
         torch.cat([args[0] for args, _, _ in calls]),
@@ -173,14 +178,22 @@ def _other_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int 
 
 
 def _check_tensors(name: str, args: tuple[Any, ...], out: object, rows: int) -> None:
-    if args and all(_has_rows(x, rows) for x in (args[0], out)):
-        return
-    raise InputError(
+    if not (args and all(_has_rows(x, rows) for x in (args[0], out))):
+        raise _no_batch(name)
+
+
+def _no_batch(name: str) -> InputError:
+    return InputError(
         "a reconstructed module needs a first argument and an output that are tensors with as many entries for every "
         "image",
         where=name,
         fix="reconstruct the surrounding block as a whole, as brecq.brecq does, instead of each operation",
     )
+
+
+def _is_constant(model: nn.Module, name: str, image: Tensor) -> bool:
+    """Whether a module gets the same for every image; sizes alone do not tell."""
+    return batch_axes(model, {name: model.get_submodule(name)}, image).of(name).constant
 
 
 def _has_rows(value: object, count: int) -> TypeGuard[Tensor]:

@@ -1,5 +1,7 @@
 """Operations that get the same for every image: each row counts once, and each image's gradient."""
 
+import copy
+
 import pytest
 import torch
 from numeric_toys import Constant, Sequence, calibrated
@@ -8,9 +10,10 @@ from torch import nn
 from qplug import InputError
 from qplug.core.task import CLASSIFICATION
 from qplug.models.attention import MatMul
+from qplug.quantization.calibration.calibrator import Calibration
 from qplug.quantization.calibration.hessian import hessian_traces
 from qplug.quantization.calibration.samplers import SampleSize
-from qplug.quantization.calibration.serialize import calibration_state
+from qplug.quantization.calibration.serialize import calibration_state, restore_calibration
 from qplug.quantization.sites import find_sites
 
 IMAGES = torch.randn(6, 4, 8, generator=torch.Generator().manual_seed(0))
@@ -66,6 +69,16 @@ MODELS = {
     "weights": (
         torch_softmax,
         linears(names="q", query=Constant(1, 4, 8), qk=MatMul(True), av=MatMul(), softmax=nn.Softmax(-1)),
+    ),
+    "memory with fewer axes": (
+        lambda m, x: m.head(
+            m.av(m.qk(heads(x), m.query.values).softmax(-1), heads(x)).transpose(1, 2).flatten(2).mean(1)
+        ),
+        linears(query=Constant(2, 4, 4), qk=MatMul(True), av=MatMul()),
+    ),
+    "a weight of tokens": (
+        lambda m, x: m.head((m.softmax(m.table.values) @ x).mean(1)),
+        linears(table=Constant(3, 4), softmax=nn.Softmax(-1)),
     ),
     "one layer on both": (
         lambda m, x: m.head(m.a(x).mean(1) + m.a(m.table.values).mean(0)),
@@ -162,7 +175,7 @@ def test_a_layer_that_mixes_images_has_no_site_and_is_named():
 
 
 def test_a_constant_that_is_not_finite_is_named():
-    model = made("a table with as many rows as images")
+    model = copy.deepcopy(made("a table with as many rows as images"))
     model.table.values[0, 0] = float("nan")
     with pytest.raises(InputError) as caught:
         calibrated(model, IMAGES, None, 3)
@@ -202,3 +215,13 @@ def test_a_batch_behind_the_tokens_is_found():
     for name, expected in one.items():
         assert torch.allclose(six[name].double(), expected.double(), rtol=1e-4, atol=1e-9), name
     assert torch.allclose(six["a.input/image_low"], IMAGES.flatten(1).amin(1))
+
+
+@pytest.mark.parametrize("what", MODELS)
+def test_statistics_are_kept_and_restored(what):
+    model, found, calibration = collected(what, 3, size=None)
+    state = calibration_state(calibration)
+    other = Calibration(model, found.sites, len(IMAGES), seed=0)
+    restore_calibration(other, state)
+    for name, tensor in calibration_state(other).items():
+        assert torch.equal(tensor, state[name]), name
