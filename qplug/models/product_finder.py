@@ -32,8 +32,8 @@ class ProductFinder(TorchFunctionMode):
                 module.register_forward_hook(lambda *_: self._inside.pop() and None),
             ]
 
-    def remove(self) -> None:
-        """Remove the hooks."""
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
 
