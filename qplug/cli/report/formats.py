@@ -67,8 +67,8 @@ def _inert(value: Any) -> Any:
     text = json.dumps(value) if isinstance(value, (list, dict)) else value
     if not isinstance(text, str):
         return text
-    text = text.replace("\r", "\n")  # the writer quotes a cell for "\n" alone
-    return escaped(f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text, breaks=False)
+    text = escaped(text, breaks=False)
+    return f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text
 
 
 def page(tables: Iterable[Table], title: str) -> str:
