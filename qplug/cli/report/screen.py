@@ -62,10 +62,11 @@ class Table:
             return self
         plain = [row for index, row in enumerate(self.rows) if self.styles.get(index) != "dim"] or self.rows
         cells = {name: {row[index] for row in plain} for index, name in enumerate(self.columns)}
-        alike = [name for name in self.less if name in cells and len(cells[name]) == 1]
+        repeated = {n for i, n in enumerate(self.columns) if i and all(row[i] == row[0] for row in plain)}
         first = [name for name in self.columns if name not in self.less]
-        repeated = [n for i, n in enumerate(self.columns) if n in self.less and all(row[i] == row[0] for row in plain)]
-        order = first + [name for name in self.columns if name in self.less and name not in (*alike, *repeated)]
+        later = [name for name in self.columns if name in self.less and name not in repeated]
+        alike = [name for name in later if len(cells[name]) == 1]
+        order = first + [name for name in later if name not in alike]
         places = [self.columns.index(name) for name in order]
         same = ", ".join(f"{name} {next(iter(cells[name]))}" for name in alike if cells[name] != {""})
         notes = [f"in every row: {same}" if len(plain) > 1 else same] if same else []
