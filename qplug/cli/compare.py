@@ -151,12 +151,14 @@ class _RunLoader:
         ``check`` gets the runs of the run folders before anything is run, and raises what is wrong with the request.
         """
         from qplug.analysis.compare.load_runs import LoadedRuns, read_all, run_all
-        from qplug.cli.report.progress import Progress
+        from qplug.cli.report.progress import Progress, loading
 
         recipes = [recipe for path in paths if _is_yaml(path) for recipe in self._recipes(path)]
         finished, from_recipes = read_all([path for path in paths if not _is_yaml(path)]), LoadedRuns()
         check(finished.runs)
         if recipes:
+            with loading(sys.stderr):
+                import qplug.pipeline.run  # noqa: F401 - before the first line about a run
             with Progress(sys.stderr) as progress:
                 from_recipes = run_all(
                     recipes,

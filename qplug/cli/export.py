@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +35,10 @@ def export(
     State.json = as_json
     format_of(format, where="--format")
     from qplug.cli.report.export import export_summary, export_tables
-    from qplug.export.export_run import export_run
+    from qplug.cli.report.progress import loading
+
+    with loading(sys.stderr):
+        from qplug.export.export_run import export_run
 
     verify, allowed = not no_verify, allowed_code(allow_code)
     State.written = "nothing was written"

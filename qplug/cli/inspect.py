@@ -100,9 +100,11 @@ def inspect(
     option = ImageOption("--calibration", calibration, calibration_images or IMAGES, "train", "to analyze")
     (images,) = image_sources(chosen, [option], class_map, "qplug inspect")
 
-    from qplug.analysis.ranges.analyze import RangesRequest, analyze
+    from qplug.cli.report.progress import Progress, loading
+
+    with loading(sys.stderr):
+        from qplug.analysis.ranges.analyze import RangesRequest, analyze
     from qplug.cli.report.analysis import analysis_summary, analysis_tables
-    from qplug.cli.report.progress import Progress
     from qplug.core.storage.atomic import write_file
 
     patterns = {"token_mixing": token_mixing, "channel_mixing": channel_mixing}
@@ -138,7 +140,10 @@ def inspect(
 
 
 def _show_sites(chosen: ChosenModel, counted_by: Convention, as_json: bool) -> None:
-    from qplug.analysis.inspect import inspect as inspect_model
+    from qplug.cli.report.progress import loading
+
+    with loading(sys.stderr):
+        from qplug.analysis.inspect import inspect as inspect_model
     from qplug.cli.report.inspection import inspection_summary, inspection_tables
 
     try:

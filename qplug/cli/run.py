@@ -56,10 +56,12 @@ def run(
     check_target(target)
     State.written = "nothing was written"
 
-    from qplug.cli.report.progress import Progress
+    from qplug.cli.report.progress import Progress, loading
     from qplug.cli.report.run import run_summary, summary_tables
     from qplug.core.distributed import launched
-    from qplug.pipeline.run import run as run_pipeline
+
+    with loading(sys.stderr):
+        from qplug.pipeline.run import run as run_pipeline
 
     is_main = launched().is_main
     with Progress(sys.stderr) as progress:

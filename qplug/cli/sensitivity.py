@@ -90,8 +90,10 @@ def sensitivity(
     calibration_source, evaluation_source = image_sources(chosen, options, class_map, "qplug sensitivity")
     techniques = [_technique(name) for name in ranges or ["baseline.hessian"]]
 
-    from qplug.analysis.sensitivity.measure import SensitivityRequest, measure
-    from qplug.cli.report.progress import Progress
+    from qplug.cli.report.progress import Progress, loading
+
+    with loading(sys.stderr):
+        from qplug.analysis.sensitivity.measure import SensitivityRequest, measure
     from qplug.cli.report.sensitivity import sensitivity_summary, sensitivity_tables
     from qplug.recipe.schema import Scope
 

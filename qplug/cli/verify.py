@@ -29,11 +29,13 @@ def verify(
     allowed = allowed_code(allow_code)
     from qplug.analysis.compare.load_runs import run_folders
     from qplug.analysis.verify import Verification, verify as verify_run
-    from qplug.cli.report.progress import Progress
+    from qplug.cli.report.progress import Progress, loading
     from qplug.cli.report.verification import verification_summary, verification_table
 
     found: list[Verification] = []
     failures: list[InputError] = []
+    with loading(sys.stderr):
+        import qplug.pipeline.load_run  # noqa: F401
     with Progress(sys.stderr) as progress:
         for folder in [folder for path in runs for folder in run_folders(path)]:
 

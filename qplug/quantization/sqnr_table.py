@@ -20,6 +20,7 @@ class SqnrTable:
         measure: (site, bits) → SQNR in dB; called at most once per pair.
         stats: site → its statistics.
         count: (bits by site name, accounting convention) → costs of the model.
+        advance: called with the number of sites that were measured at any bits, and a note.
     """
 
     def __init__(
@@ -29,12 +30,13 @@ class SqnrTable:
         measure: Callable[[Site, int], float],
         stats: Callable[[Site], SiteStats],
         count: Callable[[Mapping[str, int], str], dict[str, float]],
+        advance: Callable[[int, str], None] = lambda done, note: None,
     ) -> None:
         self.sites = tuple(sites)
         self.specs = dict(specs)
         self._measure = measure
         self._stats = stats
-        self._count = count
+        self._count, self._advance = count, advance
         self._measured: dict[str, dict[int, float]] = {}
 
     @property
@@ -52,6 +54,8 @@ class SqnrTable:
         row = self._measured.setdefault(site.name, {})
         if bits not in row:
             row[bits] = self._measure(site, bits)
+            pairs = sum(map(len, self._measured.values()))
+            self._advance(len(self._measured), f"{pairs} pairs of site and bits")
         return row[bits]
 
     def stats(self, site: Site) -> SiteStats:

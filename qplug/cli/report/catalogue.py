@@ -13,6 +13,7 @@ from qplug.hooks.registry import Plugin, Registry
 if TYPE_CHECKING:
     from qplug.core.component import Technique
 
+HINT = "'qplug techniques NAME' shows the plugin, the parameters and the hooks of a technique"
 _BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
 
 
@@ -48,7 +49,8 @@ def plugins_table(registry: Registry) -> Table:
         rows.append((row["name"], row["distribution"], row["version"], state, offers or "nothing"))
     notes = [f"{plugin}: {plugin.error}" for plugin in registry.broken()]
     notes += [f"{plugin} printed on import: {plugin.printed}" for plugin in registry.plugins if plugin.printed]
-    return Table("Plugins", ("plugin", "distribution", "version", "state", "offers"), rows, notes=notes)
+    columns = ("plugin", "distribution", "version", "state", "offers")
+    return Table("Plugins", columns, rows, notes=notes, styles={"broken": "bold red"})
 
 
 def technique(registry: Registry, name: str) -> dict[str, Any]:
@@ -127,9 +129,33 @@ def _type(field: dict[str, Any], schema: dict[str, Any]) -> str:
 def techniques_table(registry: Registry) -> Table:
     """One row for each technique; the name of its plugin is the first part of its name."""
     rows = [(row["name"], _without_markup(row["summary"]), row["paper"] or "") for row in techniques(registry)]
-    hint = "'qplug techniques NAME' shows the plugin, the parameters and the hooks of a technique"
-    notes = [hint] if rows else ["no technique is installed"]
+    notes = [HINT] if rows else ["no technique is installed"]
     return Table("Techniques", ("technique", "what it does", "paper"), rows, notes=notes)
+
+
+def techniques_by_plugin(registry: Registry, word: str = "") -> list[Table]:
+    """A table for each plugin, with the paper of each technique below it.
+
+    ``word`` selects the plugins whose name holds it, in any case, or else the papers. Raises ``InputError`` if there
+    is none.
+    """
+    rows = techniques(registry)
+    chosen = [row for row in rows if word.lower() in row["name"].partition(".")[0].lower()]
+    chosen = chosen or [row for row in rows if word.lower() in (row["paper"] or "").lower()]
+    if word and not chosen:
+        technique(registry, word)  # raises: it is no technique either
+    tables: list[Table] = []
+    for plugin in dict.fromkeys(row["name"].partition(".")[0] for row in chosen):
+        cells: list[tuple[str, str]] = []
+        styles: dict[int | str, str] = {}
+        for row in chosen:
+            if row["name"].partition(".")[0] == plugin:
+                cells.append((row["name"], _without_markup(row["summary"])))
+                if row["paper"]:
+                    styles[len(cells)] = "dim"
+                    cells.append(("", row["paper"]))
+        tables.append(Table(plugin, ("technique", "what it does, and its paper"), cells, styles=styles))
+    return [*tables, Table("", notes=[HINT if tables else "no technique is installed"])]
 
 
 def technique_tables(registry: Registry, name: str) -> list[Table]:

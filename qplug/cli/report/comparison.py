@@ -139,6 +139,8 @@ COLUMNS: list[tuple[str, Callable[[Values], str]]] = [  # title, and cell by ``v
 ]
 FOLDER: tuple[str, Callable[[Values], str]] = ("folder", lambda v: v["folder"])
 """The last column."""
+LESS = ("protocol", "same as", "agreement", "SQNR", "GBOPs", "MACs quantized", "seconds", "memory")
+"""Columns that a narrow terminal shows below the others."""
 RIGHT = tuple(title for title, _ in COLUMNS if title not in ("recipe", "protocol", "same as"))
 PAPER_COLUMNS = ("recipe", "model", "paper", "published", "points lost there", "measured", "points lost here")
 
@@ -188,7 +190,10 @@ def comparison_tables(groups: Sequence[Group], rows: Sequence[Values], conventio
         columns += [*((name, functools.partial(_plugin_cell, name)) for name in plugin), FOLDER]
         titles = [name for name, _ in columns]
         cells = [_float_row(group, convention, titles)] + [tuple(cell(row) for _, cell in columns) for row in members]
-        tables.append(Table(title, titles, cells, [*(name for name in RIGHT if name in titles), *plugin], notes))
+        right = [*(name for name in RIGHT if name in titles), *plugin]
+        best = max(range(len(members)), key=lambda index: members[index]["top1"] or 0.0)
+        styles: dict[int | str, str] = {0: "dim", best + 1: "green"} if len(members) > 1 else {0: "dim"}
+        tables.append(Table(title, titles, cells, right, notes, less=[*LESS, *plugin, FOLDER[0]], styles=styles))
     if tables:
         legend = [f"{sign}: {text}" for text, sign in letters.items()]
         notes = [*legend, f"MB and BOPs, {convention}", "seconds without the cache"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
+from qplug.core.text import escaped
 from qplug.core.types import Event
 from qplug.hooks.specs import hookimpl
 
@@ -14,6 +18,21 @@ if TYPE_CHECKING:
 
 SHORTEST_STAGE = 1.0
 """Seconds; a shorter stage gets no line in a pipe."""
+
+
+@contextmanager
+def loading(stream: TextIO) -> Iterator[None]:
+    """Say on a terminal that torch is being imported, which takes seconds; the line disappears afterwards."""
+    tell = "torch" not in sys.modules and stream.isatty()
+    if tell:
+        stream.write("loading torch …")
+        stream.flush()
+    try:
+        yield
+    finally:
+        if tell:
+            stream.write("\r\x1b[2K")
+            stream.flush()
 
 
 class Progress:
@@ -31,7 +50,7 @@ class Progress:
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
             columns = (
-                TextColumn("{task.description:<22}"),
+                TextColumn("{task.description:<22}", markup=False),
                 BarColumn(),
                 TextColumn("{task.fields[count]}"),
                 TimeElapsedColumn(),
@@ -58,7 +77,8 @@ class Progress:
             seconds = time.monotonic() - self._started.pop(event.stage, time.monotonic())
             if seconds >= SHORTEST_STAGE:
                 note = f", {event.note}" if event.note else ""
-                print(f"{event.stage}: {seconds:.1f} s{note}", file=self.stream, flush=True)
+                with suppress(OSError):  # a full standard error stops no run
+                    print(escaped(f"{event.stage}: {seconds:.1f} s{note}"), file=self.stream, flush=True)
 
     def advance(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Draw the progress of work that sends no events."""
@@ -67,11 +87,14 @@ class Progress:
 
     def _draw(self, bars: Bars, event: Event) -> None:
         if event.stage not in self._tasks:
-            self._tasks[event.stage] = bars.add_task(event.stage, total=event.total or None, note=event.note, count="")
+            count = f"0/{event.total}" if event.total else ""
+            stage, note = escaped(event.stage), escaped(event.note)
+            self._tasks[event.stage] = bars.add_task(stage, total=event.total or None, note=note, count=count)
         task = self._tasks[event.stage]
         if event.phase == "advance":
             count = f"{event.done}/{event.total}" if event.total else str(event.done)
-            bars.update(task, completed=event.done, total=event.total or None, note=event.note, count=count)
+            bars.update(task, completed=event.done, total=event.total or None, note=escaped(event.note), count=count)
         elif event.phase == "end":
             total = next(running.total for running in bars.tasks if running.id == task) or 1
-            bars.update(task, completed=total, total=total, note=event.note)
+            count = f"{event.total}/{event.total}" if event.total else ""
+            bars.update(task, completed=total, total=total, note=escaped(event.note), count=count)

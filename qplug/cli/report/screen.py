@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from qplug.core.errors import QplugError, RecipeError
 from qplug.core.text import escaped
@@ -28,6 +28,9 @@ class Table:
         right: names of the columns of numbers, which are aligned to the right.
         notes: lines below the table.
         prose: paragraphs below the notes, wrapped to the width of a terminal.
+        less: names of the columns that a narrow terminal shows last, below the others, or as a note if all of their
+            cells are equal.
+        styles: index of a row, or text of a cell → style on a terminal, as rich names it.
     """
 
     title: str
@@ -36,12 +39,45 @@ class Table:
     right: Sequence[str] = ()
     notes: Sequence[str] = ()
     prose: str = ""
+    less: Sequence[str] = ()
+    styles: Mapping[int | str, str] = field(default_factory=dict)
 
     def safe(self) -> Table:
         """The same table with ``escaped`` texts: names in it come from recipes, files and plugins."""
         rows = [[escaped(cell, breaks=False) for cell in row] for row in self.rows]
-        notes = [escaped(note) for note in self.notes]
-        return replace(self, title=escaped(self.title, breaks=False), rows=rows, notes=notes, prose=escaped(self.prose))
+        columns, right, less = (
+            [escaped(name, breaks=False) for name in names] for names in (self.columns, self.right, self.less)
+        )
+        notes, title = [escaped(note) for note in self.notes], escaped(self.title, breaks=False)
+        texts: dict[str, Any] = {"title": title, "columns": columns, "right": right, "less": less, "rows": rows}
+        return replace(self, **texts, notes=notes, prose=escaped(self.prose))
+
+    def narrow(self, space: int) -> Table:
+        """The table for a terminal of ``space`` characters: itself if it fits, else with the columns ``less`` last.
+
+        Those without cells or with those of the first column are left out, and those with equal cells in all rows
+        become a note. A dim row, such as the float model's, may be empty there.
+        """
+        if not self.less or sum(self._natural()) + GAP * (len(self.columns) - 1) <= space:
+            return self
+        plain = [row for index, row in enumerate(self.rows) if self.styles.get(index) != "dim"] or self.rows
+        cells = {name: {row[index] for row in plain} for index, name in enumerate(self.columns)}
+        repeated = {n for i, n in enumerate(self.columns) if i and all(row[i] == row[0] for row in plain)}
+        first = [name for name in self.columns if name not in self.less]
+        later = [name for name in self.columns if name in self.less and name not in repeated]
+        alike = [name for name in later if len(cells[name]) == 1]
+        order = first + [name for name in later if name not in alike]
+        places = [self.columns.index(name) for name in order]
+        same = ", ".join(f"{name} {next(iter(cells[name]))}" for name in alike if cells[name] != {""})
+        notes = [f"in every row: {same}" if len(plain) > 1 else same] if same else []
+        rows = [[row[place] for place in places] for row in self.rows]
+        return replace(self, columns=order, rows=rows, notes=[*notes, *self.notes])
+
+    def _natural(self) -> list[int]:
+        """Width of each column without wrapping."""
+        count = len(self.columns) or max((len(row) for row in self.rows), default=0)
+        heads = [len(name) for name in self.columns] or [0] * count
+        return [max([heads[i], *(len(row[i]) for row in self.rows if i < len(row))]) for i in range(count)]
 
     def plain(self) -> str:
         """Aligned text without lines, colors or a limit of the width."""
@@ -122,6 +158,8 @@ class Screen:
     def table(self, table: Table) -> None:
         """Print a table and an empty line."""
         table = table.safe()
+        if self.terminal:
+            table = table.narrow(self.console.width)
         if not self.terminal:
             self.stream.write(f"{table.plain()}\n\n")
             return
@@ -129,13 +167,10 @@ class Screen:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        title = Text(table.title, style="bold") if table.title else None
-        if title and not table.rows:
-            self.console.print(title)
+        if table.title:
+            self.console.print(Text(table.title, style="bold"))
         for part in table.parts(self.console.width) if table.rows else ():
             drawn = RichTable(
-                title=title,
-                title_justify="left",
                 box=box.SIMPLE_HEAD,
                 show_edge=False,
                 pad_edge=False,
@@ -144,12 +179,12 @@ class Screen:
             for index, width in part:
                 column = table.columns[index] if table.columns else ""
                 side: Literal["left", "right"] = "right" if column and column in table.right else "left"
-                drawn.add_column(Text(column), justify=side, overflow="fold", width=width)
-            for row in table.rows:
-                drawn.add_row(*(Text(row[index]) for index, _ in part))
+                drawn.add_column(Text(column, style="cyan"), justify=side, overflow="fold", width=width)
+            for number, row in enumerate(table.rows):
+                cells = (Text(row[index], style=table.styles.get(row[index], "")) for index, _ in part)
+                drawn.add_row(*cells, style=table.styles.get(number))
             self.console.print(drawn)
             self.console.print()
-            title = None
         for note in table.notes:
             self.console.print(Text(note, style="dim"))
         if table.notes:

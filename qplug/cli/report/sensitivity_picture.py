@@ -23,17 +23,23 @@ CELL_INCHES = (0.44, 0.27)
 """Width and height of a cell; wide enough for five digits."""
 PANELS_ACROSS, LEAST_COLUMNS = 2, 8
 """Panels side by side, and columns that the title of a panel needs at least."""
+DROP_SCALE = 10.0
+"""End of the color scale of changed top-1 in percent, at least."""
 MOST_LABELLED = 32
 """Number of columns above which cells have colors only."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One measure. ``high`` is true if a high value means a sensitive site. A NaN leaves its cell gray."""
+    """One measure. ``high`` is true if a high value means a sensitive site. A NaN leaves its cell gray.
+
+    ``least`` is the end of the color scale, at least, if it begins at 0: one image of a small set is then no alarm.
+    """
 
     title: str
     value: Callable[[SiteSensitivity], float]
     high: bool
+    least: float | None = None
 
 
 def draw(result: Sensitivity, format: str) -> bytes:
@@ -44,7 +50,7 @@ def draw(result: Sensitivity, format: str) -> bytes:
     width = PANELS_ACROSS * (CELL_INCHES[0] * max(len(columns), LEAST_COLUMNS) + 0.7) + 2.6
     height = down * (CELL_INCHES[1] * len(rows) + 0.9) + 0.6
     figure = figure_of(width, height)
-    axes = figure.subplots(down, PANELS_ACROSS, squeeze=False, sharey=True).ravel()
+    axes = figure.subplots(down, PANELS_ACROSS, squeeze=False).ravel()
     for ax, panel in zip(axes, panels, strict=False):
         _heat_map(ax, panel, rows, columns, cells)
     for ax in axes[len(panels) :]:
@@ -53,7 +59,7 @@ def draw(result: Sensitivity, format: str) -> bytes:
     figure.suptitle(
         f"{result.model}: one site at {result.request.drop_at} bits, everything else in float\n"
         f"quantizers by {' and '.join(result.ranges)}; {images['calibration']} calibration images, "
-        f"{images['evaluation']} evaluation images; dark red: sensitive; gray: no value",
+        f"{images['evaluation']} evaluation images; dark red: sensitive; gray: no value; ≤ 0: estimated trace",
         fontsize=9,
     )
     return bytes_of(figure, format)
@@ -90,7 +96,7 @@ def _panels(result: Sensitivity) -> list[Panel]:
     at = result.request.drop_at
     bits = at if at in result.request.bits else min(result.request.bits)
     panels = [
-        Panel("images whose top-1 changes, %", lambda site: 100 * site.effect.drop, high=True),
+        Panel("images whose top-1 changes, %", lambda site: 100 * site.effect.drop, True, least=DROP_SCALE),
         Panel("SQNR of the logits, dB", lambda site: site.effect.logit_sqnr_db, high=False),
         Panel(f"SQNR of the site's own values at {bits} bits, dB", lambda site: site.sqnr_db[bits], high=False),
     ]
@@ -111,9 +117,13 @@ def _heat_map(
     values = np.full((len(rows), len(columns)), np.nan)
     for cell, site in cells.items():
         values[cell] = panel.value(site)
+    measured = [index for index in range(len(rows)) if not np.isnan(values[index]).all()]  # a trace is of weights alone
+    rows, values = [rows[index] for index in measured], values[measured]
     finite = values[np.isfinite(values)]
     # Outliers are clipped, so that they do not leave all other sites in one color; the cells print their numbers.
     low, high = (float(np.quantile(finite, q)) for q in (0.02, 0.98)) if finite.size else (0.0, 1.0)
+    if panel.least is not None:
+        low, high = 0.0, max(panel.least, high)
     colors = colormaps["YlOrRd" if panel.high else "YlOrRd_r"].with_extremes(bad="0.92")
     drawn = ax.imshow(
         np.ma.masked_invalid(values), cmap=colors, vmin=low, vmax=high if high > low else low + 1.0, aspect="auto"

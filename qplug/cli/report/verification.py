@@ -10,6 +10,8 @@ from qplug.cli.report.screen import Table
 if TYPE_CHECKING:
     from qplug.analysis.verify import Verification
 
+STYLES: dict[int | str, str] = {"same": "green", "differs": "bold red", "not checked": "yellow"}
+
 
 def verification_summary(found: Verification) -> dict[str, Any]:
     """One run folder of ``qplug verify --json``."""
@@ -25,4 +27,4 @@ def verification_table(found: Verification) -> Table:
     if found.holds and unchecked:
         result += f"; not checked: {', '.join(unchecked)}"
     notes = ["digests show damage and edits by accident; they are no signature"]
-    return Table(f"{found.folder}: {result}", ("check", "result", "details"), rows, notes=notes)
+    return Table(f"{found.folder}: {result}", ("check", "result", "details"), rows, notes=notes, styles=STYLES)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from qplug.core.errors import InputError, PluginError
-from qplug.core.types import BackendOffer
+from qplug.core.types import Advance, BackendOffer
 from qplug.pipeline.assigner import QuantizerAssigner
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import BitAllocation, PreparedSites, RewrittenModel
@@ -27,12 +27,18 @@ def allocate(
     ctx: RunContext, model: RewrittenModel, sites: PreparedSites, quantizers: QuantizerAssigner
 ) -> BitAllocation:
     """The bits that a technique chooses, or the recipe's if none does."""
-    with ctx.stage("bits"):
-        return allocate_bits(ctx.caller, quantizers, model.module, sites.site_map, ctx.offer)
+    free = sum(site.name not in quantizers.specs.fixed for site in quantizers.sites)
+    with ctx.stage("bits", free if ctx.caller.implements("qplug_allocate_bits") else 0) as advance:
+        return allocate_bits(ctx.caller, quantizers, model.module, sites.site_map, ctx.offer, advance)
 
 
 def allocate_bits(
-    caller: TechniqueCaller, quantizers: QuantizerAssigner, model: nn.Module, site_map: SiteMap, offer: BackendOffer
+    caller: TechniqueCaller,
+    quantizers: QuantizerAssigner,
+    model: nn.Module,
+    site_map: SiteMap,
+    offer: BackendOffer,
+    advance: Advance = lambda done, note="": None,
 ) -> BitAllocation:
     """Ask the techniques for bits. The table that they see lists no site whose bits an override fixes.
 
@@ -42,6 +48,7 @@ def allocate_bits(
         model: the float model, smoothed, on which costs are counted.
         site_map: all its sites.
         offer: of the recipe's backend.
+        advance: told the number of sites that were measured.
 
     Raises:
         PluginError: bits outside 2 … 16, or of a site that the table does not list.
@@ -57,7 +64,7 @@ def allocate_bits(
         plan = Plan(decisions, float_macs=site_map.float_macs(decisions), total_macs=site_map.total_macs)
         return costs(model, plan, convention(accounting))
 
-    table = SqnrTable(free, specs, quantizers.sqnr_db, quantizers.stats, count)
+    table = SqnrTable(free, specs, quantizers.sqnr_db, quantizers.stats, count, advance)
     answer = caller.first("qplug_allocate_bits", table=table)
     if answer is None:
         return BitAllocation(RECIPE, table=table)

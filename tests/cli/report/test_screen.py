@@ -9,7 +9,7 @@ from recipe_toys import registry
 
 from qplug.cli.app import show
 from qplug.cli.report.catalogue import plugins_table, technique, technique_tables, techniques_table
-from qplug.cli.report.progress import Progress
+from qplug.cli.report.progress import Progress, loading
 from qplug.cli.report.screen import Screen, Table
 from qplug.core.errors import InputError, Problem, RecipeError
 from qplug.core.text import Alarm
@@ -148,3 +148,36 @@ def test_alarms_come_first_and_in_bold(monkeypatch: pytest.MonkeyPatch) -> None:
         first, second = stream.getvalue().splitlines()
         assert first == ("\x1b[1;31mwarning: at chance\x1b[0m" if terminal else "warning: at chance")
         assert "random weights" in second
+
+
+def test_a_terminal_hears_of_the_import_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qplug.cli.report.progress.sys.modules", {})
+    terminal, pipe = Terminal(), io.StringIO()
+    for stream in (terminal, pipe):
+        with loading(stream):
+            pass
+    assert (terminal.getvalue(), pipe.getvalue()) == ("loading torch …\r\x1b[2K", "")
+    monkeypatch.setattr("qplug.cli.report.progress.sys.modules", {"torch": io})
+    with loading(terminal):
+        pass
+    assert terminal.getvalue().count("loading") == 1
+
+
+def test_progress_says_done_of_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal = Terminal()
+    with Progress(terminal) as progress:
+        for event in (
+            Event("sites", "start"),
+            Event("[red]bits\x1b", "start", 0, 34),
+            Event("[red]bits\x1b", "advance", 3, 34, "9 pairs"),
+            Event("[red]bits\x1b", "end", 34, 34),
+        ):
+            progress.qplug_observe(event)
+        assert progress._bars is not None
+        counts = {task.description: task.fields["count"] for task in progress._bars.tasks}
+        progress._bars.refresh()
+    assert counts == {"sites": "", "[red]bits\\x1b": "34/34"}
+    assert "None" not in terminal.getvalue()
+    assert "[red]bits\\x1b" in terminal.getvalue()
