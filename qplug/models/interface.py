@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NAMED_OUTPUTS = ("logits", "out")
 """Entries that hold the outputs of a model with several: those of transformers, and of torchvision's segmentation."""
+VOWELS = "AEIOUaeiou"
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,8 @@ def _refusal(out: Any, task: Task, where: str) -> InputError:
         fix = f"wrap it: a module whose forward(x) returns model(x)[{key!r}]"
         if hasattr(out, "_fields") or not isinstance(out, (Mapping, tuple, list)):
             fix = f"wrap it: a module whose forward(x) returns model(x).{key}"
+    elif isinstance(out, Tensor) and out.dim() < 2:
+        fix = f"return {task.outputs} for one image too: x.flatten(1) keeps the batch axis, and x.squeeze() does not"
     else:
         fix = f"wrap it: a module whose forward(x) returns {task.outputs}; the task is {task.name}"
     return InputError(f"the model returns {_described(out)}; expected is a tensor {task.outputs}", where=where, fix=fix)
@@ -250,7 +253,8 @@ def _described(value: Any) -> str:
     held = [_shape(one) if isinstance(one, Tensor) else type(one).__name__ for one in entries.values()]
     if all(isinstance(key, int) for key in entries):
         return f"a {kind} of {len(held)}: {listed(held, 4)}"
-    return f"a {kind} with {listed((f'{key} {one}' for key, one in zip(entries, held, strict=True)), 4)}"
+    each = listed((f"{key} {one}" for key, one in zip(entries, held, strict=True)), 4)
+    return f"{'an' if kind[0] in VOWELS else 'a'} {kind} with {each}"
 
 
 def _shape(tensor: Tensor) -> str:
