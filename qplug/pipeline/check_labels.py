@@ -6,8 +6,8 @@ import operator
 import time
 from collections.abc import Mapping, Sequence
 
-from qplug.core.errors import InputError
-from qplug.core.examples import Classes, Examples, classes_of, notes_of
+from qplug.core.errors import InputError, PluginError, QplugError
+from qplug.core.examples import Classes, Examples, Label, classes_of, notes_of
 from qplug.core.task import Task
 from qplug.core.task.choices import KIND_FIX
 from qplug.core.text import listed
@@ -115,7 +115,7 @@ def _check_each(task: Task, shape: Sequence[int], examples: Examples, name: str)
     """Check every label, as long as this takes less than ``SECONDS``."""
     start, count = time.monotonic(), task.classes(shape)
     for index in range(len(examples)):
-        label = examples.label(index)
+        label = _label(examples, index, name)
         parts = label if isinstance(label, tuple) else (label,)
         if not all(_is_whole(part) for part in parts):
             what = f"a label must be an integer, or a pair of them for an answer, received {label!r}"
@@ -134,6 +134,19 @@ def _check_each(task: Task, shape: Sequence[int], examples: Examples, name: str)
                 "checked when their examples are used"
             ]
     return []
+
+
+def _label(examples: Examples, index: int, name: str) -> Label:
+    try:
+        return examples.label(index)
+    except QplugError:
+        raise
+    except Exception as error:  # the code of a plugin
+        raise PluginError(
+            f"label({index}) of {type(examples).__name__} raised {type(error).__name__}: {error}",
+            where=name,
+            fix="raise qplug.InputError where an example has no label; calibration reads none",
+        ) from error
 
 
 def _is_whole(part: object) -> bool:

@@ -14,7 +14,7 @@ from qplug_plugins.baseline import MinMax
 from torch import nn
 
 import qplug
-from qplug.core.errors import InputError
+from qplug.core.errors import InputError, PluginError
 from qplug.core.examples import Classes
 from qplug.core.text import Alarm
 from qplug.data.folder import Folder
@@ -154,6 +154,12 @@ def test_classes_of_any_source_are_compared() -> None:
     error = refusal(10, Examples([0, 1], classes))
     assert "2 classes, cat … dog, and the model has 10 outputs: labels by column 'label'" in error.what
     assert error.fix == "give a model with 2 outputs, or data with the model's classes"
+
+
+def test_a_source_that_raises_is_named() -> None:
+    examples = Unlabelled("train", 2, 0)
+    with pytest.raises(PluginError, match=r"label\(0\) of Unlabelled raised RuntimeError: there are no labels"):
+        checked(3, examples)
 
 
 def test_slow_labels_are_checked_in_part_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
