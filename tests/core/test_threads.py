@@ -12,7 +12,12 @@ from qplug.core.threads import wait_passively_if_busy
 
 @pytest.mark.parametrize(
     ("load", "loaded", "own", "expected"),
-    [(2.0, False, None, "PASSIVE"), (0.1, False, None, None), (2.0, True, None, None), (2.0, False, "ACTIVE", "ACTIVE")],
+    [
+        (2.0, False, None, "PASSIVE"),
+        (0.1, False, None, None),
+        (2.0, True, None, None),
+        (2.0, False, "ACTIVE", "ACTIVE"),
+    ],
 )
 def test_threads_sleep_on_a_busy_machine(
     monkeypatch: pytest.MonkeyPatch, load: float, loaded: bool, own: str | None, expected: str | None
