@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from qplug.core.text import escaped
+from qplug.core.text import LONGEST_PLACE, short
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class QplugError(Exception):
         self.what, self.where, self.fix = what, where, fix
 
     def __str__(self) -> str:
-        parts = [f"{escaped(self.where, breaks=False)}: {self.what}" if self.where else self.what]
+        parts = [f"{short(self.where, LONGEST_PLACE)}: {self.what}" if self.where else self.what]
         if self.fix:
             parts.append(f"  → {self.fix}")
         return "\n".join(parts)
@@ -79,7 +79,7 @@ class Problem:
     snippet: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{escaped(self.where, breaks=False)}: {self.what}"]
+        lines = [f"{short(self.where, LONGEST_PLACE)}: {self.what}"]
         if self.snippet:
             lines.append(self.snippet)
         if self.fix:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 LONGEST_NAME = 60
 """Characters of a name in a message, at most."""
+LONGEST_PLACE = 400
+"""Characters of the place of an error, at most: the path of a file with line and column."""
 LONGEST_WORD = 200
 """Characters of a word for which close names are sought: the search takes the product of both lengths."""
 SHORTEST_PREFIX = 3

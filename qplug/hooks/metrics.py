@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qplug.core.errors import Terminated
 from qplug.core.seeding import seeded
 from qplug.hooks.registry import Registry
 from qplug.hooks.torch_state import torch_state_kept
@@ -34,7 +35,9 @@ def measure(
             with seeded(seed, name), torch_state_kept() as changed:
                 given = [tensor.clone() for tensor in (float_logits, logits, labels)]  # whatever it writes to them
                 values[name] = number(metric.compute(*given))
-        except (Exception, SystemExit) as error:
+        except Terminated:
+            raise
+        except (Exception, SystemExit, GeneratorExit) as error:
             warnings.append(f"{who} has no value: {type(error).__name__}: {error}")
         warnings += [f"{who} changed {what}; qplug restored it" for what in changed]
     return values, warnings

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 
 from qplug.core.component import Component
 from qplug.core.errors import Problem
-from qplug.core.text import LONGEST_NAME, did_you_mean, short
+from qplug.core.text import LONGEST_NAME, did_you_mean, listed, short
 from qplug.hooks.registry import Registry
 from qplug.recipe.yaml_tree import Node, Place
 
 Loc = tuple[str | int, ...]
+
+MOST_LISTED = 12
+"""Installed names in a message, at most; 'qplug techniques' lists all."""
 
 
 @dataclass
@@ -44,7 +47,7 @@ def check_names(root: Node, registry: Registry, problems: list[tuple[Place, Prob
             continue  # the validation reports the expected type
         table, components = _tables(registry, named, kind)
         tag_node = node.child(tag)
-        known = ", ".join(sorted(table)) or "none"
+        known = listed(sorted(table), MOST_LISTED) or "none"
         if tag_node is None:
             what = f"{dotted(loc)}: missing the key '{tag}', the name of the {kind}"
             problems.append((node.place, node.place.problem(what, f"installed {kind}s: {known}")))
@@ -118,7 +121,7 @@ def _check_quantizers(root: Node, registry: Registry, named: Named, problems: li
         return
     able = sorted(name for name, technique in registry.techniques.items() if makes_quantizers(technique))
     what = "techniques: none of them makes quantizers, so nothing would be quantized"
-    problems.append((node.key, node.key.problem(what, f"add one of: {', '.join(able) or 'none'}")))
+    problems.append((node.key, node.key.problem(what, f"add one of: {listed(able, MOST_LISTED) or 'none'}")))
 
 
 def _check_needs(root: Node, named: Named, problems: list[tuple[Place, Problem]]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qplug.core.errors import Problem
-from qplug.core.text import escaped
+from qplug.core.text import LONGEST_PLACE, escaped, short
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -32,7 +32,7 @@ def styled(problem: Problem) -> Text:
     """One problem for a terminal: place, line with caret, fix."""
     from rich.text import Text
 
-    text = Text.assemble((escaped(problem.where, breaks=False), "bold"), f": {escaped(problem.what)}")
+    text = Text.assemble((short(problem.where, LONGEST_PLACE), "bold"), f": {escaped(problem.what)}")
     if problem.snippet:
         line, _, caret = problem.snippet.partition("\n")
         text.append(f"\n{line}\n", style="dim")

@@ -21,6 +21,8 @@ MAX_DEPTH = 64
 """Levels of mappings and lists, at most; far above any recipe, and below the limit of the JSON that is validated."""
 SNIPPET_WIDTH = 70
 """Characters of a line in a snippet, at most, so that it fits a terminal of 80 columns."""
+LONGEST_TEXT = 600
+"""Characters of a problem's description, and of its fix, at most."""
 _CORE = "tag:yaml.org,2002:"
 _SCALARS = {f"{_CORE}{name}" for name in ("null", "bool", "int", "float", "str", "timestamp", "value")}
 _TAGS = {"ScalarNode": _SCALARS, "MappingNode": {f"{_CORE}map"}, "SequenceNode": {f"{_CORE}seq"}}
@@ -70,7 +72,7 @@ class Place:
 
     def problem(self, what: str, fix: str = "") -> Problem:
         """A problem at this place."""
-        return Problem(self.where, what, fix, self.snippet)
+        return Problem(self.where, _cut(what), _cut(fix), self.snippet)
 
 
 @dataclass
@@ -108,6 +110,10 @@ class Node:
             return "nothing"
         text = str(self.value).lower() if isinstance(self.value, bool) else repr(self.value)
         return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
 
 
 class _Unreadable(Exception):

@@ -11,7 +11,7 @@ from qplug.core.errors import InputError, RecipeError
 from qplug.recipe import load_recipe
 from qplug.recipe.load import read_tree
 from qplug.recipe.report import SCREEN_LINES, render_problems
-from qplug.recipe.yaml_tree import MAX_DEPTH, MAX_NODES, Node, Reader, Source
+from qplug.recipe.yaml_tree import MAX_DEPTH, MAX_NODES, Node, Place, Reader, Source
 
 
 def read(text: str) -> tuple[Node | None, list[str]]:
@@ -159,6 +159,12 @@ def test_nested_options_stay_below_the_limit_of_the_validation(tmp_path: Path) -
     key = ".".join("b" * MAX_DEPTH)
     (found,) = problems_of(tmp_path, GOOD, f"{key}={deep}")
     assert "unknown key 'b'" in found
+
+
+def test_a_place_and_a_description_are_cut() -> None:
+    place = Place(Source("x" * 5_000, ("a",)), 0, 0)
+    assert len(str(place.problem("y" * 5_000, "z" * 5_000))) < 2_000
+    assert len(str(InputError("there is no such file", where="\x1b" * 5_000))) < 500
 
 
 def test_bytes_that_are_no_text_have_a_line(tmp_path: Path) -> None:
