@@ -84,13 +84,17 @@ def source(name: str, build) -> type[ModelSource]:
 
 
 def unknown_attention() -> torch.nn.Module:
-    """The toy with timm's attention in a class with a forward of its own, which no adapter knows."""
+    """The toy with timm's attention in a class that sets an attribute as it runs, which no graph can hold."""
     from timm.layers.attention import Attention
 
     model = toy_vit()
-    forward = {"forward": lambda self, *args, **kwargs: Attention.forward(self, *args, **kwargs)}
-    renamed = type("StrangeAttention", (Attention,), forward)
-    model.blocks[1].attn.__class__ = renamed
+
+    class StrangeAttention(Attention):
+        def forward(self, x, *args, **kwargs):
+            self.seen = x.mean()
+            return super().forward(x, *args, **kwargs)
+
+    model.blocks[1].attn.__class__ = StrangeAttention
     return model
 
 

@@ -85,7 +85,7 @@ def test_max_is_the_int8_default(tmp_path):
             assert quantizer.signed
             assert torch.equal(quantizer.scale, getattr(layer, f"{role}_quantizer").amax / 127)
     assert {decision.technique for decision in result.plan} == {"modelopt.max"}
-    (warning,) = result.warnings
+    (warning,) = (text for text in result.warnings if "chance" not in text)  # of a model with random weights
     assert re.fullmatch(r"\d+\.\d % of the MACs stay in float: blocks\.0\.attn\.matmul_qk, .*", warning)
 
 
@@ -238,7 +238,7 @@ def test_what_modelopt_gave_up_is_a_warning_of_the_run(monkeypatch):
 
     monkeypatch.setattr(mtq, "quantize", giving_up)
     result = ran("modelopt.awq_lite", "modelopt.max")
-    assert [text for text in result.warnings if "stay in float" not in text] == [
+    assert [text for text in result.warnings if "stay in float" not in text and "chance" not in text] == [
         f"modelopt.awq_lite: {text}",
         f"modelopt.max: {text}",
     ]
@@ -256,8 +256,7 @@ def test_both_backends_give_the_same_run_and_load_it_again(tmp_path):
 
 
 def test_a_run_of_a_backend_that_is_not_installed_is_refused_by_name(tmp_path):
-    result = ran("modelopt.max", out=tmp_path / "run", backend="modelopt")
-    path = result.folder / "recipe.yaml"
-    path.write_text(path.read_text().replace("backend: modelopt", "backend: tensorrt"))
-    with pytest.raises(InputError, match=r"recipe\.yaml:\d+:10: backend: there is no backend 'tensorrt'"):
-        qplug.load_quantized(result.folder, registry=toy_registry())
+    result, registry = ran("modelopt.max", out=tmp_path / "run", backend="modelopt"), toy_registry()
+    registry.backends = {name: offer for name, offer in registry.backends.items() if name != "modelopt"}
+    with pytest.raises(InputError, match="there is no backend 'modelopt'"):
+        qplug.load_quantized(result.folder, registry=registry)

@@ -43,7 +43,7 @@ def test_a_recipe_that_cannot_be_run_does_not_keep_the_others_from_running(tmp_p
     assert len(found.runs) == 1
     (failure,) = found.failures
     assert isinstance(failure, InputError)
-    assert failure.where.startswith("minmax, seed 0")
+    assert failure.where.startswith("minmax · calibration.images=100000, seed 0")
     assert "100000" in str(failure)
 
 

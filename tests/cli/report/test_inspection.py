@@ -13,7 +13,12 @@ def notes(found):
 
 def test_unknown_operators_and_passed_quantizers_are_named():
     found = Inspection(
-        [], 120, {}, {}, {"body": "aten._fft_r2c"}, {"fc.weight": "aten.mm in body reads it past fc"}, COSTS
+        [],
+        120,
+        {},
+        unknown={"body": "aten._fft_r2c"},
+        bypassed={"fc.weight": "aten.mm in body reads it past fc"},
+        costs=COSTS,
     )
     assert notes(found) == [
         "120 MACs for one image are counted; the share that can be quantized is unknown",
