@@ -38,6 +38,14 @@ IN_FLOAT = {
 }
 
 
+QUICK = (
+    *("eva", "rope", "beit", "swinv2", "cait", "mvitv2", "levit conv down", "xcit", "twins local", "volo outlook"),
+    *("hiera", "coatnet 2d", "tiny_vit", "davit window", "davit channel", "parallel", "efficientvit", "cascaded"),
+    *("nest", "convit", "rotary pool", "multi-query einsum", "halo", "differential", "sam"),
+)
+"""One of each form; the others take as long, and find less."""
+
+
 def close(output, expected):
     return float((output - expected).norm() / expected.norm()) < 1e-5
 
@@ -55,7 +63,9 @@ def explicit(model, x):
     return model
 
 
-@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TOYS]
+)
 def test_an_attention_of_timm_has_a_site_for_every_product(name):
     model, x = toy(name)
     keys = set(model.state_dict())
