@@ -149,6 +149,7 @@ def explicit(module: nn.Module, ones: list[Call], threes: list[Call]) -> tuple[n
     if not rewritten.modules:
         raise Unreadable("; ".join(dict.fromkeys(rewritten.left)) or "it holds no product of two activations")
     made = clone(module, _explicit_class(type(module)))
+    vars(made).pop("forward", None)  # one that was set on the instance would go before that of the class
     for name in rewritten.moved:
         del made._parameters[name]
     for name, new in rewritten.modules.items():
@@ -216,8 +217,10 @@ def _check(made: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], expec
         out = made(*_copies(args), **_copies(kwargs))
     except Exception as error:
         raise Unreadable(f"its graph fails: {type(error).__name__}: {error}") from error
-    pairs = zip(tree_flatten(out)[0], tree_flatten(expected)[0], strict=True)
-    for value, wanted in pairs:
+    (values, nesting), (all_wanted, wanted_nesting) = tree_flatten(out), tree_flatten(expected)
+    if nesting != wanted_nesting:
+        raise Unreadable(f"it returns a {type(expected).__name__}, which its graph cannot make")
+    for value, wanted in zip(values, all_wanted, strict=True):
         if isinstance(wanted, Tensor) and wanted.is_floating_point():
             change = float((value - wanted).norm() / wanted.norm().clamp_min(1e-12))
             if not change <= LARGEST_ERROR:
@@ -227,9 +230,9 @@ def _check(made: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], expec
 def _copies(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone()
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(_copies, value)) if type(value) in (tuple, list) else value
-    return {key: _copies(item) for key, item in value.items()} if isinstance(value, dict) else value
+    if type(value) in (tuple, list):
+        return type(value)(map(_copies, value))
+    return {key: _copies(item) for key, item in value.items()} if type(value) is dict else value
 
 
 def unread_notes(reasons: Mapping[str, str]) -> list[str]:

@@ -12,6 +12,7 @@ from qplug.models.attention import MatMul
 from qplug.models.explicit import ExplicitForward
 from qplug.models.functional_layers import LAYERS
 from qplug.models.products import PRODUCTS
+from qplug.models.recording import inlined
 
 
 class ProductFinder(TorchFunctionMode):
@@ -26,6 +27,7 @@ class ProductFinder(TorchFunctionMode):
         self.found: dict[str, None] = {}
         self._inside: list[tuple[str, nn.Module]] = []
         self._handles: list[Any] = []
+        self._inlined = inlined()
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
                 continue
@@ -34,8 +36,14 @@ class ProductFinder(TorchFunctionMode):
                 module.register_forward_hook(lambda *_: self._inside.pop() and None),
             ]
 
+    def __enter__(self) -> ProductFinder:
+        self._inlined.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._inlined.__exit__(None, None, None)
         for handle in self._handles:
             handle.remove()
 

@@ -152,7 +152,7 @@ def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         )
     ]
     try:
-        with recorder, _lengths_as_sizes():
+        with recorder, _lengths_as_sizes(), inlined():
             out = module.forward(*call.args, **call.kwargs)
     finally:
         for handle in handles:
@@ -171,6 +171,21 @@ def _lengths_as_sizes() -> Iterator[None]:
         yield
     finally:
         builtins.len = plain
+
+
+@contextmanager
+def inlined() -> Iterator[None]:
+    """Modes see the products within functions of torch that are written in Python, ``multi_head_attention_forward``.
+
+    These functions hand themselves to a mode if ``has_torch_function`` says so, and to nothing else.
+    """
+    functional: Any = torch.nn.functional
+    asked = functional.has_torch_function
+    functional.has_torch_function = lambda _: False
+    try:
+        yield
+    finally:
+        functional.has_torch_function = asked
 
 
 class Recorder(TorchFunctionMode):

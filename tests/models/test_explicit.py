@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+from typing import NamedTuple
 
 import pytest
 import torch
 from attention_toys import TOYS, toy
+from numeric_toys import Sequence
 from torch import nn
 from torch.nn import functional as F
 
@@ -299,3 +301,58 @@ def test_layers_that_read_one_weight_together_stay_functions():
     assert sorted(products(model)) == QK_AV
     assert "weight" in model.state_dict()
     assert set(find_sites(model, x).uncovered_macs) == {"(model)"}
+
+
+def test_a_forward_that_was_set_on_the_instance_is_read_and_replaced():
+    model, x = own(WAYS["bmm"])
+    plain = model.forward
+    model.forward = lambda x: plain(x) * 2
+    with torch.no_grad():
+        expected = model(x)
+        explicit(model, x)
+        assert close(model(x), expected)
+    assert {"matmul_qk.lhs", "matmul_av.rhs"} <= {site.name for site in find_sites(model, x).sites}
+
+
+class Result(NamedTuple):
+    out: torch.Tensor
+
+
+def test_a_result_of_a_class_of_its_own_is_not_made_a_plain_one():
+    class Inner(Plain):
+        def forward(self, x):
+            return Result(super().forward(x))
+
+    model, x, left = Sequence(lambda m, x: m.attn(x).out, attn=Inner()).eval(), torch.randn(1, 6, 8), {}
+    make_explicit(model, ADAPTERS, x, left)
+    assert left == {"attn": "it returns a Result, which its graph cannot make"}
+    assert model(x).shape == x.shape
+
+
+class Functional(nn.Module):
+    """Attention by torch's function, which is written in Python and reads parameters that are no layer's."""
+
+    def __init__(self):
+        super().__init__()
+        shapes = {"in_proj_weight": (24, 8), "in_proj_bias": (24,), "out_weight": (8, 8), "out_bias": (8,)}
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(shape)))
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        weights = self.in_proj_weight, self.in_proj_bias, None, None, False, 0.0, self.out_weight, self.out_bias
+        return F.multi_head_attention_forward(x, x, x, 8, 2, *weights, False, need_weights=False)[0].transpose(0, 1)
+
+
+def test_products_within_torchs_own_function_are_read():
+    torch.manual_seed(0)
+    model, x = Functional().eval(), torch.randn(1, 6, 8)
+    more = torch.randn(4, 6, 8)
+    with torch.no_grad():
+        expected = model(more)
+        explicit(model, x)
+        assert close(model(more), expected)
+    assert sorted(products(model)) == QK_AV
+    found = find_sites(model, x)
+    assert found.uncovered_macs == {}
+    assert {"in_proj.weight", "out.weight"} <= {site.name for site in found.sites}
