@@ -222,6 +222,7 @@ def _check(made: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], expec
         raise Unreadable(f"it returns a {type(expected).__name__}, which its graph cannot make")
     for value, wanted in zip(values, all_wanted, strict=True):
         if isinstance(wanted, Tensor) and wanted.is_floating_point():
+            value, wanted = (torch.nan_to_num(x, nan=1.0) for x in (value, wanted))  # of weights that are loaded later
             change = float((value - wanted).norm() / wanted.norm().clamp_min(1e-12))
             if not change <= LARGEST_ERROR:
                 raise Unreadable(f"its graph changes the output by {change:.1e} of its norm")
@@ -272,6 +273,9 @@ def make_products_explicit(model: nn.Module, names: Iterable[str], image: Tensor
                 made, rest = explicit(module, ones[name], threes[name])
         except Unreadable as reason:
             left[_name(name)] = str(reason)
+            continue
+        except Exception as error:  # whatever a graph of any module may hold; the module is as it was
+            left[_name(name)] = f"its graph cannot be made explicit: {type(error).__name__}: {error}"
             continue
         module.__class__ = type(made)
         vars(module).clear()

@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 from qplug.models import operands
 from qplug.models.attention import MaskedSoftmax, MatMul
 from qplug.models.functional_layers import LAYERS, Layer
-from qplug.models.nodes import Pair, arguments, called, is_read_once, untransposed
+from qplug.models.nodes import Pair, arguments, called, is_parameter, is_read_once, untransposed
+from qplug.models.recording import Unreadable
 
 PRODUCTS = frozenset("matmul bmm rmatmul baddbmm einsum scaled_dot_product_attention".split())
 """Names of the functions that multiply two activations."""
@@ -107,8 +108,7 @@ class ExplicitGraph:
                 self._leave(node)
                 return
             softmax: nn.Module = nn.Softmax(dim=-1)
-            hidden = Pair.of(mask)
-            if causal or (hidden is not None and (hidden.one.dtype == torch.bool or bool(hidden.one.amin() < HIDDEN))):
+            if causal or self._hides(mask):
                 extra = call(operands.causal_mask, (scores,)) if causal else call(operands.additive_mask, (mask,))
                 softmax = MaskedSoftmax(dim=-1)
                 weights = self._new("softmax", softmax, scores, extra)
@@ -118,8 +118,17 @@ class ExplicitGraph:
             if dropout:
                 weights = self._new("attn_dropout", nn.Dropout(dropout), weights)
             out = self._product(weights, value, False, "matmul_av", (query, value))
-            assert out is not None
+            if out is None:
+                raise Unreadable("the values of its attention have no axis of images")
         self._replace(node, out)
+
+    def _hides(self, mask: Any) -> bool:
+        """Whether a mask hides scores. One of parameters is a bias, whatever its values: a run loads them later."""
+        pair = Pair.of(mask)
+        if pair is None or pair.one.dtype == torch.bool:
+            return pair is not None
+        sources = _walk([mask], lambda node: node.all_input_nodes) | {mask}
+        return not any(map(is_parameter, sources)) and bool(pair.one.amin() < HIDDEN)
 
     def _repeated(self, x: fx.Node, query: fx.Node) -> fx.Node:
         node = self.graph.call_function(operands.repeat_heads, (x, query))
@@ -151,9 +160,8 @@ class ExplicitGraph:
     def _matmul(self, lhs: Any, rhs: Any, role: str) -> fx.Node | None:
         if Pair.of(lhs) is None or Pair.of(rhs) is None:
             return None
-        if (
-            role == "matmul_av" and rhs in self._weights and lhs not in self._weights
-        ):  # (v·aᵀ) = (a·vᵀ)ᵀ, with a on the left
+        if role == "matmul_av" and rhs in self._weights and lhs not in self._weights:
+            # v·aᵀ = (a·vᵀ)ᵀ: the weights of attention are the left operand
             out = self._product(self._transposed(rhs), self._transposed(lhs), False, role)
             return None if out is None else self._swapped(out)
         flip = role == "matmul_qk" or untransposed(rhs) is not None

@@ -229,6 +229,10 @@ UNREAD = {
         lambda m, q, k, v: (q.transpose(0, 1) @ k.transpose(0, 1).mT @ v.transpose(0, 1)).transpose(0, 1),
         "no common axis of images",
     ),
+    "values of all images together": (
+        lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v.mean(0, keepdim=True)),
+        "the values of its attention have no axis of images",
+    ),
     "randomness": (lambda m, q, k, v: (q @ k.mT + torch.rand(6, 6)).softmax(-1) @ v, "changes the output by"),
 }
 NOBODY = torch.ones(6, 6)
@@ -356,3 +360,17 @@ def test_products_within_torchs_own_function_are_read():
     found = find_sites(model, x)
     assert found.uncovered_macs == {}
     assert {"in_proj.weight", "out.weight"} <= {site.name for site in found.sites}
+
+
+@pytest.mark.parametrize("value", [0.0, 300.0, float("nan")])
+@pytest.mark.parametrize("name", ["beit", "cait", "halo", "swinv2"])
+def test_the_graph_does_not_depend_on_the_weights(name, value):
+    """A run folder is loaded into a model with other weights, and gets its own last."""
+    model, x = toy(name)
+    code = explicit(model, x).attn._compiled.code
+    other, _ = toy(name)
+    with torch.no_grad():
+        for parameter in other.attn.parameters():
+            parameter.fill_(-value)
+    assert explicit(other, x).attn._compiled.code == code
+    assert repr(other) == repr(model)

@@ -219,4 +219,9 @@ def test_a_subclass_that_inherits_forward_and_one_that_does_not():
         def forward(self, x):
             return self.two(*[self.one(x, x, x)[0]] * 3)
 
-    assert make_explicit(Both().eval(), ADAPTERS, torch.randn(1, L, E)) == ["one"]
+    model, x, three = Both().eval(), torch.randn(1, L, E), torch.randn(3, L, E)
+    with torch.no_grad():
+        expected = model(three)
+        assert make_explicit(model, ADAPTERS, x) == ["one", "two"]  # the second by the graph of its own forward
+        assert torch.allclose(model(three), expected, atol=1e-5)
+    assert isinstance(model.two, Doubles)
