@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -201,8 +202,10 @@ def coverage(share: float | None, digits: int = 2) -> str:
 
 
 def number(value: float | None, unit: str = "", digits: int = 2) -> str:
-    """A number with its unit as text; a dash if there is none."""
-    return "–" if value is None else f"{value:.{digits}f} {unit}".strip()
+    """A number with its unit as text; a dash if there is none. NaN is what the outputs do not define."""
+    if value is None:
+        return "–"
+    return "not defined" if math.isnan(value) else f"{value:.{digits}f} {unit}".strip()
 
 
 def significant(value: float | None, digits: int = 2, unit: str = "") -> str:

@@ -96,9 +96,12 @@ def _record_input(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] 
     return (args[0].detach().requires_grad_(True), *args[1:]) if _starts(args[0]) else None
 
 
-def _record_output(_: nn.Module, __: Any, out: Tensor) -> Tensor | None:
-    """A copy that autograd records, if it records nothing yet; a copy, because the model may change it in place."""
-    return out.detach().requires_grad_(True).clone() if _starts(out) else None
+def _record_output(_: nn.Module, __: Any, out: Any) -> Tensor | None:
+    """A copy that autograd records, if it records nothing yet; a copy, because the model may change it in place.
+
+    Outputs other than one tensor, as of an ``nn.LSTM``, stay as they are.
+    """
+    return out.detach().requires_grad_(True).clone() if isinstance(out, Tensor) and _starts(out) else None
 
 
 def _record_table(_: nn.Module, __: Any, out: Tensor) -> Tensor | None:

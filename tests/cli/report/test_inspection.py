@@ -2,6 +2,7 @@
 
 from qplug.analysis.inspect import Inspection
 from qplug.cli.report.inspection import inspection_summary, inspection_tables
+from qplug.cli.report.run import number
 from qplug.quantization.accounting import CONVENTIONS, DEFAULT
 
 COSTS = {DEFAULT: {"W8A8": {"size_mb": 1.0, "bops_g": 2.0, "float.size_mb": 4.0, "float.bops_g": 32.0}}}
@@ -35,3 +36,8 @@ def test_a_known_share_is_a_number():
         notes(Inspection([], 120, {"a": 30}, costs=COSTS))[0]
         == "120 MACs for one image; 75.0 % of them can be quantized"
     )
+
+
+def test_a_figure_that_outputs_do_not_define_is_no_number():
+    assert number(float("nan"), "dB") == "not defined"
+    assert number(None) == "–"

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from qplug import InputError
 from qplug.core.task import CLASSIFICATION
 from qplug.quantization.calibration.calibrator import Calibration
+from qplug.quantization.calibration.gradients import traced_operations
 from qplug.quantization.calibration.hessian import hessian_traces
 from qplug.quantization.sites import find_sites
 from qplug.training.reconstruction.losses.gradients import gradient
@@ -149,3 +150,10 @@ def test_hessian_traces_and_losses_name_what_has_no_gradient():
         hessian_traces(Whole().eval(), ["conv.weight", "head.weight"], [images(2)], probes=1)
     with pytest.raises(InputError, match="needs the gradient at conv"):
         gradient(Frozen().eval(), "conv", images(2), lambda y: CLASSIFICATION.calibration_loss("kl", y))
+
+
+def test_operations_that_return_several_tensors_are_left_alone():
+    recurrent, x = nn.LSTM(3, 4).eval(), torch.randn(2, 1, 3)
+    with traced_operations(recurrent, [recurrent]):
+        out, _ = recurrent(x)
+    assert not out.requires_grad
