@@ -152,7 +152,7 @@ def test_a_technique_that_writes_to_the_models_memory_is_refused():
     class Meddles(Halve):
         @qplug.hookimpl
         def qplug_smooth(self, group, stats):
-            group.weights[0].mul_(1.01)  # detached, but the model's own memory
+            group.weights[0].data.mul_(1.01)  # the model's own memory, past torch's count of what is written
             return Smoothing(stats.channel_mean * 0, torch.ones_like(stats.channel_mean))
 
     with pytest.raises(PluginError, match=r"wrote to group\.weights\[0\]") as caught:
