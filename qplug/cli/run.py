@@ -68,6 +68,7 @@ def run(
         cache = cache_of(cache_folder, no_cache, cache_limit)
         observers = [progress] if is_main else []
         result = run_pipeline(loaded, out=target, device=device, observers=observers, cache=cache)
+    State.written = f"the run is in {target}"
     if launched().count > 1:
         from qplug.training.supervised.accelerator import destroy_process_group
 

@@ -10,7 +10,8 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import Distribution, distributions, packages_distributions
+from importlib.metadata import Distribution, distributions
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -87,21 +88,29 @@ def is_installed(top: str) -> bool:
     if spec is None:
         return False
     places = [Path(place).resolve() for place in spec.submodule_search_locations or [spec.origin or ""]]
-    names = packages_distributions().get(top, [])
-    return any(_holds(distribution, places, distribution.name in names) for distribution in distributions())
+    likely = distributions(name=top)  # most have the name of their module; to read the others takes longer
+    return any(_holds(distribution, top, places) for distribution in chain(likely, distributions()))
 
 
-def _holds(distribution: Distribution, places: list[Path], named: bool) -> bool:
+def _holds(distribution: Distribution, top: str, places: list[Path]) -> bool:
     """Whether ``distribution`` installed the files: beside its metadata, by a path file, or in its project's folder."""
-    roots = [Path(str(distribution.locate_file("")))] if named else []
-    editable = _project(distribution)
-    if editable is not None:
-        if named and all(place.is_relative_to(editable) for place in places):
-            return True
-        for file in distribution.files or []:
-            if file.suffix == ".pth":
-                roots += [Path(line) for line in file.read_text().splitlines() if line.startswith(os.sep)]
-    return bool(places) and all(any(place.parent == root.resolve() for root in roots) for place in places)
+    root, project = Path(str(distribution.locate_file(""))).resolve(), _project(distribution)
+    if all(place.parent == root for place in places) and _lists(distribution, top):
+        return True
+    if project is None:
+        return False
+    if all(place.is_relative_to(project) for place in places) and _lists(distribution, top):
+        return True
+    files = [file for file in distribution.files or [] if file.suffix == ".pth"]
+    lines = [line for file in files for line in file.read_text().splitlines() if line.startswith(os.sep)]
+    return any(all(place.parent == Path(line).resolve() for place in places) for line in lines)
+
+
+def _lists(distribution: Distribution, top: str) -> bool:
+    """Whether ``distribution`` says that it holds the module or package ``top``."""
+    if top in (distribution.read_text("top_level.txt") or "").split():
+        return True
+    return any(file.parts[0].partition(".")[0] == top for file in distribution.files or [])
 
 
 def _project(distribution: Distribution) -> Path | None:
