@@ -96,8 +96,10 @@ def _record_input(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] 
     return (args[0].detach().requires_grad_(True), *args[1:]) if _starts(args[0]) else None
 
 
-def _record_output(_: nn.Module, __: Any, out: Tensor) -> Tensor | None:
+def _record_output(_: nn.Module, __: Any, out: Any) -> Tensor | None:
     """A copy that autograd records, if it records nothing yet; a copy, because the model may change it in place."""
+    if not isinstance(out, Tensor):  # as a recurrent layer's, which has no site
+        return None
     return out.detach().requires_grad_(True).clone() if _starts(out) else None
 
 
