@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from qplug_plugins.baseline import Hessian
 from torch import nn
 from torch.nn import functional as F
 from transformer_toys import WIDTH, Patches, encoder, registry_of, run_of, source_of, vision_transformer
@@ -247,6 +248,20 @@ def test_a_scripted_part_stays_in_float_and_is_named():
     )
     assert list(result.plan.float_macs) == ["body"]
     assert set(result.plan.modules()) == {"patch", "head"}
+
+
+def test_a_recurrent_layer_stays_in_float_and_is_counted_also_with_gradients():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(WIDTH, WIDTH, batch_first=True)
+
+        def forward(self, x):
+            return self.lstm(x)[0]
+
+    registry = registry_of(lambda: Patches(Recurrent))
+    result = qplug.run(toy_recipe(Hessian, registry=registry, bits=8), registry=registry)
+    assert result.plan.float_macs == {"body.lstm": 4 * 8 * WIDTH * WIDTH}
 
 
 def test_unknown_multiplications_are_said_everywhere():
