@@ -230,7 +230,7 @@ class ImportedModel(ModelSource):
                 where=config.target,
                 fix="set model.target to a function that returns the model",
             )
-        note = f"the weights are those that {config.target} returned"
+        note = f"no checkpoint_path is set, so the weights are those that {config.target} returned"
         if config.checkpoint_path is not None:
             from qplug.models.checkpoint import load
 

@@ -148,16 +148,27 @@ def test_an_error_names_the_technique_and_the_norm():
     assert caught.value.where == "toy.halve of qplug-toy 1.2.3, qplug_smooth at blocks.0.norm1"
 
 
-def test_a_technique_that_writes_to_the_models_memory_is_refused():
-    class Meddles(Halve):
-        @qplug.hookimpl
-        def qplug_smooth(self, group, stats):
-            group.weights[0].data.mul_(1.01)  # the model's own memory, past torch's count of what is written
-            return Smoothing(stats.channel_mean * 0, torch.ones_like(stats.channel_mean))
+class Meddles(Halve):
+    def meddle(self, weight):
+        weight.mul_(1.01)  # detached, but the model's own memory
 
+    @qplug.hookimpl
+    def qplug_smooth(self, group, stats):
+        self.meddle(group.weights[0])
+        return Smoothing(stats.channel_mean * 0, torch.ones_like(stats.channel_mean))
+
+
+def test_a_technique_that_writes_to_the_models_memory_is_refused():
     with pytest.raises(PluginError, match=r"wrote to group\.weights\[0\]") as caught:
         smoothed(None, toy_images(4), Meddles)
     assert caught.value.where == "toy.halve of qplug-toy 1.2.3, qplug_smooth at blocks.0.norm1"
+
+
+def test_a_technique_that_breaks_the_function_is_refused(monkeypatch):
+    monkeypatch.setattr(Meddles, "meddle", lambda self, weight: weight.data.mul_(1.01))  # torch counts no such write
+    with pytest.raises(EquivalenceError, match="at most 1e-04 was promised") as caught:
+        smoothed(None, toy_images(4), Meddles)
+    assert caught.value.where == "toy.halve"
 
 
 class Doubles(nn.Module):
