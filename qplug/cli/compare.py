@@ -151,14 +151,12 @@ class _RunLoader:
         ``check`` gets the runs of the run folders before anything is run, and raises what is wrong with the request.
         """
         from qplug.analysis.compare.load_runs import LoadedRuns, read_all, run_all
-        from qplug.cli.report.progress import Progress, loading
+        from qplug.cli.report.progress import Progress
 
         recipes = [recipe for path in paths if _is_yaml(path) for recipe in self._recipes(path)]
         finished, from_recipes = read_all([path for path in paths if not _is_yaml(path)]), LoadedRuns()
         check(finished.runs)
         if recipes:
-            with loading(sys.stderr):
-                import qplug.pipeline.run  # noqa: F401 - before the first line about a run
             with Progress(sys.stderr) as progress:
                 from_recipes = run_all(
                     recipes,
@@ -167,6 +165,7 @@ class _RunLoader:
                     cache=self._cache,
                     observers=[progress],
                     announce=screen_of(sys.stderr).line,
+                    before_first=_load_torch,
                 )
         for error in (*finished.failures, *from_recipes.failures):
             screen_of(sys.stderr).line(f"left out: {error}", "yellow", wrap=True)
@@ -191,6 +190,14 @@ class _RunLoader:
             return recipes
         recipe = load_recipe(path, self._overrides, allow_code=self._allow_code)
         return [recipe.model_copy(update={"seed": seed}) for seed in self._seeds or [recipe.seed]]
+
+
+def _load_torch() -> None:
+    """Import what runs need, which takes seconds, and say so."""
+    from qplug.cli.report.progress import loading
+
+    with loading(sys.stderr):
+        import qplug.pipeline.run  # noqa: F401
 
 
 def _check_keys(found: Sequence[Run], checks: Sequence[Callable[[dict[str, Any]], bool]], sort: str | None) -> None:

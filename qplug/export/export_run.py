@@ -95,7 +95,9 @@ def export_run(
 
     with explained(planned, row, registry):
         file = row.write(planned, saturating)
-    check_calls(Counter(call.operation for call in file.calls), planned.plan, "the exported file")
+    calls = Counter(call.operation for call in file.calls)
+    calls.update({name: planned.plan.calls.get(name, 0) for merged in file.joined.values() for name in merged})
+    check_calls(calls, planned.plan, "the exported file")
     parity = verified(file, planned, row, images, saturating, registry) if verify else None
     inexact = saturating and any(may_saturate(planned.plan, path) for path in planned.plan.modules())
     content = file.content(metadata(planned, row, file.calls, parity, inexact))

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 from random import Random
 
@@ -67,13 +66,11 @@ class Killed:
 
     def kill(self, after: float) -> bool:
         """Whether it was killed, after that much processor time, before it ended."""
-        child = start(self.arguments, self.folder / "out.txt")
-        while cpu_seconds(child) < after:
-            if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                break
-            time.sleep(0.005)
-        os.kill(child, signal.SIGKILL)
-        return wait(child, self.folder / "out.txt").code == -signal.SIGKILL
+        process = start(self.arguments, self.folder / "out.txt")
+        while process.exitcode is None and cpu_seconds(process) < after:
+            process.join(0.005)
+        process.kill()
+        return wait(process, self.folder / "out.txt").code == -signal.SIGKILL
 
     def clear(self, cache: bool) -> None:
         """Remove what was written, and the cache if asked."""

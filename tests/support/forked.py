@@ -1,20 +1,25 @@
-"""Commands in forks of this process, which has imported qplug: a command takes no start-up time, and can be killed."""
+"""Commands in forks of a process that has imported qplug: a command takes no start-up time, and can be killed.
+
+The process that forks is not the one of the tests, whose gradients have threads that a fork would lack.
+"""
 
 from __future__ import annotations
 
-import faulthandler
+import multiprocessing
 import os
-import signal
 import sys
-import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from qplug.cli import main
 from qplug.hooks.registry import installed
 
 installed()  # before any fork, so that a command does not import every plugin again
+CONTEXT = multiprocessing.get_context("forkserver")
 
 
 @dataclass
@@ -24,7 +29,7 @@ class Ended:
     Attributes:
         code: its exit code; negative for a signal.
         text: what it printed on stdout and stderr.
-        cpu: seconds of processor time.
+        cpu: seconds of processor time, but for its last moments.
     """
 
     code: int
@@ -32,52 +37,44 @@ class Ended:
     cpu: float
 
 
-def start(arguments: Sequence[str], output: Path) -> int:
+def _run(arguments: Sequence[str], output: str) -> None:
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    main(arguments)
+
+
+def start(arguments: Sequence[str], output: Path) -> ForkServerProcess:
     """The process that runs ``qplug ARGUMENTS``, with ``output`` as its stdout and stderr."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child:
-        return child
-    code = 99
-    try:
-        with output.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        faulthandler.disable()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            main(arguments)
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), before]))
+    CONTEXT.set_forkserver_preload(["forked"])
+    forkserver.ensure_running()
+    os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    process = CONTEXT.Process(target=_run, args=(list(arguments), str(output)))
+    process.start()
+    return process
 
 
-def wait(child: int, output: Path, seconds: float | None = None) -> Ended:
-    """The end of ``child``, which is killed once it has taken ``seconds`` of processor time."""
-    ended = 0
-    while seconds is not None and not ended:
-        ended, status, usage = os.wait4(child, os.WNOHANG)
-        if not ended:
-            if cpu_seconds(child) > seconds:
-                os.kill(child, signal.SIGKILL)
-                break
-            time.sleep(0.002)
-    if not ended:
-        _, status, usage = os.wait4(child, 0)
+def wait(process: ForkServerProcess, output: Path, seconds: float | None = None) -> Ended:
+    """The end of ``process``, which is killed once it has taken ``seconds`` of processor time."""
+    cpu = 0.0
+    while process.exitcode is None:
+        cpu = max(cpu, cpu_seconds(process))
+        if seconds is not None and cpu > seconds:
+            process.kill()
+        process.join(0.005)
     text = output.read_text(errors="replace") if output.exists() else ""
-    return Ended(os.waitstatus_to_exitcode(status), text, usage.ru_utime + usage.ru_stime)
+    return Ended(process.exitcode, text, cpu)
 
 
-def cpu_seconds(process: int) -> float:
-    """Processor time that a live process has taken."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def cpu_seconds(process: ForkServerProcess) -> float:
+    """Processor time that a process has taken; 0 once it has ended."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def command(arguments: Sequence[str], output: Path, seconds: float | None = None) -> Ended:

@@ -84,6 +84,7 @@ def run_all(
     registry: Registry | None = None,
     observers: Sequence[object] = (),
     announce: Callable[[str], None] = lambda _: None,
+    before_first: Callable[[], None] = lambda: None,
 ) -> LoadedRuns:
     """A run of every recipe. A run that fails does not stop the others.
 
@@ -92,6 +93,7 @@ def run_all(
         runs: folder of run folders, for reading and writing.
         device, registry, cache, observers: arguments of ``qplug.run``.
         announce: called with a line for the user, first in total and then before each run.
+        before_first: called once, before the first run that is not finished.
 
     Raises:
         InputError: a launcher started several processes.
@@ -111,6 +113,8 @@ def run_all(
     for recipe, key in requests:
         try:
             if key not in folders:
+                if not done:
+                    before_first()
                 done += 1
                 announce(f"[{done}/{missing}] {recipe.name}, seed {recipe.seed}")
                 target = runs / _folder_name(recipe, key)

@@ -72,7 +72,7 @@ def test_a_training_resumes_after_a_killed_process(tmp_path):
     """SIGKILL in a real process, at a random step."""
     given = tmp_path / "recipe.yaml"
     recipe(tmp_path, qat={"epochs": 40, "checkpoint_minutes": 0.0})
-    call = [sys.executable, "-c", CALL.format(tests=str(ROOT / "tests/support")), "run", str(given)]
+    call = [sys.executable, "-c", CALL.format(tests=str(ROOT / "tests/support")), "run", "--allow-code", str(given)]
 
     def start(out, cache):
         return subprocess.Popen([*call, "--out", str(tmp_path / out), "--cache", str(tmp_path / cache)], env=os.environ)
