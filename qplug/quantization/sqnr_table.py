@@ -38,6 +38,7 @@ class SqnrTable:
         self._stats = stats
         self._count, self._advance = count, advance
         self._measured: dict[str, dict[int, float]] = {}
+        self._pairs = 0
 
     @property
     def weights(self) -> list[Site]:
@@ -54,8 +55,8 @@ class SqnrTable:
         row = self._measured.setdefault(site.name, {})
         if bits not in row:
             row[bits] = self._measure(site, bits)
-            pairs = sum(map(len, self._measured.values()))
-            self._advance(len(self._measured), f"{pairs} pairs of site and bits")
+            self._pairs += 1
+            self._advance(len(self._measured), f"{self._pairs} pairs of site and bits")
         return row[bits]
 
     def stats(self, site: Site) -> SiteStats:

@@ -26,7 +26,7 @@ recipe = recipe_type(installed()).model_validate({
     "model": {"source": "timm", "name": "vit_tiny_patch16_224"},
     "data": {
         "calibration": {"source": "folder", "path": folder + "/calib", "images": images},
-        "evaluation": {"source": "folder", "path": folder + "/dev"},
+        "evaluation": {"source": "folder", "path": folder + "/dev", "class_map": "imagenet"},
     },
     "quantize": {"weights": {"bits": 4}, "activations": {"bits": 4}},
     "techniques": [{"use": "mptq_vit.sq_b"}, {"use": "mptq_vit.opt_m", "candidates": 4}, {"use": "baseline.minmax"}],
@@ -37,15 +37,19 @@ print(metrics["peak_memory_mb"])
 """
 
 
+CLASS = "n01440764"
+"""A class of ImageNet, for images of noise."""
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("photos")
     draw = np.random.default_rng(0)
     for split, count in (("calib", 256), ("dev", 4)):
-        (root / split / "noise").mkdir(parents=True)
+        (root / split / CLASS).mkdir(parents=True)
         for index in range(count):
             pixels = draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / split / "noise" / f"{index:03}.jpg")
+            Image.fromarray(pixels).save(root / split / CLASS / f"{index:03}.jpg")
     return root
 
 
