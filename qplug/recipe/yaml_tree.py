@@ -213,24 +213,31 @@ class Reader:
                         self._add(place, f"'<<' merges mappings, received {base.describe()}")
             elif str(key.tag) != f"{_CORE}str":
                 self._add(place, f"a key must be text, received {_short(key)}")
-            elif key.value in result:
-                first = result[key.value].key
+            elif (name := self._whole(str(key.value), place)) in result:
+                first = result[name].key
                 self._add(
                     place,
-                    f"the key '{short(key.value)}' is given twice",
+                    f"the key '{short(name)}' is given twice",
                     f"the first is in line {first.line + 1}; remove one",
                 )
-            else:
-                result[key.value] = self._node(yaml, value, place)
+            elif name is not None:
+                result[name] = self._node(yaml, value, place)
         return {**merged, **result}
+
+    def _whole(self, text: str, place: Place) -> str | None:
+        """``text`` with the two halves of a character, as JSON escapes it, put together; halves alone are no text."""
+        if text.isprintable():
+            return text
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            self._add(place, "expected whole characters, received half of one (a surrogate)")
+            return None
 
     def _scalar(self, yaml: YAML, node: ScalarNode, place: Place) -> Any:
         kind = str(node.tag).removeprefix(_CORE)
         if kind not in ("null", "bool", "int", "float") or str(node.tag) not in _SCALARS:
-            if not str(node.value).isprintable() and any(0xD800 <= ord(char) < 0xE000 for char in node.value):
-                self._add(place, "expected whole characters, received half of one (a surrogate)")
-                return None
-            return str(node.value)
+            return self._whole(str(node.value), place)
         try:
             value = getattr(yaml.constructor, f"construct_yaml_{kind}")(node)
         except Exception:  # ruamel's constructors index and convert without checks

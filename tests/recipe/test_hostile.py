@@ -43,6 +43,7 @@ def problems_of(tmp_path: Path, text: str, *overrides: str) -> list[str]:
         ("%YAML x\n---\na: 1", "f:1:7: this is not YAML: expected a digit"),
         ("a: 1\nb: \x00", "f:2:4: this is not YAML: the character \\x00 is not allowed"),
         ('a: 1\nb: !!int "_"', "f:2:4: cannot be read as a value of type int: '_'"),
+        ('"\\ud83d": 1', "f:1:1: expected whole characters, received half of one"),
         ('a: !!int ""', "f:1:4: cannot be read as a value of type int: ''"),
         ("a: !!int 0x", "f:1:4: cannot be read as a value of type int: '0x'"),
         ("a: !!int", "f:1:4: cannot be read as a value of type int: ''"),
@@ -70,6 +71,13 @@ def test_each_problem_has_its_line(text: str, said: str) -> None:
     _, problems = read(text)
     assert problems[0].startswith(said)
     assert len(problems[0]) < 200
+
+
+def test_escaped_halves_of_a_character_are_put_together() -> None:
+    root, said = read('{"\\ud83d\\ude00": "\\ud83d\\ude00"}')
+    assert said == []
+    assert root is not None
+    assert {key: node.value for key, node in root.value.items()} == {"😀": "😀"}
 
 
 def test_aliases_count_where_they_are_used() -> None:
