@@ -165,9 +165,14 @@ def _unknown(norm: Any) -> str:
     return ""
 
 
-def _fuse(operation: Any, norm: Any) -> None:
+def _in_double(operation: Any, norm: Any) -> tuple[Tensor | None, ...]:
+    """Weight and bias of ``operation``; mean, variance, gain and offset of ``norm``; ``None`` for what is missing."""
     tensors = (operation.weight, operation.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    weight, bias, mean, variance, gain, offset = (None if t is None else t.double() for t in tensors)
+    return tuple(None if tensor is None else tensor.double() for tensor in tensors)
+
+
+def _fuse(operation: Any, norm: Any) -> None:
+    weight, bias, mean, variance, gain, offset = _in_double(operation, norm)
     assert weight is not None
     assert mean is not None
     assert variance is not None
@@ -178,8 +183,7 @@ def _fuse(operation: Any, norm: Any) -> None:
 
 def _fuse_behind(operation: Any, norm: Any) -> None:
     """Fold ``norm`` into a convolution or linear that reads it; its groups read groups of the channels."""
-    tensors = (operation.weight, operation.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    weight, bias, mean, variance, gain, offset = (None if t is None else t.double() for t in tensors)
+    weight, bias, mean, variance, gain, offset = _in_double(operation, norm)
     assert weight is not None
     assert mean is not None
     assert variance is not None

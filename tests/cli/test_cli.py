@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_toys import call
 from paths import ROOT
 from recipe_toys import GOOD, registry
 
@@ -103,16 +104,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "good.yaml").write_text(GOOD)
     (tmp_path / "bad.yaml").write_text(GOOD.replace("bits: 4}", "bits: 99}"))
     return tmp_path
-
-
-def call(*arguments: str) -> int:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return int(ended.value.code or 0)
 
 
 Output = pytest.CaptureFixture[str]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import types
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_toys import call
 from paths import ROOT
 from recipe_toys import GOOD, registry
 
-from qplug.cli import main
 from qplug.core.errors import PluginError, exits_named, out_of_memory
 
 Output = pytest.CaptureFixture[str]
@@ -30,16 +29,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good.yaml").write_text(GOOD)
     return tmp_path
-
-
-def call(*arguments: str) -> int:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return int(ended.value.code or 0)
 
 
 def pipeline(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:

@@ -66,9 +66,9 @@ class SampleRows:
 
 
 class OperationSampler:
-    """Base of the samplers: selects the contributing images and stores their rows; subclasses define a row."""
+    """Base of the samplers: selects the contributing images and stores their rows; subclasses define a row.
 
-    """Attributes:
+    Attributes:
         batch: number of images of the present batch.
         first: index of its first image.
         call: number of earlier calls of the operation in this batch.
