@@ -15,7 +15,7 @@ from qplug.core.errors import InputError
 from qplug.core.seeding import seeded
 from qplug.core.types import Site
 from qplug.models.batch_axes import BatchAxes, axes_and_batches, batch_first
-from qplug.quantization.calibration.samplers import SampleRows
+from qplug.quantization.calibration.sample_rows import SampleRows
 
 PERCENTILE = 99.0
 BLOCK_OUTPUT = "block_output"

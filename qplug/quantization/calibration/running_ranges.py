@@ -7,7 +7,8 @@ from torch import Tensor
 
 from qplug.core.types import Site, Smoothing
 from qplug.quantization.calibration.product import Product
-from qplug.quantization.calibration.samplers import OperationSampler, SampleRows
+from qplug.quantization.calibration.sample_rows import SampleRows
+from qplug.quantization.calibration.samplers import OperationSampler
 from qplug.quantization.calibration.statistics import SiteStats
 
 

@@ -11,7 +11,8 @@ from qplug.core.text import listed
 from qplug.core.types import Site
 from qplug.quantization.calibration.calibrator import Calibration
 from qplug.quantization.calibration.running_ranges import RunningRanges
-from qplug.quantization.calibration.samplers import ConvSampler, HeadSampler, OperationSampler, SampleRows
+from qplug.quantization.calibration.sample_rows import SampleRows
+from qplug.quantization.calibration.samplers import ConvSampler, HeadSampler, OperationSampler
 
 Shape = tuple[int, ...]
 

@@ -13,7 +13,8 @@ from qplug.core.task.choices import LOSSES
 from qplug.core.types import MASKED
 from qplug.models.smoothing import fold
 from qplug.quantization.calibration.calibrator import Calibration, watched_sites
-from qplug.quantization.calibration.samplers import SampleRows, SampleSize
+from qplug.quantization.calibration.sample_rows import SampleRows
+from qplug.quantization.calibration.samplers import SampleSize
 from qplug.quantization.calibration.serialize import calibration_state, restore_calibration
 from qplug.quantization.sites import find_sites
 from qplug.testing import toy_images, toy_vit
