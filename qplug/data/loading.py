@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qplug.core.errors import InputError
-from qplug.core.examples import Examples, Label, LabelTransform
+from qplug.core.examples import Examples, Label, Labels, LabelTransform
 from qplug.core.text import listed
 
 if TYPE_CHECKING:
@@ -47,8 +47,12 @@ def prepared(
 
 
 def batches(
-    images: Examples, transform: Callable[[Any], torch.Tensor], batch_size: int, device: str | torch.device = "cpu"
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    images: Examples,
+    transform: Callable[[Any], torch.Tensor],
+    batch_size: int,
+    device: str | torch.device = "cpu",
+    collect: Callable[[Sequence[Label]], Labels] | None = None,
+) -> Iterator[tuple[torch.Tensor, Labels]]:
     """Iterate over a data set in order, with one batch in memory at a time; the last batch may be smaller.
 
     Args:
@@ -57,9 +61,11 @@ def batches(
             text to (3, L) int64. A ``LabelTransform`` also converts the labels.
         batch_size: examples in a batch, at least 1.
         device: device of the batches.
+        collect: ``Task.collect`` of the model's task; by default labels are integers, or pairs of them.
 
     Yields:
-        Inputs (B, …) and labels (B,) int64, or (B, 2) for the first and last tokens of answers.
+        Inputs (B, …) and labels: (B,) int64, or (B, 2) for the first and last tokens of answers, or what ``collect``
+        returns. Labels that are no tensor stay on the CPU.
 
     Raises:
         InputError: an example cannot be decoded, or has no label.
@@ -74,7 +80,8 @@ def batches(
             if label is None:
                 raise InputError("the example has no label", where=images.key(index), fix="use labelled data")
             found.append(convert(item, label))
-        yield inputs, torch.tensor(found, dtype=torch.int64).to(device)
+        labels = torch.tensor(found, dtype=torch.int64) if collect is None else collect(found)
+        yield inputs, labels.to(device) if isinstance(labels, torch.Tensor) else labels
 
 
 def _decoded(images: Examples, batch_size: int) -> Iterator[tuple[int, list[tuple[Any, Label | None]]]]:

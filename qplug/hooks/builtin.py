@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from qplug.core.component import DataSource, ModelSource
+from qplug.core.task_table import TASK_PATHS
 from qplug.core.types import Adapter, BackendOffer, Extra
 from qplug.data.digits import Digits
 from qplug.data.folder import Folder
@@ -30,6 +31,12 @@ def qplug_models() -> Iterable[type[ModelSource]]:
 def qplug_datasets() -> Iterable[type[DataSource]]:
     """``digits``, ``folder``, ``hf``, ``text``."""
     return [Digits, Folder, HuggingFace, Text]
+
+
+@hookimpl
+def qplug_tasks() -> Mapping[str, str]:
+    """``classification`` and all others of ``TASK_PATHS``."""
+    return TASK_PATHS
 
 
 @hookimpl

@@ -194,6 +194,9 @@ class ImportedModel(ModelSource):
             pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="module:function, or module:Class"
         )
         kwargs: dict[str, JsonValue] = Field(default={}, description="keyword arguments of the function")
+        task: str = Field(
+            default="classification", min_length=1, description="what the outputs are: the name of an installed task"
+        )
         checkpoint_path: str | None = Field(default=None, min_length=1, description=CHECKPOINT)
         preprocessing: PreprocessingConfig = PreprocessingConfig()
 
@@ -236,7 +239,8 @@ class ImportedModel(ModelSource):
 
             classes = "let model.kwargs make a model of {} classes"
             note = load(module, Path(config.checkpoint_path).expanduser(), config.target, classes=classes)
-        return FloatModel.of(module, config.target, preprocessing(module, config.preprocessing), note)
+        prepared = preprocessing(module, config.preprocessing)
+        return FloatModel.of(module, config.target, prepared, note, config.task)
 
     def key(self) -> dict[str, Any]:
         """The base key with the code of the function's top-level package; files named in ``kwargs`` are not read."""

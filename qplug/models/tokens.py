@@ -82,13 +82,13 @@ class TokenTransform:
     def label(self, item: TextItem, label: Label) -> Label:
         """The class, or the answer's first and last token."""
         answers = self._tokenization.task == "question_answering"
-        if answers is isinstance(label, int):
+        if answers is not isinstance(label, tuple):
             raise InputError(
                 f"the model is for {self._tokenization.task}, and the labels are {'classes' if answers else 'answers'}",
                 where="data",
                 fix="set answer_column and pair_column" if answers else "set label_column",
             )
-        if isinstance(label, int):
+        if not isinstance(label, tuple):
             return label
         first, end = label
         if first == end:

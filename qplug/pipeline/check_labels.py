@@ -7,9 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from qplug.core.errors import InputError, PluginError, QplugError
-from qplug.core.examples import Classes, Examples, Label, classes_of, notes_of
+from qplug.core.examples import Annotation, Classes, Examples, Label, classes_of, notes_of
 from qplug.core.task import Task
-from qplug.core.task.choices import KIND_FIX
 from qplug.core.text import listed
 from qplug.data.class_map import IMAGENET, imagenet_synsets
 from qplug.models.float_model import FloatModel
@@ -117,12 +116,13 @@ def _check_each(task: Task, shape: Sequence[int], examples: Examples, name: str)
     for index in range(len(examples)):
         label = _label(examples, index, name)
         parts = label if isinstance(label, tuple) else (label,)
-        if not all(_is_whole(part) for part in parts):
+        if not isinstance(label, Annotation) and not all(_is_whole(part) for part in parts):
             what = f"a label must be an integer, or a pair of them for an answer, received {label!r}"
             raise InputError(what, where=f"{name}, {examples.key(index)}", fix="correct the data source")
         if what := task.mismatch(label, shape):
-            raise InputError(what, where=name, fix=KIND_FIX)
-        if count is not None and not 0 <= parts[0] < count:
+            where = f"{name}, {examples.key(index)}" if isinstance(label, Annotation) else name
+            raise InputError(what, where=where, fix=task.label_fix)
+        if count is not None and isinstance(parts[0], int) and not 0 <= parts[0] < count:
             raise InputError(
                 f"{_named(examples, label)} has label {label}, and the model has outputs 0 … {count - 1}",
                 where=name,

@@ -15,6 +15,7 @@ def test_it_offers_its_sources() -> None:
     assert sorted(registry.models) == ["import", "timm", "transformers", "zoo"]
     assert sorted(registry.datasets) == ["digits", "folder", "hf", "text"]
     assert sorted(registry.quantizers) == ["log", "regions", "uniform"]
+    assert list(registry.tasks) == ["classification", "question_answering"]
     assert list(registry.backends) == ["brevitas", "modelopt"]
     assert "timm.models.vision_transformer:Block" in registry.blocks
 

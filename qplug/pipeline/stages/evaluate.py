@@ -7,6 +7,7 @@ import copy
 from qplug.core.device import forward_seconds, peak_memory_mb
 from qplug.core.examples import LabelTransform, describe_labels
 from qplug.core.storage.hashing import images_digest
+from qplug.core.text import Alarm
 from qplug.data.loading import batches
 from qplug.hooks.metrics import measure
 from qplug.pipeline.answers import Outputs, answers_of
@@ -54,7 +55,7 @@ def _judge(ctx: RunContext, inputs: Inputs, model: RewrittenModel, plan: Plan, f
         models = [found.model] if slot.tensors else [found.model, source.module]
         models += [model.finetuned] if model.finetuned is not None else []
         transform = source.preprocessing.transform()  # its own, to know which evaluation examples it shortened
-        stream = batches(examples, transform, inputs.batch_size, ctx.device)
+        stream = batches(examples, transform, inputs.batch_size, ctx.device, source.task.collect)
         with checked_calls(found.model, plan, CHECKED):
             answers, labels = answers_of(models, stream, advance, source.task)
         if slot.tensors is None:
@@ -62,16 +63,22 @@ def _judge(ctx: RunContext, inputs: Inputs, model: RewrittenModel, plan: Plan, f
         float_ = slot.tensors["outputs"] if slot.tensors else answers[1].outputs
         found.outputs = outputs = Outputs(float_, answers[0].outputs, labels)
         chance = source.task.chance(float_, labels)
-        ctx.warnings += chance_warning(chance, source.task.causes)
+        ctx.warnings += chance_warning(chance, source.task.causes) if chance is not None else []
         timed, batch = len(inputs.images.examples), inputs.images.first(inputs.batch_size)
         seconds = [forward_seconds(one, batch) * timed / len(batch) for one in (source.module, found.model)]
     found.metrics |= source.task.metrics(outputs.float_, outputs.quantized, labels)
+    score = source.task.score
+    found.metrics |= {"score": score, "score_title": source.task.score_title}
     values, warnings = measure(ctx.registry, ctx.seed, outputs.float_, outputs.quantized, labels)
     found.metrics |= values
     ctx.warnings += warnings
     if model.finetuned is not None:
-        found.metrics["finetuned.top1"] = source.task.accuracy(answers[-1].outputs, labels)
-    found.metrics |= {"float.chance": chance.expected, "images.evaluation": len(examples)}
+        found.metrics[f"finetuned.{score}"] = source.task.judge(answers[-1].outputs, labels)
+    if chance is not None:
+        found.metrics["float.chance"] = chance.expected
+    else:
+        ctx.warnings += map(Alarm, source.task.doubts(found.metrics[f"float.{score}"]))
+    found.metrics["images.evaluation"] = len(examples)
     found.metrics["images.evaluation_labels"] = describe_labels(examples, labels)
     found.metrics["float.forward_seconds"], found.metrics["quantized.forward_seconds"] = seconds
     if isinstance(transform, LabelTransform):

@@ -11,6 +11,7 @@ from qplug.core.examples import notes_of
 from qplug.data.loading import check_disjoint
 from qplug.data.stream import Stream
 from qplug.hooks.registry import component
+from qplug.hooks.tasks import settle_task
 from qplug.pipeline.check_labels import check_labels
 from qplug.pipeline.check_model import check_gradients, check_model
 from qplug.pipeline.context import RunContext
@@ -75,7 +76,7 @@ def open_inputs(
     Raises:
         InputError: as ``load``.
     """
-    float_model = model.load()
+    float_model = settle_task(model.load(), ctx.registry)
     files = model.files() if ctx.out is not None else {}
     images = calibration.open(ctx.seed)
     judged = evaluation.open(evaluation_seed) if evaluation is not None else None
