@@ -22,6 +22,25 @@ class Annotation:
         raise TypeError(f"{type(self).__name__} does not implement content()")
 
 
+@dataclass(frozen=True)
+class Answers(Annotation):
+    """The accepted answers to a question.
+
+    Attributes:
+        first, end: characters of the first answer in the context: its first one, and the one after its last; both 0 if
+            the question has no answer.
+        texts: every accepted answer.
+    """
+
+    first: int
+    end: int
+    texts: tuple[str, ...]
+
+    def content(self) -> Any:
+        """Everything."""
+        return [self.first, self.end, *self.texts]
+
+
 Label = int | tuple[int, int] | Annotation
 """A class, the characters of an answer in its context (index of the first, index after the last), or more."""
 

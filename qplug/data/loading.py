@@ -52,6 +52,7 @@ def batches(
     batch_size: int,
     device: str | torch.device = "cpu",
     collect: Callable[[Sequence[Label]], Labels] | None = None,
+    missing: Label | None = None,
 ) -> Iterator[tuple[torch.Tensor, Labels]]:
     """Iterate over a data set in order, with one batch in memory at a time; the last batch may be smaller.
 
@@ -62,6 +63,7 @@ def batches(
         batch_size: examples in a batch, at least 1.
         device: device of the batches.
         collect: ``Task.collect`` of the model's task; by default labels are integers, or pairs of them.
+        missing: the label of an example that has none; ``None`` if each needs one.
 
     Yields:
         Inputs (B, …) and labels: (B,) int64, or (B, 2) for the first and last tokens of answers, or what ``collect``
@@ -75,11 +77,14 @@ def batches(
     convert = transform.label if isinstance(transform, LabelTransform) else lambda _, label: label
     for start, pairs in _decoded(images, batch_size):
         inputs = _stacked(transform, [item for item, _ in pairs], device)
-        found = []
+        found: list[Label] = []
         for index, (item, label) in enumerate(pairs, start=start):
-            if label is None:
+            if label is not None:
+                found.append(convert(item, label))
+            elif missing is not None:
+                found.append(missing)
+            else:
                 raise InputError("the example has no label", where=images.key(index), fix="use labelled data")
-            found.append(convert(item, label))
         labels = torch.tensor(found, dtype=torch.int64) if collect is None else collect(found)
         yield inputs, labels.to(device) if isinstance(labels, torch.Tensor) else labels
 

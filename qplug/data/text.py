@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from qplug.core.component import Config, DataSource
 from qplug.core.errors import InputError
-from qplug.core.examples import Classes, Label
+from qplug.core.examples import Answers, Classes, Label
 from qplug.core.storage.hashing import sha256
 from qplug.data.loading import choose
 from qplug.data.tables import LINES, TABLES, ParquetRows, PlainRows, Rows, files_in, folder_of, named, need_datasets
@@ -121,7 +121,7 @@ class Texts:
         return item, label
 
     def label(self, index: int) -> Label:
-        """The label column's value, or the answer's characters in the context; (0, 0) if there is no answer."""
+        """The label column's value, or the accepted answers."""
         return self._label(self._rows[self._chosen[index]], index)
 
     def key(self, index: int) -> str:
@@ -167,12 +167,12 @@ class Texts:
             )
         return value
 
-    def _answer(self, value: Any, row: dict[str, Any], index: int) -> tuple[int, int]:
+    def _answer(self, value: Any, row: dict[str, Any], index: int) -> Answers:
         context = self._item(row, index).pair or ""
         try:
             texts, starts = value["text"], value["answer_start"]
             if not texts and not starts:
-                return (0, 0)
+                return Answers(0, 0, ())
             start, end = int(starts[0]), int(starts[0]) + len(texts[0])
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise InputError(
@@ -186,4 +186,4 @@ class Texts:
                 where=self.key(index),
                 fix="correct answer_start",
             )
-        return start, end
+        return Answers(start, end, tuple(map(str, texts)))

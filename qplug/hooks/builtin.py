@@ -16,6 +16,7 @@ from qplug.models.adapters import ADAPTERS
 from qplug.models.blocks import BLOCKS
 from qplug.models.sources import ImportedModel, TimmModel, ZooModel
 from qplug.models.transformers import TransformersModel
+from qplug.models.transformers_vision import TransformersVisionModel
 from qplug.quantization.number_formats import NUMBER_FORMATS
 
 MODELOPT = Extra("modelopt", "pip install 'qplug[modelopt]'")
@@ -23,8 +24,8 @@ MODELOPT = Extra("modelopt", "pip install 'qplug[modelopt]'")
 
 @hookimpl
 def qplug_models() -> Iterable[type[ModelSource]]:
-    """``timm``, ``zoo``, ``import``, ``transformers``."""
-    return [TimmModel, ZooModel, ImportedModel, TransformersModel]
+    """``timm``, ``zoo``, ``import``, ``transformers``, ``transformers_vision``."""
+    return [TimmModel, ZooModel, ImportedModel, TransformersModel, TransformersVisionModel]
 
 
 @hookimpl

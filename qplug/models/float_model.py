@@ -38,6 +38,11 @@ class Preprocessing:
     crop_pct: float
     crop_mode: str = "center"
 
+    @property
+    def whole_image(self) -> bool:
+        """Whether the input shows the whole image: only then do outputs fit it after a resize."""
+        return self.crop_mode == "squash" and self.crop_pct == 1.0
+
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """A function from a PIL image of any mode to (C, H, W) float32."""
         from timm.data import create_transform

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from qplug.core.errors import InputError
+from qplug.core.examples import Answers
 from qplug.data.loading import check_disjoint
 from qplug.data.text import Text, TextItem, Texts
 
@@ -55,7 +56,8 @@ def test_formats_give_the_same_examples(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
 def test_the_first_answer_is_the_label(tmp_path: Path, suffix: str) -> None:
     texts = source(write(tmp_path / f"train.{suffix}", ROWS), **PAIR, answer_column="answers")
-    assert [texts[i][1] for i in range(2)] == [(2, 3), (0, 0)]
+    assert [texts[i][1] for i in range(2)] == [Answers(2, 3, ("d", "c")), Answers(0, 0, ())]
+    assert texts[0][1].content() == [2, 3, "d", "c"]
 
 
 def test_splits_do_not_overlap_and_the_draw_depends_on_the_seed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import importlib
 
 from qplug.core.task.base import Task
 from qplug.core.task.classification import Classification
+from qplug.core.task.features import Features
 from qplug.core.task.question_answering import QuestionAnswering
 from qplug.core.task_table import TASK_PATHS
 
@@ -25,4 +26,4 @@ TASKS: dict[str, Task] = {name: make_task(path) for name, path in TASK_PATHS.ite
 """Every task of qplug by its name, with its default options."""
 CLASSIFICATION = TASKS["classification"]
 
-__all__ = ["CLASSIFICATION", "TASKS", "Classification", "QuestionAnswering", "Task", "make_task"]
+__all__ = ["CLASSIFICATION", "TASKS", "Classification", "Features", "QuestionAnswering", "Task", "make_task"]

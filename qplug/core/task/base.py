@@ -35,6 +35,13 @@ class Task(ABC):
     """The score in the words of tables."""
     outputs: ClassVar[str] = "(B, …)"
     """Shape of the outputs, for messages."""
+    named: ClassVar[tuple[str, ...]] = ("logits", "out")
+    """Entries that hold the outputs of a model with several, the preferred one first: those of transformers, and of
+    torchvision's segmentation."""
+    missing: ClassVar[Label | None] = None
+    """The label of an example that has none; ``None`` if evaluation needs labels."""
+    whole_image: ClassVar[bool] = False
+    """Whether the preparation of images must keep the whole image, so that outputs can be resized to it."""
     label_kind: ClassVar[str] = "classes"
     """What a label is, for messages."""
     label_fix: ClassVar[str] = "give the labels that the model was trained for"
@@ -67,6 +74,14 @@ class Task(ABC):
         """(): the number of examples with a correct prediction, while training; raises as ``training_loss``."""
         what = f"expected a task whose predictions are right or wrong, received {self.name}"
         raise InputError(what, where="data.training", fix="leave finetune and qat out of the recipe")
+
+    def own_loss(self, name: str) -> str:
+        """The loss of ``losses`` that a recipe's ``calibration.loss`` means: the first one, where it names none."""
+        return name if name in self.losses else self.losses[0]
+
+    def settled(self, labels: Labels) -> Task:
+        """The task for evaluation examples with these labels: this one, unless their labels allow more."""
+        return self
 
     def collect(self, labels: Sequence[Label]) -> Labels:
         """The labels of a batch: by default a list of ``Annotation``; tasks with numbers return a tensor (B, …)."""
@@ -111,8 +126,8 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def judge(self, outputs: Tensor, labels: Labels) -> float:
-        """The score of one model's outputs, in 0 … 1: the metric ``score``."""
+    def judge(self, outputs: Tensor, labels: Labels) -> float | None:
+        """The score of one model's outputs, in 0 … 1: the metric ``score``; ``None`` if it needs the float model's."""
 
     def chance(self, outputs: Tensor, labels: Labels) -> Chance | None:
         """The float model's accuracy, and what it would be if its predictions had nothing to do with the labels.
@@ -144,5 +159,5 @@ class Task(ABC):
         total = outputs.new_zeros(())
         for index, row in enumerate(torch.split(outputs, 1), start=first):
             with seeded(seed, index):
-                total = total + self.calibration_loss(name, row)
+                total = total + self.calibration_loss(self.own_loss(name), row)
         return total

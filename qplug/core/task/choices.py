@@ -75,7 +75,7 @@ class Choices(Task):
         """The fraction of examples whose prediction equals the label, in 0 … 1."""
         return float((self.predictions(outputs) == self.truth(labels, outputs)).double().mean())
 
-    def chance(self, outputs: Tensor, labels: Tensor) -> Chance:
+    def chance(self, outputs: Tensor, labels: Tensor) -> Chance | None:
         """The accuracy, and what it would be if the predictions had nothing to do with the labels."""
         predictions, truth = self.predictions(outputs), self.truth(labels, outputs)
         return Chance.of(predictions.tolist(), truth.tolist())
