@@ -10,6 +10,7 @@ from qplug.core.types import Adapter, BackendOffer, Extra
 from qplug.data.digits import Digits
 from qplug.data.folder import Folder
 from qplug.data.hf import HuggingFace
+from qplug.data.masks import Masks
 from qplug.data.text import Text
 from qplug.hooks.specs import hookimpl
 from qplug.models.adapters import ADAPTERS
@@ -30,8 +31,8 @@ def qplug_models() -> Iterable[type[ModelSource]]:
 
 @hookimpl
 def qplug_datasets() -> Iterable[type[DataSource]]:
-    """``digits``, ``folder``, ``hf``, ``text``."""
-    return [Digits, Folder, HuggingFace, Text]
+    """``digits``, ``folder``, ``hf``, ``masks``, ``text``."""
+    return [Digits, Folder, HuggingFace, Masks, Text]
 
 
 @hookimpl

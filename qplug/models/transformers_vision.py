@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 
 READ = ("config.json", FILE)
 """Files of a model's folder that every task reads."""
-VisionTask = Literal["features"]
+VisionTask = Literal["features", "semantic_segmentation"]
 
 
 class TransformersVisionModel(ModelSource):
-    """An image model of transformers: an encoder without a head, such as CLIP, SigLIP, DINOv2, SAM's or ``ViTModel``.
+    """An image model of transformers: an encoder without a head, such as CLIP, SigLIP, DINOv2, SAM's or ``ViTModel``,
+    or a model for semantic segmentation, such as SegFormer and UperNet.
 
     The folder has the layout of ``save_pretrained``, with the image processor's ``preprocessor_config.json``. Weights
     are only read from safetensors, and no code of the folder is run. Of a model with a vision and a text tower, the
@@ -78,6 +79,10 @@ class TransformersVisionModel(ModelSource):
         def _one_head(self) -> TransformersVisionModel.Config:
             if self.class_embeddings is not None and self.prompts is not None:
                 raise ValueError("'class_embeddings' and 'prompts' both define the classes; give one")
+            features = {"output": self.output, "class_embeddings": self.class_embeddings, "prompts": self.prompts}
+            given = [name for name, value in features.items() if value is not None]
+            if self.task != "features" and given:
+                raise ValueError(f"'{given[0]}' is an option of 'task: features'")
             return self
 
     def load(self) -> FloatModel:
@@ -91,7 +96,7 @@ class TransformersVisionModel(ModelSource):
             raise InputError(
                 f"the weights are not of a {model_class.__name__}: missing {listed(sorted(missing), 4)}",
                 where=self.config.path,
-                fix="give the folder of an image encoder, or of a model whose vision tower transformers reads alone",
+                fix="give the folder of a model of this task, or of one whose vision tower transformers reads alone",
             )
         if unused:
             left = f"{len(unused)} tensors of the checkpoint are not part of the encoder, such as {unused[0]}"
@@ -165,11 +170,12 @@ class TransformersVisionModel(ModelSource):
         return module, missing, sorted(found["unexpected_keys"])
 
     def _float_model(self, module: nn.Module, folder: Path, classes_by: Tensor | None, note: str = "") -> FloatModel:
-        from qplug.core.task import Features
+        from qplug.core.task import TASKS, Features
         from qplug.models.image_encoders import ImageEncoder
 
-        wrapped = ImageEncoder(module, self.config.output)
-        task: Task = Features(classes_by=classes_by)
+        features = self.config.task == "features"
+        wrapped = ImageEncoder(module, self.config.output if features else "logits")
+        task: Task = Features(classes_by=classes_by) if features else TASKS[self.config.task]
         name = Path(self.config.path).name
         return FloatModel.of(wrapped, name, self._preparation(wrapped, folder), note, task=task)
 
@@ -207,12 +213,14 @@ class TransformersVisionModel(ModelSource):
         except Exception as error:  # a missing file, invalid JSON and an unknown architecture raise different types
             what = f"config.json cannot be read: {' '.join(str(error).split())[:300]}"
             raise InputError(what, where=self.config.path) from error
-        found = encoder_class(config)
+        features = self.config.task == "features"
+        found = encoder_class(config) if features else segmentation_class(config)
         if found is None:
+            kind = "image encoder" if features else "model for semantic segmentation"
             raise InputError(
-                f"transformers has no image encoder for a {config.model_type}",
+                f"transformers has no {kind} for a {config.model_type}",
                 where=self.config.path,
-                fix="give the folder of an image encoder; for another architecture use source: import",
+                fix="give the folder of another model; for another architecture use source: import",
             )
         if found.config_class is not type(config) and hasattr(config, "vision_config"):
             width = getattr(config, "projection_dim", None)
@@ -249,6 +257,16 @@ def pooling(model_class: Any, config: Any, folder: Path) -> dict[str, Any]:
                 names += file.keys()
         stored = any("pooler." in name for name in names) or not names
     return {} if stored else {"add_pooling_layer": False}
+
+
+def segmentation_class(config: Any) -> Any:
+    """transformers' class for semantic segmentation of a configuration; ``None`` if there is none."""
+    import transformers
+
+    try:
+        return transformers.AutoModelForSemanticSegmentation._model_mapping[type(config)]
+    except KeyError:
+        return None
 
 
 def encoder_class(config: Any) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -65,6 +68,25 @@ def settle_inputs(source: FloatModel, device: torch.device | str = "cpu") -> lis
     """
     example = source.preprocessing.example().to(device)
     return settle_interface(source.module, example, source.task, source.name)
+
+
+def free_bytes() -> int:
+    """Memory that programs can still take, in bytes."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def check_memory(shape: Sequence[int], examples: int) -> None:
+    """Refuse evaluation data whose outputs, (``shape``) float32 for each example and model, exceed the free memory."""
+    one, free = 2 * 4 * math.prod(shape), free_bytes()
+    if one * examples > free:
+        raise InputError(
+            f"the outputs of both models for {examples} evaluation examples take {one * examples / 1e9:.1f} GB of "
+            f"memory, and {free / 1e9:.1f} GB are free",
+            where="data.evaluation",
+            fix=f"set the number of evaluation examples to at most {max(1, free // (2 * one))}",
+        )
 
 
 def check_loss(recipe: Recipe, task: Task) -> list[str]:

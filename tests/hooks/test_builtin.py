@@ -14,7 +14,7 @@ def test_it_offers_its_sources() -> None:
     registry = build([EntryPoint("core", "qplug.hooks.builtin", "qplug")])
     assert not registry.broken()
     assert sorted(registry.models) == ["import", "timm", "transformers", "transformers_vision", "zoo"]
-    assert sorted(registry.datasets) == ["digits", "folder", "hf", "text"]
+    assert sorted(registry.datasets) == ["digits", "folder", "hf", "masks", "text"]
     assert sorted(registry.quantizers) == ["log", "regions", "uniform"]
     assert list(registry.tasks) == sorted(TASKS)
     assert list(registry.backends) == ["brevitas", "modelopt"]

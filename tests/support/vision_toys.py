@@ -73,3 +73,18 @@ def change_config(folder: Path, **values: Any) -> None:
     """Write other values to the folder's ``preprocessor_config.json``."""
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def write_segmenter(folder: Path) -> Any:
+    """A SegFormer of three classes for images of 32×32, with its processor; also returns it."""
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(1)
+    sizes = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
+    config = transformers.SegformerConfig(**sizes, sr_ratios=[4, 2, 1, 1], decoder_hidden_size=8, num_labels=3)
+    model = transformers.SegformerForSemanticSegmentation(config).eval()
+    model.save_pretrained(folder)
+    transformers.SegformerImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    return model

@@ -14,7 +14,7 @@ from qplug.data.stream import Stream
 from qplug.hooks.registry import component
 from qplug.hooks.tasks import settle_task
 from qplug.pipeline.check_labels import check_labels
-from qplug.pipeline.check_model import check_gradients, check_loss, check_model
+from qplug.pipeline.check_model import check_gradients, check_loss, check_memory, check_model
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import Inputs
 from qplug.pipeline.run_key import EVALUATION_SEED, run_key_if_known
@@ -88,6 +88,8 @@ def open_inputs(
     float_model.module.to(ctx.device)
     stream = Stream(images, float_model.preprocessing, batch_size, ctx.device)
     outputs = check_model(float_model, stream)
+    if judged is not None:
+        check_memory(outputs, len(judged))
     ctx.warnings += notes_of(images)
     if labels:
         ctx.warnings += check_labels(float_model, outputs, {"data.evaluation": judged, "data.training": trained})
