@@ -17,7 +17,7 @@ def seeded(*key: object) -> Iterator[None]:
     import torch
 
     seed = zlib.crc32(":".join(map(str, key)).encode())
-    cuda = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    cuda = bool(torch.cuda.is_initialized())
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if cuda else []):
         torch.default_generator.manual_seed(seed)
         if cuda:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 from qplug.core.component import Technique
 from qplug.core.errors import PluginError, QplugError, Terminated
@@ -143,9 +143,11 @@ class TechniqueCaller:
         at = f" at {subject}" if isinstance(subject, str) and subject else ""
         return f"{technique.name()}{plugin}, {hook}{at}"
 
-    def observe(self, stage: str, phase: str, done: int = 0, total: int = 0, note: str = "") -> None:
+    def observe(
+        self, stage: str, phase: Literal["start", "advance", "end"], done: int = 0, total: int = 0, note: str = ""
+    ) -> None:
         """Tell the observers, and the techniques that watch."""
-        event = Event(stage, phase, done, total, note)  # type: ignore[arg-type]
+        event = Event(stage, phase, done, total, note)
         for watcher, caller in self._callers("qplug_observe"):
             guard = self._guarded(watcher, "qplug_observe", stage) if isinstance(watcher, Technique) else nullcontext()
             with guard:

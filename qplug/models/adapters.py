@@ -56,6 +56,25 @@ def _blur(module: nn.Module) -> nn.Module | None:
     return None if made is None else made.eval()
 
 
+def _sequence_conv(module: nn.Module) -> nn.Module:
+    from torch.nn import Conv1d
+
+    from qplug.models.convolutions import sequence_conv
+
+    assert isinstance(module, Conv1d)
+    return sequence_conv(module).eval()
+
+
+def _transposed_conv(module: nn.Module) -> nn.Module | None:
+    from torch.nn import ConvTranspose2d
+
+    from qplug.models.convolutions import transposed_conv
+
+    assert isinstance(module, ConvTranspose2d)
+    made = transposed_conv(module)
+    return None if made is None else made.eval()
+
+
 def _bert(module: nn.Module) -> nn.Module | None:
     from qplug.models.attention import ExplicitSelfAttention
 
@@ -90,6 +109,8 @@ ADAPTERS = [
     Adapter("timm.layers.std_conv:ScaledStdConv2d", _standardized),
     Adapter("timm.layers.std_conv:ScaledStdConv2dSame", _standardized),
     Adapter("timm.layers.blur_pool:BlurPool2d", _blur),
+    Adapter("torch.nn.modules.conv:Conv1d", _sequence_conv),
+    Adapter("torch.nn.modules.conv:ConvTranspose2d", _transposed_conv),
     Adapter("torch.nn.modules.activation:MultiheadAttention", _multihead_attention),
     Adapter("transformers.models.bert.modeling_bert:BertSelfAttention", _bert),
     Adapter("transformers.models.distilbert.modeling_distilbert:DistilBertSelfAttention", _distilbert),

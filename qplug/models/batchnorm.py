@@ -95,7 +95,7 @@ def fold_batchnorms(model: nn.Module, image: Tensor) -> Folding:
             folding.changes.append(Change(f"{name} → {where}", BY, True, REASON_BEHIND if place.behind else REASON))
     for module in model.modules():
         if getattr(module, "inplace", False) is True:
-            module.inplace = False  # type: ignore[assignment]
+            module.inplace = False  # type: ignore[assignment]  # a Module's attribute is a Tensor or a Module to mypy
     return folding
 
 
@@ -143,7 +143,7 @@ def _plan(model: nn.Module, image: Tensor) -> dict[str, _Place]:
 
 def _calls_more(norm: nn.Module) -> str:
     rest = _rest(norm)
-    return "" if isinstance(rest, nn.Identity) else f"its {type(rest[0]).__name__} reads its own"  # type: ignore[index]
+    return "" if isinstance(rest, nn.Identity) else f"its {type(rest[0]).__name__} reads its own"  # type: ignore[index]  # a Sequential
 
 
 def _path(module: nn.Module) -> str:

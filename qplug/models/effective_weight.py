@@ -30,7 +30,7 @@ def compute_parameters(module: nn.Module) -> None:
     """
     for hook in _computing_hooks(module):
         if isinstance(hook, prune.BasePruningMethod):
-            prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
+            prune.remove(module, hook._tensor_name)
         elif isinstance(hook, WeightNorm):
             nn.utils.remove_weight_norm(module, hook.name)
         else:
@@ -39,7 +39,7 @@ def compute_parameters(module: nn.Module) -> None:
         kind = type(module)  # torch deletes the parameters' properties from it, and copies of the module share it
         own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
         module.__class__ = type(kind.__name__, kind.__bases__, own)
-        for name, computed in list(module.parametrizations.items()):  # type: ignore[union-attr, operator]
+        for name, computed in list(module.parametrizations.items()):  # type: ignore[union-attr, operator]  # checked above
             trained = any(True for _ in computed.parameters())
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
             if trained and name in module._buffers:  # torch makes a buffer of what needs no gradient
@@ -109,7 +109,7 @@ def layer_of(module: Any, function: Any, args: tuple[Any, ...]) -> nn.Module:
     layer.weight = _parameter(module, weight)
     layer.bias = None if bias is None else _parameter(module, bias)
     layer.eval()
-    return layer  # type: ignore[no-any-return]
+    return layer  # type: ignore[no-any-return]  # untyped to set its parameters
 
 
 def _parameter(module: nn.Module, value: Tensor) -> nn.Parameter:

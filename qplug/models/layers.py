@@ -69,7 +69,7 @@ class Pad2d(nn.Module):
     """Padding of an image by fixed sizes.
 
     Args:
-        sizes: left, right, top and bottom, in pixels.
+        sizes: left, right, top and bottom, in pixels; negative sizes cut.
         mode: as ``torch.nn.functional.pad`` takes it.
     """
 

@@ -40,7 +40,7 @@ def causal_mask(scores: Tensor) -> Tensor:
 
 def common_axes(x: Tensor, other: Tensor) -> tuple[int, ...]:
     """The leading axes of a product of the last two axes."""
-    axes: tuple[int, ...] = torch.broadcast_shapes(x.shape[:-2], other.shape[:-2])  # type: ignore[no-untyped-call]
+    axes: tuple[int, ...] = torch.broadcast_shapes(x.shape[:-2], other.shape[:-2])
     return axes
 
 

@@ -38,11 +38,11 @@ class ProductFinder(TorchFunctionMode):
 
     def __enter__(self) -> ProductFinder:
         self._inlined.__enter__()
-        super().__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]  # of torch
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # of torch
         self._inlined.__exit__(None, None, None)
         for handle in self._handles:
             handle.remove()

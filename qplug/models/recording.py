@@ -89,7 +89,7 @@ def _add_operators() -> None:
     for name in ("add", "sub", "mul", "floordiv", "mod"):
         setattr(Size, f"__{name}__", computed(getattr(operator, name)))
         setattr(Size, f"__r{name}__", reflected(getattr(operator, name)))
-    Size.__neg__ = computed(operator.neg)  # type: ignore[method-assign]
+    Size.__neg__ = computed(operator.neg)  # type: ignore[method-assign]  # as the others
     for name in ("eq", "ne", "lt", "le", "gt", "ge", "truediv", "pow"):
         setattr(Size, f"__{name}__", fixed(getattr(operator, name)))
     for name, function in (("bool", bool), ("float", float), ("int", int)):

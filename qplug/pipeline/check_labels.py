@@ -168,7 +168,7 @@ def _label(examples: Examples, index: int, name: str) -> Label:
 
 def _is_whole(part: object) -> bool:
     try:
-        operator.index(part)  # type: ignore[arg-type]
+        operator.index(part)  # type: ignore[arg-type]  # what has no index is what is asked
     except TypeError:
         return False
     return not isinstance(part, bool)

@@ -22,7 +22,7 @@ COPIES = (aten._unsafe_view, aten.clone, aten._to_copy)
 """Operators that return the values of their argument, and are no views."""
 
 
-class OperatorWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of torch
+class OperatorWatch(TorchDispatchMode):
     """Looks at every operator: which ones no formula knows, which weights they read, and sums of products.
 
     Attributes:
@@ -35,7 +35,7 @@ class OperatorWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of t
     supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # of torch
         self.stack = ModuleStack(model)
         self.unknown: dict[str, set[str]] = defaultdict(set)
         self.products: dict[str, int] = defaultdict(int)

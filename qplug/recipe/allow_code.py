@@ -46,10 +46,10 @@ def outside(recipe: Recipe, registry: Registry) -> list[str]:
 
 
 def _components(recipe: Recipe, registry: Registry) -> Iterator[tuple[tuple[str | int, ...], type[Component], Config]]:
-    yield ("model",), registry.models[recipe.model.source], recipe.model  # type: ignore[attr-defined]
+    yield ("model",), registry.models[recipe.model.source], recipe.model  # type: ignore[attr-defined]  # the tag
     for role in ("calibration", "evaluation", "training"):
         data = getattr(recipe.data, role)
         if data is not None:
             yield ("data", role), registry.datasets[data.source], data
     for index, step in enumerate(recipe.techniques):
-        yield ("techniques", index), registry.techniques[step.use], step  # type: ignore[attr-defined]
+        yield ("techniques", index), registry.techniques[step.use], step  # type: ignore[attr-defined]  # the tag

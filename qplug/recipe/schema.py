@@ -199,7 +199,7 @@ class Recipe(Config):
 
         yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
         yaml.default_flow_style = False
-        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # declared as None
         yaml.dump(self.dump(), stream)
         return stream.getvalue()
 
@@ -225,7 +225,7 @@ def build_type(
         evaluation=(source, ...),
         training=(source | None, None),
     )
-    steps: Any = tuple[_tagged(techniques), ...]  # type: ignore[misc]
+    steps: Any = tuple[_tagged(techniques), ...]  # type: ignore[misc]  # made at run time
     return create_model(
         "Recipe",
         __base__=Recipe,

@@ -144,6 +144,7 @@ def test_a_torch_program_is_exported_and_verified_without_onnx(tmp_path):
         f"result = qplug.export_run({str(run)!r}, 'torch', images=2, registry=toy_registry())\n"
         "assert result.parity.first_wrong is None\n"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
     assert (tmp_path / "run.pt2").is_file()
     assert open_file is requirements.imported(RUNTIMES["torch"].opener)

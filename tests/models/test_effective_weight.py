@@ -77,6 +77,58 @@ def test_a_blur_is_a_depthwise_convolution(size, stride, mode):
     assert (type(model[1].conv), model[1].conv.groups) == (nn.Conv2d, 5)
 
 
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2),
+        nn.Conv1d(4, 6, 1, bias=False),
+        nn.Conv1d(4, 6, 5, padding="same"),
+        nn.Conv1d(4, 6, 5, padding=3, padding_mode="circular"),
+    ],
+    ids=repr,
+)
+def test_a_convolution_of_sequences_is_one_of_images_with_one_row(conv):
+    model = nn.Sequential(nn.Flatten(2), lively(conv), nn.ReLU())
+    assert explicit(model) == ["1"]
+    assert (type(model[1].conv), model[1].conv.kernel_size[0]) == (nn.Conv2d, 1)
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in conv.parameters())
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.ConvTranspose2d(4, 6, 2, stride=2),
+        nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1),
+        nn.ConvTranspose2d(4, 6, 6, stride=3, padding=2, output_padding=2, bias=False),
+        nn.ConvTranspose2d(4, 6, (3, 6), stride=3, padding=(0, 1), output_padding=(0, 1), groups=2),
+        nn.ConvTranspose2d(4, 4, 4, stride=2, padding=1, groups=4),
+        nn.ConvTranspose2d(4, 6, 3, padding=1),
+    ],
+    ids=repr,
+)
+def test_a_transposed_convolution_is_a_convolution_whose_channels_become_pixels(conv):
+    model = nn.Sequential(nn.ReLU(), lively(conv))
+    assert explicit(model) == ["1"]
+    assert type(model[1].conv) is nn.Conv2d
+    assert model[1].conv.weight.numel() == conv.weight.numel()
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.ConvTranspose2d(4, 6, 3, stride=2),
+        nn.ConvTranspose2d(4, 6, 4, stride=(2, 1)),
+        nn.ConvTranspose2d(4, 6, 2, dilation=2),
+        nn.ConvTranspose2d(4, 6, 2, stride=2, output_padding=1),
+    ],
+    ids=repr,
+)
+def test_a_transposed_convolution_of_another_geometry_stays(conv):
+    model = nn.Sequential(nn.ReLU(), conv).eval()
+    make_explicit(model, ADAPTERS, IMAGE)
+    assert model[1] is conv
+
+
 class Twice(nn.Module):
     def forward(self, weight):
         return 2 * weight

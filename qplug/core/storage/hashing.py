@@ -21,8 +21,8 @@ from qplug.core.storage.plain_file import require_file
 if TYPE_CHECKING:
     from qplug.core.examples import Examples
 
-WITHOUT_INFLUENCE = {"qplug": ("analysis", "cli", "testing")}
-"""Package → its folders whose code does not affect results."""
+WITHOUT_INFLUENCE = {"qplug": ("analysis", "cli", "testing", "hooks/scaffold_template")}
+"""Package → its folders whose code does not affect results. The template is in a wheel and not in a checkout."""
 
 CODE = (".py", ".so", ".pyd")
 
@@ -145,7 +145,7 @@ def _sources(package: str) -> dict[str, Path]:
     for folder in map(Path, spec.submodule_search_locations):
         for path in folder.rglob("*"):
             name = path.relative_to(folder)
-            counts = path.suffix in CODE and name.parts[0] not in WITHOUT_INFLUENCE.get(package, ())
+            counts = path.suffix in CODE and not any(map(name.is_relative_to, WITHOUT_INFLUENCE.get(package, ())))
             if counts and path.is_file():  # an editor's lock is a broken link
                 files.setdefault(name.as_posix(), path)  # Python imports the first of several folders of a package
     return files

@@ -62,7 +62,7 @@ def backward(loss: Tensor, name: str) -> None:
     if not loss.requires_grad:
         raise no_gradient(need)
     try:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     except RuntimeError as error:
         if "inplace operation" not in str(error):
             raise

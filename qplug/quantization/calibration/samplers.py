@@ -83,9 +83,7 @@ class OperationSampler:
         if not target.requires_grad:
             self._untraced = True
         else:
-            target.register_hook(  # type: ignore[no-untyped-call]
-                lambda gradient: self.squares.add(start, choose(gradient).square(), expected)
-            )
+            target.register_hook(lambda gradient: self.squares.add(start, choose(gradient).square(), expected))
 
     def complete_squares(self) -> None:
         """End a pass with gradients: as many squared gradients as rows, or none.
@@ -119,9 +117,7 @@ class OperationSampler:
         if not target.requires_grad:
             self._untraced = True
         else:
-            target.register_hook(  # type: ignore[no-untyped-call]
-                lambda gradient: self.squares.add(start, choose(gradient)[drawn].square(), len(drawn))
-            )
+            target.register_hook(lambda gradient: self.squares.add(start, choose(gradient)[drawn].square(), len(drawn)))
         return drawn[:0] if known else drawn
 
     def product(self, module: nn.Module) -> Product | None:
@@ -206,7 +202,7 @@ class ConvSampler(OperationSampler):
             own = slice(i * pictures, (i + 1) * pictures)
             patches = _patches(module, x[own])
             places = self.draw_indices(self._per_image, len(patches)).to(x.device)
-            self.add_rows(patches[places], 1, out, lambda g, own=own, places=places: _as_positions(g[own])[places])  # type: ignore[misc]
+            self.add_rows(patches[places], 1, out, lambda g, own=own, places=places: _as_positions(g[own])[places])  # type: ignore[misc]  # inferred
 
     def lhs_matrix(self, x: Tensor) -> Tensor:
         """(n, C, kh, kw) → (groups, n, C/groups·kh·kw)."""

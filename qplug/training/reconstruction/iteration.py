@@ -70,7 +70,7 @@ class Iteration:
                     fix="remove it from the forward, or leave this block out of the technique",
                 )
             self._optimizer.zero_grad()
-            minimized.backward()  # type: ignore[no-untyped-call]
+            minimized.backward()
         self._optimizer.step()
 
 
@@ -87,7 +87,7 @@ class GraphedIteration:
 
     def __init__(self, iteration: Iteration) -> None:
         self._iteration = iteration
-        self._stream = torch.cuda.Stream(iteration.device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(iteration.device)
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         self._calls = {False: 0, True: 0}
 

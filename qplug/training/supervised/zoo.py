@@ -155,7 +155,7 @@ def train_in_place(
         for index in torch.split(torch.randperm(len(images)), BATCH):
             loss = F.cross_entropy(model(augment(images[index])), labels[index], label_smoothing=LABEL_SMOOTHING)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
         if progress is not None:

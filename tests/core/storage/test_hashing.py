@@ -134,6 +134,9 @@ def test_the_digest_of_qplug_excludes_code_that_only_displays_results(tmp_path: 
     before = fresh(tmp_path, "qplug")
     for folder in ("analysis", "cli", "testing"):
         (tmp_path / "qplug" / folder / "__init__.py").write_text('"""Another."""\n')
+    template = tmp_path / "qplug/hooks/scaffold_template/src/example.py"  # a wheel has it, and a checkout does not
+    template.parent.mkdir(parents=True)
+    template.write_text("")
     assert fresh(tmp_path, "qplug") == before
     (tmp_path / "qplug/quantization/quantizers/cli.py").write_text("")
     assert fresh(tmp_path, "qplug") != before
