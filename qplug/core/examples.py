@@ -124,6 +124,9 @@ def describe_labels(examples: Examples, labels: Labels) -> str:
         return f"{classes}; labels by {classes.by}"
     if isinstance(labels, Sequence):
         return ", ".join(dict.fromkeys(type(label).__name__.lower() for label in labels))
+    if labels.dim() == 1 and int(labels.min()) < 0:  # the label of an example that has none
+        without = int((labels < 0).sum())
+        return "no labels" if without == len(labels) else f"{without} of {len(labels)} without a label"
     return f"labels {int(labels.min())} … {int(labels.max())}" if labels.dim() == 1 else "answers"
 
 

@@ -19,7 +19,7 @@ from qplug.hooks.tasks import task_named
 from qplug.models.effective_weight import copy_module
 from qplug.models.float_model import FloatModel
 from qplug.pipeline.check_labels import check_labels
-from qplug.pipeline.check_model import check_gradients, check_model
+from qplug.pipeline.check_model import check_gradients, check_loss, check_model
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import Inputs, RunResult
 from qplug.pipeline.run import run_stages
@@ -78,6 +78,7 @@ def quantize(
         stream = Stream(images, float_model.preprocessing, recipe.data.batch_size, ctx.device)
         outputs = check_model(float_model, stream)
         ctx.warnings += check_labels(float_model, outputs, {"evaluation": judged})
+        ctx.warnings += check_loss(recipe, float_model.task)
         check_gradients(ctx, recipe, float_model, stream)
         return run_stages(ctx, recipe, Inputs(float_model, own, stream, judged, outputs=outputs))
 

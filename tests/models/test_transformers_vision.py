@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from vision_toys import MODELS, SIZE, change_config, write_encoder, write_tokenizer
 
-from qplug import load_quantized, run
+from qplug import export_run, load_quantized, run
 from qplug.core.errors import InputError
 from qplug.hooks.registry import installed
 from qplug.models.transformers_vision import TransformersVisionModel
@@ -169,7 +169,7 @@ def test_an_output_that_the_model_lacks_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_folder_of_clip_gives_the_same_features(tmp_path: Path) -> None:
+def test_a_run_folder_of_clip_loads_alone_and_is_exported(tmp_path: Path) -> None:
     write_encoder(tmp_path / "clip", "clip")
     data = {"source": "digits"}
     recipe = recipe_type(installed()).model_validate(
@@ -192,3 +192,5 @@ def test_a_run_folder_of_clip_gives_the_same_features(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "clip")
     with torch.no_grad():
         assert torch.equal(load_quantized(tmp_path / "run")(IMAGES), result.model(IMAGES))
+    found = export_run(tmp_path / "run", "onnx-integer", tmp_path / "clip.onnx", images=2)
+    assert found.parity.first_wrong is None  # the embeddings read the type of the first convolution's weight

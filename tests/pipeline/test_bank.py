@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from qplug import run
 from qplug.analysis.compare.rows import group
+from qplug.analysis.sensitivity.measure import SensitivityRequest, measure
 from qplug.core.errors import InputError
+from qplug.core.examples import describe_labels
 from qplug.hooks.registry import installed
 from qplug.pipeline.read_run import read_run
 from qplug.pipeline.results import RunResult
@@ -74,3 +77,21 @@ def test_a_loss_of_another_task_is_refused() -> None:
 def test_a_bank_that_holds_evaluation_images_is_refused() -> None:
     with pytest.raises(InputError, match="share 60 examples"):
         judged(training={"source": "digits", "split": "test"})
+
+
+def test_what_the_labels_are_is_said() -> None:
+    assert describe_labels([], torch.tensor([-1, -1])) == "no labels"
+    assert describe_labels([], torch.tensor([3, -1, 0])) == "1 of 3 without a label"
+    assert describe_labels([], torch.tensor([3, 0])) == "labels 0 … 3"
+
+
+def test_hessian_traces_are_those_of_classes() -> None:
+    registry = installed()
+    source, digits = registry.models["zoo"], registry.datasets["digits"]
+    model = source(source.Config(source="zoo", name="vit_digits", task="features"))
+    data = [digits(digits.Config(**values)) for values in ({**TRAIN, "images": 2}, {**TEST, "images": 2})]
+    ranges = registry.techniques["baseline.minmax"]
+    request = SensitivityRequest(bits=(8,), hessian_probes=1, match=("blocks.0.mlp.fc1*",))
+    with pytest.raises(InputError, match="cross-entropy of classes, which the task features does not have") as error:
+        measure(model, *data, [ranges(ranges.Config(use="baseline.minmax"))], request)
+    assert error.value.fix == "leave out --hessian"

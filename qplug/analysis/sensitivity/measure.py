@@ -14,6 +14,7 @@ from qplug.analysis.sensitivity.correlation import Correlation, correlations
 from qplug.analysis.sensitivity.single import Effect, one_at_a_time, refusal
 from qplug.core.component import Config, DataSource, ModelSource, Technique
 from qplug.core.errors import InputError, exits_named
+from qplug.core.task.choices import Choices
 from qplug.core.text import listed
 from qplug.core.types import Granularity, Site
 from qplug.data.stream import Stream
@@ -238,6 +239,13 @@ def _traces(
     weights = [name for name, decision in decisions.items() if decision.site.kind.is_weight]
     if not request.hessian_probes or not weights:
         return {}
+    task = inputs.float_model.task
+    if not isinstance(task, Choices):
+        raise InputError(
+            f"the Hessian is that of the cross-entropy of classes, which the task {task.name} does not have",
+            where="hessian_probes",
+            fix="leave out --hessian",
+        )
     probes, seed = request.hessian_probes, request.seed
     with ctx.stage("hessian", probes) as advance:
         return hessian_traces(model, weights, inputs.images, probes=probes, seed=seed, advance=advance)

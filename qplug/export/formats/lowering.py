@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -58,7 +59,19 @@ def lower(model: nn.Module, plan: Plan, form: Format) -> nn.Module:
 
 def _make(form: Format, maker: Maker, original: Any, decisions: Decisions) -> nn.Module:
     whole = form.operation(original, decisions)
-    return maker(form, original, decisions) if whole is None else whole
+    lowered = maker(form, original, decisions) if whole is None else whole
+    if isinstance(original, (nn.Linear, nn.Conv2d)):
+        _keep_dtype(lowered)
+    return lowered
+
+
+def _keep_dtype(lowered: nn.Module) -> None:
+    """Let ``lowered.weight.dtype`` be float32: transformers' embeddings convert images to the type of this weight."""
+    held = getattr(lowered, "weight", None)
+    if held is None:
+        held = SimpleNamespace()
+        object.__setattr__(lowered, "weight", held)
+    object.__setattr__(held, "dtype", torch.float32)
 
 
 def _linear(form: Format, original: nn.Linear, decisions: Decisions) -> nn.Module:
