@@ -85,6 +85,7 @@ def test_what_the_labels_are_is_said() -> None:
     assert describe_labels([], torch.tensor([3, 0])) == "labels 0 … 3"
 
 
+@pytest.mark.slow
 def test_hessian_traces_are_those_of_classes() -> None:
     registry = installed()
     source, digits = registry.models["zoo"], registry.datasets["digits"]
