@@ -15,7 +15,8 @@ from .core.errors import (
     QplugError as QplugError,
     RecipeError as RecipeError,
 )
-from .core.examples import Classes as Classes
+from .core.examples import Annotation as Annotation, Classes as Classes
+from .core.task import Task as Task
 from .core.types import (
     Adapter as Adapter,
     BackendOffer as BackendOffer,

@@ -8,6 +8,7 @@ from qplug.core.component import ModelSource
 from qplug.core.errors import exits_named
 from qplug.core.types import Site
 from qplug.hooks.registry import Registry
+from qplug.hooks.tasks import settle_task
 from qplug.pipeline.check_model import settle_inputs
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.results import Inputs
@@ -68,7 +69,7 @@ def inspect(model_source: ModelSource, registry: Registry | None = None, *, weig
         InputError: the model cannot be loaded or called, or its outputs are not those of its task.
     """
     with RunContext.of(registry=registry) as ctx:
-        source = model_source.load() if weights else model_source.architecture()
+        source = settle_task(model_source.load() if weights else model_source.architecture(), ctx.registry)
         notes = settle_inputs(source)
         model = rewrite(ctx, Inputs(source), ask=False)
         sites = prepare(ctx, model)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from qplug.core.errors import InputError, QplugError
 from qplug.core.text import listed
@@ -18,7 +18,7 @@ from qplug.recipe.allow_code import CodeNotAllowed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from qplug.core.examples import Examples
+    from qplug.core.examples import Examples, Labels
     from qplug.pipeline.load_run import LoadedRun
     from qplug.pipeline.proof import Comparison
     from qplug.recipe import AllowCode
@@ -217,7 +217,7 @@ def _outputs(
     registry: Registry,
     device: str,
     advance: Callable[[int, int], None] | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Labels]:
     """Outputs and labels of every example, computed as in the run."""
     import torch
 
@@ -231,9 +231,11 @@ def _outputs(
             advance(done, len(examples))
 
     transform = planned.preprocessing.transform()
-    stream = batches(examples, transform, planned.recipe.data.batch_size, torch.device(device))
+    batch_size = planned.recipe.data.batch_size
+    task = planned.task
+    stream = batches(examples, transform, batch_size, torch.device(device), task.collect, task.missing)
     with full_float32(), backend_of(planned.recipe.backend, registry).inference(model):
-        (answers,), labels = answers_of([model], stream, progress, planned.task)
+        (answers,), labels = answers_of([model], stream, progress, task)
     return answers.outputs, labels
 
 
@@ -246,15 +248,25 @@ def _judged(found: Comparison, others: list[str]) -> tuple[State, str]:
     return "differs", f"{words}" + (f", more than {TOLERANCE:.0%}" if others else "; machine and packages are the same")
 
 
-def _verify_metrics(found: Verification, planned: LoadedRun, outputs: Tensor, labels: Tensor, *, exact: bool) -> None:
-    """Compare top-1 of ``metrics.json`` with that of the outputs, and with that of the examples in the run folder."""
-    run = planned.run
-    stored = float(run.metrics["quantized.top1"])
-    of_examples = float((run.evaluation["quantized.top1"] == run.evaluation["labels"]).mean())
-    again = planned.task.accuracy(outputs, labels)
-    values: Mapping[str, Any] = {"metrics.json": stored, "evaluation.safetensors": of_examples, "computed again": again}
+def _verify_metrics(found: Verification, planned: LoadedRun, outputs: Tensor, labels: Labels, *, exact: bool) -> None:
+    """Compare the score of ``metrics.json`` with that of the outputs, and with that of the examples in the run folder.
+
+    A score that is no mean over examples, such as an average precision, has no second witness in the run folder.
+    """
+    from qplug.core.task import Features
+
+    run, task = planned.run, planned.task.settled(labels)
+    again = task.judge(outputs, labels) if task.score == run.score_key else None
+    if again is None or (planned.recipe.data.training is not None and isinstance(task, Features)):
+        found.add(run.score_title, "not checked", "it needs more than the quantized model's outputs")
+        return
+    values = {"metrics.json": run.score}
+    if run.is_right is not None:
+        values["evaluation.safetensors"] = float(run.is_right.mean())
+    values["computed again"] = again
     words = ", ".join(f"{name} {100 * value:.2f} %" for name, value in values.items())
-    close = math.isclose(stored, of_examples, abs_tol=1e-9) and math.isclose(
-        stored, again, abs_tol=1e-9 if exact else TOLERANCE
+    of_examples = values.get("evaluation.safetensors", run.score)
+    close = math.isclose(run.score, of_examples, abs_tol=1e-9) and math.isclose(
+        run.score, again, abs_tol=1e-9 if exact else TOLERANCE
     )
-    found.add("top-1", "same" if close else "differs", words)
+    found.add(run.score_title, "same" if close else "differs", words)

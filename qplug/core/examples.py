@@ -10,8 +10,42 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import torch
 
-Label = int | tuple[int, int]
-"""A class, or the characters of an answer in its context: (index of the first, index after the last)."""
+
+class Annotation:
+    """A label that is more than a number, such as boxes, a map of classes, or texts: the base of frozen dataclasses.
+
+    A task that takes such labels collects them in ``Task.collect``.
+    """
+
+    def content(self) -> Any:
+        """JSON values that are equal exactly for equal labels; keys of caches and of runs hold their digest."""
+        raise TypeError(f"{type(self).__name__} does not implement content()")
+
+
+@dataclass(frozen=True)
+class Answers(Annotation):
+    """The accepted answers to a question.
+
+    Attributes:
+        first, end: characters of the first answer in the context: its first one, and the one after its last; both 0 if
+            the question has no answer.
+        texts: every accepted answer.
+    """
+
+    first: int
+    end: int
+    texts: tuple[str, ...]
+
+    def content(self) -> Any:
+        """Everything."""
+        return [self.first, self.end, *self.texts]
+
+
+Label = int | tuple[int, int] | Annotation
+"""A class, the characters of an answer in its context (index of the first, index after the last), or more."""
+
+Labels = Any
+"""The labels of several examples, as ``Task.collect`` returns them: a tensor (N, …), or a list of N objects."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +117,13 @@ def notes_of(examples: Examples) -> list[str]:
     return [str(note) for note in getattr(examples, "notes", ())]
 
 
-def describe_labels(examples: Examples, labels: torch.Tensor) -> str:
+def describe_labels(examples: Examples, labels: Labels) -> str:
     """What the labels are, such as ``5 classes, ant … emu; labels by folder name``."""
     classes = classes_of(examples)
     if classes is not None:
         return f"{classes}; labels by {classes.by}"
+    if isinstance(labels, Sequence):
+        return ", ".join(dict.fromkeys(type(label).__name__.lower() for label in labels))
     return f"labels {int(labels.min())} … {int(labels.max())}" if labels.dim() == 1 else "answers"
 
 

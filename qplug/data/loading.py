@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qplug.core.errors import InputError
-from qplug.core.examples import Examples, Label, LabelTransform
+from qplug.core.examples import Examples, Label, Labels, LabelTransform
 from qplug.core.text import listed
 
 if TYPE_CHECKING:
@@ -47,8 +47,13 @@ def prepared(
 
 
 def batches(
-    images: Examples, transform: Callable[[Any], torch.Tensor], batch_size: int, device: str | torch.device = "cpu"
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    images: Examples,
+    transform: Callable[[Any], torch.Tensor],
+    batch_size: int,
+    device: str | torch.device = "cpu",
+    collect: Callable[[Sequence[Label]], Labels] | None = None,
+    missing: Label | None = None,
+) -> Iterator[tuple[torch.Tensor, Labels]]:
     """Iterate over a data set in order, with one batch in memory at a time; the last batch may be smaller.
 
     Args:
@@ -57,9 +62,12 @@ def batches(
             text to (3, L) int64. A ``LabelTransform`` also converts the labels.
         batch_size: examples in a batch, at least 1.
         device: device of the batches.
+        collect: ``Task.collect`` of the model's task; by default labels are integers, or pairs of them.
+        missing: the label of an example that has none; ``None`` if each needs one.
 
     Yields:
-        Inputs (B, …) and labels (B,) int64, or (B, 2) for the first and last tokens of answers.
+        Inputs (B, …) and labels: (B,) int64, or (B, 2) for the first and last tokens of answers, or what ``collect``
+        returns. Labels that are no tensor stay on the CPU.
 
     Raises:
         InputError: an example cannot be decoded, or has no label.
@@ -69,12 +77,16 @@ def batches(
     convert = transform.label if isinstance(transform, LabelTransform) else lambda _, label: label
     for start, pairs in _decoded(images, batch_size):
         inputs = _stacked(transform, [item for item, _ in pairs], device)
-        found = []
+        found: list[Label] = []
         for index, (item, label) in enumerate(pairs, start=start):
-            if label is None:
+            if label is not None:
+                found.append(convert(item, label))
+            elif missing is not None:
+                found.append(missing)
+            else:
                 raise InputError("the example has no label", where=images.key(index), fix="use labelled data")
-            found.append(convert(item, label))
-        yield inputs, torch.tensor(found, dtype=torch.int64).to(device)
+        labels = torch.tensor(found, dtype=torch.int64) if collect is None else collect(found)
+        yield inputs, labels.to(device) if isinstance(labels, torch.Tensor) else labels
 
 
 def _decoded(images: Examples, batch_size: int) -> Iterator[tuple[int, list[tuple[Any, Label | None]]]]:

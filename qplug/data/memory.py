@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qplug.core.errors import InputError
-from qplug.core.examples import Label
+from qplug.core.examples import Annotation, Label
 from qplug.core.storage.hashing import fingerprint
 
 
@@ -19,6 +19,7 @@ class TensorExamples:
 
     Args:
         batches: inputs (B, …), or pairs of inputs and labels (B,) int64, from a ``DataLoader``. All are held in memory.
+            Labels may also be a list of B ``Annotation``.
         name: name of the data in errors.
 
     Raises:
@@ -31,7 +32,9 @@ class TensorExamples:
         for batch in batches:
             parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
             inputs, labels = parts if len(parts) == 2 else (*parts, None) if len(parts) == 1 else (None, None)
-            if not isinstance(inputs, Tensor) or not (labels is None or isinstance(labels, Tensor)):
+            if not isinstance(inputs, Tensor) or not (
+                labels is None or isinstance(labels, Tensor) or _annotated(labels)
+            ):
                 what = f"expected tensors (B, …) or pairs of tensors, received {type(batch).__name__}"
                 raise InputError(what, where=name, fix="yield inputs, or (inputs, labels), from the loader")
             self._items += [item.detach().cpu() for item in inputs]
@@ -65,8 +68,17 @@ class TensorExamples:
         return fingerprint({"input": self._items[index]})
 
 
-def _labels(labels: Tensor, count: int, name: str) -> list[Label]:
-    """The labels (B,) of a batch, or the pairs (B, 2) of answers."""
+def _annotated(labels: object) -> bool:
+    return isinstance(labels, (list, tuple)) and all(isinstance(label, Annotation) for label in labels)
+
+
+def _labels(labels: Any, count: int, name: str) -> list[Label]:
+    """The labels (B,) of a batch, the pairs (B, 2) of answers, or B annotations."""
+    if not isinstance(labels, Tensor):
+        if len(labels) != count:
+            what = f"expected {count} labels for {count} inputs, received {len(labels)}"
+            raise InputError(what, where=name, fix="yield (inputs, labels) with one label for each input")
+        return list(labels)
     whole = not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
     if not whole or labels.dim() not in (1, 2) or len(labels) != count or labels.shape[1:] not in ((), (2,)):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Tables of rows with named columns: parquet files, JSON lines, CSV, or a Hugging Face data set by name."""
+"""Tables of rows with named columns: parquet files, JSON lines, CSV, TSV, or a Hugging Face data set by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qplug.core.types import Extra
 from qplug.data.class_folders import passed_over
 
 LINES = (".jsonl", ".json")
-TABLES = (".csv",)
+TABLES = (".csv", ".tsv")
 
 
 class Rows(Protocol):
@@ -164,7 +164,7 @@ def _check_rows(metadata: Any) -> None:
 
 
 class PlainRows:
-    """Some columns of the rows of JSON lines or CSV files, in memory; values of a CSV file are strings.
+    """Some columns of the rows of JSON lines, CSV or TSV files, in memory; values of the latter two are strings.
 
     Raises ``InputError``, with the line, for a file that cannot be read.
     """
@@ -200,12 +200,16 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _table(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+    with path.open(encoding="utf-8-sig", newline="") as file:  # MRPC's files have a byte order mark
+        if path.suffix == ".tsv":  # GLUE's files have quotation marks in their texts, and quote nothing
+            reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+        else:
+            reader = csv.DictReader(file, strict=True)
         try:
             for row in reader:
                 if None in row or None in row.values():
                     raise csv.Error(f"expected {len(reader.fieldnames or ())} values")
                 yield row
         except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"not readable as CSV: {error}", where=f"{path}:{reader.line_num}") from error
+            kind = path.suffix.removeprefix(".").upper()
+            raise InputError(f"not readable as {kind}: {error}", where=f"{path}:{reader.line_num}") from error

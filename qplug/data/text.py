@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from qplug.core.component import Config, DataSource
 from qplug.core.errors import InputError
-from qplug.core.examples import Classes, Label
+from qplug.core.examples import Answers, Classes, Label
 from qplug.core.storage.hashing import sha256
 from qplug.data.loading import choose
 from qplug.data.tables import LINES, TABLES, ParquetRows, PlainRows, Rows, files_in, folder_of, named, need_datasets
@@ -29,15 +29,16 @@ class TextItem:
 class Text(DataSource):
     """Texts with integer labels, or questions with the position of their answer in a context (SQuAD's layout).
 
-    The files of a folder are read in place: parquet, JSON lines (``.jsonl``, ``.json``) or CSV. Any other path is the
-    name of a data set, which the ``datasets`` library loads from its own cache or downloads.
+    The files of a folder are read in place: parquet, JSON lines (``.jsonl``, ``.json``), CSV, or TSV as GLUE's (tabs,
+    no quoting). Any other path is the name of a data set, which the ``datasets`` library loads from its own cache or
+    downloads.
     """
 
     class Config(Config):
         """``data.*: {source: text, path: …/mnli, split: train, text_column: premise, pair_column: hypothesis}``."""
 
         source: Literal["text"]
-        path: str = Field(min_length=1, description="a folder of parquet, JSON lines or CSV, or a data set's name")
+        path: str = Field(min_length=1, description="a folder of parquet, JSON lines, CSV or TSV, or a data set's name")
         split: str = Field(min_length=1, description="the split; in a folder, the files with this word in their path")
         text_column: str = Field(default="text", description="the column that holds the texts, or the questions")
         pair_column: str | None = Field(
@@ -45,6 +46,10 @@ class Text(DataSource):
         )
         label_column: str | None = Field(
             default=None, description="the column that holds the labels, as integers; 'label' if neither is set"
+        )
+        label_names: tuple[str, ...] = Field(
+            default=(),
+            description="where the labels are words, such as MNLI's: the words in the order of the model's outputs",
         )
         answer_column: str | None = Field(
             default=None,
@@ -106,7 +111,7 @@ class Texts:
 
     def __init__(self, rows: Rows, config: Any, chosen: Sequence[int]) -> None:
         self._rows, self._config, self._chosen = rows, config, chosen
-        names = getattr(rows.features.get(config.truth_column), "names", None)
+        names = config.label_names or getattr(rows.features.get(config.truth_column), "names", None)
         by = f"column '{config.truth_column}'"
         self.classes = Classes({name: label for label, name in enumerate(names)}, by) if names else None
 
@@ -121,7 +126,7 @@ class Texts:
         return item, label
 
     def label(self, index: int) -> Label:
-        """The label column's value, or the answer's characters in the context; (0, 0) if there is no answer."""
+        """The label column's value, or the accepted answers."""
         return self._label(self._rows[self._chosen[index]], index)
 
     def key(self, index: int) -> str:
@@ -157,22 +162,34 @@ class Texts:
         value = row.get(self._config.truth_column)
         if self._config.answer_column is not None:
             return self._answer(value, row, index)
+        if self._config.label_names:
+            return self._named_label(value, index)
         if isinstance(value, str) and value.strip().isdecimal():  # values of CSV files are strings
             value = int(value)
         if not isinstance(value, int) or value < 0:
             raise InputError(
                 f"column '{self._config.truth_column}' must hold integers of 0 or more, received {value!r}",
                 where=self.key(index),
-                fix="use a labelled split whose labels are the model's classes",
+                fix="use a labelled split whose labels are the model's classes; words need label_names",
             )
         return value
 
-    def _answer(self, value: Any, row: dict[str, Any], index: int) -> tuple[int, int]:
+    def _named_label(self, value: Any, index: int) -> int:
+        names = self._config.label_names
+        if value not in names:
+            raise InputError(
+                f"column '{self._config.truth_column}' holds {value!r}, and label_names are {', '.join(names)}",
+                where=self.key(index),
+                fix="add it to label_names, in the order of the model's outputs, or remove the row",
+            )
+        return int(names.index(value))
+
+    def _answer(self, value: Any, row: dict[str, Any], index: int) -> Answers:
         context = self._item(row, index).pair or ""
         try:
             texts, starts = value["text"], value["answer_start"]
             if not texts and not starts:
-                return (0, 0)
+                return Answers(0, 0, ())
             start, end = int(starts[0]), int(starts[0]) + len(texts[0])
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise InputError(
@@ -186,4 +203,4 @@ class Texts:
                 where=self.key(index),
                 fix="correct answer_start",
             )
-        return start, end
+        return Answers(start, end, tuple(map(str, texts)))

@@ -51,6 +51,7 @@ def metadata(
 
 def _run(planned: LoadedRun) -> dict[str, Any]:
     lock, metrics = planned.run.lock, planned.run.metrics
+    scores = [f"{model}.{planned.run.score_key}" for model in ("float", "quantized")]
     return {
         "qplug": lock.qplug,
         "run_key": lock.run_key,
@@ -58,7 +59,7 @@ def _run(planned: LoadedRun) -> dict[str, Any]:
         "recipe": planned.recipe.name,
         "seed": planned.recipe.seed,
         "code_changes": planned.code_changes,
-        "measured": {key: metrics.get(key) for key in ("float.top1", "quantized.top1", "images.evaluation")},
+        "measured": {key: metrics.get(key) for key in (*scores, "images.evaluation")},
     }
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from qplug.core.component import DataSource, ModelSource
+from qplug.core.task_table import TASK_PATHS
 from qplug.core.types import Adapter, BackendOffer, Extra
 from qplug.data.digits import Digits
 from qplug.data.folder import Folder
 from qplug.data.hf import HuggingFace
+from qplug.data.masks import Masks
 from qplug.data.text import Text
 from qplug.hooks.specs import hookimpl
 from qplug.models.adapters import ADAPTERS
 from qplug.models.blocks import BLOCKS
 from qplug.models.sources import ImportedModel, TimmModel, ZooModel
 from qplug.models.transformers import TransformersModel
+from qplug.models.transformers_vision import TransformersVisionModel
 from qplug.quantization.number_formats import NUMBER_FORMATS
 
 MODELOPT = Extra("modelopt", "pip install 'qplug[modelopt]'")
@@ -22,14 +25,20 @@ MODELOPT = Extra("modelopt", "pip install 'qplug[modelopt]'")
 
 @hookimpl
 def qplug_models() -> Iterable[type[ModelSource]]:
-    """``timm``, ``zoo``, ``import``, ``transformers``."""
-    return [TimmModel, ZooModel, ImportedModel, TransformersModel]
+    """``timm``, ``zoo``, ``import``, ``transformers``, ``transformers_vision``."""
+    return [TimmModel, ZooModel, ImportedModel, TransformersModel, TransformersVisionModel]
 
 
 @hookimpl
 def qplug_datasets() -> Iterable[type[DataSource]]:
-    """``digits``, ``folder``, ``hf``, ``text``."""
-    return [Digits, Folder, HuggingFace, Text]
+    """``digits``, ``folder``, ``hf``, ``masks``, ``text``."""
+    return [Digits, Folder, HuggingFace, Masks, Text]
+
+
+@hookimpl
+def qplug_tasks() -> Mapping[str, str]:
+    """``classification`` and all others of ``TASK_PATHS``."""
+    return TASK_PATHS
 
 
 @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from qplug.core.errors import Terminated
@@ -12,9 +13,11 @@ from qplug.hooks.torch_state import torch_state_kept
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qplug.core.examples import Labels
+
 
 def measure(
-    registry: Registry, seed: int, float_logits: Tensor, logits: Tensor, labels: Tensor
+    registry: Registry, seed: int, float_logits: Tensor, logits: Tensor, labels: Labels
 ) -> tuple[dict[str, float], list[str]]:
     """The value of each metric that an installed plugin brings, and a warning for each that gave none.
 
@@ -33,7 +36,7 @@ def measure(
         changed: list[str] = []
         try:
             with seeded(seed, name), torch_state_kept() as changed:
-                given = [tensor.clone() for tensor in (float_logits, logits, labels)]  # whatever it writes to them
+                given = [copy.deepcopy(one) for one in (float_logits, logits, labels)]  # whatever it writes to them
                 values[name] = number(metric.compute(*given))
         except Terminated:
             raise

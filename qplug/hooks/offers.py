@@ -68,6 +68,8 @@ def read_offers(point: EntryPoint) -> Offers:
         if not isinstance(offer, BackendOffer):
             raise PluginError(f"qplug_backends: expected a qplug.BackendOffer for '{name}', got {offer!r}")
         offers.named.append(("backend", name, offer))
+    for name, path in _items(manager, "qplug_tasks"):
+        offers.named.append(("task", name, _class_path("qplug_tasks", path)))
     for name, path in _items(manager, "qplug_quantizers"):
         offers.named.append(("quantizer", name, _class_path("qplug_quantizers", path)))
     for adapter in _all(manager, "qplug_adapters"):

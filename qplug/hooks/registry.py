@@ -65,6 +65,7 @@ class Registry:
     datasets: dict[str, type[DataSource]] = field(default_factory=dict)
     backends: dict[str, BackendOffer] = field(default_factory=dict)
     quantizers: dict[str, str] = field(default_factory=dict)
+    tasks: dict[str, str] = field(default_factory=dict)
     adapters: list[Adapter] = field(default_factory=list)
     blocks: list[str] = field(default_factory=list)
     metrics: dict[str, Metric] = field(default_factory=dict)

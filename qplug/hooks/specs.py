@@ -128,6 +128,22 @@ class DiscoverySpecs:
         """
 
     @hookspec
+    def qplug_tasks(self) -> Mapping[str, str]:  # type: ignore[empty-body]
+        """Offer tasks, by their names: what a model's outputs and labels are, and how they are judged.
+
+        Each is written as ``module:Class``, a subclass of ``qplug.Task`` that needs no arguments, and imported when a
+        model names it: ``model: {source: import, task: NAME}``, ``qplug.quantize(…, task=NAME)``, or
+        ``FloatModel.of(…, task_name=NAME)``. A model source may also give a task object with options of its own
+        (``FloatModel.of(…, task=…)``). ``qplug.testing.TaskContract`` tests it.
+
+        Example::
+
+            @hookimpl
+            def qplug_tasks():
+                return {"depth": "my_plugin.depth:Depth"}
+        """
+
+    @hookspec
     def qplug_backends(self) -> Mapping[str, BackendOffer]:  # type: ignore[empty-body]
         """Offer backends, by the name that ``backend`` of a recipe writes. A backend executes quantized operations.
 

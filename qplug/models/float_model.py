@@ -38,6 +38,11 @@ class Preprocessing:
     crop_pct: float
     crop_mode: str = "center"
 
+    @property
+    def whole_image(self) -> bool:
+        """Whether the input shows the whole image: only then do outputs fit it after a resize."""
+        return self.crop_mode == "squash" and self.crop_pct == 1.0
+
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """A function from a PIL image of any mode to (C, H, W) float32."""
         from timm.data import create_transform
@@ -79,7 +84,8 @@ class FloatModel:
         preprocessing: conversion of images or texts to the model's input.
         fingerprint: SHA-256 of the state dict (see ``fingerprint``).
         note: a warning about the weights, for example that they are random; or empty.
-        task_name: name of the task of the outputs, a key of ``qplug.core.task.TASKS``.
+        task_name: name of the task of the outputs, a key of ``qplug.core.task.TASKS`` or of a plugin's.
+        own_task: the task itself, where the name alone does not tell it: one with options, or of a plugin.
     """
 
     module: nn.Module
@@ -88,13 +94,14 @@ class FloatModel:
     fingerprint: str
     note: str = ""
     task_name: str = "classification"
+    own_task: Task | None = None
 
     @property
     def task(self) -> Task:
         """The task of the outputs."""
         from qplug.core.task import TASKS
 
-        return TASKS[self.task_name]
+        return self.own_task if self.own_task is not None else TASKS[self.task_name]
 
     @classmethod
     def of(
@@ -104,8 +111,11 @@ class FloatModel:
         preprocessing: Preparation,
         note: str = "",
         task_name: str = "classification",
+        task: Task | None = None,
     ) -> FloatModel:
         """Convert a module to eval mode and float32 on the CPU, without ``torch.compile``.
+
+        ``task`` goes before ``task_name``.
 
         Raises:
             InputError: a parameter or a running statistic is not finite, another buffer holds NaN, a parameter has no
@@ -125,7 +135,7 @@ class FloatModel:
                 fix="use another checkpoint: these weights cannot be quantized",
             )
         state = module.state_dict()
-        return cls(module, name, preprocessing, fingerprint(state), note, task_name)
+        return cls(module, name, preprocessing, fingerprint(state), note, task.name if task else task_name, task)
 
 
 def _check_replaceable(module: nn.Module, name: str) -> None:

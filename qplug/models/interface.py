@@ -18,8 +18,6 @@ from qplug.models.diagnosis import first_in_other_precision, named, run_forward
 if TYPE_CHECKING:
     from qplug.core.task import Task
 
-NAMED_OUTPUTS = ("logits", "out")
-"""Entries that hold the outputs of a model with several: those of transformers, and of torchvision's segmentation."""
 VOWELS = "AEIOUaeiou"
 
 
@@ -176,7 +174,7 @@ def _select(out: Any, batch: int, task: Task, where: str) -> SelectedOutput | No
     key: str | int | None = None
     tensor = out
     if not isinstance(out, Tensor):
-        key = _key(out)
+        key = _key(out, task)
         if key is None:
             raise _refusal(out, task, where)
         tensor = _entries(out)[key]
@@ -203,11 +201,11 @@ def _select(out: Any, batch: int, task: Task, where: str) -> SelectedOutput | No
     return SelectedOutput(key, flat, f"the model returns {read}{shaped}")
 
 
-def _key(out: Any) -> str | int | None:
-    """The entry that holds the outputs: one of ``NAMED_OUTPUTS``, or the only tensor; ``None`` if no entry is clear."""
+def _key(out: Any, task: Task) -> str | int | None:
+    """The entry that holds the outputs: one of ``task.named``, or the only tensor; ``None`` if no entry is clear."""
     entries = _entries(out)
     tensors = [key for key, value in entries.items() if isinstance(value, Tensor)]
-    named = next((name for name in NAMED_OUTPUTS if name in tensors), None)
+    named = next((name for name in task.named if name in tensors), None)
     if named is not None or len(tensors) != 1:
         return named
     others = [value for key, value in entries.items() if key not in tensors and value is not None]

@@ -60,7 +60,10 @@ class TimmModel(ModelSource):
         pretrained: bool = Field(default=False, description="load timm's weights from its cache, or download them")
         checkpoint_path: str | None = Field(default=None, min_length=1, description=CHECKPOINT)
         num_classes: int | None = Field(
-            default=None, ge=1, description="number of outputs; the architecture's default if unset"
+            default=None,
+            ge=0,
+            description="number of outputs; the architecture's default if unset; 0 leaves out the classifier, and the "
+            "task is features",
         )
         preprocessing: PreprocessingConfig = PreprocessingConfig()
 
@@ -92,11 +95,13 @@ class TimmModel(ModelSource):
             note = load(module, path, name, resample=resample)
         elif not config.pretrained:
             note = "the weights are random (neither pretrained nor checkpoint_path is given)"
-        elif config.num_classes not in (None, own.num_classes):
+        elif config.num_classes not in (None, 0, own.num_classes):
             note = f"the classifier is random: the pretrained weights have {own.num_classes} classes"
         if name != config.name:
             note = "; ".join(filter(None, [f"{config.name} is timm's {name}", note]))
-        return FloatModel.of(module, name, preprocessing(module, config.preprocessing), note)
+        prepared = preprocessing(module, config.preprocessing)
+        headless = getattr(module, "num_classes", None) == 0
+        return FloatModel.of(module, name, prepared, note, "features" if headless else "classification")
 
     def key(self) -> dict[str, Any]:
         """The base key with timm's version, which identifies architecture, preprocessing and pretrained weights."""
@@ -141,6 +146,9 @@ class ZooModel(ModelSource):
             description="a ViT, MLP-Mixer, ResMLP or ConvMixer of 0.03 to 0.17 M parameters, for 8×8 grey digits "
             "or for the 32×32 photographs of CIFAR-10"
         )
+        task: Literal["classification", "features"] = Field(
+            default="classification", description="features: without the classifier"
+        )
         checkpoint_path: str | None = Field(
             default=None, min_length=1, description=f"{CHECKPOINT}; for digits, it replaces the embedded weights"
         )
@@ -169,7 +177,9 @@ class ZooModel(ModelSource):
             note = load(module, Path(config.checkpoint_path).expanduser(), config.name, classes="")
         elif entry.embedded:
             module.load_state_dict(weights(config.name))
-        return FloatModel.of(module, config.name, entry.preprocessing, note)
+        if config.task == "features":
+            module.reset_classifier(0)
+        return FloatModel.of(module, config.name, entry.preprocessing, note, config.task)
 
     def key(self) -> dict[str, Any]:
         """The base key with the digest of the embedded weights, if used, and timm's version for the architecture."""
@@ -194,6 +204,9 @@ class ImportedModel(ModelSource):
             pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="module:function, or module:Class"
         )
         kwargs: dict[str, JsonValue] = Field(default={}, description="keyword arguments of the function")
+        task: str = Field(
+            default="classification", min_length=1, description="what the outputs are: the name of an installed task"
+        )
         checkpoint_path: str | None = Field(default=None, min_length=1, description=CHECKPOINT)
         preprocessing: PreprocessingConfig = PreprocessingConfig()
 
@@ -236,7 +249,8 @@ class ImportedModel(ModelSource):
 
             classes = "let model.kwargs make a model of {} classes"
             note = load(module, Path(config.checkpoint_path).expanduser(), config.target, classes=classes)
-        return FloatModel.of(module, config.target, preprocessing(module, config.preprocessing), note)
+        prepared = preprocessing(module, config.preprocessing)
+        return FloatModel.of(module, config.target, prepared, note, config.task)
 
     def key(self) -> dict[str, Any]:
         """The base key with the code of the function's top-level package; files named in ``kwargs`` are not read."""

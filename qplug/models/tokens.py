@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from qplug.core.errors import InputError
-from qplug.core.examples import Label
+from qplug.core.examples import Answers, Label
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,7 @@ class TokenTransform:
     A class label does not change. The characters of an answer, (index of the first, index after the last) in the
     context, are converted to its first and last token. No answer, (0, 0), becomes (0, 0): models for SQuAD 2.0 predict
     the first token for it. An answer that does not fit within L tokens becomes (−1, −1), which no output can match.
+    ``Answers`` become ``TokenAnswers``, with these tokens and what decodes others.
     """
 
     def __init__(self, tokenization: Tokenization) -> None:
@@ -82,15 +83,26 @@ class TokenTransform:
     def label(self, item: TextItem, label: Label) -> Label:
         """The class, or the answer's first and last token."""
         answers = self._tokenization.task == "question_answering"
-        if answers is isinstance(label, int):
+        if answers is not isinstance(label, (tuple, Answers)):
             raise InputError(
                 f"the model is for {self._tokenization.task}, and the labels are {'classes' if answers else 'answers'}",
                 where="data",
                 fix="set answer_column and pair_column" if answers else "set label_column",
             )
-        if isinstance(label, int):
+        if isinstance(label, tuple):
+            return self._tokens(item, *label)
+        if not isinstance(label, Answers):
             return label
-        first, end = label
+        from qplug.core.task.answers import TokenAnswers
+
+        start, last = self._tokens(item, label.first, label.end)
+        encoding = self._encode(item)
+        pairs = zip(encoding.offsets, encoding.sequence_ids, strict=True)
+        offsets = tuple(place if part == 1 else None for place, part in pairs)
+        return TokenAnswers(start, last, label.texts, item.pair or "", offsets)
+
+    def _tokens(self, item: TextItem, first: int, end: int) -> tuple[int, int]:
+        """The first and last token of characters in the context."""
         if first == end:
             return (0, 0)
         encoding = self._encode(item)

@@ -61,7 +61,7 @@ class TransformersModel(ModelSource):
         """Read the model; raises ``InputError`` for an invalid folder, architecture or checkpoint."""
         folder = self._folder(weights=True)
         model_class, config = self._class(folder)
-        with _quiet():
+        with quiet():
             try:
                 module, loading_info = model_class.from_pretrained(
                     folder,
@@ -116,9 +116,9 @@ class TransformersModel(ModelSource):
     def files(self) -> dict[str, str]:
         """Configuration and tokenizer, as ``save_pretrained`` writes them."""
         folder = self._folder(weights=False)
-        with tempfile.TemporaryDirectory() as target, _quiet():
+        with tempfile.TemporaryDirectory() as target, quiet():
             self._class(folder)[1].save_pretrained(target)
-            _tokenizer(folder).save_pretrained(target)
+            tokenizer_of(folder).save_pretrained(target)
             return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(target).iterdir())}
 
     def kept_in(self, folder: Path) -> TransformersModel:
@@ -136,7 +136,7 @@ class TransformersModel(ModelSource):
                 where=self.config.path,
                 fix=f"set max_length to at most {longest}",
             )
-        tokenizer = _tokenizer(folder)
+        tokenizer = tokenizer_of(folder)
         if tokenizer.pad_token is None:
             raise InputError("the tokenizer has no padding token", where=self.config.path)
         vocabulary = len(tokenizer)
@@ -151,8 +151,7 @@ class TransformersModel(ModelSource):
         tokenization = Tokenization(
             tokenizer.backend_tokenizer.to_str(), self.config.max_length, self.config.task, tokenizer.pad_token
         )
-        task_name = "question_answering" if answers else "classification"
-        return FloatModel.of(wrapped, Path(self.config.path).name, tokenization, note, task_name)
+        return FloatModel.of(wrapped, Path(self.config.path).name, tokenization, note, self.config.task)
 
     def _class(self, folder: Path) -> tuple[Any, Any]:
         """transformers' class for the task, and the configuration, without chunking of the feed-forward."""
@@ -185,11 +184,12 @@ class TransformersModel(ModelSource):
             return folder
         if folder.exists():
             raise InputError("is a file, not a folder", where=str(folder))
-        return _fetched(self.config.path, self.config.revision, (*NEEDED, *(WEIGHTS if weights else ())))
+        return fetched(self.config.path, self.config.revision, (*NEEDED, *(WEIGHTS if weights else ())))
 
 
 @functools.cache
-def _fetched(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+def fetched(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    """The folder of a hub model's snapshot, downloaded unless it is cached; raises ``InputError``."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -203,7 +203,7 @@ def _fetched(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path
         ) from error
 
 
-def _tokenizer(folder: Path) -> Any:
+def tokenizer_of(folder: Path) -> Any:
     """The folder's tokenizer, which must be one of the ``tokenizers`` library; raises ``InputError``."""
     from transformers import AutoTokenizer
 
@@ -220,7 +220,7 @@ def _tokenizer(folder: Path) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Context without transformers' progress bars and reports of keys; ``load`` turns the latter into errors."""
     from transformers.utils import logging
 

@@ -7,9 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from qplug.core.errors import InputError, PluginError, QplugError
-from qplug.core.examples import Classes, Examples, Label, classes_of, notes_of
-from qplug.core.task import Task
-from qplug.core.task.choices import KIND_FIX
+from qplug.core.examples import Annotation, Classes, Examples, Label, classes_of, notes_of
+from qplug.core.task import Features, Task
 from qplug.core.text import listed
 from qplug.data.class_map import IMAGENET, imagenet_synsets
 from qplug.models.float_model import FloatModel
@@ -32,7 +31,9 @@ def check_labels(model: FloatModel, shape: Sequence[int], sets: Mapping[str, Exa
     """
     warnings: list[str] = []
     for name, examples in sets.items():
-        if examples is not None:
+        if examples is not None and model.task.missing is not None and (note := _unlabelled(examples, name)):
+            warnings += [*notes_of(examples), note]
+        elif examples is not None:
             _check_outputs(model, shape, name)
             warnings += [*notes_of(examples), *_check_classes(model.task, shape, examples, name)]
             warnings += _check_each(model.task, shape, examples, name)
@@ -49,9 +50,24 @@ def _check_outputs(model: FloatModel, shape: Sequence[int], name: str) -> None:
             where=name,
             fix="let a model of two classes return torch.cat([-z, z], dim=1) for its output z of shape (B, 1)",
         )
-    if count is not None and getattr(model.module, "num_classes", None) == 0:
+    if count is not None and getattr(model.module, "num_classes", None) == 0 and not isinstance(model.task, Features):
         what = f"the model has no classifier (num_classes 0): its {count:,} outputs are features"
-        raise InputError(what, where=name, fix="give a model with one output for each class")
+        fix = "set its task to features (model.task of source: import), or give a model with one output for each class"
+        raise InputError(what, where=name, fix=fix)
+
+
+def _unlabelled(examples: Examples, name: str) -> str:
+    """What examples without labels mean for a task that needs none; empty if each has one."""
+    without = 0
+    for index in range(len(examples)):
+        try:
+            examples.label(index)
+        except InputError:
+            without += 1
+    if not without:
+        return ""
+    count = "no example has a label" if without == len(examples) else f"{without} of {len(examples)} have no label"
+    return f"{name}: {count}, so features are judged by cosine and SQNR, without a top-1"
 
 
 def _check_classes(task: Task, shape: Sequence[int], examples: Examples, name: str) -> list[str]:
@@ -117,12 +133,13 @@ def _check_each(task: Task, shape: Sequence[int], examples: Examples, name: str)
     for index in range(len(examples)):
         label = _label(examples, index, name)
         parts = label if isinstance(label, tuple) else (label,)
-        if not all(_is_whole(part) for part in parts):
+        if not isinstance(label, Annotation) and not all(_is_whole(part) for part in parts):
             what = f"a label must be an integer, or a pair of them for an answer, received {label!r}"
             raise InputError(what, where=f"{name}, {examples.key(index)}", fix="correct the data source")
         if what := task.mismatch(label, shape):
-            raise InputError(what, where=name, fix=KIND_FIX)
-        if count is not None and not 0 <= parts[0] < count:
+            where = f"{name}, {examples.key(index)}" if isinstance(label, Annotation) else name
+            raise InputError(what, where=where, fix=task.label_fix)
+        if count is not None and isinstance(parts[0], int) and not 0 <= parts[0] < count:
             raise InputError(
                 f"{_named(examples, label)} has label {label}, and the model has outputs 0 … {count - 1}",
                 where=name,

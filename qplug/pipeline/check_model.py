@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from qplug.core.errors import InputError
+from qplug.core.task import Task
 from qplug.core.text import listed
 from qplug.data.stream import Stream
 from qplug.models.diagnosis import (
@@ -21,6 +25,7 @@ from qplug.models.interface import settle_interface
 from qplug.pipeline.context import RunContext
 from qplug.quantization.calibration.gradients import no_gradient, traced, traced_operations
 from qplug.recipe import Recipe
+from qplug.recipe.schema import CalibrationConfig
 
 REPEATED = 1e-4
 """Largest difference of the outputs for the same batch, as a fraction of their norm."""
@@ -46,9 +51,12 @@ def check_model(source: FloatModel, stream: Stream) -> tuple[int, ...]:
         notes = settle_interface(source.module, pair[:1], source.task, source.name)
         _check_training_mode(source, [path for path, part in evaluated if part.training and not [*part.children()]])
         shape = _check_outputs(source, pair)
-    if getattr(source.module, "num_classes", None) == 0:  # timm's name for a model without a classifier
+    if (
+        getattr(source.module, "num_classes", None) == 0 and source.task.name == "classification"
+    ):  # timm's name for a model without a classifier
         notes.append(f"the model has no classifier (num_classes: 0): its {shape[-1]} outputs are features, not classes")
     source.note = "; ".join(note for note in (source.note, *notes) if note)
+    _check_whole(source)
     return shape
 
 
@@ -60,6 +68,53 @@ def settle_inputs(source: FloatModel, device: torch.device | str = "cpu") -> lis
     """
     example = source.preprocessing.example().to(device)
     return settle_interface(source.module, example, source.task, source.name)
+
+
+def free_bytes() -> int:
+    """Memory that programs can still take, in bytes."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def check_memory(shape: Sequence[int], examples: int) -> None:
+    """Refuse evaluation data whose outputs, (``shape``) float32 for each example and model, exceed the free memory."""
+    one, free = 2 * 4 * math.prod(shape), free_bytes()
+    if one * examples > free:
+        raise InputError(
+            f"the outputs of both models for {examples} evaluation examples take {one * examples / 1e9:.1f} GB of "
+            f"memory, and {free / 1e9:.1f} GB are free",
+            where="data.evaluation",
+            fix=f"set the number of evaluation examples to at most {max(1, free // (2 * one))}",
+        )
+
+
+def check_loss(recipe: Recipe, task: Task) -> list[str]:
+    """A sentence where the default loss is replaced by the task's own.
+
+    Raises:
+        InputError: ``calibration.loss`` is not one of the task.
+    """
+    loss = recipe.calibration.loss
+    if loss in (*task.losses, "none"):
+        return []
+    if loss != CalibrationConfig().loss:
+        raise InputError(
+            f"expected a loss of the task {task.name}, {' or '.join(task.losses)}, received '{loss}'",
+            where="calibration.loss",
+            fix=f"set calibration.loss to {task.losses[0]}, or leave it out",
+        )
+    return [f"calibration.loss {loss} is that of classes; the task {task.name} takes {task.own_loss(loss)}"]
+
+
+def _check_whole(source: FloatModel) -> None:
+    """Refuse a preparation that cuts images, for a task whose outputs are resized to the whole image."""
+    if source.task.whole_image and not getattr(source.preprocessing, "whole_image", True):
+        raise InputError(
+            f"the preparation of images cuts a part out of them, and {source.task.name} needs the whole image",
+            where=f"{source.name}, preprocessing",
+            fix="set crop_mode: squash and crop_pct: 1.0 in model.preprocessing",
+        )
 
 
 def check_gradients(ctx: RunContext, recipe: Recipe, source: FloatModel, stream: Stream) -> None:

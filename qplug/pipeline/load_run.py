@@ -15,6 +15,7 @@ from qplug.core.task import Task
 from qplug.core.text import listed
 from qplug.core.types import Change
 from qplug.hooks.registry import Registry, backend_of, component, installed
+from qplug.hooks.tasks import settle_task
 from qplug.models.batchnorm import BY
 from qplug.pipeline.check_model import settle_inputs
 from qplug.pipeline.code_identity import code_changes, missing_plugins, plugin_packages
@@ -119,7 +120,7 @@ def load_planned(
     if changes and not changed_code:
         raise InputError("; ".join(changes), where=str(run.folder / "lock.json"), fix=CHANGED)
     plan = _plan(run, registry)
-    source = _source(run, recipe, registry).architecture()
+    source = settle_task(_source(run, recipe, registry).architecture(), registry)
     settle_inputs(source)
     techniques = [component(registry.techniques, step) for step in recipe.techniques]
     with RunContext.of(techniques, recipe.backend, recipe.seed, registry=registry) as ctx:

@@ -15,6 +15,7 @@ from qplug.data.loading import check_disjoint
 from qplug.data.memory import AsItIs, TensorExamples
 from qplug.data.stream import Stream
 from qplug.hooks.registry import Registry
+from qplug.hooks.tasks import task_named
 from qplug.models.effective_weight import copy_module
 from qplug.models.float_model import FloatModel
 from qplug.pipeline.check_labels import check_labels
@@ -32,7 +33,7 @@ def quantize(
     recipe: Recipe | str | Path,
     *,
     evaluation: Iterable[Any] | None = None,
-    task: Task = CLASSIFICATION,
+    task: Task | str = CLASSIFICATION,
     device: str = "cpu",
     registry: Registry | None = None,
     observers: Sequence[object] = (),
@@ -45,7 +46,7 @@ def quantize(
         calibration: batches of inputs, or of inputs and labels, as a ``DataLoader`` yields them.
         recipe: a recipe, or the path of one.
         evaluation: batches of inputs and labels; without them, metrics of outputs are left out.
-        task: what the outputs are.
+        task: what the outputs are: a task, or the name of one that is installed.
         device: as torch names it.
         registry, observers, cache: as ``run`` takes them.
 
@@ -70,8 +71,9 @@ def quantize(
     if judged is not None:
         check_disjoint(images, judged)
     with RunContext.open(recipe, None, device, registry, observers, cache) as ctx:
+        task = task_named(task, ctx.registry) if isinstance(task, str) else task
         own = _copied(model)
-        float_model = FloatModel.of(own, type(model).__name__, AsItIs.of(images), task_name=task.name)
+        float_model = FloatModel.of(own, type(model).__name__, AsItIs.of(images), task=task)
         float_model.module.to(ctx.device)
         stream = Stream(images, float_model.preprocessing, recipe.data.batch_size, ctx.device)
         outputs = check_model(float_model, stream)

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ONE_PIECE = f"a run folder is one piece: put the original file back, or {AGAIN}"
-PER_EXAMPLE = ("labels", "quantized.top1")
-"""Tensors of ``evaluation.safetensors`` that comparisons read: one integer for each example."""
+PREDICTIONS = ("labels", "quantized.top1")
+SCORES = ("quantized.by_example",)
+"""Tensors of ``evaluation.safetensors`` that comparisons read, one number for each example: a label and a prediction,
+or a score."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,42 @@ class Run:
         except (OSError, SafetensorError) as error:
             raise InputError(f"the file cannot be read: {error}", where=str(path), fix=AGAIN) from error
         count = self.metrics["images.evaluation"]
-        for name in PER_EXAMPLE:
+        for name in SCORES if SCORES[0] in tensors else PREDICTIONS:
             if name not in tensors or tensors[name].shape != (count,):
                 received = "none" if name not in tensors else f"shape {tensors[name].shape}"
                 what = f"expected {count} values of '{name}', as metrics.json says, received {received}"
                 raise InputError(what, where=str(path), fix=AGAIN)
         return tensors
+
+    @property
+    def score_key(self) -> str:
+        """The name of the metric that comparisons show: ``top1`` unless the task has another."""
+        return str(self.metrics.get("score", "top1"))
+
+    @property
+    def score_title(self) -> str:
+        """The score in the words of tables."""
+        return str(self.metrics.get("score_title", "top-1"))
+
+    @property
+    def score(self) -> float:
+        """The quantized model's score."""
+        return float(self.metrics[f"quantized.{self.score_key}"])
+
+    @property
+    def is_right(self) -> NDArray[Any] | None:
+        """(N,) bool, whether each prediction is right; ``None`` for a task whose predictions are not right or wrong."""
+        rows = self.evaluation
+        return None if SCORES[0] in rows else rows["quantized.top1"] == rows["labels"]
+
+    @property
+    def by_example(self) -> NDArray[Any]:
+        """(N,) float64: the score of each example, NaN where it has none; 0 or 1 for a right or wrong prediction."""
+        import numpy as np
+
+        right = self.is_right
+        values: NDArray[Any] = np.asarray(self.evaluation[SCORES[0]] if right is None else right, dtype=np.float64)
+        return values
 
     def checked(self, name: str) -> Path:
         """The path of a file; raises ``InputError`` if it is not the file that the run wrote."""

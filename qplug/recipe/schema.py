@@ -102,8 +102,10 @@ class Override(Config):
 class CalibrationConfig(Config):
     """Statistics of the calibration pass for techniques that weigh errors by importance."""
 
-    loss: Literal["kl", "logits", "cross_entropy", "kl_zero", "none"] = Field(
-        "kl", description="loss whose gradient weighs the error of each output; none: equal weights"
+    loss: Literal["kl", "logits", "cross_entropy", "kl_zero", "cosine", "squared", "none"] = Field(
+        "kl",
+        description="loss whose gradient weighs the error of each output; none: equal weights; cosine and squared are "
+        "those of features, for which kl means cosine",
     )
 
 

@@ -12,6 +12,7 @@ from qplug.testing.metrics import MetricContract
 from qplug.testing.quantizers import QuantizerContract
 from qplug.testing.run import toy_recipe, toy_registry, toy_run
 from qplug.testing.sources import DataSourceContract, ModelSourceContract
+from qplug.testing.tasks import TaskContract
 from qplug.testing.technique import TechniqueContract
 from qplug.testing.toys import toy_calibration, toy_groups, toy_images, toy_vit
 
@@ -21,6 +22,7 @@ __all__ = [
     "MetricContract",
     "ModelSourceContract",
     "QuantizerContract",
+    "TaskContract",
     "TechniqueContract",
     "toy_calibration",
     "toy_groups",

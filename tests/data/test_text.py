@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from qplug.core.errors import InputError
+from qplug.core.examples import Answers
 from qplug.data.loading import check_disjoint
 from qplug.data.text import Text, TextItem, Texts
 
@@ -55,7 +56,8 @@ def test_formats_give_the_same_examples(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
 def test_the_first_answer_is_the_label(tmp_path: Path, suffix: str) -> None:
     texts = source(write(tmp_path / f"train.{suffix}", ROWS), **PAIR, answer_column="answers")
-    assert [texts[i][1] for i in range(2)] == [(2, 3), (0, 0)]
+    assert [texts[i][1] for i in range(2)] == [Answers(2, 3, ("d", "c")), Answers(0, 0, ())]
+    assert texts[0][1].content() == [2, 3, "d", "c"]
 
 
 def test_splits_do_not_overlap_and_the_draw_depends_on_the_seed(tmp_path: Path) -> None:
@@ -80,7 +82,7 @@ def test_invalid_files_and_rows_are_named(tmp_path: Path, monkeypatch: pytest.Mo
         source(tmp_path, text_column="premise").label(2)
     with pytest.raises(InputError, match=r"column 'answers' holds no answers"):
         source(tmp_path, text_column="label", pair_column="hypothesis", answer_column="answers").label(2)
-    with pytest.raises(InputError, match="no parquet or jsonl or json or csv file in it has 'dev' in its path"):
+    with pytest.raises(InputError, match="no parquet or jsonl or json or csv or tsv file in it has 'dev' in its path"):
         source(tmp_path, "dev")
     write(tmp_path / "train-2.csv", [{"premise": "a", "label": 0}])
     with pytest.raises(InputError, match=r"files of the split have several formats: train-2.csv, train.jsonl"):
@@ -116,3 +118,22 @@ def test_only_one_column_defines_the_labels() -> None:
         source("x", label_column="a", answer_column="b", pair_column="c")
     with pytest.raises(ValidationError, match="'answer_column' needs 'pair_column'"):
         source("x", answer_column="b")
+
+
+def test_glue_files_have_tabs_quotation_marks_and_words_as_labels(tmp_path: Path) -> None:
+    rows = 'gold_label\tsentence1\tsentence2\nneutral\tA "word\tb, c\nentailment\td\t"e"\n-\tf\tg\n'
+    (tmp_path / "train.tsv").write_text("\ufeff" + rows, encoding="utf-8")
+    names = ["entailment", "neutral", "contradiction"]
+    columns = {"text_column": "sentence1", "pair_column": "sentence2", "label_column": "gold_label"}
+    texts = source(tmp_path, **columns, label_names=names)
+    assert texts[0] == (TextItem('A "word', "b, c"), 1)
+    assert texts.label(1) == 0
+    assert list(texts.classes.labels) == names
+    with pytest.raises(InputError, match="column 'gold_label' holds '-', and label_names are entailment, neutral"):
+        texts.label(2)
+    with pytest.raises(InputError, match="received 'neutral'") as error:
+        source(tmp_path, **columns).label(0)
+    assert "words need label_names" in error.value.fix
+    (tmp_path / "train.tsv").write_text("a\tb\n1\n")
+    with pytest.raises(InputError, match="not readable as TSV: expected 2 values"):
+        source(tmp_path, text_column="a")

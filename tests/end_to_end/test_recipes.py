@@ -14,6 +14,8 @@ ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml") 
 IMAGENET = [name for name in ALL if name.startswith("imagenet")]
 IMPORTED = ("mobilenetv1",)
 """Recipes and sweeps of a model that timm builds by a function of its own, not by name."""
+TEXTS = ("mr_biq_table_a3",)
+"""Sweeps of language models, each of which has a folder and data of its own."""
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -102,7 +104,7 @@ def test_the_paths_that_it_ships_with_are_refused_by_name(name):
         installed().datasets["folder"](recipe.data.calibration).open(seed=0)
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in SWEEPS if path.stem not in TEXTS], ids=lambda path: path.stem)
 def test_every_sweep_is_a_table_that_can_be_run(path):
     key, value = ("target", "timm:create_model") if path.stem in IMPORTED else ("name", "vit_tiny_patch16_224")
     if path.stem.startswith("qmlp"):  # of the zoo's models, which have their names in the recipes
@@ -114,6 +116,24 @@ def test_every_sweep_is_a_table_that_can_be_run(path):
     rows = {(recipe.name, recipe.model.model_dump_json(), recipe.quantize.model_dump_json()) for recipe in recipes}
     assert len(rows) == len(recipes) / 3
     assert all(recipe.paper for recipe in recipes)
+
+
+def test_the_table_of_language_models_has_each_task_of_each_model():
+    _, recipes = load_sweep(RECIPES / "sweeps" / "mr_biq_table_a3.yaml", seeds=[0])
+    rows = [(r.model.path, r.data.evaluation.split, r.techniques[0].batch_size, r.model.max_length) for r in recipes]
+    expected = []
+    for kind, batch in (("bert", 12), ("distilbert", 8)):
+        expected += [
+            (f"models/{kind}-squad", "validation", batch, 384),
+            (f"models/{kind}-mrpc", "validation", batch, 128),
+        ]
+        splits = ("validation_matched", "validation_mismatched")
+        expected += [(f"models/{kind}-mnli", split, batch, 128) for split in splits]
+    assert rows == expected
+    assert [r.data.calibration.examples for r in recipes] == [3377, None, 10000, 10000] * 2
+    answers = [r.data.evaluation.answer_column for r in recipes]
+    assert answers == ["answers", None, None, None] * 2
+    assert all((r.quantize.weights.bits, r.quantize.activations.bits) == (2, 8) for r in recipes)
 
 
 def test_the_tables_of_q_mlp_say_what_the_paper_prints():

@@ -13,7 +13,7 @@ from text_toys import ANSWERS, KINDS, LENGTH, TASKS, recipe_of
 from qplug import InputError, load_quantized, run
 from qplug.analysis.compare.rows import group
 from qplug.core.task import CLASSIFICATION, QuestionAnswering
-from qplug.data.loading import batches
+from qplug.data.loading import prepared
 from qplug.data.text import Text
 from qplug.hooks.registry import installed
 from qplug.models.transformers import TransformersModel
@@ -38,7 +38,7 @@ def predictions(folder: Path, language: Path, task: str, length: int) -> torch.T
     model = load_quantized(folder)
     judge = QuestionAnswering() if task == "question_answering" else CLASSIFICATION
     with torch.no_grad():
-        return torch.cat([judge.predictions(model(tokens)) for tokens, _ in batches(texts, transform, 8)])
+        return torch.cat([judge.predictions(model(tokens)) for tokens in prepared(texts, transform, 8)])
 
 
 @pytest.mark.slow
@@ -119,8 +119,9 @@ def test_runs_on_texts_can_be_compared(small_language: Path, tmp_path: Path) -> 
     (found,) = group(folders)
     assert found.model == "distilbert-question_answering"
     assert found.images == 12
-    assert [row.correct.shape for row in found.rows] == [(1, 12), (1, 12)]
-    assert found.rows[0].correct.mean() == folders[0].metrics["quantized.top1"]
+    assert found.score_title == "F1"
+    assert [row.by_example.shape for row in found.rows] == [(1, 12), (1, 12)]
+    assert found.rows[0].by_example.mean() == pytest.approx(folders[0].metrics["quantized.f1"])
 
 
 @pytest.mark.real

@@ -6,15 +6,17 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 
+from qplug.core.task import TASKS
 from qplug.hooks.registry import build
 
 
 def test_it_offers_its_sources() -> None:
     registry = build([EntryPoint("core", "qplug.hooks.builtin", "qplug")])
     assert not registry.broken()
-    assert sorted(registry.models) == ["import", "timm", "transformers", "zoo"]
-    assert sorted(registry.datasets) == ["digits", "folder", "hf", "text"]
+    assert sorted(registry.models) == ["import", "timm", "transformers", "transformers_vision", "zoo"]
+    assert sorted(registry.datasets) == ["digits", "folder", "hf", "masks", "text"]
     assert sorted(registry.quantizers) == ["log", "regions", "uniform"]
+    assert list(registry.tasks) == sorted(TASKS)
     assert list(registry.backends) == ["brevitas", "modelopt"]
     assert "timm.models.vision_transformer:Block" in registry.blocks
 

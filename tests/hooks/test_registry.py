@@ -162,6 +162,7 @@ OFFERS = {
     "dataset": ("qplug_datasets", "[type('D', (qplug.DataSource,), {'Config': Tagged})]"),
     "backend": ("qplug_backends", "{'NAME': qplug.BackendOffer('module:Class')}"),
     "quantizer": ("qplug_quantizers", "{'NAME': 'module:Class'}"),
+    "task": ("qplug_tasks", "{'NAME': 'module:Class'}"),
 }
 
 
@@ -201,7 +202,14 @@ def test_what_two_plugins_offer_under_one_name_is_refused_of_both(install, kind)
 @pytest.mark.parametrize("name", ["aaa", "zzz"])
 @pytest.mark.parametrize(
     ("kind", "taken"),
-    [("model", "zoo"), ("dataset", "digits"), ("backend", "brevitas"), ("quantizer", "uniform"), ("adapter", TIMM)],
+    [
+        ("model", "zoo"),
+        ("dataset", "digits"),
+        ("backend", "brevitas"),
+        ("quantizer", "uniform"),
+        ("task", "classification"),
+        ("adapter", TIMM),
+    ],
 )
 def test_a_core_name_stays_the_cores(install, kind, taken, name):
     distribution = install(name, offering(kind, taken))

@@ -16,6 +16,7 @@ from torch import nn
 import qplug
 from qplug.core.errors import InputError, PluginError
 from qplug.core.examples import Classes
+from qplug.core.task import TASKS
 from qplug.core.text import Alarm
 from qplug.data.folder import Folder
 from qplug.models.float_model import FloatModel, Preprocessing
@@ -146,7 +147,23 @@ def test_images_without_classes_one_output_and_features_are_refused(tmp_path: Pa
     flat = Folder(Folder.Config(source="folder", path=str(tmp_path / "ant"))).open(0)
     assert "so they have no labels" in refusal(3, flat).what
     assert "the model has one output for each example" in refusal(1, Examples([0, 0])).what
-    assert "no classifier (num_classes 0): its 8 outputs are features" in refusal(8, Examples([0]), num_classes=0).what
+    headless = refusal(8, Examples([0]), num_classes=0)
+    assert "no classifier (num_classes 0): its 8 outputs are features" in headless.what
+    assert headless.fix.startswith("set its task to features")
+
+
+def test_features_need_no_labels_and_what_is_left_out_is_said(tmp_path: Path) -> None:
+    encoder = model(8)
+    encoder.own_task = TASKS["features"]
+    folder(tmp_path, ("ant",))
+    flat = Folder(Folder.Config(source="folder", path=str(tmp_path / "ant"))).open(0)
+    (note,) = check_labels(encoder, (8,), {"data.evaluation": flat})
+    assert note == (
+        "data.evaluation: no example has a label, so features are judged by cosine and SQNR, without a top-1"
+    )
+    assert check_labels(encoder, (8,), {"data.evaluation": Examples([0, 99])}) == []
+    with pytest.raises(InputError, match="features are judged by classes, and the labels are answers"):
+        check_labels(encoder, (8,), {"data.evaluation": Examples([(0, 1)])})
 
 
 def test_classes_of_any_source_are_compared() -> None:

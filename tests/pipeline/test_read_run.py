@@ -126,9 +126,13 @@ def put(key: str, value: object) -> Callable[[dict], None]:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("metrics.json", lambda m: m.clear(), "holds no metrics of a run: float.top1: field required (and 6 more)"),
+        (
+            "metrics.json",
+            lambda m: m.clear(),
+            "holds no metrics of a run: bits.weights_mean: field required (and 4 more)",
+        ),
         ("metrics.json", put("quantized.top1", "0.5"), "quantized.top1: input should be a valid number"),
-        ("metrics.json", put("quantized.top1", None), "quantized.top1: input should be a valid number"),
+        ("metrics.json", put("quantized.top1", None), "quantized.top1 must be a number"),
         ("metrics.json", put("mine.kl", {"a": 1}), "mine.kl: input should be a valid number"),
         ("metrics.json", put("size_mb", [1.0]), "size_mb: input should be a valid number"),
         ("metrics.json", put("images.evaluation", 2.5), "images.evaluation: input should be a valid integer"),

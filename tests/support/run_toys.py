@@ -71,9 +71,13 @@ def write_run(
     lock: dict[str, Any] | None = None,
     decisions: list[dict[str, Any]] | None = None,
     changes: list[dict[str, Any]] | None = None,
+    scores: Any = None,
     **metrics: Any,
 ) -> Path:
-    """Write a run folder; ``right`` is which images were right, or the share of them that was."""
+    """Write a run folder; ``right`` is which images were right, or the share of them that was.
+
+    ``scores`` (images,) takes its place for a task whose predictions are not right or wrong.
+    """
     import torch
 
     recipe = recipe or resolved()
@@ -113,9 +117,8 @@ def write_run(
                 **metrics,
             },
         )
-        run.write_tensors(
-            "evaluation.safetensors", {"labels": labels, "float.top1": labels, "quantized.top1": quantized}
-        )
+        rows = {"labels": labels, "float.top1": labels, "quantized.top1": quantized}
+        run.write_tensors("evaluation.safetensors", rows if scores is None else {"quantized.by_example": scores})
         run.write_tensors("model.safetensors", {})
     return folder
 

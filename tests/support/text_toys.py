@@ -120,6 +120,11 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
+def places(labels: Sequence[Any]) -> torch.Tensor:
+    """The classes (N,), or the tokens (N, 2) of answers."""
+    return torch.tensor([label if isinstance(label, int) else (label.start, label.end) for label in labels])
+
+
 def train(folder: Path, texts: Path, task: str, epochs: int, rate: float = 1e-3) -> float:
     """Train the model in ``folder`` on ``train.jsonl`` and write it again; returns its top-1 on ``test.jsonl``."""
     from qplug.data.loading import batches
@@ -132,7 +137,7 @@ def train(folder: Path, texts: Path, task: str, epochs: int, rate: float = 1e-3)
     data = {}
     for split in ("train", "test"):
         examples = Text(Text.Config(source="text", path=str(texts), split=split, **columns)).open(0)
-        (data[split],) = batches(examples, transform, len(examples))
+        (data[split],) = batches(examples, transform, len(examples), collect=places)
     inputs, labels = data["train"]
     torch.manual_seed(0)
     steps = epochs * (len(inputs) // 32)

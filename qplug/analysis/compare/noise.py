@@ -12,23 +12,25 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Correct = NDArray[np.bool_]
+    Scores = NDArray[np.float64]
 
 SIGNIFICANCE_LEVEL = 0.05
 """Level of the two-sided exact test and of the interval; not corrected for the number of pairs."""
+PERMUTATIONS = 10_000
+"""Random signs of the test of scores; its p-values are multiples of 1/10,001."""
 
 
 @dataclass(frozen=True)
 class SeedDifference:
-    """Top-1 of one recipe minus that of another, on the same images.
+    """The mean score by example of one recipe minus that of another, on the same images.
 
     Attributes:
-        top1: difference as a share of images, mean over seeds.
-        p: p-value of the exact test over images.
+        mean: difference of the means over images, mean over seeds; of top-1, the difference itself.
+        p: p-value of the test over images.
         interval: 95 % interval of Student's t over seeds; ``None`` for one seed.
     """
 
-    top1: float
+    mean: float
     p: float
     interval: tuple[float, float] | None
 
@@ -39,17 +41,27 @@ class SeedDifference:
         return self.p >= SIGNIFICANCE_LEVEL or by_seed
 
 
-def difference(ours: Correct, theirs: Correct) -> SeedDifference:
+def difference(ours: Scores, theirs: Scores) -> SeedDifference:
     """Difference between two recipes.
 
+    Predictions that are right or wrong are told apart by ``exact_p``, other scores by ``permutation_p``. An average
+    precision or a mean IoU is no mean over images: its test is that of the scores by image, which is less than a test
+    of the figure itself.
+
     Args:
-        ours, theirs: (seeds, images) bool, whether an image was classified correctly; the same seeds and images.
+        ours, theirs: (seeds, images), the score of each image in 0 … 1: 0 or 1 where a prediction is right or wrong,
+            NaN for an image without a score; the same seeds and images.
     """
     import numpy as np
 
-    delta = ours.astype(np.int64) - theirs.astype(np.int64)
+    delta = ours.astype(np.float64) - theirs.astype(np.float64)
+    delta = delta[:, ~np.isnan(delta).any(0)]
+    if not delta.shape[1]:
+        return SeedDifference(0.0, 1.0, None)
     interval = seed_interval(delta.mean(1)) if len(delta) > 1 else None
-    return SeedDifference(float(delta.mean()), exact_p(delta), interval)
+    whole = not (delta % 1).any()
+    p = exact_p(delta.astype(np.int64)) if whole else permutation_p(delta)
+    return SeedDifference(float(delta.mean()), p, interval)
 
 
 def exact_p(delta: NDArray[np.int64]) -> float:
@@ -74,6 +86,25 @@ def exact_p(delta: NDArray[np.int64]) -> float:
     total = len(density) - 1
     extreme = np.abs(2 * np.arange(total + 1) - total) >= abs(int(by_image.sum()))
     return float(min(1.0, density[extreme].sum()))
+
+
+def permutation_p(delta: NDArray[np.float64]) -> float:
+    """Two-sided p-value of no difference, as ``exact_p``, for scores that are no whole numbers.
+
+    The distribution of T is drawn: ``PERMUTATIONS`` times random signs, from a seed of its own. The observed sum counts
+    among them, so that p is never 0 (Phipson and Smyth 2010).
+
+    Args:
+        delta: (seeds, images).
+    """
+    import numpy as np
+
+    by_image = delta.sum(0)
+    draw, extreme, least = np.random.default_rng(0), 0, abs(by_image.sum()) - 1e-12
+    for _ in range(0, PERMUTATIONS, 1000):  # in parts, so that many images need little memory
+        signs = draw.integers(0, 2, (1000, len(by_image)), dtype=np.int8) * 2.0 - 1.0
+        extreme += int((np.abs(signs @ by_image) >= least).sum())
+    return (extreme + 1) / (PERMUTATIONS + 1)
 
 
 def seed_interval(means: NDArray[np.float64]) -> tuple[float, float]:

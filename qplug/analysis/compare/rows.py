@@ -79,20 +79,25 @@ class ComparisonRow:
         folder = PurePath(config.get("path") or "").name
         return str(config.get("name") or config.get("target") or folder or config.get("source"))
 
+    @property
+    def score_key(self) -> str:
+        """The name of the metric that tells the rows apart, such as ``top1``; that of the model's task."""
+        return self.runs[0].score_key
+
     @cached_property
-    def correct(self) -> NDArray[np.bool_]:
-        """(seeds, images) bool, whether the quantized model classified an image correctly."""
+    def by_example(self) -> NDArray[np.float64]:
+        """(seeds, images): the quantized model's score of each image, 0 or 1 where a prediction is right or wrong."""
         import numpy as np
 
-        return np.stack([run.evaluation["quantized.top1"] == run.evaluation["labels"] for run in self.runs])
+        return np.stack([run.by_example for run in self.runs])
 
     def against(self, other: ComparisonRow) -> SeedDifference:
-        """Top-1 of this row minus the other's, on their common seeds; without any, on the first seeds of both."""
+        """The mean score by example minus the other's, on their common seeds; without any, on the first of both."""
         shared = [seed for seed in self.seeds if seed in other.seeds]
         if shared:
-            return difference(*(row.correct[[row.seeds.index(seed) for seed in shared]] for row in (self, other)))
+            return difference(*(row.by_example[[row.seeds.index(seed) for seed in shared]] for row in (self, other)))
         count = min(len(self.runs), len(other.runs))
-        return difference(self.correct[:count], other.correct[:count])
+        return difference(self.by_example[:count], other.by_example[:count])
 
 
 @dataclass(frozen=True)
@@ -113,20 +118,26 @@ class Group:
         return str(self.rows[0].runs[0].lock.hashes.evaluation_images)
 
     @property
-    def float_top1(self) -> float:
-        """Top-1 of the float model."""
-        return float(self.rows[0].runs[0].metrics["float.top1"])
+    def score_title(self) -> str:
+        """The score in the words of tables, such as ``top-1``."""
+        return self.rows[0].runs[0].score_title
+
+    @property
+    def float_score(self) -> float:
+        """The score of the float model."""
+        run = self.rows[0].runs[0]
+        return float(run.metrics[f"float.{run.score_key}"])
 
     @property
     def float_at_chance(self) -> bool:
         """Whether the float model is no better than chance, so that no accuracy of the group says anything.
 
-        ``False`` for runs of a version that did not measure it.
+        ``False`` for runs of a version that did not measure it, and for tasks without a chance level.
         """
         expected = self.rows[0].runs[0].metrics.get("float.chance")
         if expected is None:
             return False
-        return Chance(round(self.float_top1 * self.images), self.images, float(expected)).is_likely
+        return Chance(round(self.float_score * self.images), self.images, float(expected)).is_likely
 
     @cached_property
     def ties(self) -> list[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qplug.analysis.compare import ComparisonRow, Group
 
 Values = dict[str, Any]
-TEXTS = ("name", "model", "bits", "bops_convention", "evaluation_images", "tie", "paper", "folder")
+TEXTS = ("name", "model", "bits", "score", "bops_convention", "evaluation_images", "tie", "paper", "folder")
 OBJECTS = ("seeds", "protocol", "top1_by_seed", "protocol_differences", "folders")
 NUMBERS = (
     *("bits_weights", "bits_activations", "size_mb", "bops_g", "coverage", "images", "float_top1", "finetuned_top1"),
@@ -67,7 +67,8 @@ def example_values(metrics: Iterable[str]) -> Values:
 
 
 def _values(group: Group, row: ComparisonRow, tie: str, convention: Convention) -> Values:
-    top1 = row.mean("quantized.top1")
+    score = row.score_key
+    top1 = row.mean(f"quantized.{score}")
     return {
         "name": row.name,
         "model": group.model,
@@ -82,13 +83,14 @@ def _values(group: Group, row: ComparisonRow, tie: str, convention: Convention) 
         "coverage": row.mean("coverage.macs"),
         "images": group.images,
         "evaluation_images": group.evaluation,
-        "float_top1": group.float_top1,
-        "finetuned_top1": row.mean("finetuned.top1"),
-        "finetuned_top1_sd": row.spread("finetuned.top1"),
+        "score": score,
+        "float_top1": group.float_score,
+        "finetuned_top1": row.mean(f"finetuned.{score}"),
+        "finetuned_top1_sd": row.spread(f"finetuned.{score}"),
         "top1": top1,
-        "top1_sd": row.spread("quantized.top1"),
-        "top1_by_seed": row.values("quantized.top1"),
-        "drop": None if top1 is None else group.float_top1 - top1,
+        "top1_sd": row.spread(f"quantized.{score}"),
+        "top1_by_seed": row.values(f"quantized.{score}"),
+        "drop": None if top1 is None else group.float_score - top1,
         "agreement": row.mean("quantized.agreement"),
         "logit_sqnr_db": row.mean("quantized.logit_sqnr_db"),
         "seconds": row.seconds,
@@ -118,6 +120,8 @@ def _published(row: ComparisonRow) -> Values:
     }
 
 
+SCORE = "top-1"
+"""Column of the score, under the name that it has in the group's task. Its keys are named after top-1 in any task."""
 FINE_TUNED = "fine-tuned"
 """Column of the fine-tuned float model; hidden if no row has one."""
 
@@ -126,7 +130,7 @@ COLUMNS: list[tuple[str, Callable[[Values], str]]] = [  # title, and cell by ``v
     ("bits", lambda v: v["bits"]),
     ("protocol", lambda v: v["letter"]),
     (FINE_TUNED, lambda v: _with_spread(v, "finetuned_top1")),
-    ("top-1", lambda v: _with_spread(v, "top1")),
+    (SCORE, lambda v: _with_spread(v, "top1")),
     ("points lost", lambda v: _points(v["drop"])),
     ("same as", lambda v: v["tie"]),
     ("agreement", lambda v: percent(v["agreement"], 1)),
@@ -181,7 +185,9 @@ def comparison_tables(groups: Sequence[Group], rows: Sequence[Values], conventio
             text = "; ".join(f"{name} {value}" for name, value in row["protocol"].items())
             row["letter"] = letters.setdefault(text, letter(len(letters)).upper())
         images = f" ({group.evaluation[:8]}…)" if models[group.model] > 1 else ""
-        title = f"{group.model}: {group.images} images{images}, float top-1 {percent(group.float_top1, 1)}"
+        title = (
+            f"{group.model}: {group.images} images{images}, float {group.score_title} {percent(group.float_score, 1)}"
+        )
         title += ", NO BETTER THAN CHANCE" if group.float_at_chance else ""
         notes = [_seeds(members), *([SAME_LETTER] if any(row["tie"] for row in members) else [])]
         fine_tuned = any(row["finetuned_top1"] is not None for row in members)
@@ -189,11 +195,12 @@ def comparison_tables(groups: Sequence[Group], rows: Sequence[Values], conventio
         plugin = dict.fromkeys(name for row in group.rows for name in row.plugin_metrics)
         columns += [*((name, functools.partial(_plugin_cell, name)) for name in plugin), FOLDER]
         titles = [name for name, _ in columns]
+        shown = [group.score_title if name == SCORE else name for name in titles]
         cells = [_float_row(group, convention, titles)] + [tuple(cell(row) for _, cell in columns) for row in members]
-        right = [*(name for name in RIGHT if name in titles), *plugin]
+        right = [*(name for name in (*RIGHT, group.score_title) if name in shown), *plugin]
         best = max(range(len(members)), key=lambda index: members[index]["top1"] or 0.0)
         styles: dict[int | str, str] = {0: "dim", best + 1: "green"} if len(members) > 1 else {0: "dim"}
-        tables.append(Table(title, titles, cells, right, notes, less=[*LESS, *plugin, FOLDER[0]], styles=styles))
+        tables.append(Table(title, shown, cells, right, notes, less=[*LESS, *plugin, FOLDER[0]], styles=styles))
     if tables:
         legend = [f"{sign}: {text}" for text, sign in letters.items()]
         notes = [*legend, f"MB and BOPs, {convention}", "seconds without the cache"]
@@ -246,7 +253,7 @@ def _float_row(group: Group, convention: Convention, titles: Sequence[str]) -> t
         "bits": "W32A32",
         "MB": significant(common("float.size_mb")),
         "GBOPs": operations(common("float.bops_g")),
-        "top-1": percent(group.float_top1, 1),
+        SCORE: percent(group.float_score, 1),
     }
     return tuple(cells.get(title, "") for title in titles)
 

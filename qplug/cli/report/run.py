@@ -63,11 +63,13 @@ def decisions(result: RunResult) -> list[dict[str, Any]]:
 def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
     """Quantizers by kind of site, time of each stage, and results with the costs by one convention."""
     m = result.metrics
+    score, title = m.get("score", "top1"), m.get("score_title", "top-1")
     bits = f"weights {number(m.get('bits.weights_mean'))}, activations {number(m.get('bits.activations_mean'))}"
     rows = [
-        ("top-1, float", percent(m.get("float.top1"))),
-        *([("top-1, fine-tuned", percent(m["finetuned.top1"]))] if "finetuned.top1" in m else []),
-        ("top-1, quantized", percent(m.get("quantized.top1"))),
+        (f"{title}, float", percent(m.get(f"float.{score}"))),
+        *([(f"{title}, fine-tuned", percent(m[f"finetuned.{score}"]))] if f"finetuned.{score}" in m else []),
+        (f"{title}, quantized", percent(m.get(f"quantized.{score}"))),
+        *_other_scores(m, score),
         ("agreement with float", percent(m.get("quantized.agreement"))),
         ("logit SQNR", number(m.get("quantized.logit_sqnr_db"), "dB")),
         ("size", _size(m, convention)),
@@ -97,6 +99,13 @@ def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
         Table("Results", (), rows, notes=[protocol]),
     ]
     return [table for table in tables if table.rows]
+
+
+def _other_scores(m: Metrics, score: str) -> list[tuple[str, str]]:
+    """What a task measures of both models beside its score."""
+    names = [name.partition(".")[2] for name in m if name.startswith("quantized.")]
+    others = [name for name in names if f"float.{name}" in m and name not in (score, "forward_seconds")]
+    return [(f"{name}, {model}", percent(m[f"{model}.{name}"])) for name in others for model in ("float", "quantized")]
 
 
 def protocol_parts(groups: Iterable[Mapping[str, Any]], result: RunResult) -> list[str]:

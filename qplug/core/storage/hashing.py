@@ -19,7 +19,7 @@ from qplug.core.errors import InputError
 from qplug.core.storage.plain_file import require_file
 
 if TYPE_CHECKING:
-    from qplug.core.examples import Examples, Label
+    from qplug.core.examples import Examples
 
 WITHOUT_INFLUENCE = {"qplug": ("analysis", "cli", "testing", "hooks/scaffold_template")}
 """Package → its folders whose code does not affect results. The template is in a wheel and not in a checkout."""
@@ -79,11 +79,14 @@ def images_digest(images: Examples, *, labels: bool = True) -> str:
     )
 
 
-def _label(images: Examples, index: int) -> Label | None:
+def _label(images: Examples, index: int) -> Any:
+    from qplug.core.examples import Annotation
+
     try:
-        return images.label(index)
+        label = images.label(index)
     except InputError:
         return None
+    return label.content() if isinstance(label, Annotation) else label
 
 
 def code_digest(module: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qplug.core.errors import InputError
 from qplug.core.storage.hashing import content_key
@@ -103,8 +103,8 @@ class Metrics(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, extra="allow")
     __pydantic_extra__: dict[str, float | None]
 
-    float_top1: float = Field(alias="float.top1")
-    quantized_top1: float = Field(alias="quantized.top1")
+    score: str = "top1"
+    score_title: str = "top-1"
     weights: float = Field(alias="bits.weights_mean")
     activations: float = Field(alias="bits.activations_mean")
     coverage: float | None = Field(alias="coverage.macs")
@@ -114,6 +114,13 @@ class Metrics(BaseModel):
     bops_convention: str = ""
     evaluation_labels: str = Field("", alias="images.evaluation_labels")
     warnings: list[str] = []
+
+    @model_validator(mode="after")
+    def _scores(self) -> Metrics:
+        for model in ("float", "quantized"):
+            if self.__pydantic_extra__.get(f"{model}.{self.score}") is None:
+                raise ValueError(f"{model}.{self.score} must be a number")
+        return self
 
 
 def digest_of(lock: Mapping[str, Any]) -> str:
@@ -133,5 +140,6 @@ def problem_of(error: ValidationError) -> str:
     """The first problem in words, and how many more there are."""
     first, *more = error.errors(include_url=False, include_input=False)
     place = ".".join(map(str, first["loc"]))[:80]
-    words = first["msg"][:1].lower() + first["msg"][1:]
-    return f"{place}: {words}" + (f" (and {len(more)} more)" if more else "")
+    message = first["msg"].removeprefix("Value error, ")
+    words = f"{place}: {message[:1].lower()}{message[1:]}" if place else message
+    return words + (f" (and {len(more)} more)" if more else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qplug.core.chance import Chance
 from qplug.core.errors import InputError
-from qplug.core.examples import Label
+from qplug.core.examples import Annotation, Label
 from qplug.core.task.base import Task
 from qplug.core.types import MASKED
 
@@ -45,12 +47,42 @@ class Choices(Task):
     """A task with one or several choices among scores along the last axis; a score of ``MASKED`` is never chosen."""
 
     losses = tuple(LOSSES)
+    label_fix = KIND_FIX
     axes: ClassVar[int]
     """Number of axes of labels; outputs have one more."""
 
     def accepts(self, outputs: Tensor) -> bool:
         """Whether the outputs have one axis more than labels."""
         return outputs.dim() == self.axes + 1
+
+    def collect(self, labels: Sequence[Label]) -> Tensor:
+        """(B,) int64, or (B, 2)."""
+        return torch.tensor(labels, dtype=torch.int64)
+
+    @abstractmethod
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """(N,) int64: a number for each prediction; equal predictions have equal numbers."""
+
+    @abstractmethod
+    def truth(self, labels: Tensor, outputs: Tensor) -> Tensor:
+        """(N,) int64: the labels, numbered as in ``predictions``; −1 if no prediction can be correct."""
+
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(): the number of examples whose prediction equals the label."""
+        return (self.predictions(outputs) == self.truth(labels, outputs)).sum()
+
+    def judge(self, outputs: Tensor, labels: Tensor) -> float:
+        """The fraction of examples whose prediction equals the label, in 0 … 1."""
+        return float((self.predictions(outputs) == self.truth(labels, outputs)).double().mean())
+
+    def chance(self, outputs: Tensor, labels: Tensor) -> Chance | None:
+        """The accuracy, and what it would be if the predictions had nothing to do with the labels."""
+        predictions, truth = self.predictions(outputs), self.truth(labels, outputs)
+        return Chance.of(predictions.tolist(), truth.tolist())
+
+    def agreement(self, first: Tensor, second: Tensor) -> int:
+        """The number of examples with equal predictions in both outputs."""
+        return int((self.predictions(first) == self.predictions(second)).sum())
 
     def check_labels(self, labels: Tensor, outputs: Tensor, where: str) -> None:
         """Check that labels are of the kind that the model predicts, and below its number of choices."""
@@ -65,6 +97,9 @@ class Choices(Task):
 
     def mismatch(self, label: Label, shape: Sequence[int]) -> str:
         """``the model predicts …, and the labels are …``, if these differ."""
+        if isinstance(label, Annotation):
+            predicted = KINDS.get(len(shape), "outputs of another task")
+            return f"the model predicts {predicted}, and the labels are {type(label).__name__.lower()}"
         return self._mismatch(2 if isinstance(label, tuple) else 1, len(shape))
 
     def _mismatch(self, axes: int, predicted: int) -> str:
@@ -97,8 +132,8 @@ class Choices(Task):
         """
         signal, noise = (energy.sum() for energy in self.energies(float_, quantized))
         return {
-            "float.top1": self.accuracy(float_, labels),
-            "quantized.top1": self.accuracy(quantized, labels),
+            "float.top1": self.judge(float_, labels),
+            "quantized.top1": self.judge(quantized, labels),
             "quantized.agreement": self.agreement(quantized, float_) / len(float_),
             "quantized.logit_sqnr_db": float(10 * torch.log10(signal / noise)),
         }

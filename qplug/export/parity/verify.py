@@ -66,10 +66,10 @@ def _compared(file: ExportedFile, planned: LoadedRun, runtime: str, images: int,
 
 def evaluation_batches(planned: LoadedRun, images: int, registry: Registry) -> Iterator[Tensor]:
     """The first ``images`` evaluation images of a run, preprocessed, in batches of ``BATCH_SIZE``."""
-    from qplug.data.loading import batches
+    from qplug.data.loading import prepared
 
     opened = component(registry.datasets, planned.recipe.data.evaluation).open(EVALUATION_SEED)
     count = min(images, len(opened))
-    stream = batches(opened, planned.preprocessing.transform(), min(BATCH_SIZE, count))
-    for start, (x, _) in zip(range(0, count, BATCH_SIZE), stream, strict=False):
+    stream = prepared(opened, planned.preprocessing.transform(), min(BATCH_SIZE, count))
+    for start, x in zip(range(0, count, BATCH_SIZE), stream, strict=False):
         yield x[: count - start]

@@ -7,9 +7,11 @@ import copy
 from qplug.core.device import forward_seconds, peak_memory_mb
 from qplug.core.examples import LabelTransform, describe_labels
 from qplug.core.storage.hashing import images_digest
+from qplug.core.text import Alarm
 from qplug.data.loading import batches
 from qplug.hooks.metrics import measure
 from qplug.pipeline.answers import Outputs, answers_of
+from qplug.pipeline.bank import settled_task
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.result_cache import source_key
 from qplug.pipeline.results import Evaluation, Inputs, RewrittenModel
@@ -54,24 +56,32 @@ def _judge(ctx: RunContext, inputs: Inputs, model: RewrittenModel, plan: Plan, f
         models = [found.model] if slot.tensors else [found.model, source.module]
         models += [model.finetuned] if model.finetuned is not None else []
         transform = source.preprocessing.transform()  # its own, to know which evaluation examples it shortened
-        stream = batches(examples, transform, inputs.batch_size, ctx.device)
+        task = source.task
+        stream = batches(examples, transform, inputs.batch_size, ctx.device, task.collect, task.missing)
         with checked_calls(found.model, plan, CHECKED):
-            answers, labels = answers_of(models, stream, advance, source.task)
+            answers, labels = answers_of(models, stream, advance, task)
         if slot.tensors is None:
             slot.keep({"outputs": answers[1].outputs}, answers[1].seconds)
         float_ = slot.tensors["outputs"] if slot.tensors else answers[1].outputs
         found.outputs = outputs = Outputs(float_, answers[0].outputs, labels)
-        chance = source.task.chance(float_, labels)
-        ctx.warnings += chance_warning(chance, source.task.causes)
+        source.own_task = task = settled_task(ctx, inputs, found.model, labels)
+        chance = task.chance(float_, labels)
+        ctx.warnings += chance_warning(chance, task.causes) if chance is not None else []
         timed, batch = len(inputs.images.examples), inputs.images.first(inputs.batch_size)
         seconds = [forward_seconds(one, batch) * timed / len(batch) for one in (source.module, found.model)]
-    found.metrics |= source.task.metrics(outputs.float_, outputs.quantized, labels)
+    found.metrics |= task.metrics(outputs.float_, outputs.quantized, labels)
+    score = task.score
+    found.metrics |= {"score": score, "score_title": task.score_title}
     values, warnings = measure(ctx.registry, ctx.seed, outputs.float_, outputs.quantized, labels)
     found.metrics |= values
     ctx.warnings += warnings
     if model.finetuned is not None:
-        found.metrics["finetuned.top1"] = source.task.accuracy(answers[-1].outputs, labels)
-    found.metrics |= {"float.chance": chance.expected, "images.evaluation": len(examples)}
+        found.metrics[f"finetuned.{score}"] = task.judge(answers[-1].outputs, labels)
+    if chance is not None:
+        found.metrics["float.chance"] = chance.expected
+    else:
+        ctx.warnings += map(Alarm, task.doubts(found.metrics[f"float.{score}"]))
+    found.metrics["images.evaluation"] = len(examples)
     found.metrics["images.evaluation_labels"] = describe_labels(examples, labels)
     found.metrics["float.forward_seconds"], found.metrics["quantized.forward_seconds"] = seconds
     if isinstance(transform, LabelTransform):

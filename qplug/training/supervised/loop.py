@@ -162,7 +162,7 @@ class SupervisedTraining:
             right, task = 0, self.objective.task
             for inputs, labels in self.images.held_out_batches():
                 outputs = self.problem.model(inputs.to(self.device)).cpu()
-                right += int((task.predictions(outputs) == task.truth(labels, outputs)).sum())
+                right += int(task.correct(outputs, labels))
         self.history.held_out.append((step, right / len(self.images.held_out)))
 
     @contextmanager

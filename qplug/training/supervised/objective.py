@@ -44,4 +44,4 @@ class TrainingObjective:
                 target = self.teacher(inputs).float()
             divergence = self.task.divergence(outputs, target, distill.temperature)
             loss = (1.0 - distill.weight) * loss + distill.weight * distill.temperature**2 * divergence
-        return loss, (self.task.predictions(outputs) == self.task.truth(labels, outputs)).sum()
+        return loss, self.task.correct(outputs, labels)

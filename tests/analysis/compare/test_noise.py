@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy.stats import binomtest, ttest_1samp
 
-from qplug.analysis.compare.noise import SeedDifference, difference, exact_p, letters, seed_interval
+from qplug.analysis.compare.noise import SeedDifference, difference, exact_p, letters, permutation_p, seed_interval
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 20))
@@ -57,7 +57,7 @@ def test_a_difference_needs_images_and_seeds():
     better, worse = right.copy(), right.copy()
     better[:, :30] = worse[:, :10] = True
     found = difference(better, worse)
-    assert found.top1 == pytest.approx(0.2)
+    assert found.mean == pytest.approx(0.2)
     assert not found.is_noise
     assert not difference(worse, better).is_noise
     few = right.copy()
@@ -67,6 +67,28 @@ def test_a_difference_needs_images_and_seeds():
     assert difference(better, worse).is_noise  # one seed says the opposite
     assert difference(better, better).is_noise
     assert SeedDifference(0.1, 0.01, None).is_noise is False
+
+
+def test_scores_are_told_apart_by_permuted_signs():
+    from scipy.stats import permutation_test
+
+    delta = np.random.default_rng(3).normal(0.05, 0.2, 60)
+    expected = permutation_test(
+        (delta,), np.mean, permutation_type="samples", n_resamples=20_000, random_state=np.random.default_rng(0)
+    ).pvalue
+    assert permutation_p(delta[None]) == pytest.approx(expected, abs=0.01)
+
+
+def test_no_more_than_one_in_twenty_equal_scores_differ():
+    draws = np.random.default_rng(1).normal(0.0, 0.2, (300, 1, 25))
+    assert np.mean([permutation_p(delta) < 0.05 for delta in draws]) == pytest.approx(0.05, abs=0.03)
+
+
+def test_images_without_a_score_do_not_count():
+    ours, theirs = np.array([[0.5, np.nan, 0.7]]), np.array([[0.25, np.nan, 0.2]])
+    assert difference(ours, theirs).mean == pytest.approx(0.375)
+    nothing = np.full((1, 3), np.nan)
+    assert difference(nothing, nothing).is_noise
 
 
 def test_rows_share_a_letter_if_they_are_the_same():
