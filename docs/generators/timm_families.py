@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -233,7 +234,7 @@ def _share(row: Row) -> float:
 
 
 def _line(row: Row) -> str:
-    sqnr = f"{row['sqnr']:.1f} dB" if "sqnr" in row else "–"
+    sqnr = f"{row['sqnr']:.1f} dB" if math.isfinite(row.get("sqnr", math.nan)) else "–"  # all outputs may be zero
     cells = (
         row["family"],
         f"`{row['model']}`",

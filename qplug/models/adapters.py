@@ -75,6 +75,15 @@ def _transposed_conv(module: nn.Module) -> nn.Module | None:
     return None if made is None else made.eval()
 
 
+def _lstm(module: nn.Module) -> nn.Module | None:
+    from torch.nn import LSTM
+
+    from qplug.models.recurrent import ExplicitLSTM
+
+    assert isinstance(module, LSTM)
+    return None if module.proj_size else ExplicitLSTM(module).eval()
+
+
 def _bert(module: nn.Module) -> nn.Module | None:
     from qplug.models.attention import ExplicitSelfAttention
 
@@ -111,6 +120,7 @@ ADAPTERS = [
     Adapter("timm.layers.blur_pool:BlurPool2d", _blur),
     Adapter("torch.nn.modules.conv:Conv1d", _sequence_conv),
     Adapter("torch.nn.modules.conv:ConvTranspose2d", _transposed_conv),
+    Adapter("torch.nn.modules.rnn:LSTM", _lstm),
     Adapter("torch.nn.modules.activation:MultiheadAttention", _multihead_attention),
     Adapter("transformers.models.bert.modeling_bert:BertSelfAttention", _bert),
     Adapter("transformers.models.distilbert.modeling_distilbert:DistilBertSelfAttention", _distilbert),
