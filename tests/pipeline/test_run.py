@@ -57,7 +57,7 @@ DESIGNED = {
 COSTS = ("size_mb", "bops_g", "float.size_mb", "float.bops_g")
 BESIDE = {
     *("float.size_mb", "float.bops_g", "quantized.forward_seconds", "cache.seconds_saved", "bits.by"),
-    *("float.chance", "images.evaluation_labels"),
+    *("float.chance", "images.evaluation_labels", "score", "score_title"),
     *(f"accounting.{convention}.{cost}" for convention in ("q-mlp", "hawq") for cost in COSTS),
 }
 """Measured beside what the design lists."""
