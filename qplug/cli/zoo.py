@@ -30,6 +30,7 @@ def zoo_train(
 ) -> None:
     """Train a model of the zoo, and print its accuracy."""
     from qplug.cli.report.progress import Progress
+    from qplug.models.zoo import ZOO
     from qplug.training.supervised.zoo import train
 
     out = out or Path(f"{name}.safetensors")
@@ -39,4 +40,5 @@ def zoo_train(
             progress.advance(f"train {name}", done, total)
 
         accuracy = train(name, out, data=data, epochs=epochs, seed=seed, progress=advance)
-    screen_of().line(f"{name}: {100 * accuracy:.2f} % top-1 on held-out images; weights written to {out}")
+    score = "AP of masks" if ZOO[name].data == "shapes" else "top-1"
+    screen_of().line(f"{name}: {100 * accuracy:.2f} % {score} on held-out images; weights written to {out}")

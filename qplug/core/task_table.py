@@ -4,6 +4,7 @@ from __future__ import annotations
 
 TASK_PATHS: dict[str, str] = {
     "classification": "qplug.core.task.classification:Classification",
+    "detection": "qplug.core.task.detection:Detection",
     "features": "qplug.core.task.features:Features",
     "question_answering": "qplug.core.task.question_answering:QuestionAnswering",
     "semantic_segmentation": "qplug.core.task.semantic_segmentation:SemanticSegmentation",

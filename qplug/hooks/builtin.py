@@ -7,14 +7,17 @@ from collections.abc import Iterable, Mapping
 from qplug.core.component import DataSource, ModelSource
 from qplug.core.task_table import TASK_PATHS
 from qplug.core.types import Adapter, BackendOffer, Extra
+from qplug.data.coco import Coco
 from qplug.data.digits import Digits
 from qplug.data.folder import Folder
 from qplug.data.hf import HuggingFace
 from qplug.data.masks import Masks
+from qplug.data.shapes import Shapes
 from qplug.data.text import Text
 from qplug.hooks.specs import hookimpl
 from qplug.models.adapters import ADAPTERS
 from qplug.models.blocks import BLOCKS
+from qplug.models.detector_source import DetectorModel
 from qplug.models.sources import ImportedModel, TimmModel, ZooModel
 from qplug.models.transformers import TransformersModel
 from qplug.models.transformers_vision import TransformersVisionModel
@@ -25,14 +28,14 @@ MODELOPT = Extra("modelopt", "pip install 'qplug[modelopt]'")
 
 @hookimpl
 def qplug_models() -> Iterable[type[ModelSource]]:
-    """``timm``, ``zoo``, ``import``, ``transformers``, ``transformers_vision``."""
-    return [TimmModel, ZooModel, ImportedModel, TransformersModel, TransformersVisionModel]
+    """``timm``, ``zoo``, ``import``, ``detector``, ``transformers``, ``transformers_vision``."""
+    return [TimmModel, ZooModel, ImportedModel, DetectorModel, TransformersModel, TransformersVisionModel]
 
 
 @hookimpl
 def qplug_datasets() -> Iterable[type[DataSource]]:
-    """``digits``, ``folder``, ``hf``, ``masks``, ``text``."""
-    return [Digits, Folder, HuggingFace, Masks, Text]
+    """``coco``, ``digits``, ``folder``, ``hf``, ``masks``, ``shapes_detection``, ``text``."""
+    return [Coco, Digits, Folder, HuggingFace, Masks, Shapes, Text]
 
 
 @hookimpl

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from qplug.models.checkpoint_file import read
 from qplug.models.checkpoint_keys import several, unwrap
 
 Shapes = dict[str, tuple[int, ...]]
+Convert = Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], str]]
+"""A function from a file's state to one under the model's names, and a note on that."""
 HEADS = ("head", "fc", "classifier", "head_dist", "last_linear")
 """Last names of modules that are classifiers, in timm and torchvision."""
 CLASSES = "set num_classes: {}"
@@ -24,7 +26,15 @@ COUNTER = "num_batches_tracked"
 TRANSLATED = "the checkpoint's keys were translated by timm's checkpoint_filter_fn"
 
 
-def load(module: nn.Module, path: Path, name: str, *, resample: bool = False, classes: str = CLASSES) -> str:
+def load(
+    module: nn.Module,
+    path: Path,
+    name: str,
+    *,
+    resample: bool = False,
+    classes: str = CLASSES,
+    convert: Convert | None = None,
+) -> str:
     """Load ``path`` into ``module``, all tensors or none; returns notes on what was chosen, empty in most cases.
 
     Args:
@@ -33,12 +43,16 @@ def load(module: nn.Module, path: Path, name: str, *, resample: bool = False, cl
         name: name of the architecture in messages.
         resample: whether timm may resample position embeddings to another input size.
         classes: how to set the number of classes, for messages.
+        convert: called with the file's state.
 
     Raises:
         InputError: the file cannot be read (see ``checkpoint_file.read``), belongs to another architecture, or holds
             numbers of another kind than the architecture's.
     """
     state, notes = read(path)
+    if convert is not None:
+        state, converted = convert(state)
+        notes.append(converted)
     wanted = shapes(module.state_dict())
     unwrapped = None if fits(wanted, shapes(state)) else unwrap(wanted, state)
     for candidate, note in ((state, ""), unwrapped or ({}, "")):

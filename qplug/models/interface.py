@@ -72,6 +72,25 @@ class SelectedOutput:
         return tensor.flatten(1) if self.flat else tensor
 
 
+@dataclass(frozen=True)
+class ReadOutput:
+    """Forward hook of a model: the one tensor that its task reads from its outputs.
+
+    Attributes:
+        task: whose ``read`` knows such outputs.
+        note: empty; the task's own documentation describes what is read.
+    """
+
+    task: Task
+    note: str = ""
+
+    def __call__(self, _: nn.Module, __: Any, out: Any) -> Tensor:
+        """The tensor (B, …)."""
+        tensor = self.task.read(out)
+        assert tensor is not None  # it was read when the hook was made
+        return tensor
+
+
 def settle_interface(model: nn.Module, example: Tensor, task: Task, where: str) -> list[str]:
     """Give ``model`` the interface that every stage expects, by hooks in place; returns notes on what they do.
 
@@ -104,6 +123,10 @@ def settle_interface(model: nn.Module, example: Tensor, task: Task, where: str) 
     for path, name in by_keyword.items():
         model.get_submodule(path).register_forward_pre_hook(PositionalInput(name), with_kwargs=True, prepend=True)
     _check_precision(model, example, where)
+    read = None if isinstance(out, Tensor) else task.read(out)
+    if read is not None:
+        model.register_forward_hook(ReadOutput(task))
+        out = read
     selected = _select(out, len(example), task, where)
     if selected is not None:
         model.register_forward_hook(selected)

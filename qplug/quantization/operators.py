@@ -48,6 +48,9 @@ FREE = frozenset(
 Elementwise operators are not here, as torch tags them.
 """
 
+REGIONS = frozenset({"nms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"})
+"""Operators of torchvision on regions: comparisons of boxes, and pooling, whose interpolation is not counted."""
+
 
 def _addmv(_: Shape, matrix: Shape, *args: Any, **kwargs: Any) -> int:
     return 2 * prod(matrix)
@@ -175,6 +178,7 @@ def is_free(operator: Any) -> bool:
         or is_view(operator)
         or is_of_shapes(operator)
         or operator.namespace in ("prim", "profiler")
+        or (operator.namespace == "torchvision" and name in REGIONS)
         or name.removesuffix("_") in FREE
         or name.startswith(("_assert", "_functional_assert"))
     )

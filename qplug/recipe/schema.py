@@ -135,14 +135,14 @@ class DataConfig(Config):
 
 
 class Published(Config):
-    """Published top-1 of a model at some bits, in percent."""
+    """Published top-1 of a model at some bits, or the score of another task, such as AP of masks, in percent."""
 
-    model: str = Field(min_length=1, description="name of the model in timm")
+    model: str = Field(min_length=1, description="name of the model, as model.name has it")
     weights: float = Field(gt=0, le=32, description="mean bits of weights")
     activations: float = Field(gt=0, le=32, description="mean bits of activations")
-    top1: float = Field(ge=0, le=100, description="top-1 of the quantized model, percent")
+    top1: float = Field(ge=0, le=100, description="score of the quantized model, percent: top-1, or its task's")
     float_top1: float | None = Field(
-        None, ge=0, le=100, description="top-1 of its float model, percent; null if the paper does not print it"
+        None, ge=0, le=100, description="score of its float model, percent; null if the paper does not print it"
     )
 
 

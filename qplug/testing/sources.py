@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qplug.core.component import DataSource, ModelSource
 from qplug.core.errors import InputError
-from qplug.core.examples import Examples
+from qplug.core.examples import Annotation, Examples
 from qplug.core.storage.hashing import fingerprint
 from qplug.hooks.torch_state import torch_state_kept
 from qplug.models.adapters import ADAPTERS, make_explicit
@@ -266,6 +266,9 @@ def _label_alone(examples: Examples, index: int) -> object:
 
 
 def _check_label(label: object, where: str) -> None:
+    if isinstance(label, Annotation):
+        _as_json(where, {"label": label.content()})
+        return
     parts = label if isinstance(label, tuple) else (label,)
     whole = all(isinstance(part, int) and not isinstance(part, bool) for part in parts)
     assert whole, f"{where}: a label is a whole number or a pair of them, got {label!r}"

@@ -7,6 +7,7 @@ from paths import RECIPES
 from ruamel.yaml import YAML
 
 from qplug import InputError, load_recipe
+from qplug.models.detectors.build import ARCHITECTURES
 from qplug.recipe.sweep import load_sweep
 
 SWEEPS = sorted((RECIPES / "sweeps").glob("*.yaml"))
@@ -14,6 +15,8 @@ ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml") 
 IMAGENET = [name for name in ALL if name.startswith("imagenet")]
 IMPORTED = ("mobilenetv1",)
 """Recipes and sweeps of a model that timm builds by a function of its own, not by name."""
+COCO = [name for name in ALL if name.startswith("coco")]
+DETECTORS = ("mptq_vit_table4",)
 TEXTS = ("mr_biq_table_a3",)
 """Sweeps of language models, each of which has a folder and data of its own."""
 
@@ -93,6 +96,31 @@ def test_the_folders_that_it_ships_with_are_refused_by_name(name):
         installed().datasets["text"](recipe.data.calibration).open(seed=0)
 
 
+@pytest.mark.parametrize("name", COCO)
+def test_detectors_are_exchanged_and_their_paths_refused_by_name(name):
+    from qplug.hooks.registry import component, installed
+
+    recipe = load_recipe(RECIPES / name, ["model.name=cascade_mask_rcnn_swin_t"])
+    assert len(recipe.paper.published) == 8
+    assert {one.model for one in recipe.paper.published} <= set(ARCHITECTURES)
+    with pytest.raises(InputError, match="path/to/"):
+        component(installed().datasets, recipe.data.calibration).open(seed=0)
+    with pytest.raises(InputError, match="path/to/"):
+        component(installed().models, recipe.model).key()
+
+
+def test_the_sweep_of_detectors_has_the_table_but_apq_vit():
+    _, recipes = load_sweep(RECIPES / "sweeps" / "mptq_vit_table4.yaml", seeds=[0])
+    methods = ["PTQ4ViT", "TSPTQ-ViT", "MPTQ-ViT"]
+    assert [(r.name, r.quantize.weights.bits) for r in recipes] == [(name, b) for b in (6, 4) for name in methods]
+    assert {r.data.calibration.images for r in recipes} == {1}
+    published = {(r.name, r.quantize.weights.bits): r.paper.published for r in recipes}
+    by_hand = {("PTQ4ViT", 4): 26.6, ("TSPTQ-ViT", 6): 43.2, ("MPTQ-ViT", 4): 42.7}
+    for (name, bits), ap in by_hand.items():
+        rows = [p.top1 for p in published[name, bits] if (p.model, p.weights) == ("mask_rcnn_swin_s", bits)]
+        assert rows == [ap]
+
+
 @pytest.mark.parametrize("name", IMAGENET)
 def test_the_paths_that_it_ships_with_are_refused_by_name(name):
     from qplug.hooks.registry import component, installed
@@ -107,7 +135,9 @@ def test_the_paths_that_it_ships_with_are_refused_by_name(name):
 @pytest.mark.parametrize("path", [path for path in SWEEPS if path.stem not in TEXTS], ids=lambda path: path.stem)
 def test_every_sweep_is_a_table_that_can_be_run(path):
     key, value = ("target", "timm:create_model") if path.stem in IMPORTED else ("name", "vit_tiny_patch16_224")
-    if path.stem.startswith("qmlp"):  # of the zoo's models, which have their names in the recipes
+    if path.stem in DETECTORS:
+        value = "cascade_mask_rcnn_swin_s"
+    if path.stem.startswith(("qmlp", "mptq_vit_shapes")):  # of the zoo's models, which have their names in the recipes
         key, value = "checkpoint_path", "somewhere.safetensors"
     title, recipes = load_sweep(path, [f"model.{key}={value}"])
     assert title

@@ -37,13 +37,14 @@ EMBEDDED = {  # name → parameters, and top-1 on the held-out third, as measure
 
 TRAINED = {"mixer_cifar10": 154_058, "resmlp_cifar10": 154_442, "convmixer_cifar10": 28_234}
 """The models without embedded weights, with their numbers of parameters."""
+DETECTOR = "mask_rcnn_shapes"
 
 
 def test_the_zoo_and_the_recipe_have_the_same_models() -> None:
     named = get_args(ZooModel.Config.model_fields["name"].annotation)
-    assert set(named) == set(ZOO) == {*EMBEDDED, *TRAINED}
-    assert {name for name, entry in ZOO.items() if entry.embedded} == set(EMBEDDED)
-    assert {path.name for path in WEIGHTS.iterdir()} == {f"{name}.safetensors" for name in EMBEDDED}
+    assert set(named) == set(ZOO) == {*EMBEDDED, *TRAINED, DETECTOR}
+    assert {name for name, entry in ZOO.items() if entry.embedded} == {*EMBEDDED, DETECTOR}
+    assert {path.name for path in WEIGHTS.iterdir()} == {f"{name}.safetensors" for name in (*EMBEDDED, DETECTOR)}
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,13 @@ class Task(ABC):
     def accepts(self, outputs: Tensor) -> bool:
         """Whether ``outputs`` have the number of axes of this task; any number by default."""
         return True
+
+    def read(self, outputs: Any) -> Tensor | None:
+        """The one tensor of what a model returned, where it is none; ``None`` leaves it to the rules for all tasks.
+
+        These take the only tensor, or the entry named ``logits`` or ``out``. It must be differentiable.
+        """
+        return None
 
     @abstractmethod
     def calibration_loss(self, name: str, outputs: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
 LABEL_SMOOTHING = 0.1
 WARMUP = 0.05
+SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
 
 def train(
@@ -53,7 +54,7 @@ def train(
         progress: called with (finished epochs, all epochs).
 
     Returns:
-        The top-1 accuracy on the test split, in 0 … 1.
+        The top-1 accuracy on the test split, or the AP of masks of a detector, in 0 … 1.
 
     Raises:
         InputError: the zoo has no such model; ``data`` is missing, superfluous or without such images; or the folder
@@ -69,6 +70,8 @@ def train(
         raise InputError("the folder of the checkpoint does not exist", where=str(out.parent), fix="create it first")
     entry = ZOO[name]
     epochs = epochs or entry.epochs
+    if entry.data == "shapes":
+        return _detector(name, out, data, epochs, seed, progress)
     images, labels = tensors(entry, "train", data)
     test = tensors(entry, "test", data)
     with torch.random.fork_rng(devices=[]):
@@ -85,6 +88,51 @@ def train(
     }
     _write(model.state_dict(), out, training)
     return accuracy
+
+
+def _detector(
+    name: str,
+    out: Path,
+    data: Path | None,
+    epochs: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> float:
+    """``train`` for the detector of scenes; returns the AP of its masks on the test split."""
+    import torch
+
+    from qplug.data.loading import batches
+    from qplug.data.shapes import SIDE, Shapes
+    from qplug.models.detector_interface import settle_detector
+    from qplug.models.interface import settle_interface
+    from qplug.training.supervised.zoo_detector import train_detector
+
+    if data is not None:
+        what = f"{name} is trained on embedded data: no folder is read"
+        raise InputError(what, where="--data", fix="leave it out")
+    scenes = {split: Shapes(Shapes.Config(source="shapes_detection", split=split)).open(0) for split in SPLITS}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ZOO[name].build()
+        train_detector(model, scenes["train"], epochs, progress)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    preparation, task = settle_detector(model, (SIDE, SIDE))
+    settle_interface(model, preparation.example(), task, name)
+    outputs, labels = [], []
+    with torch.inference_mode():
+        for inputs, found in batches(scenes["test"], preparation.transform(), 20, collect=task.collect):
+            outputs.append(model(inputs))
+            labels.append(found)
+    precision = task.judge(torch.cat(outputs), task.join(labels))
+    training = {
+        "model": name,
+        "seed": seed,
+        "epochs": epochs,
+        "test_ap": round(precision, 4),
+        "torch": torch.__version__,
+    }
+    _write(state, out, training)
+    return precision
 
 
 def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:

@@ -1,0 +1,1 @@
+"""Mask R-CNN and Cascade Mask R-CNN on timm's Swin, which compute what MMDetection's do."""
