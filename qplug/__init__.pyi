@@ -1,5 +1,8 @@
 """The public names of qplug, each in this one place; they are imported when first used."""
 
+from .api.analyze import inspect as inspect, sensitivity as sensitivity
+from .api.compare import Comparison as Comparison, compare as compare
+from .api.quantize import Quantized as Quantized, quantize as quantize
 from .core.component import (
     Config as Config,
     DataSource as DataSource,
@@ -43,7 +46,6 @@ from .models.attention import MatMul as MatMul
 from .models.float_model import FloatModel as FloatModel, Preprocessing as Preprocessing
 from .models.tracing import is_gelu as is_gelu
 from .pipeline.load_run import load_quantized as load_quantized
-from .pipeline.quantize import quantize as quantize
 from .pipeline.results import RunResult as RunResult
 from .pipeline.run import run as run
 from .quantization.backends import Lowering as Lowering

@@ -22,6 +22,7 @@ STAGES = (
 )
 HOOKED = {"rewrite", "smooth", "allocate", "assign", "reconstruct"}
 LAYERS = (
+    (("api", "models and data in memory"),),
     (("cli", "commands, reports"), ("testing", "contracts, toys")),
     (("analysis", "inspect, sensitivity, compare"), ("export", "formats, parity, bench")),
     (("pipeline", "run, stages, cache"),),
@@ -87,8 +88,8 @@ def layers() -> None:
     for row, folders in enumerate(LAYERS):
         y, width = 16 + row * 56, (560 - 12 * (len(folders) - 1)) / len(folders)
         parts += [box(16 + i * (width + 12), y, width, f"{name}/", about) for i, (name, about) in enumerate(folders)]
-    parts.append('<path d="M600,20 V560"/><text class="left" x="612" y="290">imports</text>')
-    save("layers", 680, 584, parts)
+    parts.append('<path d="M600,20 V616"/><text class="left" x="612" y="318">imports</text>')
+    save("layers", 680, 640, parts)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from qplug.core.errors import InputError, QplugError
 from qplug.core.text import listed
 from qplug.hooks.registry import Registry, component, installed
+from qplug.models.in_memory import NotGiven
 from qplug.pipeline.read_run import Run, read_run
 from qplug.recipe.allow_code import CodeNotAllowed
 
@@ -100,6 +101,8 @@ def verify(
     recipe_of(run, registry, allow_code)  # what is not installed, or not allowed, is no fault of the folder
     try:
         _verify_outputs(found, run, device, registry, advance, allow_code)
+    except NotGiven as error:
+        found.add("outputs", "not checked", error.what)
     except QplugError as error:
         if isinstance(error, CodeNotAllowed) or (device is not None and error.where == "--device"):
             raise

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from qplug.cli.report.screen import Screen, Table
     from qplug.core.storage.cache import Cache
 
-COMMANDS = "run compare verify export bench validate inspect sensitivity techniques plugins schema cache".split()
-COMMANDS += ["zoo", "new-plugin"]
+COMMANDS = "run compare verify export bench init validate inspect sensitivity recipes techniques plugins schema".split()
+COMMANDS += ["cache", "zoo", "new-plugin"]
 """All commands, in the order in which a newcomer needs them; each has a module of its name."""
 
 

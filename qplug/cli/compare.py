@@ -215,7 +215,9 @@ def _check_keys(found: Sequence[Run], checks: Sequence[Callable[[dict[str, Any]]
 
 
 def _is_yaml(path: Path) -> bool:
-    return path.suffix in (".yaml", ".yml")
+    from qplug.recipe.named import is_name
+
+    return path.suffix in (".yaml", ".yml") or is_name(path)
 
 
 def _seeds(text: str | None, overrides: Sequence[str]) -> list[int]:

@@ -31,6 +31,8 @@ InputSize = Annotated[
         show_default="the model's own",
     ),
 ]
+TIMM = "timm:"
+"""May precede a name of timm, so that it is no other's."""
 RECIPE_SUFFIXES = (".yaml", ".yml")
 SHAPE_ALONE = {"interpolation": "bilinear", "crop_pct": 1.0}
 """Preprocessing of a model whose sites alone are of interest: no image is prepared by it."""
@@ -86,7 +88,7 @@ def choose_model(
         values["checkpoint_path"] = str(checkpoint)
     if input_size is not None:
         values["preprocessing"] = _preprocessing(input_size, kind, shapes_only)
-    notes = [f"{model} is timm's {name}"] if name != model else []
+    notes = [f"{model} is timm's {name}"] if name != model.removeprefix(TIMM) else []
     return ChosenModel(_source(registry, kind, values, model), name, notes=notes)
 
 
@@ -111,6 +113,8 @@ def _kind(model: str, registry: Registry) -> tuple[str, str]:
     zoo = get_args(registry.models["zoo"].Config.model_fields["name"].annotation) if "zoo" in registry.models else ()
     if model in zoo:
         return "zoo", model
+    if model.startswith(TIMM) and model != f"{TIMM}create_model":  # that is a function to import
+        return "timm", timm_name(model.removeprefix(TIMM))
     if model.startswith(HUB_PREFIXES) or ("/" in model and ":" not in model):
         return "timm", timm_name(model)
     return ("import" if ":" in model else "timm"), model

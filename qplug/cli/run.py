@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,14 +23,25 @@ from qplug.cli.app import (
     app,
     cache_of,
     print_json,
+    screen_of,
     show,
 )
+from qplug.cli.model_and_data import Data, ModelName
+from qplug.cli.model_option import Checkpoint
 from qplug.quantization.accounting import DEFAULT, convention
+
+if TYPE_CHECKING:
+    from qplug.recipe import AllowCode as Allowed, Recipe
 
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(show_default=False, help="Recipe, a YAML file.")],
+    recipe: Annotated[
+        Path, typer.Argument(show_default=False, help="Recipe: a YAML file, or a name that 'qplug recipes' lists.")
+    ],
+    model: ModelName = None,
+    data: Data = None,
+    checkpoint: Checkpoint = None,
     overrides: Sets = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder to write.", show_default="runs/RECIPE-TIME-PROCESS")
@@ -44,14 +56,13 @@ def run(
 ) -> None:
     """Quantize a model by a recipe and measure it.
 
-    Writes a run folder with the results.
+    Writes a run folder with the results. The first run of your own: qplug run w8a8 --model timm:resnet18 --data FOLDER.
     """
     State.json = as_json
     counted_by = convention(accounting)
     from qplug.core.storage.run_folder import check_target
-    from qplug.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or (), allow_code=allowed_code(allow_code))
+    loaded = _loaded(recipe, model, checkpoint, data, overrides or (), allowed_code(allow_code))
     target = out or _default_out(recipe)
     check_target(target)
     State.written = "nothing was written"
@@ -79,6 +90,27 @@ def run(
         print_json(run_summary(result))
         return
     show(summary_tables(result, counted_by), result.warnings)
+
+
+def _loaded(
+    recipe: Path,
+    model: str | None,
+    checkpoint: Path | None,
+    data: Path | None,
+    overrides: Sequence[str],
+    allow_code: Allowed,
+) -> Recipe:
+    """The recipe with what ``--model``, ``--data`` and ``--set`` change; says what was found."""
+    from qplug.recipe import load_recipe
+
+    if model is None and data is None and checkpoint is None:
+        return load_recipe(recipe, overrides, allow_code=allow_code)
+    from qplug.cli.model_and_data import given
+
+    found = given(load_recipe(recipe, allow_code=allow_code), model, checkpoint, data, allow_code=allow_code)
+    for note in found.notes:
+        screen_of(sys.stderr).line(note, wrap=True)
+    return load_recipe(recipe, [*found.options(), *overrides], allow_code=allow_code)
 
 
 def _default_out(recipe: Path) -> Path:

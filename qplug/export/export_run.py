@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qplug.core.errors import InputError, exits_named
 from qplug.core.storage.atomic import check_file, write_file
@@ -17,6 +17,10 @@ from qplug.hooks.registry import Registry, installed
 from qplug.pipeline.load_run import load_planned
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import nn
+
     from qplug.export.parity.result import Parity
     from qplug.recipe import AllowCode
 
@@ -57,6 +61,8 @@ def export_run(
     changed_code: bool = False,
     registry: Registry | None = None,
     allow_code: AllowCode = False,
+    model: nn.Module | None = None,
+    inputs: Iterable[Any] | None = None,
 ) -> Export:
     """Write a run's quantized model to a file, provided that a runtime computes the simulation's values from it.
 
@@ -74,6 +80,8 @@ def export_run(
             metadata and a warning state this.
         registry: of installed plugins; discovered if ``None``.
         allow_code: whether the run's recipe may name code from outside the installed packages, as ``load_recipe``.
+        model: the float model of a run of ``qplug.quantize``, as ``load_quantized`` takes it.
+        inputs: batches to compare on, as ``qplug.quantize`` takes them; the run's evaluation images unless given.
 
     Raises:
         InputError: the run folder or an argument is wrong, a package is missing, the target exists, the format cannot
@@ -86,11 +94,11 @@ def export_run(
     registry = registry or installed()
     target = Path(out) if out is not None else Path(f"{Path(run_folder)}{row.suffix}")
     check_new(target)
-    planned = load_planned(run_folder, registry, changed_code, allow_code=allow_code)
+    planned = load_planned(run_folder, registry, changed_code, allow_code=allow_code, model=model)
 
     from qplug.export.metadata import metadata
     from qplug.export.parity.diagnose import explained
-    from qplug.export.parity.verify import verified
+    from qplug.export.parity.verify import Compared, verified
     from qplug.quantization.calls import check_calls
 
     with explained(planned, row, registry):
@@ -98,7 +106,8 @@ def export_run(
     calls = Counter(call.operation for call in file.calls)
     calls.update({name: planned.plan.calls.get(name, 0) for merged in file.joined.values() for name in merged})
     check_calls(calls, planned.plan, "the exported file")
-    parity = verified(file, planned, row, images, saturating, registry) if verify else None
+    compared = Compared(images, model, inputs)
+    parity = verified(file, planned, row, compared, saturating, registry) if verify else None
     inexact = saturating and any(may_saturate(planned.plan, path) for path in planned.plan.modules())
     content = file.content(metadata(planned, row, file.calls, parity, inexact))
     check_new(target)

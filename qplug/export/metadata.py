@@ -43,7 +43,7 @@ def metadata(
         "float_sites": planned.plan.float_sites,
         "operations": [dataclasses.asdict(call) for call in calls],
     }
-    texts = {f"qplug.{key}": json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+    texts = {f"qplug.{key}": json.dumps(value, ensure_ascii=False, default=str) for key, value in values.items()}
     checked = NOT_VERIFIED if parity is None else json.dumps(parity.summary() | {"processor": processor()})
     products = {"qplug.products": SATURATING if inexact else EXACT_PRODUCTS} if row.integer_products else {}
     return {"qplug.version": __version__, "qplug.format": row.name, **products, **texts, "qplug.parity": checked}

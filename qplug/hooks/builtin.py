@@ -12,12 +12,14 @@ from qplug.data.digits import Digits
 from qplug.data.folder import Folder
 from qplug.data.hf import HuggingFace
 from qplug.data.masks import Masks
+from qplug.data.memory_source import MemoryData
 from qplug.data.shapes import Shapes
 from qplug.data.text import Text
 from qplug.hooks.specs import hookimpl
 from qplug.models.adapters import ADAPTERS
 from qplug.models.blocks import BLOCKS
 from qplug.models.detector_source import DetectorModel
+from qplug.models.in_memory import MemoryModel
 from qplug.models.sources import ImportedModel, TimmModel, ZooModel
 from qplug.models.transformers import TransformersModel
 from qplug.models.transformers_vision import TransformersVisionModel
@@ -28,14 +30,15 @@ MODELOPT = Extra("modelopt", "pip install 'qplug[modelopt]'")
 
 @hookimpl
 def qplug_models() -> Iterable[type[ModelSource]]:
-    """``timm``, ``zoo``, ``import``, ``detector``, ``transformers``, ``transformers_vision``."""
-    return [TimmModel, ZooModel, ImportedModel, DetectorModel, TransformersModel, TransformersVisionModel]
+    """``timm``, ``zoo``, ``import``, ``detector``, ``transformers``, ``transformers_vision``, ``memory``."""
+    own = [TimmModel, ZooModel, ImportedModel, DetectorModel, MemoryModel]
+    return [*own, TransformersModel, TransformersVisionModel]
 
 
 @hookimpl
 def qplug_datasets() -> Iterable[type[DataSource]]:
-    """``coco``, ``digits``, ``folder``, ``hf``, ``masks``, ``shapes_detection``, ``text``."""
-    return [Coco, Digits, Folder, HuggingFace, Masks, Shapes, Text]
+    """``coco``, ``digits``, ``folder``, ``hf``, ``masks``, ``memory``, ``shapes_detection``, ``text``."""
+    return [Coco, Digits, Folder, HuggingFace, Masks, MemoryData, Shapes, Text]
 
 
 @hookimpl

@@ -9,6 +9,7 @@ every image. Non-maximum suppression, RoIAlign and the decoding of boxes stay in
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,21 @@ class FixedHeads(nn.Module):
         return tuple([_filled(one, limit) for one in part] for part in found)
 
 
+class FixedPool(nn.Module):
+    """A mixin of torchvision's ``MultiScaleRoIAlign``, whose scales are those of the canvas.
+
+    It infers them at its first forward from the sizes of features and images, and a canvas wider than the images would
+    give others.
+    """
+
+    canvas: tuple[int, int]
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """The features of each box."""
+        pooled: Tensor = super().forward(x, boxes, [self.canvas] * len(image_shapes))
+        return pooled
+
+
 def _filled(rows: Tensor, count: int) -> Tensor:
     missing = rows.new_zeros((max(0, count - len(rows)), *rows.shape[1:]))
     return torch.cat([rows[:count], missing])
@@ -125,10 +141,44 @@ def settle_detector(module: Any, canvas: tuple[int, int] | None = None) -> tuple
     if heads is not None:
         _swap(module.rpn, FixedProposals)
         _swap(heads, FixedHeads)
+        for pool in _pools(heads):
+            _swap(pool, FixedPool)
+            pool.canvas, pool.scales, pool.map_levels = transform.canvas, None, None
     module.register_forward_pre_hook(ImageList())
     with_masks = heads is not None and heads.has_mask()
     limit = int((heads if heads is not None else module).detections_per_img)
     return preparation, Detection(_classes(module), _mask_side(heads) if with_masks else 0, limit, background=True)
+
+
+def remove_detector_interface(module: nn.Module) -> None:
+    """Undo ``settle_detector`` in place: the detector takes a list of images of any size again."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, ImageList):
+            del module._forward_pre_hooks[key]
+    heads = getattr(module, "roi_heads", None)
+    for part in (getattr(module, "transform", None), getattr(module, "rpn", None), heads, *_pools(heads)):
+        if isinstance(part, FixedPool):
+            part.scales, part.map_levels = None, None  # type: ignore[assignment]
+        if isinstance(part, (FixedTransform, FixedProposals, FixedHeads, FixedPool)):
+            part.__class__ = type(part).__bases__[1]
+
+
+def _pools(heads: Any) -> list[Any]:
+    """The parts that cut regions out of the features, which torchvision infers the scales of."""
+    from torchvision.ops import MultiScaleRoIAlign
+
+    pools = [getattr(heads, name, None) for name in ("box_roi_pool", "mask_roi_pool")]
+    return [pool for pool in pools if isinstance(pool, MultiScaleRoIAlign)]
+
+
+def canvas_of(module: nn.Module, sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The smallest canvas that holds images of these heights and widths as the detector resizes them."""
+    own = _preparation(module.transform, None)
+    if own.resize == "stretch":
+        return own.input_size[1], own.input_size[2]
+    resized = [own.resized(size) for size in sizes]
+    height, width = (math.ceil(max(side) / DIVISIBLE) * DIVISIBLE for side in zip(*resized, strict=True))
+    return height, width
 
 
 def _preparation(transform: Any, canvas: tuple[int, int] | None) -> DetectionPreprocessing:

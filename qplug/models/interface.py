@@ -53,6 +53,47 @@ class KeywordInput:
 
 
 @dataclass(frozen=True)
+class InputOfNames:
+    """Forward pre-hook of a model that takes its inputs by keywords: one tensor, or several that are stacked.
+
+    Attributes:
+        names: of the inputs; those of several lie along the second axis of the tensor, (B, inputs, …).
+    """
+
+    names: tuple[str, ...]
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Arguments with the only positional one under its name, or its parts under theirs."""
+        if len(args) != 1:
+            return None
+        parts = args if len(self.names) == 1 else args[0].unbind(1)
+        return (), {**kwargs, **dict(zip(self.names, parts, strict=True))}
+
+
+def all_outputs(_: nn.Module, __: Any, out: Any) -> Tensor:
+    """Forward hook of a model: (B, N), every floating-point tensor that it returns, flattened and joined."""
+    return torch.cat([tensor.flatten(1).float() for tensor in floating_tensors(out)], 1)
+
+
+def floating_tensors(out: Any) -> list[Tensor]:
+    """The floating-point tensors (B, …) within containers, in their order."""
+    if isinstance(out, Tensor):
+        return [out] if out.is_floating_point() and out.dim() else []
+    return [tensor for value in _entries(out).values() for tensor in floating_tensors(value)]
+
+
+def remove_interface(model: nn.Module) -> nn.Module:
+    """``model``, in place, with the arguments and outputs of the caller's own model again."""
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if isinstance(hook, (KeywordInput, InputOfNames, SelectedOutput, ReadOutput)) or hook is all_outputs:
+                del hooks[key]
+                for more in ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs"):
+                    getattr(model, more).pop(key, None)
+    return model
+
+
+@dataclass(frozen=True)
 class SelectedOutput:
     """Forward hook of a model: the one tensor of its outputs.
 
@@ -106,7 +147,7 @@ def settle_interface(model: nn.Module, example: Tensor, task: Task, where: str) 
         InputError: the forward fails, an operation computes in another type than float32, or the outputs cannot be read
             as outputs of ``task``.
     """
-    if not any(isinstance(hook, KeywordInput) for hook in model._forward_pre_hooks.values()):
+    if not any(isinstance(hook, (KeywordInput, InputOfNames)) for hook in model._forward_pre_hooks.values()):
         _take_by_keyword(model, where)
     by_keyword: dict[str, str] = {}
     handles = [
@@ -131,6 +172,20 @@ def settle_interface(model: nn.Module, example: Tensor, task: Task, where: str) 
     if selected is not None:
         model.register_forward_hook(selected)
     return [hook.note for hook in model._forward_hooks.values() if isinstance(hook, SelectedOutput)]
+
+
+def accepted(out: Any, batch: int, task: Task) -> bool:
+    """Whether outputs for ``batch`` examples can be read as those of ``task``."""
+    try:
+        _select(out, batch, task, "")
+    except InputError:
+        return False
+    return True
+
+
+def described(out: Any) -> str:
+    """Outputs in words: ``a tuple of 2: (1, 4), (1, 4)``."""
+    return _described(out)
 
 
 def has_own_hooks(module: nn.Module) -> bool:

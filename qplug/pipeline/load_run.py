@@ -17,6 +17,7 @@ from qplug.core.types import Change
 from qplug.hooks.registry import Registry, backend_of, component, installed
 from qplug.hooks.tasks import settle_task
 from qplug.models.batchnorm import BY
+from qplug.models.in_memory import MemoryModel, as_given
 from qplug.pipeline.check_model import settle_inputs
 from qplug.pipeline.code_identity import code_changes, missing_plugins, plugin_packages
 from qplug.pipeline.context import RunContext
@@ -32,6 +33,7 @@ from qplug.recipe import AllowCode, load_recipe
 from qplug.training.supervised.problem import TRAINED_BY as BY_TRAINING
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from qplug.data.preparation import Preparation
@@ -74,6 +76,7 @@ def load_quantized(
     *,
     changed_code: bool = False,
     allow_code: AllowCode = False,
+    model: nn.Module | None = None,
 ) -> nn.Module:
     """The quantized model of a run; inputs and outputs are those of the float model, as the run read them.
 
@@ -89,6 +92,8 @@ def load_quantized(
         changed_code: load the run although the code of qplug or of a plugin is not that of the run. Its outputs may be
             others; ``qplug verify`` compares them.
         allow_code: whether the run's recipe may name code from outside the installed packages, as ``load_recipe``.
+        model: the float model of a run of ``qplug.quantize``, whose folder holds no code; its weights may be others.
+            The loaded model then takes and returns what ``model`` does.
 
     Returns:
         The model in eval mode, lowered to the recipe's backend. On the device of the run, its outputs equal those of
@@ -102,15 +107,26 @@ def load_quantized(
     """
     registry = registry or installed()
     where = parse_device(device)
-    planned = load_planned(run_folder, registry, changed_code, allow_code=allow_code)
-    model = backend_of(planned.recipe.backend, registry).apply(planned.model.to(where), planned.plan).eval()
-    check_one_forward(model, planned.plan, planned.preprocessing.example().to(where), "the loaded model")
+    planned = load_planned(run_folder, registry, changed_code, allow_code=allow_code, model=model)
+    loaded = lowered(planned, registry, where)
+    return loaded if model is None else as_given(loaded)
+
+
+def lowered(planned: LoadedRun, registry: Registry, device: torch.device) -> nn.Module:
+    """The model of a run, lowered to the recipe's backend, and checked by one forward."""
+    model = backend_of(planned.recipe.backend, registry).apply(planned.model.to(device), planned.plan).eval()
+    check_one_forward(model, planned.plan, planned.preprocessing.example().to(device), "the loaded model")
     return model
 
 
 @exits_named
 def load_planned(
-    run_folder: str | Path, registry: Registry, changed_code: bool = False, *, allow_code: AllowCode = False
+    run_folder: str | Path,
+    registry: Registry,
+    changed_code: bool = False,
+    *,
+    allow_code: AllowCode = False,
+    model: nn.Module | None = None,
 ) -> LoadedRun:
     """The float model of a run and its plan, for any backend or exporter to lower; see ``load_quantized``."""
     run = read_run(run_folder)
@@ -120,21 +136,21 @@ def load_planned(
     if changes and not changed_code:
         raise InputError("; ".join(changes), where=str(run.folder / "lock.json"), fix=CHANGED)
     plan = _plan(run, registry)
-    source = settle_task(_source(run, recipe, registry).architecture(), registry)
+    source = settle_task(_source(run, recipe, registry, model).architecture(), registry)
     settle_inputs(source)
     techniques = [component(registry.techniques, step) for step in recipe.techniques]
     with RunContext.of(techniques, recipe.backend, recipe.seed, registry=registry) as ctx:
-        model = rewrite(ctx, Inputs(source))
-        sites = prepare(ctx, model)
-        _check_changes(ctx, model.changes, plan, run.folder)
-    load_weights(model.module, run.folder / FILE, plan)
+        rewritten = rewrite(ctx, Inputs(source))
+        sites = prepare(ctx, rewritten)
+        _check_changes(ctx, rewritten.changes, plan, run.folder)
+    load_weights(rewritten.module, run.folder / FILE, plan)
     known = {site.name: (site.kind, site.shape) for site in sites.site_map.sites}
     for site in (decision.site for decision in plan):
         if known.get(site.name) != (site.kind, site.shape):
             what = f"quantizes {site.name} ({site.kind.value}, {site.shape}), which the recipe's model lacks"
             raise InputError(what, where=str(run.folder / "plan.json"), fix=AGAIN)
     refuse_bypassed(sites.site_map.bypassed, plan.decisions)
-    return LoadedRun(run, recipe, model.module, plan, source.preprocessing, source.task, changes)
+    return LoadedRun(run, recipe, rewritten.module, plan, source.preprocessing, source.task, changes)
 
 
 def recipe_of(run: Run, registry: Registry, allow_code: AllowCode) -> Recipe:
@@ -156,9 +172,14 @@ def recipe_of(run: Run, registry: Registry, allow_code: AllowCode) -> Recipe:
         raise InputError(what, where=str(run.folder), fix=fix) from error
 
 
-def _source(run: Run, recipe: Recipe, registry: Registry) -> ModelSource:
+def _source(run: Run, recipe: Recipe, registry: Registry, model: nn.Module | None) -> ModelSource:
     """The source of the model; one that reads files of the run folder reads those that the run wrote alone."""
     source = component(registry.models, recipe.model)
+    if isinstance(source, MemoryModel):
+        return source if model is None else source.given(model)
+    if model is not None:
+        what = f"expected no model: the run's own comes from its source '{source.name()}'"
+        raise InputError(what, where="model", fix="leave model= out")
     if type(source).kept_in is not ModelSource.kept_in and (added := run.added()):
         what = (
             f"holds {listed(added, 5)}, which the run did not write, and the source '{source.name()}' reads the folder"

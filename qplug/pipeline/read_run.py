@@ -87,6 +87,11 @@ class Run:
         return str(self.metrics.get("score_title", "top-1"))
 
     @property
+    def score_is_share(self) -> bool:
+        """Whether the score is a fraction in 0 … 1; the number of a caller's own function may be anything."""
+        return bool(self.metrics.get("score_unit", "fraction") == "fraction")
+
+    @property
     def score(self) -> float:
         """The quantized model's score."""
         return float(self.metrics[f"quantized.{self.score_key}"])

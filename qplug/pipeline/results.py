@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from qplug.data.stream import Stream
 from qplug.models.batchnorm import Folding
 from qplug.models.equivalence import EquivalenceCheck
 from qplug.models.float_model import FloatModel
+from qplug.models.in_memory import MemoryModel
 from qplug.pipeline.answers import Outputs
 from qplug.pipeline.specs import Specs
 from qplug.quantization.plan import Plan
@@ -23,6 +24,7 @@ from qplug.quantization.sqnr_table import SqnrTable
 from qplug.training.supervised.history import History
 
 if TYPE_CHECKING:
+    from qplug.pipeline.own_metrics import OwnMetrics
     from qplug.recipe import Recipe
 
 
@@ -48,6 +50,12 @@ class Inputs:
     files: dict[str, str] = field(default_factory=dict)
     run_key: str | None = None
     outputs: tuple[int, ...] = ()
+    own: OwnMetrics | None = None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether a Python program gave the model, so that the result can be saved later."""
+        return isinstance(self.made_by, MemoryModel)
 
     @property
     def batch_size(self) -> int:
@@ -158,6 +166,8 @@ class RunResult:
         trainings: by stage, the history of each training that the recipe asks for.
         folder: the run folder, where one was written.
         model: the quantized module, in eval mode, on the device of the run.
+        write: of a run in memory: writes its run folder.
+        inputs: of a run in memory: its float model and data.
     """
 
     recipe: Recipe
@@ -168,6 +178,8 @@ class RunResult:
     trainings: dict[str, History] = field(default_factory=dict)
     folder: Path | None = None
     model: nn.Module | None = field(default=None, repr=False)
+    write: Callable[[Path], None] | None = field(default=None, repr=False)
+    inputs: Inputs | None = field(default=None, repr=False)
 
     @property
     def float_macs(self) -> dict[str, int]:

@@ -76,6 +76,6 @@ def resolve(quantize: Quantize, sites: Sequence[Site]) -> Specs:
         raise InputError(
             f"the override {unused[0].match!r} matches no site of this model",
             where="quantize.overrides",
-            fix="qplug inspect MODEL lists the sites and their kinds",
+            fix="qplug inspect MODEL lists the sites and their kinds; --set quantize.overrides=[] leaves overrides out",
         )
     return specs

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qplug.core.errors import InputError, Problem, RecipeError, exits_named
 from qplug.core.storage.plain_file import refuse_special
@@ -13,12 +14,15 @@ from qplug.hooks.registry import Registry, installed
 from qplug.recipe.allow_code import AllowCode, CodeNotAllowed, foreign_code
 from qplug.recipe.backend_support import check_backend
 from qplug.recipe.check import check_names
+from qplug.recipe.named import recipe_file
 from qplug.recipe.overrides import SetOption, apply_override, parse
 from qplug.recipe.schema import Recipe, build_type
 from qplug.recipe.settings_name import with_settings
 from qplug.recipe.yaml_tree import Node, Place, Reader, Source
 
 MAX_BYTES = 1 << 20
+IN_MEMORY = "the recipe"
+"""The place of problems of a recipe that is given by its values."""
 
 
 class SweepGiven(InputError):
@@ -27,7 +31,7 @@ class SweepGiven(InputError):
 
 @exits_named
 def load_recipe(
-    path: str | Path,
+    path: str | Path | Mapping[str, Any],
     overrides: Sequence[str | SetOption] = (),
     registry: Registry | None = None,
     *,
@@ -36,7 +40,8 @@ def load_recipe(
     """Read, override and validate a recipe. Opens no other file; imports only what ``allow_code`` describes.
 
     Args:
-        path: YAML file. Paths inside it are unchanged, and relative to the current directory.
+        path: YAML file, the name of a recipe of qplug such as ``w8a8``, or the values of a recipe. Paths inside it are
+            unchanged, and relative to the current directory.
         overrides: ``key=value`` texts (see ``qplug run --set``), or those of a sweep; applied in order, then validated.
             The texts become part of the recipe's name, unless one of them sets the name.
         registry: installed components, by default all.
@@ -49,9 +54,12 @@ def load_recipe(
         RecipeError: with all problems in the order of the file, those of ``overrides`` last.
     """
     registry = installed() if registry is None else registry
-    path = Path(path)
     problems: list[tuple[Place, Problem]] = []
-    root = read_tree(path, problems)
+    if isinstance(path, Mapping):
+        root, path = tree_of(path, IN_MEMORY, problems), Path("recipe")
+    else:
+        path = recipe_file(path, registry.techniques)
+        root = read_tree(path, problems)
     if "recipes" in root.value:
         raise SweepGiven("expected a recipe, received a sweep", where=str(path), fix=f"qplug compare {path}")
     for rank, given in enumerate(overrides, start=1):
@@ -86,6 +94,19 @@ def read_tree(path: Path, problems: list[tuple[Place, Problem]], rank: int = 0) 
         raise InputError("the recipe is empty", where=str(path), fix="'qplug schema' prints the keys of a recipe")
     if not isinstance(root.value, dict):
         raise InputError(f"expected a mapping at the top, received {root.describe()}", where=root.place.where)
+    return root
+
+
+def tree_of(values: Mapping[str, Any], where: str, problems: list[tuple[Place, Problem]], rank: int = 0) -> Node:
+    """A mapping of plain values as ``read_tree`` gives it; raises ``InputError`` for other values."""
+    try:
+        text = json.dumps(dict(values))
+    except (TypeError, ValueError, RecursionError) as error:
+        what = f"expected numbers, texts, lists and mappings: {error}"
+        raise InputError(what, where=where, fix="write paths as text, and tuples as lists") from None
+    root = Reader(Source(where, rank=rank), problems).read(text)
+    if root is None:
+        raise error_of(problems)
     return root
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 
 from qplug.core.errors import Problem
@@ -41,6 +42,13 @@ def parse(text: str, rank: int, problems: list[tuple[Place, Problem]]) -> SetOpt
     before = len(problems)
     node = Reader(source, problems).read(value)
     return None if len(problems) > before else SetOption(key.strip(), node or Node(None, place, place), place)
+
+
+def option(key: str, value: object, where: str, rank: int) -> SetOption:
+    """The option that sets ``key`` to plain values; ``where`` names it in problems, such as ``--model``."""
+    source = Source(where, rank=rank)
+    place = Place(source)
+    return SetOption(key, Reader(source, []).read(json.dumps(value)) or Node(None, place, place), place)
 
 
 def apply_override(root: Node, override: SetOption, problems: list[tuple[Place, Problem]]) -> None:

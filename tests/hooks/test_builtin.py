@@ -13,8 +13,10 @@ from qplug.hooks.registry import build
 def test_it_offers_its_sources() -> None:
     registry = build([EntryPoint("core", "qplug.hooks.builtin", "qplug")])
     assert not registry.broken()
-    assert sorted(registry.models) == ["detector", "import", "timm", "transformers", "transformers_vision", "zoo"]
-    assert sorted(registry.datasets) == ["coco", "digits", "folder", "hf", "masks", "shapes_detection", "text"]
+    models = ["detector", "import", "memory", "timm", "transformers", "transformers_vision", "zoo"]
+    assert sorted(registry.models) == models
+    datasets = ["coco", "digits", "folder", "hf", "masks", "memory", "shapes_detection", "text"]
+    assert sorted(registry.datasets) == datasets
     assert sorted(registry.quantizers) == ["log", "regions", "uniform"]
     assert list(registry.tasks) == sorted(TASKS)
     assert list(registry.backends) == ["brevitas", "modelopt"]

@@ -123,6 +123,11 @@ class Group:
         return self.rows[0].runs[0].score_title
 
     @property
+    def score_is_share(self) -> bool:
+        """Whether the score is a fraction in 0 … 1; the number of a caller's own function may be anything."""
+        return self.rows[0].runs[0].score_is_share
+
+    @property
     def float_score(self) -> float:
         """The score of the float model."""
         run = self.rows[0].runs[0]
@@ -141,7 +146,12 @@ class Group:
 
     @cached_property
     def ties(self) -> list[str]:
-        """Letters of each row: rows with the same letter do not differ significantly."""
+        """Letters of each row: rows with the same letter do not differ significantly.
+
+        Empty where the score has no values by example: a caller's own number, or one on calibration data.
+        """
+        if not self.images or not self.score_is_share:
+            return [""] * len(self.rows)
         return letters(len(self.rows), lambda i, j: self.rows[i].against(self.rows[j]).is_noise)
 
 
@@ -156,7 +166,7 @@ def group(runs: Sequence[Run], recipes: Mapping[str, Recipe] | None = None) -> l
     members: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         images = [run.lock.hashes.evaluation_images, run.metrics["images.evaluation"]]
-        measured = json.dumps([_model(run), *images], sort_keys=True)
+        measured = json.dumps([_model(run), *images, run.score_key], sort_keys=True)
         setting = _setting(run, recipes)
         members.setdefault(measured, {}).setdefault(json.dumps(setting, sort_keys=True), []).append(run)
     groups = [

@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     from qplug.analysis.compare import ComparisonRow, Group
 
 Values = dict[str, Any]
-TEXTS = ("name", "model", "bits", "score", "bops_convention", "evaluation_images", "tie", "paper", "folder")
+TEXTS = (
+    "name",
+    "model",
+    "bits",
+    "score",
+    "score_unit",
+    "bops_convention",
+    "evaluation_images",
+    "tie",
+    "paper",
+    "folder",
+)
 OBJECTS = ("seeds", "protocol", "top1_by_seed", "protocol_differences", "folders")
 NUMBERS = (
     *("bits_weights", "bits_activations", "size_mb", "bops_g", "coverage", "images", "float_top1", "finetuned_top1"),
@@ -84,6 +95,7 @@ def _values(group: Group, row: ComparisonRow, tie: str, convention: Convention) 
         "images": group.images,
         "evaluation_images": group.evaluation,
         "score": score,
+        "score_unit": "fraction" if group.score_is_share else "number",
         "float_top1": group.float_score,
         "finetuned_top1": row.mean(f"finetuned.{score}"),
         "finetuned_top1_sd": row.spread(f"finetuned.{score}"),
@@ -122,6 +134,8 @@ def _published(row: ComparisonRow) -> Values:
 
 SCORE = "top-1"
 """Column of the score, under the name that it has in the group's task. Its keys are named after top-1 in any task."""
+LOST = "points lost"
+"""Column of the score's loss, in points where the score is a fraction."""
 FINE_TUNED = "fine-tuned"
 """Column of the fine-tuned float model; hidden if no row has one."""
 
@@ -131,7 +145,7 @@ COLUMNS: list[tuple[str, Callable[[Values], str]]] = [  # title, and cell by ``v
     ("protocol", lambda v: v["letter"]),
     (FINE_TUNED, lambda v: _with_spread(v, "finetuned_top1")),
     (SCORE, lambda v: _with_spread(v, "top1")),
-    ("points lost", lambda v: _points(v["drop"])),
+    (LOST, lambda v: _points(v["drop"]) if v["score_unit"] == "fraction" else f"{v['drop']:.4g}"),
     ("same as", lambda v: v["tie"]),
     ("agreement", lambda v: percent(v["agreement"], 1)),
     ("SQNR", lambda v: number(v["logit_sqnr_db"], "dB", 1)),
@@ -185,9 +199,8 @@ def comparison_tables(groups: Sequence[Group], rows: Sequence[Values], conventio
             text = "; ".join(f"{name} {value}" for name, value in row["protocol"].items())
             row["letter"] = letters.setdefault(text, letter(len(letters)).upper())
         images = f" ({group.evaluation[:8]}…)" if models[group.model] > 1 else ""
-        title = (
-            f"{group.model}: {group.images} images{images}, float {group.score_title} {percent(group.float_score, 1)}"
-        )
+        measured_on = f"{group.images} images{images}, " if group.images else ""
+        title = f"{group.model}: {measured_on}float {group.score_title} {_float_score(group)}"
         title += ", NO BETTER THAN CHANCE" if group.float_at_chance else ""
         notes = [_seeds(members), *([SAME_LETTER] if any(row["tie"] for row in members) else [])]
         fine_tuned = any(row["finetuned_top1"] is not None for row in members)
@@ -195,9 +208,10 @@ def comparison_tables(groups: Sequence[Group], rows: Sequence[Values], conventio
         plugin = dict.fromkeys(name for row in group.rows for name in row.plugin_metrics)
         columns += [*((name, functools.partial(_plugin_cell, name)) for name in plugin), FOLDER]
         titles = [name for name, _ in columns]
-        shown = [group.score_title if name == SCORE else name for name in titles]
+        lost = LOST if group.score_is_share else "lost"
+        shown = [{SCORE: group.score_title, LOST: lost}.get(name, name) for name in titles]
         cells = [_float_row(group, convention, titles)] + [tuple(cell(row) for _, cell in columns) for row in members]
-        right = [*(name for name in (*RIGHT, group.score_title) if name in shown), *plugin]
+        right = [*(name for name in (*RIGHT, group.score_title, lost) if name in shown), *plugin]
         best = max(range(len(members)), key=lambda index: members[index]["top1"] or 0.0)
         styles: dict[int | str, str] = {0: "dim", best + 1: "green"} if len(members) > 1 else {0: "dim"}
         tables.append(Table(title, shown, cells, right, notes, less=[*LESS, *plugin, FOLDER[0]], styles=styles))
@@ -238,7 +252,13 @@ def _seeds(rows: Sequence[Values]) -> str:
 
 def _with_spread(values: Values, key: str) -> str:
     spread = values[f"{key}_sd"]
+    if values["score_unit"] != "fraction":
+        return f"{values[key]:.4g}" + (f" ±{spread:.2g}" if spread is not None else "")
     return percent(values[key], 1) + (f" ±{100 * spread:.1f}" if spread is not None else "")
+
+
+def _float_score(group: Group) -> str:
+    return percent(group.float_score, 1) if group.score_is_share else f"{group.float_score:.4g}"
 
 
 def _float_row(group: Group, convention: Convention, titles: Sequence[str]) -> tuple[str, ...]:
@@ -253,7 +273,7 @@ def _float_row(group: Group, convention: Convention, titles: Sequence[str]) -> t
         "bits": "W32A32",
         "MB": significant(common("float.size_mb")),
         "GBOPs": operations(common("float.bops_g")),
-        SCORE: percent(group.float_score, 1),
+        SCORE: _float_score(group),
     }
     return tuple(cells.get(title, "") for title in titles)
 

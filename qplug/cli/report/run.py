@@ -21,7 +21,7 @@ TRAININGS = {"finetune": "fine-tuning", "qat": "QAT"}
 """Stages that train, with their titles in tables."""
 _OPTIONAL_KINDS = {"softmax_input": "Softmax", "layernorm_input": "LayerNorm"}
 _OWN_METRICS = {"float", "quantized", "bits", "coverage", "images", "seconds", "cache", "finetune", "finetuned", "qat"}
-_OWN_METRICS |= {"accounting", "size_mb", "bops_g", "bops_convention", "peak_memory_mb"}
+_OWN_METRICS |= {"calibration", "accounting", "size_mb", "bops_g", "bops_convention", "peak_memory_mb"}
 
 
 def run_summary(result: RunResult) -> dict[str, Any]:
@@ -66,12 +66,11 @@ def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
     score, title = m.get("score", "top1"), m.get("score_title", "top-1")
     bits = f"weights {number(m.get('bits.weights_mean'))}, activations {number(m.get('bits.activations_mean'))}"
     rows = [
-        (f"{title}, float", percent(m.get(f"float.{score}"))),
+        (f"{title}, float", _score(m, f"float.{score}")),
         *([(f"{title}, fine-tuned", percent(m[f"finetuned.{score}"]))] if f"finetuned.{score}" in m else []),
-        (f"{title}, quantized", percent(m.get(f"quantized.{score}"))),
+        (f"{title}, quantized", _score(m, f"quantized.{score}")),
         *_other_scores(m, score),
-        ("agreement with float", percent(m.get("quantized.agreement"))),
-        ("logit SQNR", number(m.get("quantized.logit_sqnr_db"), "dB")),
+        *_against_float(m),
         ("size", _size(m, convention)),
         ("bit operations", significant(m.get(convention.key("bops_g")), 3, "G")),
         ("counted by", str(convention)),
@@ -101,11 +100,30 @@ def summary_tables(result: RunResult, convention: Convention) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
+def _score(m: Metrics, key: str) -> str:
+    """A fraction in percent; the number of a caller's own function as it is."""
+    if m.get("score_unit") == "number":
+        return f"{m[key]:.4g}"
+    return percent(m.get(key))
+
+
+def _against_float(m: Metrics) -> list[tuple[str, str]]:
+    """How near the outputs are to the float model's, on evaluation data; a run in memory may have none."""
+    if not m.get("images.evaluation", 1):
+        return (
+            [("SQNR on calibration data", number(m["calibration.sqnr_db"], "dB"))] if "calibration.sqnr_db" in m else []
+        )
+    return [
+        ("agreement with float", percent(m.get("quantized.agreement"))),
+        ("logit SQNR", number(m.get("quantized.logit_sqnr_db"), "dB")),
+    ]
+
+
 def _other_scores(m: Metrics, score: str) -> list[tuple[str, str]]:
     """What a task measures of both models beside its score."""
     names = [name.partition(".")[2] for name in m if name.startswith("quantized.")]
     others = [name for name in names if f"float.{name}" in m and name not in (score, "forward_seconds")]
-    return [(f"{name}, {model}", percent(m[f"{model}.{name}"])) for name in others for model in ("float", "quantized")]
+    return [(f"{name}, {model}", _score(m, f"{model}.{name}")) for name in others for model in ("float", "quantized")]
 
 
 def protocol_parts(groups: Iterable[Mapping[str, Any]], result: RunResult) -> list[str]:

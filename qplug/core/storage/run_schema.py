@@ -105,11 +105,12 @@ class Metrics(BaseModel):
 
     score: str = "top1"
     score_title: str = "top-1"
+    score_unit: str = "fraction"
     weights: float = Field(alias="bits.weights_mean")
     activations: float = Field(alias="bits.activations_mean")
     coverage: float | None = Field(alias="coverage.macs")
     calibration: int = Field(alias="images.calibration")
-    evaluation: int = Field(alias="images.evaluation", ge=1)
+    evaluation: int = Field(alias="images.evaluation", ge=0)
     bits_by: str = Field("recipe", alias="bits.by")
     bops_convention: str = ""
     evaluation_labels: str = Field("", alias="images.evaluation_labels")

@@ -74,6 +74,8 @@ class DecodedWeight(nn.Module):
         transposed: whether the values are returned transposed.
     """
 
+    dtype = torch.float32  # forwards of transformers read it, as of a Parameter
+
     codes: Tensor
 
     def __init__(self, quantizer: Quantizer, codes: Tensor, transposed: bool) -> None:
@@ -90,6 +92,8 @@ class DecodedWeight(nn.Module):
 
 class FloatWeight(nn.Module):
     """A weight in float32, because it has no quantizer, or its quantizer has no codes."""
+
+    dtype = torch.float32  # forwards of transformers read it, as of a Parameter
 
     values: Tensor
 

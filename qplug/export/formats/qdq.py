@@ -107,6 +107,8 @@ class ShiftedActivation(QdqActivation):
 class QdqWeight(_Linear):
     """A weight's integers, and DequantizeLinear."""
 
+    dtype = torch.float32  # forwards of transformers read it, as of a Parameter
+
     codes: Tensor
 
     def __init__(self, codes: Tensor, affine: Affine, transposed: bool) -> None:

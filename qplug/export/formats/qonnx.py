@@ -53,6 +53,8 @@ class Quant(nn.Module):
 class QuantWeight(nn.Module):
     """A weight's quantized values in float32, and Quant, which does not change them but records the quantizer."""
 
+    dtype = torch.float32  # forwards of transformers read it, as of a Parameter
+
     values: Tensor
 
     def __init__(self, quantizer: UniformQuantizer, weight: Tensor, transposed: bool) -> None:

@@ -36,6 +36,8 @@ PACKED_WIDTHS = (1, 2, 4, 8, 16)
 class PackedWeight(nn.Module):
     """A weight as packed codes (``core.storage.bit_packing``), and the operators of its quantizer's ``decode``."""
 
+    dtype = torch.float32  # forwards of transformers read it, as of a Parameter
+
     packed: Tensor
     shifts: Tensor
 

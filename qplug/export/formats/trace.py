@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,9 +66,28 @@ def trace(
     """
     watched = Watched(model, operations)
     pair = torch.cat([example, example])  # torch.export would take a batch size of 1 for a constant
-    with torch.no_grad():
+    with torch.no_grad(), _masks_of_a_forward():
         program = torch.export.export(watched, (pair,), dynamic_shapes=({0: Dim("batch")},), strict=False)
     return program, watched.calls.of
+
+
+@contextmanager
+def _masks_of_a_forward() -> Iterator[None]:
+    """Within it, models of transformers make no attention mask without padding, as in every forward.
+
+    They make one while torch.export runs, for any sequence length. Attention was read without it.
+    """
+    masks = sys.modules.get("transformers.masking_utils")
+    name = "is_torchdynamo_exporting"
+    if masks is None or not hasattr(masks, name):
+        yield
+        return
+    asked = getattr(masks, name)
+    setattr(masks, name, lambda: False)
+    try:
+        yield
+    finally:
+        setattr(masks, name, asked)
 
 
 def named(

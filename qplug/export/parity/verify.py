@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from qplug.core.errors import ParityError, QplugError
+from qplug.data.memory import Keywords, TensorExamples
 from qplug.export.cpu import caution, may_saturate
 from qplug.export.parity.check import check_parity
 from qplug.export.parity.refusal import FIX, refusal, suspects
 from qplug.export.parity.result import Parity
 from qplug.export.runtimes.table import RUNTIMES
 from qplug.hooks.registry import Registry, backend_of, component
-from qplug.pipeline.load_run import LoadedRun, load_quantized
+from qplug.pipeline.load_run import LoadedRun, load_planned, lowered
 from qplug.pipeline.run_key import EVALUATION_SEED
 
 if TYPE_CHECKING:
+    from qplug.core.examples import Examples
     from qplug.export.exported_file import ExportedFile
     from qplug.export.formats.table import ExportFormat
 
@@ -25,8 +29,23 @@ BATCH_SIZE = 4
 """Images of one batch of the comparison."""
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What a file and its simulation are compared on.
+
+    Attributes:
+        images: number of examples.
+        model: the float model of a run in memory.
+        inputs: batches of inputs; the run's evaluation images if ``None``.
+    """
+
+    images: int
+    model: nn.Module | None = None
+    inputs: Iterable[Any] | None = None
+
+
 def verified(
-    file: ExportedFile, planned: LoadedRun, row: ExportFormat, images: int, saturating: bool, registry: Registry
+    file: ExportedFile, planned: LoadedRun, row: ExportFormat, compared: Compared, saturating: bool, registry: Registry
 ) -> Parity:
     """Compare a file, executed by its format's runtime, with the simulation.
 
@@ -34,7 +53,7 @@ def verified(
         file: not yet written.
         planned: the run that it was made from.
         row: its format.
-        images: number of evaluation images.
+        compared: what to compare on.
         saturating: whether the file multiplies unsigned by signed bytes on every processor.
         registry: of installed plugins.
 
@@ -42,7 +61,7 @@ def verified(
         ParityError: the runtime fails on the file, or computes other values than the simulation.
     """
     try:
-        parity = _compared(file, planned, row.runtime, images, registry)
+        parity = _compared(file, planned, row.runtime, compared, registry)
     except QplugError:
         raise
     except Exception as error:  # each runtime has its own error classes
@@ -56,20 +75,27 @@ def verified(
     return parity
 
 
-def _compared(file: ExportedFile, planned: LoadedRun, runtime: str, images: int, registry: Registry) -> Parity:
+def _compared(file: ExportedFile, planned: LoadedRun, runtime: str, compared: Compared, registry: Registry) -> Parity:
     # whoever loaded the run allowed both
-    simulation = load_quantized(planned.run.folder, registry=registry, changed_code=True, allow_code=True)
-    inputs = evaluation_batches(planned, images, registry)
+    run = planned.run.folder
+    again = load_planned(run, registry, changed_code=True, allow_code=True, model=compared.model)
+    simulation = lowered(again, registry, torch.device("cpu"))
+    inputs = evaluation_batches(planned, compared, registry)
     with backend_of(planned.recipe.backend, registry).inference(simulation):
         return check_parity(RUNTIMES[runtime].open(file), simulation, planned.plan, inputs, file.joined, planned.task)
 
 
-def evaluation_batches(planned: LoadedRun, images: int, registry: Registry) -> Iterator[Tensor]:
-    """The first ``images`` evaluation images of a run, preprocessed, in batches of ``BATCH_SIZE``."""
+def evaluation_batches(planned: LoadedRun, compared: Compared, registry: Registry) -> Iterator[Tensor]:
+    """The first evaluation images of a run, or those that were given, preprocessed, in batches of ``BATCH_SIZE``."""
     from qplug.data.loading import prepared
 
-    opened = component(registry.datasets, planned.recipe.data.evaluation).open(EVALUATION_SEED)
-    count = min(images, len(opened))
+    opened: Examples
+    if compared.inputs is None:
+        opened = component(registry.datasets, planned.recipe.data.evaluation).open(EVALUATION_SEED)
+    else:
+        keywords = Keywords.of(compared.model.forward) if compared.model is not None else None
+        opened = TensorExamples(compared.inputs, "inputs", keywords=keywords, labelled=False, limit=compared.images)
+    count = min(compared.images, len(opened))
     stream = prepared(opened, planned.preprocessing.transform(), min(BATCH_SIZE, count))
     for start, x in zip(range(0, count, BATCH_SIZE), stream, strict=False):
         yield x[: count - start]

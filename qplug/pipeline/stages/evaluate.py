@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
+
+import torch
 
 from qplug.core.device import forward_seconds, peak_memory_mb
 from qplug.core.examples import LabelTransform, describe_labels
@@ -21,6 +24,8 @@ from qplug.quantization.calls import check_one_forward, checked_calls
 from qplug.quantization.costs import account
 from qplug.quantization.plan import Plan
 
+ON_CALIBRATION = "agreement_on_calibration"
+"""Name of the score of a run in memory without held-out data."""
 CHECKED = "the quantized model"
 
 
@@ -36,14 +41,42 @@ def evaluate(ctx: RunContext, inputs: Inputs, model: RewrittenModel, plan: Plan)
     found = Evaluation(quantized)
     if inputs.evaluation is not None:
         _judge(ctx, inputs, model, plan, found)
+    elif inputs.in_memory and inputs.own is None:
+        _compare_on_calibration(ctx, inputs, found)
+    if inputs.own is not None:
+        with ctx.stage("evaluate"), ctx.backend.inference(quantized):
+            found.metrics |= inputs.own.metrics(quantized, found.metrics)
     found.metrics |= {
         **account(model.module, plan, inputs.float_model.module),
         **{key: value for history in model.trainings.values() for key, value in history.metrics().items()},
+        "images.evaluation": len(inputs.evaluation) if inputs.evaluation is not None else 0,
         "bops_convention": str(CONVENTIONS[DEFAULT]),
         "images.calibration": len(inputs.images.examples),
         "peak_memory_mb": peak_memory_mb(ctx.device),
     }
     return found
+
+
+def _compare_on_calibration(ctx: RunContext, inputs: Inputs, found: Evaluation) -> None:
+    """What can be said without held-out data: how near the outputs are to the float model's on calibration data."""
+    source, agree, signal, noise = inputs.float_model, 0, 0.0, 0.0
+    with ctx.stage("evaluation", len(inputs.images)) as advance, ctx.backend.inference(found.model), torch.no_grad():
+        for done, x in enumerate(inputs.images, start=1):
+            float_, quantized = source.module(x).float().cpu(), found.model(x).float().cpu()
+            agree += source.task.agreement(float_, quantized)
+            energies = [float(energy.sum()) for energy in source.task.energies(float_, quantized)]
+            signal, noise = signal + energies[0], noise + energies[1]
+            advance(done)
+    found.metrics |= {
+        "score": ON_CALIBRATION,
+        "score_title": "agreement on calibration data",
+        f"float.{ON_CALIBRATION}": 1.0,
+        f"quantized.{ON_CALIBRATION}": agree / len(inputs.images.examples),
+        "calibration.sqnr_db": 10 * math.log10(signal / noise) if noise and signal else math.inf,
+    }
+    ctx.warnings.append(
+        "no evaluate= and no evaluation= were given: the model was compared on its calibration data alone"
+    )
 
 
 def _judge(ctx: RunContext, inputs: Inputs, model: RewrittenModel, plan: Plan, found: Evaluation) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from qplug.core.examples import classes_of
 from qplug.core.storage.hashing import images_digest
 from qplug.core.storage.run_folder import RunFolder
+from qplug.hooks.registry import Registry
 from qplug.pipeline.context import RunContext
 from qplug.pipeline.number_words import number_words
 from qplug.pipeline.proof import proof
@@ -47,28 +52,39 @@ def save(
     result = RunResult(
         recipe, metrics, plan, table, ctx.warnings, model.trainings, folder=ctx.out, model=evaluation.model
     )
+    if inputs.in_memory:
+        result.inputs = inputs
+        result.write = functools.partial(_write, ctx.registry, str(ctx.device), result, inputs, model, evaluation)
     if ctx.out is not None:
-        _write(ctx, result, inputs, model, evaluation)
+        _write(ctx.registry, str(ctx.device), result, inputs, model, evaluation, ctx.out)
     return result
 
 
-def _write(ctx: RunContext, result: RunResult, inputs: Inputs, model: RewrittenModel, evaluation: Evaluation) -> None:
-    assert ctx.out is not None
-    with RunFolder(ctx.out) as folder:
+def _write(
+    registry: Registry,
+    device: str,
+    result: RunResult,
+    inputs: Inputs,
+    model: RewrittenModel,
+    evaluation: Evaluation,
+    out: Path,
+) -> None:
+    with RunFolder(out) as folder:
         for name, text in inputs.files.items():
             folder.write_text(name, text)
-        result.warnings += write_weights(folder, model.module, result.plan)  # first: metrics.json holds the warnings
+        left = write_weights(folder, model.module, result.plan)  # first: metrics.json holds the warnings
+        result.warnings += [warning for warning in left if warning not in result.warnings]  # it may be written again
         folder.write_text("recipe.yaml", result.recipe.yaml())
         folder.write_lock(
             lock(
                 result.recipe,
                 run_key=inputs.run_key,
-                device=str(ctx.device),
+                device=device,
                 hashes=_hashes(inputs),
-                registry=ctx.registry,
+                registry=registry,
                 kinds=sorted({decision.quantizer.kind for decision in result.plan}),
             )
-            | {"labels": _labels(inputs), "numbers": number_words(result.plan, ctx.registry)},
+            | {"labels": _labels(inputs), "numbers": number_words(result.plan, registry)},
         )
         folder.write_json("plan.json", result.plan.to_dict())
         folder.write_json("metrics.json", {**result.metrics, "warnings": result.warnings})
@@ -81,6 +97,8 @@ def _write(ctx: RunContext, result: RunResult, inputs: Inputs, model: RewrittenM
             examples = task.by_example(found.float_, found.quantized, found.labels)
             proofs = {**proof("float", found.float_), **proof("quantized", found.quantized)}
             folder.write_tensors("evaluation.safetensors", {**examples, **proofs})
+        elif inputs.in_memory:
+            folder.write_tensors("evaluation.safetensors", {"quantized.by_example": torch.zeros(0)})
 
 
 def _hashes(inputs: Inputs) -> dict[str, Any]:
@@ -89,6 +107,7 @@ def _hashes(inputs: Inputs) -> dict[str, Any]:
     sets = {"evaluation_images": inputs.evaluation, "training_images": inputs.training}
     return {
         "model": inputs.float_model.fingerprint,
+        "evaluation_images": "",
         "calibration_images": [images.digest(index) for index in range(len(images))],
         **{name: images_digest(examples) for name, examples in sets.items() if examples is not None},
     }

@@ -19,7 +19,7 @@ from qplug.cli import main
 from qplug.core.types import Rewrite
 from qplug.export.formats.qdq_file import qdq_file
 from qplug.export.formats.table import FORMATS
-from qplug.export.parity.verify import evaluation_batches
+from qplug.export.parity.verify import Compared, evaluation_batches
 from qplug.export.runtimes.table import RUNTIMES
 from qplug.hooks.registry import Plugin
 from qplug.pipeline.load_run import load_planned
@@ -78,7 +78,7 @@ def test_no_images_are_no_comparison(run, images, tmp_path):
 
 def test_the_given_number_of_images_is_compared(run):
     registry = toy_registry()
-    sizes = [len(x) for x in evaluation_batches(load_planned(run, registry), 5, registry)]
+    sizes = [len(x) for x in evaluation_batches(load_planned(run, registry), Compared(5), registry)]
     assert sizes == [4, 1]
 
 
