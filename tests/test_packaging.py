@@ -59,7 +59,7 @@ def test_every_file_that_a_text_links_to_exists(name):
 
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
-    assert set(PAGES) <= set(re.findall(r": ([\w/]+\.md)$", navigation, re.MULTILINE))
+    assert set(PAGES) <= set(re.findall(r": ([\w/-]+\.md)$", navigation, re.MULTILINE))
 
 
 def test_documented_techniques_are_those_that_exist():
