@@ -5,13 +5,13 @@ from paths import RECIPES, ROOT
 
 from qplug import InputError, load_recipe
 from qplug.hooks.registry import installed
-from qplug.recipe.named import GENERAL, description, layers_of_its_own, named_recipes, recipe_file
+from qplug.recipe.named import GENERAL, _root, description, layers_of_its_own, named_recipes, recipe_file
 
 
 def test_every_recipe_but_the_sweeps_has_a_name_and_one_line():
-    files = {path for path in RECIPES.rglob("*.yaml") if path.parent.name != "sweeps"}
+    files = {path.relative_to(RECIPES) for path in RECIPES.rglob("*.yaml") if path.parent.name != "sweeps"}
     found = named_recipes()
-    assert set(found.values()) == files
+    assert {path.relative_to(_root()) for path in found.values()} == files
     assert tuple(found)[: len(GENERAL)] == GENERAL
     lines = {name: description(path) for name, path in found.items()}
     assert all(10 < len(line) < 200 and not line.endswith(".") for line in lines.values())
@@ -20,8 +20,8 @@ def test_every_recipe_but_the_sweeps_has_a_name_and_one_line():
 
 
 def test_a_name_of_two_files_is_that_of_the_outer_one():
-    assert named_recipes()["qmlp_mixer"] == RECIPES / "qmlp_mixer.yaml"
-    assert named_recipes()["cifar10/qmlp_mixer"] == RECIPES / "cifar10" / "qmlp_mixer.yaml"
+    assert named_recipes()["qmlp_mixer"] == _root() / "qmlp_mixer.yaml"
+    assert named_recipes()["cifar10/qmlp_mixer"] == _root() / "cifar10" / "qmlp_mixer.yaml"
 
 
 def test_a_name_loads_the_same_recipe_as_the_file():
