@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +15,7 @@ from qplug.core.storage.hashing import file_digest
 from qplug.core.text import listed
 from qplug.core.types import Extra
 from qplug.models.float_model import FloatModel
+from qplug.models.pretrained import WEIGHTS, model_folder, quiet, read_config, read_model, tokenizer_of
 from qplug.models.sources import seeded_weights
 from qplug.models.tokens import TextTask, Tokenization
 
@@ -32,7 +30,6 @@ CLASSES = {
 }
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 """The files of a model's folder that are read, except its weights."""
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 class TransformersModel(ModelSource):
@@ -61,33 +58,15 @@ class TransformersModel(ModelSource):
         """Read the model; raises ``InputError`` for an invalid folder, architecture or checkpoint."""
         folder = self._folder(weights=True)
         model_class, config = self._class(folder)
-        with quiet():
-            try:
-                module, loading_info = model_class.from_pretrained(
-                    folder,
-                    config=config,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    attn_implementation="eager",
-                    dtype="float32",
-                    output_loading_info=True,
-                )
-            except Exception as error:  # missing, truncated and mismatched files raise different types
-                raise InputError(
-                    f"the weights cannot be read: {' '.join(str(error).split())[:300]}",
-                    where=self.config.path,
-                    fix="give a folder with model.safetensors, as save_pretrained writes it",
-                ) from error
+        module, found = read_model(folder, model_class, config, self.config.path)
         for problem in ("missing_keys", "mismatched_keys"):
-            if names := [str(name) for name in loading_info[problem]]:
+            if names := found[problem]:
                 raise InputError(
-                    f"the weights are not of a {model_class.__name__}: {problem.replace('_', ' ')} "
-                    f"{listed(sorted(names), 4)}",
+                    f"the weights are not of a {model_class.__name__}: {problem.replace('_', ' ')} {listed(names, 4)}",
                     where=self.config.path,
                     fix=f"give a model that was trained for task: {self.config.task}, or set task to that of the model",
                 )
-        unused = sorted(loading_info["unexpected_keys"])
+        unused = found["unexpected_keys"]
         note = (
             f"{len(unused)} tensors of the checkpoint are not part of the model, such as {unused[0]}" if unused else ""
         )
@@ -157,12 +136,7 @@ class TransformersModel(ModelSource):
         """transformers' class for the task, and the configuration, without chunking of the feed-forward."""
         import transformers
 
-        try:
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # a missing file, invalid JSON and an unknown architecture raise different types
-            raise InputError(
-                f"config.json cannot be read: {' '.join(str(error).split())[:300]}", where=self.config.path
-            ) from error
+        config = read_config(folder, self.config.path)
         name = CLASSES.get((config.model_type, self.config.task))
         if name is None or getattr(config, "is_decoder", False):
             kind = f"{config.model_type}{' as a decoder' if name else ''}"
@@ -175,61 +149,5 @@ class TransformersModel(ModelSource):
         return getattr(transformers, name), config
 
     def _folder(self, weights: bool) -> Path:
-        """The local folder, or the folder of the hub's snapshot, which is downloaded unless it is cached."""
-        for extra in self.needs:
-            if extra.missing:
-                raise InputError(f"model source 'transformers' needs the package '{extra.module}'", fix=extra.install)
-        folder = Path(self.config.path).expanduser()
-        if folder.is_dir():
-            return folder
-        if folder.exists():
-            raise InputError("is a file, not a folder", where=str(folder))
-        return fetched(self.config.path, self.config.revision, (*NEEDED, *(WEIGHTS if weights else ())))
-
-
-@functools.cache
-def fetched(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    """The folder of a hub model's snapshot, downloaded unless it is cached; raises ``InputError``."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except Exception as error:  # the name, the hub and the network raise different types
-        raise InputError(
-            f"the folder does not exist, and no model of this name could be fetched ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]})",
-            where=name,
-            fix="give the path of a folder with config.json, tokenizer.json and model.safetensors",
-        ) from error
-
-
-def tokenizer_of(folder: Path) -> Any:
-    """The folder's tokenizer, which must be one of the ``tokenizers`` library; raises ``InputError``."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        tokenizer.backend_tokenizer.to_str()
-    except Exception as error:  # a missing file, invalid JSON and another kind of tokenizer raise different types
-        raise InputError(
-            f"the tokenizer cannot be read: {' '.join(str(error).split())[:300]}",
-            where=str(folder),
-            fix="the folder must hold tokenizer.json, or vocab.txt",
-        ) from error
-    return tokenizer
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Context without transformers' progress bars and reports of keys; ``load`` turns the latter into errors."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+        names = (*NEEDED, *(WEIGHTS if weights else ()))
+        return model_folder(self, self.config.path, self.config.revision, names)

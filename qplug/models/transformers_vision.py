@@ -19,8 +19,9 @@ from qplug.core.types import Extra
 from qplug.models import class_embeddings
 from qplug.models.float_model import FloatModel
 from qplug.models.image_processor import FILE, ImageProcessor
+from qplug.models.pretrained import WEIGHTS, model_folder, quiet, read_config, read_model, tokenizer_of
 from qplug.models.sources import PreprocessingConfig, preprocessing, seeded_weights
-from qplug.models.transformers import NEEDED, WEIGHTS, fetched, quiet, tokenizer_of
+from qplug.models.transformers import NEEDED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -91,14 +92,14 @@ class TransformersVisionModel(ModelSource):
         model_class, config = self._class(folder)
         kwargs = pooling(model_class, config, folder)
         note = "the checkpoint has no pooler, so the model is built without one" if kwargs else ""
-        module, missing, unused = self._read(folder, model_class, config, kwargs)
-        if missing:
+        module, found = read_model(folder, model_class, config, self.config.path, **kwargs)
+        if missing := [*found["missing_keys"], *found["mismatched_keys"]]:
             raise InputError(
                 f"the weights are not of a {model_class.__name__}: missing {listed(sorted(missing), 4)}",
                 where=self.config.path,
                 fix="give the folder of a model of this task, or of one whose vision tower transformers reads alone",
             )
-        if unused:
+        if unused := found["unexpected_keys"]:
             left = f"{len(unused)} tensors of the checkpoint are not part of the encoder, such as {unused[0]}"
             note = "; ".join(filter(None, [note, left]))
         return self._float_model(module, folder, self._classes_by(folder), note)
@@ -143,32 +144,6 @@ class TransformersVisionModel(ModelSource):
         """The model whose configuration is in ``folder``."""
         return type(self)(self.config.model_copy(update={"path": str(folder), "revision": None}))
 
-    def _read(
-        self, folder: Path, model_class: Any, config: Any, kwargs: dict[str, Any]
-    ) -> tuple[nn.Module, list[str], list[str]]:
-        """The model, and the names of tensors that the checkpoint lacks and of those that the model lacks."""
-        with quiet():
-            try:
-                module, found = model_class.from_pretrained(
-                    folder,
-                    config=config,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    attn_implementation="eager",
-                    dtype="float32",
-                    output_loading_info=True,
-                    **kwargs,
-                )
-            except Exception as error:  # missing, truncated and mismatched files raise different types
-                raise InputError(
-                    f"the weights cannot be read: {' '.join(str(error).split())[:300]}",
-                    where=self.config.path,
-                    fix="give a folder with model.safetensors, as save_pretrained writes it",
-                ) from error
-        missing = [str(name) for name in (*found["missing_keys"], *found["mismatched_keys"])]
-        return module, missing, sorted(found["unexpected_keys"])
-
     def _float_model(self, module: nn.Module, folder: Path, classes_by: Tensor | None, note: str = "") -> FloatModel:
         from qplug.core.task import TASKS, Features
         from qplug.models.image_encoders import ImageEncoder
@@ -206,13 +181,7 @@ class TransformersVisionModel(ModelSource):
 
     def _class(self, folder: Path) -> tuple[Any, Any]:
         """transformers' class of the encoder, and its configuration."""
-        import transformers
-
-        try:
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # a missing file, invalid JSON and an unknown architecture raise different types
-            what = f"config.json cannot be read: {' '.join(str(error).split())[:300]}"
-            raise InputError(what, where=self.config.path) from error
+        config = read_config(folder, self.config.path)
         features = self.config.task == "features"
         found = encoder_class(config) if features else segmentation_class(config)
         if found is None:
@@ -230,17 +199,8 @@ class TransformersVisionModel(ModelSource):
         return found, config
 
     def _folder(self, weights: bool) -> Path:
-        """The local folder, or the folder of the hub's snapshot, which is downloaded unless it is cached."""
-        for extra in self.needs:
-            if extra.missing:
-                name = self.name()
-                raise InputError(f"model source '{name}' needs the package '{extra.module}'", fix=extra.install)
-        folder = Path(self.config.path).expanduser()
-        if folder.is_dir():
-            return folder
-        if folder.exists():
-            raise InputError("is a file, not a folder", where=str(folder))
-        return fetched(self.config.path, self.config.revision, (*NEEDED, *READ, *(WEIGHTS if weights else ())))
+        names = (*NEEDED, *READ, *(WEIGHTS if weights else ()))
+        return model_folder(self, self.config.path, self.config.revision, names)
 
 
 def pooling(model_class: Any, config: Any, folder: Path) -> dict[str, Any]:
