@@ -1,6 +1,6 @@
 """Draw what a command prints on a terminal as an SVG, with the fonts of the reader.
 
-python docs/pictures/draw.py docs/pictures/compare.svg 14 qplug compare recipes/mptq_vit.yaml recipes/hawq.yaml \
+python docs/pictures/draw.py docs/pictures/compare.svg 9 qplug compare recipes/mptq_vit.yaml recipes/hawq.yaml \
     recipes/brecq.yaml recipes/mr_biq.yaml recipes/qat.yaml
 """
 
