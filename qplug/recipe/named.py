@@ -19,14 +19,19 @@ GENERAL = ("w8a8", "w4a8", "w4a4", "mixed", "deploy_int8")
 NAME = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?")
 SUFFIX = ".yaml"
 SWEEPS = "sweeps"
+IMAGENET = "imagenet"
 
 
 @functools.cache
 def named_recipes() -> Mapping[str, Path]:
-    """Name → file, the general ones first. A name is the file's; one that two files have starts with their folder."""
+    """Name → file, the general ones first.
+
+    A name is the file's. Of two files of one name, the outer one has it, or else the one in ``imagenet``; the name of
+    the other starts with its folder.
+    """
     root = _root()
     files = [path for path in sorted(root.rglob(f"*{SUFFIX}")) if path.parent.name != SWEEPS]
-    files.sort(key=lambda path: len(path.relative_to(root).parts))
+    files.sort(key=lambda path: (len(path.relative_to(root).parts), path.parent.name != IMAGENET))
     found: dict[str, Path] = {}
     for path in files:
         full = path.relative_to(root).with_suffix("").as_posix()

@@ -19,7 +19,9 @@ def test_every_recipe_but_the_sweeps_has_a_name_and_one_line():
     assert lines["liu_2021"].startswith("Mixed precision of Liu et al. 2021 (")
 
 
-def test_a_name_of_two_files_is_that_of_the_outer_one():
+def test_a_name_of_two_files_is_that_of_the_outer_one_and_then_of_imagenets():
+    assert named_recipes()["mptq_vit_w4a4"] == _root() / "imagenet" / "mptq_vit_w4a4.yaml"
+    assert named_recipes()["coco/mptq_vit_w4a4"] == _root() / "coco" / "mptq_vit_w4a4.yaml"
     assert named_recipes()["qmlp_mixer"] == _root() / "qmlp_mixer.yaml"
     assert named_recipes()["cifar10/qmlp_mixer"] == _root() / "cifar10" / "qmlp_mixer.yaml"
 
