@@ -13,6 +13,7 @@ from torch import nn
 from qplug.core.errors import InputError, exits_named
 from qplug.core.storage.cache import Cache
 from qplug.core.task import CLASSIFICATION, Task
+from qplug.core.text import listed
 from qplug.data.image_lists import ListedImages
 from qplug.data.loading import check_disjoint
 from qplug.data.memory import Keywords, TensorExamples
@@ -81,7 +82,7 @@ def quantize(
         RecipeError, PluginError, EquivalenceError: as ``load_recipe`` and ``run``.
     """
     registry = registry or installed()
-    recipe = _recipe(recipe, registry)
+    recipe, left_out = _recipe(recipe, registry)
     given = give(model, calibration, task, registry, calibration_examples)
     judged = given.examples(evaluation, "evaluation") if evaluation is not None else None
     if judged is not None:
@@ -93,7 +94,7 @@ def quantize(
         own = OwnMetrics.of(evaluate, given.source, ctx)
         stream = Stream(given.calibration, float_model.preprocessing, recipe.data.batch_size, ctx.device)
         outputs = check_model(float_model, stream)
-        ctx.warnings += [*given.calibration.notes, *given.notes]
+        ctx.warnings += [*left_out, *given.calibration.notes, *given.notes]
         ctx.warnings += check_labels(float_model, outputs, {"evaluation": judged})
         ctx.warnings += check_loss(recipe, float_model.task)
         check_gradients(ctx, recipe, float_model, stream)
@@ -210,19 +211,21 @@ def _said(out: Any, flat: bool) -> str:
     return f"the model returns {described(out)}: {read} with the float model's; task=… says what they are"
 
 
-def _recipe(recipe: Recipe | str | Path | Mapping[str, Any], registry: Registry) -> Recipe:
-    """The recipe, whose model is not loaded; raises ``InputError`` if it trains."""
+def _recipe(recipe: Recipe | str | Path | Mapping[str, Any], registry: Registry) -> tuple[Recipe, list[str]]:
+    """The recipe, whose model is not loaded, and what it left out; raises ``InputError`` if it trains."""
     from qplug.recipe.named import is_name, layers_of_its_own
 
     if isinstance(recipe, Mapping):
         whole = load_recipe("w8a8", registry=registry).dump()
         recipe = {key: whole[key] for key in ("version", "model", "data")} | dict(recipe)
+    left_out: list[str] = []
     if not isinstance(recipe, Recipe):
         named = not isinstance(recipe, Mapping) and is_name(recipe)
         recipe = load_recipe(recipe, registry=registry, allow_code=True)
         own = layers_of_its_own(recipe.quantize) if named else []
         if own:
             rest = tuple(override for override in recipe.quantize.overrides if override.match not in own)
+            left_out = [f"left out: the override {listed(own)} of the recipe, which names a layer of another model"]
             recipe = recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update={"overrides": rest})})
     if recipe.finetune is not None or recipe.qat is not None:
         stage = "finetune" if recipe.finetune is not None else "qat"
@@ -231,7 +234,7 @@ def _recipe(recipe: Recipe | str | Path | Mapping[str, Any], registry: Registry)
             where=f"{stage} of {recipe.name or 'the recipe'}",
             fix="leave the section out, or use qplug.run with data.training",
         )
-    return recipe
+    return recipe, left_out
 
 
 def _in_memory(recipe: Recipe, given: GivenModel, judged: TensorExamples | None, registry: Registry) -> Recipe:

@@ -197,7 +197,9 @@ def test_the_default_recipe_is_w8a8_and_names_and_paths_work(tmp_path):
 
 
 def test_overrides_of_a_named_recipes_own_layers_are_left_out():
-    assert qplug.quantize(One(), batches(), "deploy_int8").recipe.quantize.overrides == ()
+    result = qplug.quantize(One(), batches(), "deploy_int8")
+    assert result.recipe.quantize.overrides == ()
+    assert any(warning.startswith("left out: the override ") for warning in result.warnings)
 
 
 class Dataset(torch.utils.data.Dataset):
