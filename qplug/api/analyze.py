@@ -107,7 +107,7 @@ def _technique(name: str, registry: Registry) -> Technique:
     if name not in registry.techniques:
         raise InputError(f"there is no technique '{name}'", where="ranges", fix=did_you_mean(name, registry.techniques))
     technique = registry.techniques[name]
-    return technique(technique.Config(use=name))  # type: ignore[call-arg]
+    return technique(technique.Config(use=name))  # type: ignore[call-arg]  # of the subclass
 
 
 def _request(values: dict[str, Any]) -> SensitivityRequest:

@@ -168,7 +168,7 @@ class TensorExamples:
             what = f"expected tensors, received {_kind(batch[wrong[0]])} for '{wrong[0]}'"
             raise InputError(what, where=where, fix='let the loader return tensors, such as with return_tensors="pt"')
         if len(tensors) == 1:
-            return tensors[0]  # type: ignore[no-any-return]
+            return tensors[0]  # type: ignore[no-any-return]  # checked above
         if len({(tensor.shape, tensor.dtype) for tensor in tensors}) > 1:
             each = listed((f"{name} {_shape(value)}" for name, value in zip(names, tensors, strict=True)), 6)
             raise InputError(

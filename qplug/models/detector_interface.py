@@ -69,8 +69,8 @@ class FixedProposals(nn.Module):
 
     def filter_proposals(self, *args: Any) -> tuple[list[Tensor], list[Tensor]]:
         """Boxes and scores, filled up by boxes without area and of score 0."""
-        boxes, scores = super().filter_proposals(*args)  # type: ignore[misc]
-        count = int(self.post_nms_top_n())  # type: ignore[operator]
+        boxes, scores = super().filter_proposals(*args)  # type: ignore[misc]  # of the class it is mixed into
+        count = int(self.post_nms_top_n())  # type: ignore[operator]  # likewise
         return [_filled(one, count) for one in boxes], [_filled(one, count) for one in scores]
 
 
@@ -86,8 +86,8 @@ class FixedHeads(nn.Module):
         background = torch.full_like(class_logits[:1], -100.0)
         background[:, 0] = 100.0
         logits = torch.where(empty[:, None], background, class_logits)
-        found = super().postprocess_detections(logits, box_regression, proposals, image_shapes)  # type: ignore[misc]
-        limit = int(self.detections_per_img)  # type: ignore[arg-type]
+        found = super().postprocess_detections(logits, box_regression, proposals, image_shapes)  # type: ignore[misc]  # likewise
+        limit = int(self.detections_per_img)  # type: ignore[arg-type]  # likewise
         return tuple([_filled(one, limit) for one in part] for part in found)
 
 
@@ -158,7 +158,7 @@ def remove_detector_interface(module: nn.Module) -> None:
     heads = getattr(module, "roi_heads", None)
     for part in (getattr(module, "transform", None), getattr(module, "rpn", None), heads, *_pools(heads)):
         if isinstance(part, FixedPool):
-            part.scales, part.map_levels = None, None  # type: ignore[assignment]
+            part.scales, part.map_levels = None, None  # type: ignore[assignment]  # as torchvision begins
         if isinstance(part, (FixedTransform, FixedProposals, FixedHeads, FixedPool)):
             part.__class__ = type(part).__bases__[1]
 

@@ -44,7 +44,7 @@ def expect(value: Any, expected: Any) -> None:
 class Size(int):
     """A size of a tensor, or an integer computed from sizes, and the node that computes it.
 
-    What leaves the integers, such as a comparison, is fixed in the graph, where ``expect`` checks it.
+    A result that is no integer, such as that of a comparison, is a constant of the graph, and ``expect`` checks it.
     """
 
     node: fx.Node

@@ -186,7 +186,7 @@ class Detection(Task):
         }
 
     def agreement(self, first: Tensor, second: Tensor) -> int:
-        """The number of images of whose scores both models give at least 0.9 to the same objects."""
+        """The number of images in which both models give at least 0.9 of their scores to the same objects."""
         return sum(common >= AGREEING * both for common, both in self._shares(first, second))
 
     def _shares(self, first: Tensor, second: Tensor) -> list[tuple[float, float]]:

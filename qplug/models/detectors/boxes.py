@@ -54,7 +54,7 @@ class Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no type
         return [torch.cat(levels) for _ in image_list.image_sizes]
 
 
-class Coder(BoxCoder):  # type: ignore[misc]
+class Coder(BoxCoder):  # type: ignore[misc]  # torchvision has no types
     """Box codes whose logarithms of sizes are limited on both sides, to ±log(1000/16); torchvision limits large ones.
 
     ``weights`` are the reciprocals of MMDetection's standard deviations.

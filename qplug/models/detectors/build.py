@@ -94,7 +94,7 @@ class CascadeMaskRCNN(MaskRCNN):
         return CascadeHeads(partial(_stage, a), **_settings())
 
 
-class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
+class _Proposals(RegionProposalNetwork):  # type: ignore[misc]  # torchvision has no types
     """torchvision's RPN, which keeps boxes of any positive size; torchvision leaves out those below 0.001 pixels."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -51,7 +51,7 @@ class MaskPredictor(MaskRCNNPredictor):  # type: ignore[misc]  # torchvision has
         return F.pad(super().forward(x), (0, 0, 0, 0, 1, 0))
 
 
-class Heads(RoIHeads):  # type: ignore[misc]
+class Heads(RoIHeads):  # type: ignore[misc]  # torchvision has no types
     """torchvision's ``RoIHeads`` with ``Coder``, which keeps detections of any size.
 
     torchvision leaves out those narrower than 0.01 pixels.
@@ -91,7 +91,7 @@ def box_head(channels: int, hidden: int, convolutions: int) -> nn.Module:
         head: nn.Module = TwoMLPHead(channels * REGION**2, hidden)
         return head
     size = (channels, REGION, REGION)
-    return FastRCNNConvFCHead(size, [channels] * convolutions, [hidden], norm_layer=nn.BatchNorm2d)  # type: ignore[no-any-return]
+    return FastRCNNConvFCHead(size, [channels] * convolutions, [hidden], norm_layer=nn.BatchNorm2d)  # type: ignore[no-any-return]  # untyped
 
 
 def mask_head(channels: int, hidden: int) -> nn.Module:
